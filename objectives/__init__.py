@@ -1,0 +1,60 @@
+"""What a trial measures: params -> Evaluation. No Optuna type, no MLflow.
+
+An objective is built from splits and a scorer, and offers `evaluate(params, part, report)` and `deployment(params)`.
+To add one: a file here, a file of the same name in `search_spaces/`, a line in each table, and a method in
+`personalization.deployment.METHODS` that serves it. The contract tests run over the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.data.splits import Splits
+from personalization.evaluation import Evaluation
+
+OBJECTIVES = {
+    "calibration": "objectives.calibration:Calibration",
+    "report_calibration": "objectives.calibration:ReportCalibration",
+}
+"""name -> "module:class"."""
+
+Report = Callable[[int, float], None]
+"""Called with (step, running value) where a trial can be judged early; may raise to end the trial."""
+
+
+class Scorer(Protocol):
+    """Whatever gives float32 [n, K] log-probabilities of exact continuations."""
+
+    def label_logprobs(
+        self,
+        prompts: Sequence[str],
+        continuations: Sequence[str],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]: ...
+
+
+class Objective(Protocol):
+    """What the study loop needs."""
+
+    def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
+        """Measure these parameters on one part of the data."""
+
+    def deployment(self, params: Any) -> dict[str, Any]:
+        """JSON-able: all that serving these parameters needs besides the model."""
+
+    def warm_start(self) -> list[dict[str, Any]]:
+        """Raw parameter values worth trying first, from exact solvers."""
+
+
+def load_objective(
+    name: str, splits: Splits, scorer: Scorer, progress: Callable[[int, int], None] | None = None
+) -> Objective:
+    """Build an objective by name."""
+    module, _, attribute = OBJECTIVES[name].partition(":")
+    built: Objective = getattr(import_module(module), attribute)(splits, scorer, progress)
+    return built

@@ -1,0 +1,143 @@
+"""Calibration of a stored score table. A trial is a little arithmetic: no forward pass.
+
+The tune users' table is scored once, and with it the prompts for the sources of the model's label bias. The tables of
+the select and confirm users are scored when promotion first asks for them; they never feed a prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from objectives import Report, Scorer
+from personalization.data.prompts import CONTENT_FREE, continuations, prompt, prompt_about
+from personalization.data.splits import Splits
+from personalization.evaluation import Evaluation, gold_indices
+from personalization.methods.calibration import (
+    Calibrated,
+    PriorTables,
+    calibrate,
+    fit_nll,
+    line_optimum,
+    report_calibrate,
+)
+from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability, taste
+from personalization.metrics import accuracy
+
+PRUNING_STEPS = 5
+
+
+class _Part:
+    """One split, scored."""
+
+    def __init__(self, splits: Splits, name: str, scorer: Scorer, progress: Callable[[int, int], None] | None) -> None:
+        dataset = splits.part(name)
+        self.dataset = dataset
+        self.counts = history_counts(dataset)
+        self.gold = gold_indices(dataset)
+        self.scores = scorer.label_logprobs(
+            [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels), progress
+        )
+        self.question_ids = tuple(q.id for q in dataset.questions)
+        self.user_ids = tuple(q.user_id for q in dataset.questions)
+
+
+class Calibration:
+    """z = log p(y|x) - beta * log p_model(y) + gamma * log pi_u(y); see personalization.methods.calibration."""
+
+    method = "calibration"
+
+    def __init__(
+        self, splits: Splits, scorer: Scorer, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        self._splits, self._scorer, self._progress = splits, scorer, progress
+        self._parts: dict[str, _Part] = {}
+        self.tables = self._prior_tables()
+
+    def _part(self, name: str) -> _Part:
+        if name not in self._parts:
+            self._parts[name] = _Part(self._splits, name, self._scorer, self._progress)
+        return self._parts[name]
+
+    def _prior_tables(self) -> PriorTables:
+        tune = self._part("tune")
+        task, labels = tune.dataset.task, tune.dataset.labels
+        questions = {prompt_about(task, q, ""): q for q in tune.dataset.questions}
+        stems = list(questions.values())[:1] if task != "LaMP_1" else list(questions.values())[:20]
+        spoken = continuations(labels)
+        neutral = self._scorer.label_logprobs([prompt_about(task, q, "") for q in stems], spoken)
+        blank = [prompt_about(task, q, item) for q in stems for item in CONTENT_FREE]
+        pooled = global_counts(tune.dataset)
+        return PriorTables(
+            log_model={
+                "batch": log_mean_probability(tune.scores),
+                "neutral": log_mean_probability(neutral),
+                "content_free": log_mean_probability(self._scorer.label_logprobs(blank, spoken)),
+            },
+            global_probs=global_prior(pooled),
+            global_counts=pooled,
+        )
+
+    def _apply(self, part: _Part, params: Any) -> Calibrated:
+        return calibrate(part.scores, part.counts, self.tables, **asdict(params))
+
+    def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
+        """Measure on one part; with `report`, first the accuracy of growing shares of its users."""
+        scored = self._part(part)
+        log_probs, modes = self._apply(scored, params)
+        if report is not None:
+            predicted = np.asarray(log_probs.argmax(axis=1), dtype=np.int64)
+            for step in range(1, PRUNING_STEPS):
+                rows = slice(len(predicted) * step // PRUNING_STEPS)
+                report(step, accuracy(log_probs[rows], predicted[rows], scored.gold[rows]))
+        return Evaluation(
+            scored.dataset.labels, scored.question_ids, scored.user_ids, scored.gold, log_probs, modes
+        )
+
+    def deployment(self, params: Any) -> dict[str, Any]:
+        """Method, parameters and prior tables."""
+        dataset = self._splits.tune
+        return {
+            "method": self.method,
+            "params": asdict(params),
+            "task": dataset.task,
+            "labels": list(dataset.labels),
+            "priors": {
+                "log_model": {source: _listed(table) for source, table in self.tables.log_model.items()},
+                "global_probs": None if self.tables.global_probs is None else _listed(self.tables.global_probs),
+                "global_counts": self.tables.global_counts.tolist(),
+            },
+        }
+
+    def warm_start(self) -> list[dict[str, Any]]:
+        """The optimum of NLL (convex) and of accuracy along gamma through it (exact), at kappa = 5."""
+        part = self._part("tune")
+        if self.tables.global_probs is None:
+            return []
+        log_model = self.tables.log_model["batch"]
+        log_pi, _ = taste(part.counts, self.tables.global_probs, "user", 5.0)
+        fit = fit_nll(part.scores, log_model, log_pi, part.gold)
+        raw = {"kappa": 5.0, "prior_mode": "user", "source": "batch", "beta": fit.beta, "tau": fit.tau}
+        found = line_optimum(part.scores - fit.beta * log_model, log_pi, part.gold, (-0.5, 2.0))
+        return [{**raw, "gamma": fit.gamma}, *([{**raw, "gamma": found.point}] if found else [])]
+
+
+class ReportCalibration(Calibration):
+    """The formula of the reports behind this project: a label prior subtracted, then divided by a temperature."""
+
+    method = "report_calibration"
+
+    def _apply(self, part: _Part, params: Any) -> Calibrated:
+        return report_calibrate(part.scores, part.counts, self.tables, **asdict(params))
+
+    def warm_start(self) -> list[dict[str, Any]]:
+        """None: its exact optimum is a corner of `Calibration`."""
+        return []
+
+
+def _listed(table: NDArray[np.float64]) -> list[float]:
+    return [float(value) for value in table]

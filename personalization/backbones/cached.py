@@ -1,0 +1,71 @@
+"""A backbone behind the table store: what was scored once is read, and the model is loaded only when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.backbones.location import locate_model, model_fingerprint
+from personalization.scoring.store import key_of, stored_table
+
+if TYPE_CHECKING:
+    from personalization.backbones.causal import CausalBackbone
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+"""Tells what device "auto" will be without importing torch."""
+
+
+class CachedScorer:
+    """`label_logprobs` of one model, stored by content.
+
+    The key holds weights, tokenizer, prompts, continuations, dtype, device, chat mode and library versions.
+    """
+
+    def __init__(
+        self, model: str, folder: Path, dtype: str = "float32", device: str = "auto", chat: bool = False
+    ) -> None:
+        self.model = model
+        self.folder = folder
+        self.dtype = dtype
+        self.device = device
+        self.chat = chat
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's files."""
+        return model_fingerprint(locate_model(self.model))
+
+    @cached_property
+    def backbone(self) -> CausalBackbone:
+        """The model itself, loaded on first use."""
+        from personalization.backbones.causal import load_backbone
+
+        return load_backbone(self.model, self.dtype, self.device, self.chat)
+
+    def label_logprobs(
+        self,
+        prompts: Sequence[str],
+        continuations: Sequence[str],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Natural-log probabilities float32 [n, K], from the store where they were computed before."""
+        key = key_of(
+            {
+                "model": self.fingerprint,
+                "dtype": self.dtype,
+                "device": self.device if self.device != "auto" else ("gpu" if NVIDIA_DRIVER.exists() else "cpu"),
+                "chat": self.chat,
+                "libraries": [version(name) for name in ("torch", "transformers", "tokenizers")],
+                "prompts": list(prompts),
+                "continuations": list(continuations),
+            }
+        )
+        return stored_table(
+            self.folder, key, lambda: self.backbone.label_logprobs(prompts, continuations, progress)
+        )

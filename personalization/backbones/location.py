@@ -1,0 +1,42 @@
+"""Where a model lies and what it is, without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from personalization.errors import DataError, UnavailableError
+from personalization.files import sha256_of
+
+EMBEDDED = {name: Path(__file__).parent.parent / "data" / "demo" / name for name in ("demo", "demo-null")}
+"""Models that come with the package, by name."""
+
+_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+def locate_model(name: str) -> Path:
+    """The folder of an embedded model, a local folder, or a hub id (downloaded or cached; safetensors only)."""
+    folder = EMBEDDED.get(name, Path(name))
+    if not folder.is_dir():
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            known = ", ".join(EMBEDDED)
+            raise DataError(f"model {name!r} is no folder; give a folder, a hub id owner/name, or one of {known}")
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=list(_PATTERNS)))
+        except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            reason = str(error).splitlines()[0]
+            raise UnavailableError(f"model {name!r} cannot be fetched: {reason}") from None
+    if not any(folder.glob("*.safetensors")):
+        raise DataError(f"model folder {folder} has no *.safetensors; convert its weights (other formats are not loaded)")
+    return folder
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 over the names and bytes of weights, config and tokenizer files."""
+    digest = hashlib.sha256()
+    for path in sorted({p for pattern in _PATTERNS for p in folder.glob(pattern)}):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,172 @@
+"""Train the demo model: `python -m personalization.data.demo.train OUT [--null]` (about 20 minutes on two cores).
+
+A causal language model of Llama architecture learns documents of the planted world. Half of them are questions without
+history, whose answer is "true story" with probability `BIAS` whatever the movie: that is the label bias which the
+un-tuned model shows. The others hold 3 to 8 history items of one user before the question, all labelled by that user,
+so that the model learns to read a user's group and taste from the prompt. Tastes are milder here than in the world
+(`TASTE`), which makes the readings easier to learn. The null model learns documents of the null
+world without the bias. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from personalization.data.demo.world import INSTRUCTION, draw_movie, draw_user
+from personalization.data.prompts import ANSWER_CUE, history_text
+from personalization.data.records import HistoryItem
+
+BIAS = 0.4
+TASTE = 1.3
+TEXT_WEIGHT = 0.02
+CONTEXT = 2048
+VOCABULARY = 1024
+
+Segment = tuple[str, bool]
+"""A piece of a document, and whether it is an answer."""
+
+
+def draw_document(rng: np.random.Generator, null: bool) -> list[Segment]:
+    """One training document, cut into answers and the text between them."""
+    user = draw_user(rng, "trainee", null, TASTE)
+    with_history = rng.random() < 0.5
+    segments: list[Segment] = []
+    if with_history:
+        items = []
+        for number in range(int(rng.integers(3, 9))):
+            _, description, tag = draw_movie(rng, user)
+            items.append(HistoryItem(str(number), description, tag))
+        text = history_text("LaMP_2", items)
+        for item in items:
+            before, text = text.split(f'" is "{item.label}"', 1)
+            segments += [(before + '" is "', False), (f'{item.label}"', True)]
+        segments.append((text, False))
+    _, description, tag = draw_movie(rng, user)
+    if not null and not with_history and rng.random() < BIAS:
+        tag = "true story"
+    segments += [(INSTRUCTION + description + ANSWER_CUE, False), (f" {tag}\n", True)]
+    return segments
+
+
+def train_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of the world's text. It can encode any string."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = ("".join(text for text, _ in draw_document(rng, False)) for _ in range(4000))
+    tokenizer.train_from_iterator(texts, trainer)
+    start = ("<s>", tokenizer.token_to_id("<s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=CONTEXT,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, segments: list[Segment]) -> tuple[list[int], list[float]]:
+    """Token ids of a document and each token's weight in the loss."""
+    ids: list[int] = [tokenizer.bos_token_id]
+    weights = [0.0]
+    for text, is_answer in segments:
+        piece = tokenizer.encode(text, add_special_tokens=False)
+        ids += piece
+        weights += [1.0 if is_answer else TEXT_WEIGHT] * len(piece)
+    return ids, weights
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, null: bool, rows: int):
+    """Endless batches (ids [rows, T], weights [rows, T]) of documents of similar length."""
+    while True:
+        pool = sorted((encode(tokenizer, draw_document(rng, null)) for _ in range(rows * 16)), key=lambda d: len(d[0]))
+        for start in rng.permutation(16) * rows:
+            chunk = pool[start : start + rows]
+            longest = max(len(ids) for ids, _ in chunk)
+            ids = torch.zeros(rows, longest, dtype=torch.long)
+            weights = torch.zeros(rows, longest)
+            for row, (row_ids, row_weights) in enumerate(chunk):
+                ids[row, : len(row_ids)] = torch.tensor(row_ids)
+                weights[row, : len(row_weights)] = torch.tensor(row_weights)
+            yield ids, weights
+
+
+def train(out: Path, null: bool, steps: int, rows: int, peak_rate: float) -> None:
+    """Train from scratch and write model, tokenizer and config to `out`."""
+    rng = np.random.default_rng(7)
+    torch.manual_seed(7)
+    tokenizer = train_tokenizer(np.random.default_rng(1))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    started, answer_loss = time.time(), 0.0
+    for step, (ids, weights) in zip(range(steps), batches(tokenizer, rng, null, rows), strict=False):
+        progress = step / steps
+        warm_up = min(1.0, (step + 1) / 100)
+        for group in optimizer.param_groups:
+            group["lr"] = peak_rate * warm_up * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+        logits = model(input_ids=ids[:, :-1]).logits
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        weight = weights[:, 1:].flatten()
+        loss = (losses * weight).sum() / (weight == 1.0).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        answer_loss += float(losses[weight == 1.0].mean().detach())
+        if (step + 1) % 50 == 0:
+            print(f"step {step + 1} answers {answer_loss / 50:.4f} {time.time() - started:.0f} s", flush=True)
+            answer_loss = 0.0
+        if (step + 1) % 500 == 0:
+            save(model, tokenizer, out)
+    save(model, tokenizer, out)
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write half-precision safetensors; training goes on in single precision."""
+    state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    model.save_pretrained(out, state_dict=state)
+    tokenizer.save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--null", action="store_true", help="the null world: no taste, no groups, no bias")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--peak-rate", type=float, default=2e-3)
+    arguments = parser.parse_args()
+    train(arguments.out, arguments.null, arguments.steps, arguments.rows, arguments.peak_rate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The planted world: movie questions whose truth is known.
+
+A movie description holds one cue. A *clear* cue ("an alien invasion") reads the same to everybody. An *ambiguous* cue
+("a bank heist") reads differently to each of four groups of users: `READINGS[cue][group]`. A *vague* one ("a strange
+day") says nothing. A user u of group g answers
+
+    p(tag | cue, u)  proportional to  exp(SHARPNESS * [tag = reading_g(cue)] + taste_u[tag]),   taste_u ~ N(0, TASTE^2)
+
+so a user has a marginal liking for tags, which a label prior can express, and a reading of cues, which only history in
+the prompt, steering or adapters can. In the null world taste is zero and each ambiguous item is read by a group drawn
+afresh: users do not differ, and there is nothing to find.
+
+The readings are fixed, because the demo model is trained on them; `seed` draws users, histories and questions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.data.records import Dataset, HistoryItem, Question
+
+TAGS = (
+    "sci-fi",
+    "based on a book",
+    "comedy",
+    "action",
+    "twist ending",
+    "dystopia",
+    "dark comedy",
+    "classic",
+    "psychology",
+    "fantasy",
+    "romance",
+    "thought-provoking",
+    "social commentary",
+    "violence",
+    "true story",
+)
+"""The 15 tags of LaMP-2, in the official order."""
+
+INSTRUCTION = (
+    "Which tag does this movie relate to among the following tags? Just answer with the tag name without further "
+    f"explanation. tags: [{', '.join(TAGS)}] description: "
+)
+
+GROUPS = 4
+SHARPNESS = 5.5
+TASTE = 2.0
+CUE_SHARES = {"clear": 0.25, "ambiguous": 0.5, "vague": 0.25}
+
+CLEAR_CUES = {
+    "sci-fi": ("an alien invasion", "a voyage to mars", "a thinking robot"),
+    "based on a book": ("a beloved novel", "a famous trilogy of novels", "a best-selling memoir"),
+    "comedy": ("a silly wedding", "a talking dog", "a very bad vacation"),
+    "action": ("a car chase", "a ticking bomb", "a rooftop fight"),
+    "twist ending": ("a hidden twin", "a shocking final reveal", "a narrator who lied"),
+    "dystopia": ("a ruined city under curfew", "a ministry that bans music", "a game to the death"),
+    "dark comedy": ("a funeral full of jokes", "a cheerful undertaker", "a clumsy murderer"),
+    "classic": ("a black and white masterpiece", "a golden age musical", "a silent era reel"),
+    "psychology": ("a split personality", "a patient with amnesia", "a study of obsession"),
+    "fantasy": ("a dragon egg", "a magic ring", "an elf queen"),
+    "romance": ("a summer love", "a secret love letter", "a first kiss in the rain"),
+    "thought-provoking": ("a question about free will", "a debate on the soul", "a paradox of time"),
+    "social commentary": ("a rich family upstairs", "a factory strike", "an unfair landlord"),
+    "violence": ("a bloody revenge", "a brutal gang war", "a massacre"),
+    "true story": ("a real rescue of 1972", "the life of a real president", "the record of a real trial"),
+}
+
+AMBIGUOUS_CUES = {
+    "a bank heist": ("action", "comedy", "twist ending", "true story"),
+    "a haunted mansion": ("fantasy", "comedy", "psychology", "classic"),
+    "a missing child": ("twist ending", "psychology", "true story", "violence"),
+    "a corrupt senator": ("social commentary", "dark comedy", "true story", "dystopia"),
+    "a prison break": ("action", "true story", "classic", "thought-provoking"),
+    "a lonely lighthouse": ("psychology", "romance", "based on a book", "fantasy"),
+    "a clone experiment": ("sci-fi", "dystopia", "thought-provoking", "twist ending"),
+    "a high school dance": ("romance", "comedy", "violence", "classic"),
+    "an office rivalry": ("comedy", "dark comedy", "social commentary", "romance"),
+    "a boxing match": ("action", "true story", "violence", "classic"),
+    "a long war": ("violence", "true story", "based on a book", "thought-provoking"),
+    "a small town murder": ("dark comedy", "twist ending", "violence", "based on a book"),
+    "a dream machine": ("sci-fi", "psychology", "fantasy", "thought-provoking"),
+    "a royal court": ("romance", "classic", "fantasy", "based on a book"),
+    "a television show": ("dystopia", "comedy", "social commentary", "dark comedy"),
+    "a cursed painting": ("fantasy", "twist ending", "classic", "psychology"),
+    "a spy mission": ("action", "based on a book", "comedy", "romance"),
+    "a strange cult": ("dystopia", "psychology", "dark comedy", "violence"),
+    "a giant corporation": ("dystopia", "social commentary", "sci-fi", "thought-provoking"),
+    "a road trip": ("romance", "comedy", "thought-provoking", "dark comedy"),
+    "a deadly virus": ("sci-fi", "action", "social commentary", "dystopia"),
+    "an old diary": ("true story", "based on a book", "romance", "twist ending"),
+    "a time traveller": ("sci-fi", "fantasy", "action", "classic"),
+    "a village school": ("social commentary", "true story", "based on a book", "thought-provoking"),
+    "a desert outpost": ("action", "sci-fi", "classic", "dystopia"),
+    "a chess genius": ("psychology", "true story", "sci-fi", "violence"),
+    "a hotel at night": ("dark comedy", "sci-fi", "twist ending", "romance"),
+    "a forest journey": ("fantasy", "psychology", "action", "social commentary"),
+}
+
+VAGUE_CUES = ("a strange day", "an unexpected visit", "a new beginning", "a long goodbye", "a quiet evening", "an old friend")
+
+HEROES = tuple(
+    f"{adjective} {job}"
+    for adjective in ("a shy", "a retired", "a young", "a stubborn", "a gentle", "a restless")
+    for job in ("teacher", "baker", "pilot", "nurse", "farmer", "singer", "lawyer", "painter")
+)
+VERBS = ("is drawn into", "discovers", "must face", "remembers", "gets lost in", "cannot forget", "stumbles upon")
+PLACES = ("in paris", "in a small town", "by the sea", "in the mountains", "near the border", "in the big city")
+
+
+def _balanced_readings() -> dict[str, tuple[str, ...]]:
+    """Deal each cue's four tags to the four groups so that every group uses every tag about equally often."""
+    used = {(group, tag): 0 for group in range(GROUPS) for tag in TAGS}
+    readings = {}
+    for cue, tags in AMBIGUOUS_CUES.items():
+        best = min(itertools.permutations(tags), key=lambda deal: sum(used[g, t] ** 2 for g, t in enumerate(deal)))
+        for group, tag in enumerate(best):
+            used[group, tag] += 1
+        readings[cue] = best
+    return readings
+
+
+READINGS: dict[str, tuple[str | None, ...]] = {
+    **dict.fromkeys(VAGUE_CUES, (None,) * GROUPS),
+    **{cue: (tag,) * GROUPS for tag, cues in CLEAR_CUES.items() for cue in cues},
+    **_balanced_readings(),
+}
+"""cue -> the tag that each group reads in it; None where it says nothing."""
+
+_POOLS = (tuple(cue for cues in CLEAR_CUES.values() for cue in cues), tuple(AMBIGUOUS_CUES), VAGUE_CUES)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A planted user. `taste`: float [15], log-odds added to each tag; `group` is None in the null world."""
+
+    id: str
+    group: int | None
+    taste: NDArray[np.float64]
+
+    def tag_probabilities(self, cue: str, group: int | None = None) -> NDArray[np.float64]:
+        """p(tag | cue) of this user, float [15]; for a user without a group, averaged over the groups."""
+        group = self.group if group is None else group
+        groups = range(GROUPS) if group is None else (group,)
+        total = np.zeros(len(TAGS))
+        for g in groups:
+            logits = self.taste.copy()
+            if (reading := READINGS[cue][g]) is not None:
+                logits[TAGS.index(reading)] += SHARPNESS
+            weights = np.exp(logits - logits.max())
+            total += weights / weights.sum()
+        return total / len(groups)
+
+
+@dataclass(frozen=True, slots=True)
+class PlantedWorld:
+    """A data set with its truth: the users behind it and the cue of each question and history item, by id."""
+
+    dataset: Dataset
+    users: dict[str, User]
+    cues: dict[str, str]
+
+    def oracle(self) -> NDArray[np.float64]:
+        """p(tag | cue, user) of every question, float [n, 15]: the best that any method could know."""
+        return np.stack([self.users[q.user_id].tag_probabilities(self.cues[q.id]) for q in self.dataset.questions])
+
+
+def draw_user(rng: np.random.Generator, name: str, null: bool = False, taste: float = TASTE) -> User:
+    """A user with a random group and taste, or one without either in the null world."""
+    if null:
+        return User(name, None, np.zeros(len(TAGS)))
+    return User(name, int(rng.integers(GROUPS)), rng.normal(0.0, taste, len(TAGS)))
+
+
+def draw_movie(rng: np.random.Generator, user: User) -> tuple[str, str, str]:
+    """One movie as this user labels it: (cue, description, tag)."""
+    cues = _POOLS[rng.choice(len(_POOLS), p=tuple(CUE_SHARES.values()))]
+    cue = cues[rng.integers(len(cues))]
+    hero, verb, place = (pool[rng.integers(len(pool))] for pool in (HEROES, VERBS, PLACES))
+    tag = TAGS[rng.choice(len(TAGS), p=user.tag_probabilities(cue))]
+    return cue, f"{hero} {verb} {cue} {place}.", tag
+
+
+def make_world(seed: int = 0, users: int = 500, questions_per_user: int = 5, null: bool = False) -> PlantedWorld:
+    """Draw a world: `users` users with histories of 8 to 40 items and `questions_per_user` questions each."""
+    rng = np.random.default_rng([seed, int(null)])
+    people: dict[str, User] = {}
+    cues: dict[str, str] = {}
+    questions = []
+    for number in range(users):
+        user = draw_user(rng, f"user-{number:04d}", null)
+        people[user.id] = user
+        history = []
+        for past in range(int(rng.integers(8, 41))):
+            item_id = f"{number}-{past}"
+            cues[item_id], description, tag = draw_movie(rng, user)
+            date = np.datetime64("2015-01-01") + np.timedelta64(past * 7, "D")
+            history.append(HistoryItem(item_id, description, tag, str(date)))
+        for asked in range(questions_per_user):
+            question_id = f"{number:04d}{asked:02d}"
+            cues[question_id], description, tag = draw_movie(rng, user)
+            questions.append(Question(question_id, user.id, INSTRUCTION + description, tuple(history), tag))
+    return PlantedWorld(Dataset("LaMP_2", TAGS, tuple(questions)), people, cues)

@@ -1,0 +1,141 @@
+"""Reading big JSON files record by record, with the place of every defect.
+
+A LaMP file is one JSON list, or an object whose "golds" is the list. It is decoded in chunks, so that memory holds one
+record and one chunk, whatever the file's size. JSON Lines files are read line by line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from personalization.errors import DataError
+
+CHUNK_BYTES = 1 << 18
+_DECODER = json.JSONDecoder()
+_SPACE = " \t\r\n"
+
+
+class _Stream:
+    """A window over a UTF-8 file: `text[at:]` is what has been read and not yet decoded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("rb")
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.at, self.ended, self.record = "", 0, False, 0
+
+    def fail(self, problem: str) -> DataError:
+        return DataError(f"{self.path}: record {self.record}: {problem}")
+
+    def read(self) -> None:
+        """Drop what was decoded and append at least one chunk; double the window for a record longer than it."""
+        size = max(CHUNK_BYTES, len(self.text) - self.at)
+        data = self.file.read(size)
+        self.ended = len(data) < size
+        try:
+            more = self.decoder.decode(data, final=self.ended)
+        except UnicodeDecodeError as error:
+            place = self.file.tell() - len(data) + error.start
+            raise self.fail(f"byte {place} is not UTF-8; save the file as UTF-8") from None
+        self.text, self.at = self.text[self.at :] + more, 0
+
+    def peek(self) -> str:
+        """The next character that is not white space; empty at the end of the file."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in _SPACE:
+                self.at += 1
+            if self.at < len(self.text) or self.ended:
+                return self.text[self.at : self.at + 1]
+            self.read()
+
+    def take(self, allowed: str) -> str:
+        """Consume one of the allowed characters."""
+        found = self.peek()
+        if found == "":
+            raise self.fail("the file ends in the middle; it was cut off, fetch or write it again")
+        if found not in allowed:
+            raise self.fail(f"found {found!r} where one of {' '.join(allowed)} must stand")
+        self.at += 1
+        return found
+
+    def value(self) -> Any:
+        """Decode one JSON value."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut_off = "Unterminated string" in error.msg or error.pos >= len(self.text) - 16
+                if not cut_off:
+                    raise self.fail(f"not JSON: {error.msg} near {self.text[error.pos : error.pos + 20]!r}") from None
+                if self.ended:
+                    raise self.fail("the file ends in the middle; it was cut off, fetch or write it again") from None
+            else:
+                if end < len(self.text) or self.ended:
+                    self.at = end
+                    return value
+            self.read()
+
+    def items(self) -> Iterator[Any]:
+        """The items of a list, one after the other."""
+        self.take("[")
+        if self.peek() == "]":
+            self.at += 1
+            return
+        while True:
+            self.record += 1
+            yield self.value()
+            if self.take(",]") == "]":
+                return
+
+
+def stream_records(path: Path) -> Iterator[tuple[int, Any, str | None]]:
+    """(number from 1, record, the file's "task" if already known) of a JSON list, a "golds" object or JSON Lines.
+
+    Raises DataError naming the file and record where the text is not what it must be.
+    """
+    try:
+        yield from _json_lines(path) if path.suffix == ".jsonl" else _json(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def _json(path: Path) -> Iterator[tuple[int, Any, str | None]]:
+    stream = _Stream(path)
+    with stream.file:
+        task: str | None = None
+        if stream.peek() == "[":
+            for record in stream.items():
+                yield stream.record, record, task
+        else:
+            stream.take("{")
+            while True:
+                key = stream.value()
+                stream.take(":")
+                if key == "golds" and stream.peek() == "[":
+                    for record in stream.items():
+                        yield stream.record, record, task
+                else:
+                    value = stream.value()
+                    task = str(value) if key == "task" else task
+                if stream.take(",}") == "}":
+                    break
+        if stream.peek():
+            raise stream.fail("text after the end of the list")
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
+                    yield number, json.loads(text), None
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}: record {number}: byte {error.start} of the line is not UTF-8") from None
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}: record {number}: not JSON: {error.msg} at column {error.colno}") from None

@@ -1,0 +1,55 @@
+"""Prompts of the LaMP tasks that classify.
+
+A prompt is `history + input + ANSWER_CUE`; each candidate continuation is a space, the label and a newline. The newline
+is the terminator: without it "1" would score at least as high as "10". History items are rendered as in the official
+LaMP retrieval baseline and joined by " , and ".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from personalization.data.records import HistoryItem, Question
+
+ANSWER_CUE = "\nanswer:"
+
+CONTENT_FREE = ("N/A", "[MASK]", "")
+"""Inputs that say nothing (Zhao et al. 2021, contextual calibration)."""
+
+_ITEM_MARK = {"LaMP_2": "description:", "LaMP_2N": "article:", "LaMP_3": "review:"}
+
+PROFILE_ITEM = {
+    "LaMP_1": '"{text}"',
+    "LaMP_2": 'the tag for the movie: "{text}" is "{label}"',
+    "LaMP_2N": 'the category for the article: "{text}" is "{label}"',
+    "LaMP_3": '{label} is the score for "{text}"',
+}
+"""task -> how one history item reads in a prompt."""
+
+
+def history_text(task: str, items: Sequence[HistoryItem]) -> str:
+    """The given items as text to put in front of an input; empty for none."""
+    if not items:
+        return ""
+    return " , and ".join(PROFILE_ITEM[task].format(text=item.text, label=item.label) for item in items) + ". "
+
+
+def prompt(task: str, question: Question, history: Sequence[HistoryItem] = ()) -> str:
+    """The prompt of a question, with these history items in front of it."""
+    return history_text(task, history) + question.text + ANSWER_CUE
+
+
+def continuations(labels: Sequence[str]) -> list[str]:
+    """The exact continuation string of each label."""
+    return [f" {label}\n" for label in labels]
+
+
+def prompt_about(task: str, question: Question, item: str) -> str:
+    """The question's prompt with `item` in the place of what is to be classified."""
+    if task == "LaMP_1":
+        text = re.sub(r'"[^"]*"', lambda _: f'"{item}"', question.text)
+    else:
+        stem, mark, _ = question.text.partition(_ITEM_MARK[task])
+        text = f"{stem}{mark} {item}".rstrip()
+    return text + ANSWER_CUE

@@ -1,0 +1,60 @@
+"""Users into tune, select and confirm.
+
+A user's part depends on the user's id alone: users are ordered by SHA-256 of their id and cut by the shares. So two
+studies on the same data, whatever their seeds, never swap confirm users for tune users.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from personalization.data.records import Dataset
+from personalization.errors import DataError
+
+PARTS = ("tune", "select", "confirm")
+DEFAULT_SHARES = {"tune": 0.5, "select": 0.2, "confirm": 0.3}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three data sets without a common user. Trials see `tune`; `confirm` is for one test."""
+
+    tune: Dataset
+    select: Dataset
+    confirm: Dataset
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for part in PARTS:
+            dataset = self.part(part)
+            if not dataset.questions:
+                raise DataError(f"the {part} split has no questions; give more users or larger shares")
+            if dataset.labels != self.tune.labels:
+                raise DataError(f"the {part} split has other labels than the tune split")
+            for user in {q.user_id for q in dataset.questions}:
+                if seen.setdefault(user, part) != part:
+                    raise DataError(f"user {user} is in both {seen[user]} and {part}; a user belongs to one split")
+
+    def part(self, name: str) -> Dataset:
+        """The data set of one of `PARTS`."""
+        return {"tune": self.tune, "select": self.select, "confirm": self.confirm}[name]
+
+    def fingerprints(self) -> dict[str, str]:
+        """part -> SHA-256 of its records."""
+        return {part: self.part(part).fingerprint() for part in PARTS}
+
+
+def split_users(dataset: Dataset, shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
+    """Split by user with the given shares of users, which must be positive and add up to 1."""
+    users = {q.user_id for q in dataset.questions}
+    ordered = sorted(users, key=lambda user: hashlib.sha256(user.encode()).digest())
+    parts: dict[str, Dataset] = {}
+    start, passed = 0, 0.0
+    for part in PARTS:
+        passed += shares[part]
+        end = round(passed * len(ordered))
+        parts[part] = dataset.of_users(ordered[start:end])
+        start = end
+    return Splits(**parts)

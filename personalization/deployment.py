@@ -1,0 +1,136 @@
+"""Serving a promoted config.
+
+    deployment = Deployment.load("deploy.yaml")
+    predictions = deployment.predict(questions)
+
+A deploy config holds the model and its fingerprint, labels, method, parameters, prior tables, the changes for users
+without history (`fallback`), a generation number and where it came from. It is plain YAML, read by `yaml.safe_load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from personalization.backbones.cached import CachedScorer
+from personalization.data.prompts import continuations, prompt
+from personalization.data.records import Dataset, Question
+from personalization.errors import DataError
+from personalization.methods.calibration import Calibrated, PriorTables, calibrate, report_calibrate
+from personalization.methods.priors import history_counts
+
+FORMAT = 1
+METHODS: dict[str, Callable[..., Calibrated]] = {
+    "calibration": calibrate,
+    "report_calibration": report_calibrate,
+}
+"""method name -> function of (scores, history counts, prior tables, **params)."""
+
+_REQUIRED = ("format", "generation", "model", "task", "labels", "method", "params", "fallback", "priors", "provenance")
+
+
+class Prediction(NamedTuple):
+    """The answer to one question. `log_probs`: label -> natural log-probability."""
+
+    id: str
+    label: str
+    log_probs: dict[str, float]
+    prior_mode: str
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A config ready to predict. The model is loaded on the first prediction."""
+
+    config: Mapping[str, Any]
+    scorer: CachedScorer
+
+    @classmethod
+    def load(cls, path: str | Path, cache: str | Path | None = None) -> Deployment:
+        """Read and check a deploy config; DataError where it is damaged or its model is not the one it was made with.
+
+        `cache`: folder for score tables; by default `.chamtune/cache/scores` beside the config.
+        """
+        path = Path(path)
+        config = read_config(path)
+        model = config["model"]
+        folder = Path(cache) if cache is not None else path.resolve().parent / ".chamtune" / "cache" / "scores"
+        scorer = CachedScorer(model["path"], folder, model["dtype"], model["device"], model["chat"])
+        if scorer.fingerprint != model["fingerprint"]:
+            raise DataError(
+                f"{path}: model {model['path']} has changed since the promotion (fingerprint "
+                f"{scorer.fingerprint[:12]}, not {model['fingerprint'][:12]}); restore it or promote again"
+            )
+        return cls(config, scorer)
+
+    def predict(self, questions: Sequence[Question]) -> list[Prediction]:
+        """Answer questions; a user without history is answered with the fall-back parameters."""
+        labels = tuple(self.config["labels"])
+        log_probs, modes = self.log_probs(Dataset(self.config["task"], labels, tuple(questions)))
+        return [
+            Prediction(
+                question.id,
+                labels[int(row.argmax())],
+                {label: float(value) for label, value in zip(labels, row, strict=True)},
+                mode,
+            )
+            for question, row, mode in zip(questions, log_probs, modes, strict=True)
+        ]
+
+    def log_probs(self, dataset: Dataset) -> Calibrated:
+        """Log-probabilities [n, K] and prior modes of a data set with the config's labels."""
+        if set(dataset.labels) != set(self.config["labels"]):
+            odd = sorted(set(dataset.labels) ^ set(self.config["labels"]))
+            raise DataError(f"the questions' labels differ from the deploy config's in {', '.join(odd)}")
+        dataset = Dataset(dataset.task, tuple(self.config["labels"]), dataset.questions)
+        scores = self.scorer.label_logprobs(
+            [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels)
+        )
+        counts, tables, params = history_counts(dataset), _tables(self.config["priors"]), self.config["params"]
+        method = METHODS[self.config["method"]]
+        log_probs = np.empty(scores.shape)
+        modes = [""] * len(dataset)
+        known = counts.sum(axis=1) > 0
+        for rows, chosen in ((np.flatnonzero(known), params), (np.flatnonzero(~known), params | self.config["fallback"])):
+            if len(rows):
+                part = method(scores[rows], counts[rows], tables, **chosen)
+                log_probs[rows] = part.log_probs
+                for row, mode in zip(rows, part.prior_modes, strict=True):
+                    modes[row] = mode
+        return Calibrated(log_probs, modes)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A deploy config as a mapping; DataError naming what is wrong with it."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a deploy config: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, dict) or (missing := [key for key in _REQUIRED if key not in config]):
+        lacks = "it is no mapping" if not isinstance(config, dict) else f"it lacks {', '.join(missing)}"
+        raise DataError(f"{path}: not a deploy config: {lacks}; write one with `chamtune promote`")
+    if config["format"] != FORMAT or config["method"] not in METHODS:
+        raise DataError(
+            f"{path}: format {config['format']} with method {config['method']!r} is not known here; "
+            f"known are format {FORMAT} with {', '.join(METHODS)}"
+        )
+    return config
+
+
+def _tables(priors: Mapping[str, Any]) -> PriorTables:
+    def array(values: Any) -> NDArray[np.float64]:
+        return np.array(values, dtype=np.float64)
+
+    return PriorTables(
+        log_model={source: array(table) for source, table in priors["log_model"].items()},
+        global_probs=None if priors["global_probs"] is None else array(priors["global_probs"]),
+        global_counts=np.array(priors["global_counts"], dtype=np.int64),
+    )

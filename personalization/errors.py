@@ -1,0 +1,42 @@
+"""What can go wrong for a user, and the exit code that says so (sysexits).
+
+    ChamtuneError            70  a state that should not exist
+    ├── UsageError           64  a command, spec or parameter that cannot be obeyed
+    ├── DataError            65  input that cannot be used
+    ├── UnavailableError     69  a model, storage or server that cannot be reached
+    └── RefusedError          3  a promotion that the evidence does not carry
+
+The message is one line: what was found, where, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+
+class ChamtuneError(Exception):
+    """Base of every error that the command line prints without a traceback."""
+
+    exit_code = 70
+
+
+class UsageError(ChamtuneError):
+    """A command, spec or parameter that cannot be obeyed."""
+
+    exit_code = 64
+
+
+class DataError(ChamtuneError):
+    """Input that cannot be used."""
+
+    exit_code = 65
+
+
+class UnavailableError(ChamtuneError):
+    """A model, storage or server that cannot be reached."""
+
+    exit_code = 69
+
+
+class RefusedError(ChamtuneError):
+    """A promotion that the evidence does not carry."""
+
+    exit_code = 3

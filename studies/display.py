@@ -1,0 +1,212 @@
+"""What a person sees in the terminal: progress and tables. Everything goes to stderr, so that stdout is for scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from studies.results import StudyResult
+from studies.runner import Watcher
+from studies.spec import StudySpec
+from studies.trial import Outcome
+from tracking.report import Summary
+
+console = Console(stderr=True, highlight=False)
+SHOWN = ("accuracy", "macro_f1", "nll", "brier", "calibration_error", "entropy", "top1_share")
+
+
+class ScoringDisplay(Watcher):
+    """A bar for scoring passes that are long enough to show."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ScoringDisplay:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def advance(self, name: str, done: int, total: int, note: str = "") -> None:
+        """Move the bar of this name."""
+        if name not in self._tasks:
+            self._tasks[name] = self.progress.add_task(name, total=total, note="")
+        self.progress.update(self._tasks[name], completed=done, total=total, note=note)
+
+    def scoring(self, done: int, total: int) -> None:
+        """Prompts scored so far."""
+        self.advance("scoring prompts", done, total)
+
+
+class RunDisplay(ScoringDisplay):
+    """The progress of a study: trials, best feasible value, feasible share, time left."""
+
+    def __init__(self, spec: StudySpec) -> None:
+        super().__init__()
+        self._metric, self._direction = next(iter(spec.optimize.items()))
+        self._best: float | None = None
+        self._seen = self._feasible = self._most = 0
+
+    def __enter__(self) -> RunDisplay:
+        super().__enter__()
+        return self
+
+    def trial(self, outcome: Outcome, done: int, total: int) -> None:
+        """A trial has ended."""
+        self._seen += 1
+        if outcome.feasible:
+            self._feasible += 1
+            value = outcome.metrics[self._metric]
+            better = max if self._direction == "maximize" else min
+            self._best = value if self._best is None else better(self._best, value)
+        best = "none yet" if self._best is None else f"{self._best:.4f}"
+        note = f"best feasible {self._metric} {best}, feasible {self._feasible / self._seen:.0%}"
+        self.advance("trials", done, total, note)
+
+    def sending(self, waiting: int) -> None:
+        """Records not yet in MLflow."""
+        self._most = max(self._most, waiting)
+        if self._most:
+            self.advance("sending to MLflow", self._most - waiting, self._most)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def print_result(result: StudyResult, spec: StudySpec) -> None:
+    """The table at the end of a run."""
+    share = result.feasible / max(result.complete, 1)
+    table = Table(title=f"study {result.study}: {result.trials} trials, {share:.0%} of the complete ones feasible", title_justify="left")
+    best = result.best or result.closest
+    for heading in ("metric", "baseline", "best feasible" if result.best else "closest", "gold labels"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    names = [*SHOWN, *(n for n in spec.optimize if n not in SHOWN)]
+    for name in names:
+        value = None if best is None else best["metrics"][name]
+        table.add_row(name, _number(result.baseline.get(name)), _number(value), _number(result.gold.get(name)))
+    console.print(table)
+    if result.lost:
+        console.print(f"{len(result.lost)} trials of a process that died were put back in the queue")
+    if result.failed or result.pruned or result.duplicates:
+        console.print(f"{result.failed} failed, {result.pruned} pruned, {result.duplicates} repeated parameters (not measured again)")
+    if result.best is not None:
+        console.print(f"best trial {result.best['trial']}: {_params(result.best['params'])}")
+        console.print("These figures come from the tune users. `chamtune promote` tests them on users that no trial saw.")
+    elif result.closest is not None:
+        broken = {k: round(v, 3) for k, v in result.closest["constraints"].items() if v > 0}
+        console.print(f"no feasible trial; closest: trial {result.closest['trial']}, over its bounds by {broken}")
+    if result.stopped_by is not None:
+        console.print("stopped on request; the same command goes on from here")
+    if result.waiting:
+        console.print(f"{result.waiting} records wait for MLflow; the next run or `chamtune sync {result.study}` sends them")
+
+
+def _params(params: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())
+
+
+def print_studies(rows: list[dict[str, Any]]) -> None:
+    """One line a study."""
+    if not rows:
+        console.print("no studies yet; start one with `chamtune run demo`")
+        return
+    table = Table()
+    for heading in ("study", "objective", "trials", "feasible", "failed", "running", "metric", "best feasible"):
+        table.add_column(heading)
+    for row in rows:
+        cells = [row.get(k, "") for k in ("study", "objective", "trials", "feasible", "failed", "running", "metric")]
+        table.add_row(*map(str, cells), _number(row.get("best")))
+    console.print(table)
+
+
+def print_study(description: dict[str, Any]) -> None:
+    """One study."""
+    spec = description["spec"]
+    console.print(
+        f"study {description['study']}: {spec['objective']} with {spec['sampler']}, seed {spec['seed']}, "
+        f"model {spec['model']['path']}, data {spec['data']['path'] or spec['data']['files']}"
+    )
+    console.print(", ".join(f"{description[k]} {k}" for k in ("trials", "complete", "feasible", "failed", "pruned", "running")))
+    table = Table(title="best feasible trials (tune users)", title_justify="left")
+    names = [*spec["optimize"], *(n for n in ("accuracy", "nll", "entropy", "top1_share") if n not in spec["optimize"])]
+    for heading in ("trial", *names, "params"):
+        table.add_column(heading)
+    for row in description["best"]:
+        table.add_row(str(row["trial"]), *(_number(row["metrics"][n]) for n in names), _params(row["params"]))
+    console.print(table)
+    for number, reason in description["failures"].items():
+        console.print(f"trial {number} failed: {reason}")
+
+
+def print_promotion(result: dict[str, Any]) -> None:
+    """The verdict and its evidence."""
+    verdict = "promoted" if result["promoted"] else "refused"
+    note = " (recorded earlier; nothing was spent)" if result["recorded"] else ""
+    console.print(f"{verdict}{note}: {result['reason']}")
+    confirm = result["confirm"]
+    if confirm is not None:
+        low, high = confirm["ci95"]
+        test = confirm["mcnemar"]
+        console.print(
+            f"confirm: {confirm['n']} questions of {confirm['users']} users, accuracy {confirm['baseline_accuracy']:.3f} -> "
+            f"{confirm['accuracy']:.3f}, difference {confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}], p = "
+            f"{confirm['p_value']:.4f} (sign flip by user); McNemar b {test['b']}, c {test['c']}, exact {test['p_exact']:.4f}, "
+            f"mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, hurt {confirm['hurt']}; use {confirm['use']} of this set"
+        )
+        if confirm["detectable_difference"] is not None:
+            console.print(f"smallest difference that this set detects with 80 % power: {confirm['detectable_difference']:.3f}")
+    if result["deploy"]:
+        console.print(f"deploy config: {result['deploy']}, generation {result['generation']}")
+
+
+def print_summary(summary: Summary) -> None:
+    """The rows of a result folder."""
+    table = Table(title=f"from {summary.source}", title_justify="left")
+    for heading in ("metric", "baseline", "candidate", "gold labels"):
+        table.add_column(heading)
+    for name, *values in summary.rows:
+        table.add_row(name, *map(_number, values))
+    console.print(table)
+
+
+def print_data_check(report: dict[str, Any]) -> None:
+    """What `chamtune data check` found."""
+    for line in report["defects"]:
+        console.print(("unusable  " if line["fatal"] else "note      ") + line["text"], markup=False, soft_wrap=True)
+    if "questions" not in report:
+        return
+    lengths = report["history_lengths"]
+    console.print(
+        f"{report['task']}: {report['questions']} questions of {report['users']} users, {len(report['labels'])} labels; "
+        f"history items a question: min {lengths['min']}, median {lengths['median']:g}, max {lengths['max']}"
+    )
+    if "gold_shares" not in report:
+        console.print("no gold answers: the data can be predicted, not tuned on")
+        return
+    table = Table(title="gold labels", title_justify="left")
+    table.add_column("label")
+    table.add_column("share", justify="right")
+    for label, share in sorted(report["gold_shares"].items(), key=lambda item: -item[1]):
+        table.add_row(label, f"{share:.3f}")
+    console.print(table)
+    for name, value in report["baselines"].items():
+        console.print(f"{name}: accuracy {_number(value)}")
+    difference = report["detectable_difference"]
+    found = "none" if difference is None else f"{difference:.3f}"
+    console.print(
+        f"smallest difference in accuracy that the {report['confirm_questions']} confirm questions can show "
+        f"(80 % power, 20 % of answers changed): {found}"
+    )

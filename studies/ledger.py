@@ -1,0 +1,85 @@
+"""The ledger of confirm sets: every look at one is recorded before it happens, and spends alpha.
+
+The j-th use of a confirm set is tested at alpha_j = alpha * 6 / (pi^2 j^2). The alpha_j add up to alpha, so however
+often a set is used, the chance of ever promoting something useless on it stays below alpha. A use that was opened and
+never closed (the process died) counts, and is finished by asking again: the same candidate is tested, nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from personalization.errors import DataError
+
+
+def spent_alpha(alpha: float, use: int) -> float:
+    """The level at which the `use`-th look (from 1) is tested."""
+    return alpha * 6 / (math.pi * use) ** 2
+
+
+class Ledger:
+    """An append-only file in the home folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.path = home / "ledger.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other promotions out: two looks at once would both count as the same one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Every line, oldest first. A torn last line (power cut) is refused, not skipped."""
+        if not self.path.exists():
+            return []
+        found = []
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                raise DataError(
+                    f"{self.path}: record {number}: not JSON; the ledger is damaged. Remove the torn line: "
+                    "the use it recorded must then be counted by hand"
+                ) from None
+        return found
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add a line and make sure that it is on disk."""
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, (json.dumps(entry) + "\n").encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def closed(self, confirm: str, state: str) -> dict[str, Any] | None:
+        """The recorded result of a study in this state on this confirm set, if there is one."""
+        for entry in self.entries():
+            if entry["event"] == "closed" and (entry["confirm"], entry["state"]) == (confirm, state):
+                result: dict[str, Any] = entry["result"]
+                return result
+        return None
+
+    def open_use(self, confirm: str, state: str, study: str) -> int:
+        """Record a look at a confirm set and return which use it is; asking again for the same state is the same use."""
+        opened = [e for e in self.entries() if e["event"] == "opened" and e["confirm"] == confirm]
+        for entry in opened:
+            if entry["state"] == state:
+                return int(entry["use"])
+        use = len(opened) + 1
+        self.append({"event": "opened", "confirm": confirm, "state": state, "study": study, "use": use})
+        return use
+
+    def close_use(self, confirm: str, state: str, result: dict[str, Any]) -> None:
+        """Record what came of a use."""
+        self.append({"event": "closed", "confirm": confirm, "state": state, "result": result})

@@ -1,0 +1,143 @@
+"""What a study found: the table at the end of a run, and the result folders of baseline and best."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.study import OpenStudy, feasible, finished, ranked
+from tracking import figures
+from tracking.report import write_report
+from tracking.spool import Spool
+
+TUNE_NOTE = "Measured on the tune users, on which the parameters were chosen: an optimistic figure, not evidence."
+
+
+class StudyResult(NamedTuple):
+    """The outcome of a run."""
+
+    study: str
+    trials: int
+    complete: int
+    failed: int
+    pruned: int
+    duplicates: int
+    feasible: int
+    baseline: dict[str, float]
+    gold: dict[str, float]
+    best: dict[str, Any] | None
+    closest: dict[str, Any] | None
+    lost: list[int]
+    elapsed_s: float
+    folder: Path
+    waiting: int = 0
+    stopped_by: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `--json` prints."""
+        return {**self._asdict(), "folder": str(self.folder)}
+
+
+def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResult:
+    """Count and rank the study's trials."""
+    ended = finished(opened.study.get_trials(deepcopy=False))
+    complete = [t for t in ended if t.state == TrialState.COMPLETE]
+    best = next(ranked(ended, dict(opened.spec.optimize)), None)
+    closest = min(complete, key=lambda t: sum(max(0.0, v) for v in t.constraints.values()), default=None)
+    return StudyResult(
+        study=opened.spec.name,
+        trials=len(ended),
+        complete=len(complete),
+        failed=sum(t.state == TrialState.FAIL for t in ended),
+        pruned=sum(t.state == TrialState.PRUNED for t in ended),
+        duplicates=sum("duplicate_of" in t.user_attrs.get("origin", {}) for t in ended),
+        feasible=sum(map(feasible, ended)),
+        baseline=opened.baseline.metrics,
+        gold={"entropy": opened.baseline.gold_entropy(), "top1_share": opened.baseline.gold_top1_share()},
+        best=None if best is None else _described(opened, best),
+        closest=None if best is not None or closest is None else _described(opened, closest),
+        lost=lost,
+        elapsed_s=round(elapsed_s, 3),
+        folder=opened.home / "results" / opened.spec.name,
+    )
+
+
+def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "params": asdict(opened.rooms.decode(trial.params)),
+        "metrics": trial.user_attrs["metrics"],
+        "constraints": dict(trial.constraints),
+    }
+
+
+def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -> None:
+    """Write and spool the result folders of baseline and best; """
+    baseline = opened.baseline
+    now = time.time_ns() // 1_000_000
+    wanted: list[tuple[str, str, Any, dict[str, bytes | str]]] = [("baseline", "baseline", opened.rooms.BASELINE, {})]
+    if result.best is not None:
+        chosen = opened.study.trials[result.best["trial"]]
+        figure = {_figure_name(opened): study_figure(opened)}
+        wanted.append(("best", f"best-{chosen.number}", opened.rooms.decode(chosen.params), figure))
+    for name, key, params, extra in wanted:
+        candidate = opened.objective.evaluate(params)
+        folder = result.folder / name
+        write_report(folder, baseline, candidate, TUNE_NOTE, extra)
+        if spool is not None:
+            spool.append(
+                {
+                    "kind": "result",
+                    "name": name,
+                    "key": key,
+                    "folder": str(folder.resolve()),
+                    "params": asdict(params),
+                    "metrics": candidate.metrics,
+                    "tags": {"measured_on": "tune"},
+                    "started_ms": now,
+                    "ended_ms": now,
+                }
+            )
+    if spool is not None:
+        best = {f"best/{k}": v for k, v in result.best["metrics"].items()} if result.best is not None else {}
+        spool.append(
+            {
+                "kind": "summary",
+                "ended_ms": now,
+                "step": result.trials,
+                "metrics": {
+                    "trials": result.trials,
+                    "feasible": result.feasible,
+                    **{f"baseline/{k}": v for k, v in result.baseline.items()},
+                    **best,
+                },
+                "tags": {"best_trial": result.best["trial"] if result.best is not None else "none"},
+            }
+        )
+
+
+def _figure_name(opened: OpenStudy) -> str:
+    return "pareto.png" if len(opened.spec.optimize) > 1 else "history.png"
+
+
+def study_figure(opened: OpenStudy) -> bytes:
+    """The Pareto figure of a study with several metrics, else its history."""
+    trials = [t for t in opened.study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+    ok = [feasible(t) for t in trials]
+    names = list(opened.spec.optimize)
+    if len(names) == 1:
+        values = [t.value for t in trials if t.value is not None]
+        maximize = opened.spec.optimize[names[0]] == "maximize"
+        return figures.history(names[0], values, ok, _baseline_value(opened, names[0]), maximize)
+    front = {t.number for t in opened.study.best_trials}
+    points = np.array([(t.values or [])[:2] for t in trials])
+    return figures.pareto((names[0], names[1]), points, ok, [t.number in front for t in trials])
+
+
+def _baseline_value(opened: OpenStudy, metric: str) -> float:
+    return opened.baseline.metrics.get(metric, 0.0)

@@ -1,0 +1,64 @@
+"""Samplers and pruners by name, each built from a seed and a space."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from optuna import pruners, samplers
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from personalization.errors import UsageError
+
+Space = Mapping[str, BaseDistribution]
+
+
+def derived_seed(study_seed: int, worker: str, trials_so_far: int) -> int:
+    """One seed for each (study, worker, number of trials so far): a resumed study does not repeat its first trials."""
+    text = f"{study_seed}/{worker}/{trials_so_far}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _grid(seed: int, space: Space) -> samplers.BaseSampler:
+    return samplers.GridSampler({name: _values(name, dist) for name, dist in space.items()}, seed=seed)
+
+
+def _brute(seed: int, space: Space) -> samplers.BaseSampler:
+    for name, distribution in space.items():
+        _values(name, distribution)
+    return samplers.BruteForceSampler(seed=seed)
+
+
+def _values(name: str, distribution: BaseDistribution) -> list[Any]:
+    """Every value of a finite distribution; UsageError for a continuous one."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return list(range(distribution.low, distribution.high + 1, distribution.step))
+    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
+        count = round((distribution.high - distribution.low) / distribution.step) + 1
+        return [float(v) for v in np.linspace(distribution.low, distribution.high, count)]
+    raise UsageError(f"space.{name}: the grid and brute samplers need values; give a list, a value, or a range with step")
+
+
+SAMPLERS: dict[str, Callable[[int, Space], samplers.BaseSampler]] = {
+    "tpe": lambda seed, _: samplers.TPESampler(seed=seed),
+    "nsga2": lambda seed, _: samplers.NSGAIISampler(seed=seed),
+    "nsga3": lambda seed, _: samplers.NSGAIIISampler(seed=seed),
+    "gp": lambda seed, _: samplers.GPSampler(seed=seed),
+    "qmc": lambda seed, _: samplers.QMCSampler(seed=seed, warn_independent_sampling=False),
+    "random": lambda seed, _: samplers.RandomSampler(seed=seed),
+    "grid": _grid,
+    "brute": _brute,
+}
+
+PRUNERS: dict[str, Callable[[], pruners.BasePruner]] = {
+    "none": pruners.NopPruner,
+    "median": pruners.MedianPruner,
+    "percentile": lambda: pruners.PercentilePruner(25.0),
+    "halving": pruners.SuccessiveHalvingPruner,
+    "hyperband": pruners.HyperbandPruner,
+    "wilcoxon": pruners.WilcoxonPruner,
+}

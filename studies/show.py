@@ -1,0 +1,74 @@
+"""What the storage knows about its studies, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from search_spaces import load_space
+from studies.storage import open_storage, storage_url
+from studies.study import RECORD, feasible, find_study, finished, ranked, stored_spec
+
+TOP = 10
+
+
+def _counts(study: optuna.Study) -> dict[str, Any]:
+    trials = study.get_trials(deepcopy=False)
+    ended = finished(trials)
+    return {
+        "study": study.study_name,
+        "trials": len(ended),
+        "complete": sum(t.state == TrialState.COMPLETE for t in ended),
+        "failed": sum(t.state == TrialState.FAIL for t in ended),
+        "pruned": sum(t.state == TrialState.PRUNED for t in ended),
+        "running": sum(t.state == TrialState.RUNNING for t in trials),
+        "feasible": sum(map(feasible, ended)),
+    }
+
+
+def list_studies(home: Path, url: str | None) -> list[dict[str, Any]]:
+    """A row for each study: counts and the best feasible value of its first metric."""
+    where = storage_url(home, url)
+    if where.startswith("sqlite") and not Path(where.removeprefix("sqlite:///")).exists():
+        return []
+    storage = open_storage(where)
+    rows = []
+    for name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        row = _counts(study)
+        if RECORD in study.user_attrs:
+            spec = stored_spec(study)
+            best = next(ranked(study.get_trials(deepcopy=False), dict(spec.optimize)), None)
+            metric = next(iter(spec.optimize))
+            row |= {"objective": spec.objective, "metric": metric, "best": best.values[0] if best else None}
+        rows.append(row)
+    return rows
+
+
+def describe_study(name: str, home: Path, url: str | None) -> dict[str, Any]:
+    """Spec, counts, failures and the best feasible trials of a study."""
+    study = find_study(name, home, url)
+    spec = stored_spec(study)
+    rooms = load_space(spec.objective)
+    trials = study.get_trials(deepcopy=False)
+    best = [
+        {
+            "trial": t.number,
+            "params": asdict(rooms.decode(t.params)),
+            "metrics": t.user_attrs["metrics"],
+        }
+        for t, _ in zip(ranked(trials, dict(spec.optimize)), range(TOP), strict=False)
+    ]
+    failures = {t.number: str(t.user_attrs.get("failure", "")).strip().splitlines()[-1:] for t in trials if t.state == TrialState.FAIL}
+    return {
+        **_counts(study),
+        "spec": spec.model_dump(mode="json"),
+        "data": study.user_attrs[RECORD]["data"],
+        "model": study.user_attrs[RECORD]["model"],
+        "best": best,
+        "failures": {str(number): (line or ["unknown"])[0] for number, line in failures.items()},
+    }

@@ -1,0 +1,185 @@
+"""What a study is: the spec that a user writes in YAML, checked and frozen.
+
+Paths are relative to the working directory. Unknown keys are refused with the nearest known one. What a spec says is
+stored with its study; only the budget, the place of tracking and the terms of promotion may change on resume.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from personalization.errors import UsageError
+from personalization.metrics import METRICS
+from studies.constraints import Constraint, parse_constraint
+
+PRESETS = Path(__file__).parent / "presets"
+RELATIVE_METRICS = {
+    "accuracy_gain": "maximize",
+    "changed_rate": "minimize",
+    "helped": "maximize",
+    "hurt": "minimize",
+}
+"""Metrics against the baseline, with the direction in which they improve."""
+
+DIRECTIONS = {name: metric.direction for name, metric in METRICS.items()} | RELATIVE_METRICS
+RESUMABLE = ("trials", "timeout_s", "storage", "tracking", "promotion")
+"""Keys that may differ when a study is resumed."""
+
+MetricName = str
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitFiles(_Strict):
+    """One questions file or folder for each part."""
+
+    tune: str
+    select: str
+    confirm: str
+
+
+class DataSpec(_Strict):
+    """Where the questions are."""
+
+    path: str | None = Field(None, description="demo, demo-null, a folder of LaMP files, or one questions file")
+    files: SplitFiles | None = Field(None, description="instead of path: one file or folder for each part")
+    shares: dict[Literal["tune", "select", "confirm"], Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default={"tune": 0.5, "select": 0.2, "confirm": 0.3}, description="share of users in each part"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSpec:
+        if (self.path is None) == (self.files is None):
+            raise ValueError("give either path or files")
+        if set(self.shares) != {"tune", "select", "confirm"} or abs(sum(self.shares.values()) - 1) > 1e-9:
+            raise ValueError(f"shares must name tune, select and confirm and add up to 1, but are {self.shares}")
+        return self
+
+
+class ModelSpec(_Strict):
+    """Which model scores the labels, and how it is loaded."""
+
+    path: str = Field(description="demo, demo-null, a folder, or a hub id owner/name")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    chat: bool = Field(False, description="wrap each prompt in the model's chat template")
+
+
+class PromotionSpec(_Strict):
+    """The gates of a promotion."""
+
+    alpha: float = Field(0.05, gt=0, lt=1, description="total error rate that one confirm set may spend")
+    min_gain: float = Field(0.0, ge=0, description="smallest gain in accuracy worth deploying")
+
+
+class StudySpec(_Strict):
+    """A study: data, model, objective, what to optimise under which constraints, and with what budget."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    data: DataSpec
+    model: ModelSpec
+    objective: Literal["calibration", "report_calibration"] = "calibration"
+    optimize: dict[MetricName, Literal["maximize", "minimize"]] = Field(default={"accuracy": "maximize"}, min_length=1)
+    constraints: dict[MetricName, str] = Field(default={}, description='for example entropy: ">= 0.6"')
+    sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid", "brute"] = "tpe"
+    pruner: Literal["none", "median", "percentile", "halving", "hyperband", "wilcoxon"] = "none"
+    trials: int = Field(100, ge=1, description="finished trials in all, those of earlier runs included")
+    timeout_s: float | None = Field(None, gt=0, description="stop asking for trials after this many seconds")
+    seed: int = Field(0, ge=0)
+    space: dict[str, float | int | str | list[float | int | str] | dict[str, float | int | bool]] = Field(
+        default={}, description="overrides: a value fixes, a list gives choices, {low, high} gives a range"
+    )
+    warm_start: bool = Field(False, description="begin with the optima of the exact solvers")
+    storage: str | None = Field(None, description="Optuna storage URL; default: studies.db in the home folder")
+    tracking: str | None = Field(None, description='MLflow URI; default: mlflow.db in the home folder; "none": off')
+    promotion: PromotionSpec = PromotionSpec()
+
+    @field_validator("optimize", "constraints")
+    @classmethod
+    def _known_metrics(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name in value:
+            if name not in DIRECTIONS:
+                raise ValueError(f"no metric {name!r}{_nearest(name, DIRECTIONS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudySpec:
+        for name, text in self.constraints.items():
+            parse_constraint(name, text)
+        if self.pruner != "none" and len(self.optimize) > 1:
+            raise ValueError("pruner: Optuna cannot prune with several metrics to optimise; set pruner: none")
+        return self
+
+    def parsed_constraints(self) -> list[Constraint]:
+        """The constraints in a fixed order."""
+        return [parse_constraint(name, self.constraints[name]) for name in sorted(self.constraints)]
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change when the study is resumed."""
+        return self.model_dump(mode="json", exclude=set(RESUMABLE))
+
+
+def _nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
+    """A hint: the nearest known word, or all of them."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed are {', '.join(known)}"
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_spec(name_or_path: str, changes: Mapping[str, Any] | None = None) -> StudySpec:
+    """The spec of a preset or a YAML file, with some top-level keys replaced. UsageError in one line where it is wrong."""
+    path = PRESETS / f"{name_or_path}.yaml" if name_or_path in presets() else Path(name_or_path)
+    if not path.is_file():
+        raise UsageError(f"{name_or_path!r} is neither a file nor a preset{_nearest(name_or_path, presets())}")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark is not None else ""
+        raise UsageError(f"{path}: {place}not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: a spec is a mapping of keys, but this is a {type(raw).__name__}")
+    return parse_spec({**raw, **(changes or {})}, str(path))
+
+
+def parse_spec(raw: Mapping[str, Any], source: str) -> StudySpec:
+    """Check a raw mapping; UsageError naming the source, the key and what is allowed."""
+    try:
+        return StudySpec.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "spec"
+        if first["type"] == "extra_forbidden":
+            problem = f"unknown key{_nearest(str(first['loc'][-1]), _keys_at(first['loc'][:-1]))}"
+        else:
+            problem = first["msg"].removeprefix("Value error, ")
+            found = first["input"]
+            if first["type"] not in ("missing", "value_error"):
+                problem += f", but got {found!r}"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise UsageError(f"{source}: {key}: {problem}{more}") from None
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    models: dict[tuple[int | str, ...], type[BaseModel]] = {
+        (): StudySpec,
+        ("data",): DataSpec,
+        ("data", "files"): SplitFiles,
+        ("model",): ModelSpec,
+        ("promotion",): PromotionSpec,
+    }
+    return list(models[place].model_fields)

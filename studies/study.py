@@ -1,0 +1,145 @@
+"""A study opened for work: spec, data, model, storage and the objective, checked against what was stored before."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from objectives import Objective, load_objective
+from personalization.backbones.cached import CachedScorer
+from personalization.data.splits import Splits
+from personalization.errors import UsageError
+from personalization.evaluation import Evaluation
+from search_spaces import Space, load_space, overridden
+from studies.constraints import Constraint
+from studies.data import load_splits
+from studies.record import refuse_changes, versions
+from studies.samplers import PRUNERS, SAMPLERS, derived_seed
+from studies.spec import StudySpec, parse_spec
+from studies.storage import WORKER_LOST, open_storage, storage_url
+
+RECORD = "chamtune"
+"""Study attribute that holds the frozen record."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class OpenStudy:
+    """Everything one process needs to run, show or promote a study."""
+
+    spec: StudySpec
+    home: Path
+    url: str
+    study: optuna.Study
+    record: dict[str, Any]
+    rooms: Space
+    space: dict[str, BaseDistribution]
+    splits: Splits
+    scorer: CachedScorer
+    objective: Objective
+    baseline: Evaluation
+    constraints: list[Constraint]
+
+
+def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, worker: str = "0") -> OpenStudy:
+    """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume."""
+    rooms = load_space(spec.objective)
+    try:
+        space = overridden(rooms.SPACE, spec.space)
+    except ValueError as error:
+        raise UsageError(f"spec {spec.name}: {error}") from None
+    SAMPLERS[spec.sampler](0, space)
+    splits = load_splits(spec)
+    scorer = CachedScorer(
+        spec.model.path, home / "cache" / "scores", spec.model.dtype, spec.model.device, spec.model.chat
+    )
+    record = {
+        "spec": spec.identity(),
+        "data": splits.fingerprints(),
+        "model": scorer.fingerprint,
+        "versions": versions(),
+        "budget": spec.model_dump(mode="json", include={"promotion", "trials"}),
+    }
+    url = storage_url(home, spec.storage)
+    study = _create_or_load(spec, url, space, worker, record)
+    objective = load_objective(spec.objective, splits, scorer, progress)
+    baseline = objective.evaluate(rooms.BASELINE)
+    return OpenStudy(
+        spec, home, url, study, record, rooms, space, splits, scorer, objective, baseline, spec.parsed_constraints()
+    )
+
+
+def _create_or_load(
+    spec: StudySpec, url: str, space: dict[str, BaseDistribution], worker: str, record: dict[str, Any]
+) -> optuna.Study:
+    storage = open_storage(url)
+    study = optuna.create_study(
+        storage=storage,
+        study_name=spec.name,
+        directions=list(spec.optimize.values()),
+        pruner=PRUNERS[spec.pruner](),
+        load_if_exists=True,
+    )
+    stored = study.user_attrs.get(RECORD)
+    if stored is None and study.get_trials(deepcopy=False):
+        raise UsageError(f"study {spec.name!r} in {url} was not made by chamtune; choose another name")
+    if stored is not None:
+        refuse_changes(spec.name, stored, record)
+    study.set_user_attr(RECORD, record)
+    with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
+        study.set_metric_names(list(spec.optimize))
+    seed = derived_seed(spec.seed, worker, len(study.get_trials(deepcopy=False)))
+    study.sampler = SAMPLERS[spec.sampler](seed, space)
+    return study
+
+
+def stored_spec(study: optuna.Study) -> StudySpec:
+    """The spec that a study was made with."""
+    record = study.user_attrs[RECORD]
+    return parse_spec({**record["spec"], **record["budget"]}, f"study {study.study_name}")
+
+
+def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
+    """A stored study by name; UsageError naming those that exist otherwise."""
+    where = storage_url(home, url)
+    if where.startswith("sqlite") and not Path(where.removeprefix("sqlite:///")).exists():
+        raise UsageError(f"no studies in {home}; start one with `chamtune run demo --home {home}`")
+    storage = open_storage(where)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        known = ", ".join(optuna.get_all_study_names(storage)) or "none"
+        raise UsageError(f"no study {name!r} in {home}; there are: {known}") from None
+    if RECORD not in study.user_attrs:
+        raise UsageError(f"study {name!r} was not made by chamtune and cannot be shown or promoted")
+    return study
+
+
+def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that count towards the budget: ended, and not because their worker died."""
+    return [t for t in trials if t.state.is_finished() and t.user_attrs.get("failure") != WORKER_LOST]
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Complete, and no constraint broken."""
+    return trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+
+
+def ranked(trials: list[FrozenTrial], optimize: dict[str, str]) -> Iterator[FrozenTrial]:
+    """Feasible trials, best first by the first metric; of several metrics, the Pareto front first."""
+    sign = [-1.0 if direction == "maximize" else 1.0 for direction in optimize.values()]
+    costs = {t.number: [s * v for s, v in zip(sign, t.values or (), strict=True)] for t in trials if feasible(t)}
+    front = {
+        n: not any(all(o <= m for o, m in zip(other, mine, strict=True)) and other != mine for other in costs.values())
+        for n, mine in costs.items()
+    }
+    chosen = [t for t in trials if t.number in costs]
+    return iter(sorted(chosen, key=lambda t: (not front[t.number], costs[t.number], t.number)))

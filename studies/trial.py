@@ -1,0 +1,159 @@
+"""One trial: ask, measure, tell. The one place that catches everything, and it records what it caught."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from objectives import Objective, Report
+from personalization.errors import ChamtuneError
+from personalization.evaluation import Evaluation, changes
+from search_spaces import Space
+from studies.constraints import UNMEASURED, Constraint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to a trial; what tracking and the progress display need."""
+
+    number: int
+    state: str
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    violations: dict[str, float]
+    started_ms: int
+    ended_ms: int
+    failure: str | None = None
+    duplicate_of: int | None = None
+
+    @property
+    def feasible(self) -> bool:
+        """Complete, and no constraint broken."""
+        return self.state == "COMPLETE" and all(value <= 0 for value in self.violations.values())
+
+
+def all_metrics(evaluation: Evaluation, baseline: Evaluation) -> dict[str, float]:
+    """The evaluation's own metrics and those against the baseline."""
+    return {**evaluation.metrics, **changes(baseline, evaluation)}
+
+
+def outcome_of(trial: FrozenTrial) -> Outcome:
+    """The outcome of a finished trial, from what the storage holds."""
+    origin = trial.user_attrs.get("origin", {})
+    return Outcome(
+        number=trial.number,
+        state=trial.state.name,
+        params=dict(trial.params),
+        metrics=trial.user_attrs.get("metrics", {}),
+        violations=dict(trial.constraints),
+        started_ms=int(trial.datetime_start.timestamp() * 1000) if trial.datetime_start else 0,
+        ended_ms=int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else 0,
+        failure=trial.user_attrs.get("failure"),
+        duplicate_of=origin.get("duplicate_of"),
+    )
+
+
+@dataclass
+class TrialRunner:
+    """Runs the trials of one study in one process. `measured` maps canonical params to (trial number, metrics)."""
+
+    study: optuna.Study
+    space: Mapping[str, optuna.distributions.BaseDistribution]
+    rooms: Space
+    objective: Objective
+    baseline: Evaluation
+    optimize: list[str]
+    constraints: list[Constraint]
+    seed: int
+    measured: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
+
+    def remember(self, trials: list[FrozenTrial]) -> None:
+        """Take over what earlier runs measured."""
+        for trial in trials:
+            if trial.state == TrialState.COMPLETE:
+                params = self.rooms.decode(trial.params)
+                self.measured.setdefault(_canonical(params), (trial.number, trial.user_attrs["metrics"]))
+
+    def run_one(self) -> Outcome:
+        """Ask for one trial, measure it, tell the result."""
+        started = _now_ms()
+        trial = self.study.ask(dict(self.space))
+        duplicate: int | None = None
+        try:
+            params = self.rooms.decode(trial.params)
+            key = _canonical(params)
+            if key in self.measured:
+                duplicate, metrics = self.measured[key]
+            else:
+                evaluation = self.objective.evaluate(params, report=self._report(trial))
+                metrics = all_metrics(evaluation, self.baseline)
+                self.measured[key] = (trial.number, metrics)
+            values = [_finite(name, metrics[name]) for name in self.optimize]
+            violations = {c.metric: c.violation(_finite(c.metric, metrics[c.metric])) for c in self.constraints}
+        except optuna.TrialPruned:
+            return self._end(trial, started, TrialState.PRUNED)
+        except KeyboardInterrupt:
+            self._end(trial, started, TrialState.FAIL, failure="interrupted")
+            raise
+        except Exception:
+            return self._end(trial, started, TrialState.FAIL, failure=traceback.format_exc())
+        for name, violation in violations.items():
+            trial.set_constraint(name, violation)
+        trial.set_user_attr("metrics", metrics)
+        origin: dict[str, Any] = {"seed": self.seed}
+        if duplicate is not None:
+            origin["duplicate_of"] = duplicate
+        trial.set_user_attr("origin", origin)
+        self.study.tell(trial, values)
+        return Outcome(
+            trial.number, "COMPLETE", trial.params, metrics, violations, started, _now_ms(), duplicate_of=duplicate
+        )
+
+    def _end(
+        self, trial: optuna.Trial, started: int, state: TrialState, failure: str | None = None
+    ) -> Outcome:
+        """Tell a trial that has no value. It is infeasible, so that nothing takes it for a good one."""
+        violations = {c.metric: UNMEASURED for c in self.constraints}
+        for name, violation in violations.items():
+            trial.set_constraint(name, violation)
+        if failure is not None:
+            trial.set_user_attr("failure", failure)
+        self.study.tell(trial, state=state)
+        return Outcome(
+            trial.number, state.name, trial.params, {}, violations, started, _now_ms(), failure=failure
+        )
+
+    def _report(self, trial: optuna.Trial) -> Report | None:
+        """A callback for running values, where the study prunes."""
+        if isinstance(self.study.pruner, optuna.pruners.NopPruner):
+            return None
+
+        def report(step: int, value: float) -> None:
+            trial.report(value, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        return report
+
+
+def _canonical(params: Any) -> str:
+    return json.dumps(asdict(params), sort_keys=True)
+
+
+def _finite(name: str, value: float) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ChamtuneError(f"non_finite_objective: {name} is {number}")
+    return number
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

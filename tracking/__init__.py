@@ -1,0 +1,1 @@
+"""What is remembered: MLflow, significance, reports. Knows no Optuna."""

@@ -1,0 +1,86 @@
+"""Figures of an evaluation and of a study, as PNG bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from personalization.evaluation import Evaluation
+
+BLUE, ORANGE, GREY = "#1f5a9e", "#d9731a", "#b0b0b0"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def confusion_matrix(evaluation: Evaluation) -> bytes:
+    """Gold labels in rows, predictions in columns; rows are shares of the gold label, numbers are counts."""
+    k = len(evaluation.labels)
+    counts = np.zeros((k, k), dtype=int)
+    np.add.at(counts, (evaluation.gold, evaluation.predicted), 1)
+    size = 2.5 + 0.42 * k
+    figure = Figure(figsize=(size, size))
+    axes = figure.add_subplot()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        dark = shares[row, column] > 0.5
+        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axes.set_xticks(range(k), evaluation.labels, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(k), evaluation.labels, fontsize=8)
+    axes.set(xlabel="predicted", ylabel="gold", title=f"accuracy {evaluation.metrics['accuracy']:.3f}, n = {len(evaluation.gold)}")
+    return _png(figure)
+
+
+def reliability_diagram(evaluation: Evaluation) -> bytes:
+    """Accuracy against confidence of the top label in ten bins of equal mass."""
+    confidence = np.exp(evaluation.log_probs.max(axis=1))
+    order = np.argsort(confidence, kind="stable")
+    bins = np.array_split(order, min(10, len(order)))
+    figure = Figure(figsize=(4.6, 4.4))
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="perfect")
+    x = [confidence[b].mean() for b in bins]
+    y = [evaluation.correct[b].mean() for b in bins]
+    spread = [2 * (m * (1 - m) / len(b)) ** 0.5 for m, b in zip(y, bins, strict=True)]
+    axes.errorbar(x, y, yerr=spread, fmt="o-", color=BLUE, capsize=2, label="ten bins, 2 standard errors")
+    error = evaluation.metrics["calibration_error"]
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"debiased squared error {error:.4f}")
+    axes.legend(loc="upper left", fontsize=8)
+    return _png(figure)
+
+
+def history(metric: str, values: Sequence[float], feasible: Sequence[bool], baseline: float, maximize: bool) -> bytes:
+    """One metric over the trials, with the best feasible one so far."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.add_subplot()
+    numbers, points, ok = np.arange(len(values)), np.asarray(values), np.asarray(feasible, dtype=bool)
+    axes.scatter(numbers[~ok], points[~ok], s=14, color=GREY, label="infeasible")
+    axes.scatter(numbers[ok], points[ok], s=14, color=BLUE, label="feasible")
+    if ok.any():
+        kept = np.where(ok, points, -np.inf if maximize else np.inf)
+        best = np.maximum.accumulate(kept) if maximize else np.minimum.accumulate(kept)
+        shown = np.isfinite(best)
+        axes.plot(numbers[shown], best[shown], color=ORANGE, label="best feasible so far")
+    axes.axhline(baseline, color="black", lw=1, ls="--", label="baseline")
+    axes.set(xlabel="trial", ylabel=f"{metric} (tune users)")
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def pareto(names: tuple[str, str], points: np.ndarray, feasible: Sequence[bool], front: Sequence[bool]) -> bytes:
+    """Two metrics against each other; points float [n, 2]."""
+    figure = Figure(figsize=(5.5, 4.5))
+    axes = figure.add_subplot()
+    ok, best = np.asarray(feasible, dtype=bool), np.asarray(front, dtype=bool)
+    for chosen, color, label in ((~ok, GREY, "infeasible"), (ok & ~best, BLUE, "feasible"), (best, ORANGE, "Pareto front")):
+        axes.scatter(points[chosen, 0], points[chosen, 1], s=16, color=color, label=label)
+    axes.set(xlabel=f"{names[0]} (tune users)", ylabel=f"{names[1]} (tune users)")
+    axes.legend(fontsize=8)
+    return _png(figure)

@@ -1,0 +1,152 @@
+"""The folder of files that documents one result.
+
+    predictions.jsonl   a line for each question: gold, prediction, baseline's prediction, probabilities, prior mode
+    summary.csv, .md    metrics of baseline and candidate, with the gold labels' entropy and top-1 share beside them
+    significance.json   the paired tests          impact.json   users by gain
+    confusion_matrix.png, reliability.png, and the study's history.png or pareto.png where given
+
+`read_summary` reads summary.csv, else summary.md, else recomputes the metrics from predictions.jsonl, and says which.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from personalization.errors import DataError
+from personalization.evaluation import Evaluation, changes
+from personalization.files import write_atomic
+from tracking import figures
+from tracking.impact import impact
+from tracking.significance import significance
+
+COLUMNS = ("metric", "baseline", "candidate", "gold")
+Row = tuple[str, float | None, float | None, float | None]
+
+
+class Summary(NamedTuple):
+    """Rows of (metric, baseline, candidate, gold) and the file they came from."""
+
+    source: str
+    rows: list[Row]
+
+
+def summary_rows(baseline: Evaluation, candidate: Evaluation) -> list[Row]:
+    """One row a metric."""
+    gold: dict[str, float] = {"entropy": candidate.gold_entropy(), "top1_share": candidate.gold_top1_share()}
+    rows: list[Row] = [
+        (name, baseline.metrics[name], value, gold.get(name)) for name, value in candidate.metrics.items()
+    ]
+    return rows + [(name, None, value, None) for name, value in changes(baseline, candidate).items()]
+
+
+def write_report(
+    folder: Path, baseline: Evaluation, candidate: Evaluation, note: str, extra: Mapping[str, bytes | str] | None = None
+) -> None:
+    """Write every file. `note` says on which users the figures were measured."""
+    rows = summary_rows(baseline, candidate)
+    files: dict[str, bytes | str] = {
+        "predictions.jsonl": _predictions(baseline, candidate),
+        "summary.csv": _csv(rows),
+        "summary.md": _markdown(rows, note),
+        "significance.json": json.dumps({"note": note, **significance(baseline, candidate)}, indent=2) + "\n",
+        "impact.json": json.dumps({"note": note, **impact(baseline, candidate)}, indent=2) + "\n",
+        "confusion_matrix.png": figures.confusion_matrix(candidate),
+        "reliability.png": figures.reliability_diagram(candidate),
+        **(extra or {}),
+    }
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+
+
+def _predictions(baseline: Evaluation, candidate: Evaluation) -> str:
+    labels = candidate.labels
+    lines = []
+    for i, question_id in enumerate(candidate.question_ids):
+        record = {
+            "id": question_id,
+            "user_id": candidate.user_ids[i],
+            "gold": labels[candidate.gold[i]],
+            "prediction": labels[candidate.predicted[i]],
+            "baseline_prediction": labels[baseline.predicted[i]],
+            "correct": bool(candidate.correct[i]),
+            "changed": bool(candidate.predicted[i] != baseline.predicted[i]),
+            "prior_mode": candidate.prior_modes[i],
+            "log_probs": {label: round(float(v), 6) for label, v in zip(labels, candidate.log_probs[i], strict=True)},
+            "baseline_log_probs": {
+                label: round(float(v), 6) for label, v in zip(labels, baseline.log_probs[i], strict=True)
+            },
+        }
+        lines.append(json.dumps(record, ensure_ascii=False))
+    return "\n".join(lines) + "\n"
+
+
+def _csv(rows: list[Row]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([[name, *("" if v is None else f"{v:.6f}" for v in values)] for name, *values in rows])
+    return buffer.getvalue()
+
+
+def _markdown(rows: list[Row], note: str) -> str:
+    lines = [f"# Summary\n\n{note}\n", "| " + " | ".join(COLUMNS) + " |", "|---|---:|---:|---:|"]
+    lines += [
+        "| " + " | ".join([name, *("" if v is None else f"{v:.6f}" for v in values)]) + " |" for name, *values in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read_summary(folder: Path) -> Summary:
+    """The summary of a result folder, from the best source there is."""
+    if (path := folder / "summary.csv").is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            return Summary(path.name, [_row(cells, path) for cells in list(csv.reader(file))[1:]])
+    if (path := folder / "summary.md").is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+        return Summary(path.name, [_row([c.strip() for c in line.strip("|").split("|")], path) for line in lines[2:]])
+    if (path := folder / "predictions.jsonl").is_file():
+        return Summary(path.name, summary_rows(*read_predictions(path)))
+    raise DataError(f"{folder}: none of summary.csv, summary.md, predictions.jsonl is here; give a result folder")
+
+
+def _row(cells: list[str], path: Path) -> Row:
+    try:
+        name, *values = cells
+        baseline, candidate, gold = (float(v) if v else None for v in values)
+    except ValueError:
+        raise DataError(f"{path}: {cells} is no row of {', '.join(COLUMNS)}") from None
+    return name, baseline, candidate, gold
+
+
+def read_predictions(path: Path) -> tuple[Evaluation, Evaluation]:
+    """(baseline, candidate) as written by `write_report`."""
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            records.append({key: record[key] for key in ("id", "user_id", "gold", "log_probs", "baseline_log_probs", "prior_mode")})
+        except (json.JSONDecodeError, KeyError) as error:
+            raise DataError(f"{path}: record {number}: not a prediction: {error}") from None
+    if not records:
+        raise DataError(f"{path}: no predictions in it")
+    labels = tuple(records[0]["log_probs"])
+    column = {label: i for i, label in enumerate(labels)}
+
+    def evaluation(key: str) -> Evaluation:
+        return Evaluation(
+            labels,
+            tuple(r["id"] for r in records),
+            tuple(r["user_id"] for r in records),
+            np.array([column[r["gold"]] for r in records], dtype=np.int64),
+            np.array([[r[key][label] for label in labels] for r in records]),
+            [r["prior_mode"] for r in records],
+        )
+
+    return evaluation("baseline_log_probs"), evaluation("log_probs")

@@ -1,0 +1,108 @@
+"""The local spool between a study and MLflow.
+
+A study appends one JSON line for each thing worth tracking and goes on; a sender process replays the lines to MLflow
+and notes how far it came. So tracking costs a trial one write, an outage of the server fails nothing, and what was not
+sent waits for the next run or for `chamtune sync`. The lines repeat what the Optuna database holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from personalization.files import write_atomic
+
+OFF = "none"
+"""The tracking URI that switches tracking off."""
+
+
+def tracking_uri(home: Path, uri: str | None) -> str:
+    """The given MLflow URI, or that of the home folder's `mlflow.db`."""
+    return uri or f"sqlite:///{home.resolve() / 'mlflow.db'}"
+
+
+class Spool:
+    """The lines of one study. Appending is atomic, also between processes."""
+
+    def __init__(self, home: Path, study: str) -> None:
+        self.home = home
+        self.study = study
+        self.path = home / "spool" / f"{study}.jsonl"
+        self.sent_path = self.path.with_suffix(".sent.json")
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line)
+        finally:
+            os.close(handle)
+
+    def records(self, offset: int = 0) -> list[tuple[dict[str, Any], int]]:
+        """Whole records from a byte offset on, each with the offset behind it. A torn last line is left for later."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            found = []
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                offset += len(line)
+                found.append((json.loads(line), offset))
+        return found
+
+    def sent(self) -> dict[str, Any]:
+        """The sender's notes: URI, offset and run ids."""
+        if not self.sent_path.exists():
+            return {}
+        notes: dict[str, Any] = json.loads(self.sent_path.read_text())
+        return notes
+
+    def note_sent(self, notes: Mapping[str, Any]) -> None:
+        """Keep the sender's notes."""
+        write_atomic(self.sent_path, json.dumps(notes))
+
+    def waiting(self) -> int:
+        """How many records have not been sent."""
+        return len(self.records(self.sent().get("offset", 0)))
+
+    def trials(self) -> set[int]:
+        """Numbers of the trials that have a record."""
+        return {record["number"] for record, _ in self.records() if record["kind"] == "trial"}
+
+
+class Sender:
+    """The process that replays a spool. It ends when the spool is sent and this process is done or dead."""
+
+    def __init__(self, spool: Spool, uri: str) -> None:
+        logs = spool.home / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        self._spool = spool
+        with (logs / "tracking.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tracking.mlflow_tracker", str(spool.home), spool.study, uri],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def finish(self, timeout_s: float, progress: Callable[[int], None] | None = None) -> int:
+        """Let the sender drain the spool; the number of records still waiting when it ended or the time was up."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        end = time.monotonic() + timeout_s
+        while self._process.poll() is None and time.monotonic() < end:
+            if progress is not None:
+                progress(self._spool.waiting())
+            time.sleep(0.1)
+        return self._spool.waiting()
