@@ -47,6 +47,9 @@ class Objective(Protocol):
     def deployment(self, params: Any) -> dict[str, Any]:
         """JSON-able: all that serving these parameters needs besides the model."""
 
+    def settle(self, params: Any) -> Any:
+        """The same decisions with better probabilities: what labels do not depend on, fitted by NLL on tune."""
+
     def warm_start(self) -> list[dict[str, Any]]:
         """Raw parameter values worth trying first, from exact solvers."""
 

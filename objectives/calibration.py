@@ -7,7 +7,7 @@ the select and confirm users are scored when promotion first asks for them; they
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from personalization.methods.calibration import (
     PriorTables,
     calibrate,
     fit_nll,
+    fit_temperature,
     line_optimum,
     report_calibrate,
 )
@@ -112,6 +113,12 @@ class Calibration:
                 "global_counts": self.tables.global_counts.tolist(),
             },
         }
+
+    def settle(self, params: Any) -> Any:
+        """The same parameters with the temperature that minimises NLL on tune; no label changes."""
+        part = self._part("tune")
+        log_probs, _ = self._apply(part, params)
+        return replace(params, tau=params.tau * fit_temperature(log_probs, part.gold))
 
     def warm_start(self) -> list[dict[str, Any]]:
         """The optimum of NLL (convex) and of accuracy along gamma through it (exact), at kappa = 5."""

@@ -24,9 +24,9 @@ class ScoringDisplay(Watcher):
     def __init__(self) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}"),
             console=console,
         )
@@ -72,7 +72,7 @@ class RunDisplay(ScoringDisplay):
             better = max if self._direction == "maximize" else min
             self._best = value if self._best is None else better(self._best, value)
         best = "none yet" if self._best is None else f"{self._best:.4f}"
-        note = f"best feasible {self._metric} {best}, feasible {self._feasible / self._seen:.0%}"
+        note = f"best {best}, feasible {self._feasible / self._seen:.0%}"
         self.advance("trials", done, total, note)
 
     def sending(self, waiting: int) -> None:

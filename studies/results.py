@@ -11,6 +11,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.study import OpenStudy, feasible, finished, ranked
+from studies.trial import MEASURED
 from tracking import figures
 from tracking.report import write_report
 from tracking.spool import Spool
@@ -55,7 +56,7 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
         complete=len(complete),
         failed=sum(t.state == TrialState.FAIL for t in ended),
         pruned=sum(t.state == TrialState.PRUNED for t in ended),
-        duplicates=sum("duplicate_of" in t.user_attrs.get("origin", {}) for t in ended),
+        duplicates=sum("duplicate_of" in t.user_attrs.get(MEASURED, {}) for t in ended),
         feasible=sum(map(feasible, ended)),
         baseline=opened.baseline.metrics,
         gold={"entropy": opened.baseline.gold_entropy(), "top1_share": opened.baseline.gold_top1_share()},
@@ -71,7 +72,7 @@ def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
     return {
         "trial": trial.number,
         "params": asdict(opened.rooms.decode(trial.params)),
-        "metrics": trial.user_attrs["metrics"],
+        "metrics": trial.user_attrs[MEASURED]["metrics"],
         "constraints": dict(trial.constraints),
     }
 

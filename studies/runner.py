@@ -128,7 +128,7 @@ def _run_trials(opened: OpenStudy, stop: StopRequest, watcher: Watcher, spool: S
         opened.baseline,
         list(spec.optimize),
         opened.constraints,
-        seed=spec.seed,
+        seed=opened.sampler_seed,
     )
     runner.remember(trials)
     if spec.warm_start and not trials:

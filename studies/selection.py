@@ -12,6 +12,8 @@ from studies.study import OpenStudy, finished, ranked
 from tracking.significance import user_totals
 
 SHORTLIST = 5
+PROBABILITY_METRICS = {"nll", "brier", "calibration_error"}
+"""Metrics that see probabilities. A study that judges by none of them leaves the temperature to chance."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,16 @@ class Candidate:
 
 
 def shortlist(opened: OpenStudy) -> list[Candidate]:
-    """At most five feasible trials with distinct parameters, best on tune first, re-scored on the select users."""
+    """At most five feasible trials with distinct parameters, best on tune first, re-scored on the select users.
+
+    Where the study judged labels only, what does not move a label is settled by NLL on tune first.
+    """
     found: list[Candidate] = []
+    judged = {*opened.spec.optimize, *opened.spec.constraints}
     for trial in ranked(finished(opened.study.get_trials(deepcopy=False)), dict(opened.spec.optimize)):
         params = opened.rooms.decode(trial.params)
+        if not judged & PROBABILITY_METRICS:
+            params = opened.objective.settle(params)
         if len(found) < SHORTLIST and all(params != other.params for other in found):
             found.append(
                 Candidate(

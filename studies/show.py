@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from search_spaces import load_space
 from studies.storage import open_storage, storage_url
 from studies.study import RECORD, feasible, find_study, finished, ranked, stored_spec
+from studies.trial import MEASURED
 
 TOP = 10
 
@@ -59,7 +60,7 @@ def describe_study(name: str, home: Path, url: str | None) -> dict[str, Any]:
         {
             "trial": t.number,
             "params": asdict(rooms.decode(t.params)),
-            "metrics": t.user_attrs["metrics"],
+            "metrics": t.user_attrs[MEASURED]["metrics"],
         }
         for t, _ in zip(ranked(trials, dict(spec.optimize)), range(TOP), strict=False)
     ]

@@ -47,6 +47,7 @@ class OpenStudy:
     objective: Objective
     baseline: Evaluation
     constraints: list[Constraint]
+    sampler_seed: int
 
 
 def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, worker: str = "0") -> OpenStudy:
@@ -69,17 +70,29 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         "budget": spec.model_dump(mode="json", include={"promotion", "trials"}),
     }
     url = storage_url(home, spec.storage)
-    study = _create_or_load(spec, url, space, worker, record)
+    study = _create_or_load(spec, url, record)
+    sampler_seed = derived_seed(spec.seed, worker, len(study.get_trials(deepcopy=False)))
+    study.sampler = SAMPLERS[spec.sampler](sampler_seed, space)
     objective = load_objective(spec.objective, splits, scorer, progress)
     baseline = objective.evaluate(rooms.BASELINE)
     return OpenStudy(
-        spec, home, url, study, record, rooms, space, splits, scorer, objective, baseline, spec.parsed_constraints()
+        spec=spec,
+        home=home,
+        url=url,
+        study=study,
+        record=record,
+        rooms=rooms,
+        space=space,
+        splits=splits,
+        scorer=scorer,
+        objective=objective,
+        baseline=baseline,
+        constraints=spec.parsed_constraints(),
+        sampler_seed=sampler_seed,
     )
 
 
-def _create_or_load(
-    spec: StudySpec, url: str, space: dict[str, BaseDistribution], worker: str, record: dict[str, Any]
-) -> optuna.Study:
+def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna.Study:
     storage = open_storage(url)
     study = optuna.create_study(
         storage=storage,
@@ -96,8 +109,6 @@ def _create_or_load(
     study.set_user_attr(RECORD, record)
     with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
         study.set_metric_names(list(spec.optimize))
-    seed = derived_seed(spec.seed, worker, len(study.get_trials(deepcopy=False)))
-    study.sampler = SAMPLERS[spec.sampler](seed, space)
     return study
 
 

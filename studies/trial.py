@@ -20,6 +20,10 @@ from search_spaces import Space
 from studies.constraints import UNMEASURED, Constraint
 
 
+MEASURED = "measured"
+"""Trial attribute with metrics, sampler seed and, for repeated parameters, the trial whose result was reused."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What happened to a trial; what tracking and the progress display need."""
@@ -47,17 +51,17 @@ def all_metrics(evaluation: Evaluation, baseline: Evaluation) -> dict[str, float
 
 def outcome_of(trial: FrozenTrial) -> Outcome:
     """The outcome of a finished trial, from what the storage holds."""
-    origin = trial.user_attrs.get("origin", {})
+    measured = trial.user_attrs.get(MEASURED, {})
     return Outcome(
         number=trial.number,
         state=trial.state.name,
         params=dict(trial.params),
-        metrics=trial.user_attrs.get("metrics", {}),
+        metrics=measured.get("metrics", {}),
         violations=dict(trial.constraints),
         started_ms=int(trial.datetime_start.timestamp() * 1000) if trial.datetime_start else 0,
         ended_ms=int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else 0,
         failure=trial.user_attrs.get("failure"),
-        duplicate_of=origin.get("duplicate_of"),
+        duplicate_of=measured.get("duplicate_of"),
     )
 
 
@@ -80,7 +84,7 @@ class TrialRunner:
         for trial in trials:
             if trial.state == TrialState.COMPLETE:
                 params = self.rooms.decode(trial.params)
-                self.measured.setdefault(_canonical(params), (trial.number, trial.user_attrs["metrics"]))
+                self.measured.setdefault(_canonical(params), (trial.number, trial.user_attrs[MEASURED]["metrics"]))
 
     def run_one(self) -> Outcome:
         """Ask for one trial, measure it, tell the result."""
@@ -107,11 +111,10 @@ class TrialRunner:
             return self._end(trial, started, TrialState.FAIL, failure=traceback.format_exc())
         for name, violation in violations.items():
             trial.set_constraint(name, violation)
-        trial.set_user_attr("metrics", metrics)
-        origin: dict[str, Any] = {"seed": self.seed}
+        measured: dict[str, Any] = {"metrics": metrics, "seed": self.seed}
         if duplicate is not None:
-            origin["duplicate_of"] = duplicate
-        trial.set_user_attr("origin", origin)
+            measured["duplicate_of"] = duplicate
+        trial.set_user_attr(MEASURED, measured)
         self.study.tell(trial, values)
         return Outcome(
             trial.number, "COMPLETE", trial.params, metrics, violations, started, _now_ms(), duplicate_of=duplicate

@@ -1,9 +1,9 @@
 """Replays a spool to MLflow: `python -m tracking.mlflow_tracker HOME STUDY URI`.
 
 One experiment for a study, a parent run for the study, a child run for each trial and for the baseline, the best and
-the promoted result. Each run carries the tag `chamtune.key`. Notes are kept after every record, so that a record whose
-fate is unknown after a crash is looked up by its key and not logged twice. A database that does not know the noted
-experiment is filled anew from the first record: MLflow is a projection that can be rebuilt.
+the promoted result. Each run carries the tag `chamtune.key`, and the keys that MLflow has are read at the start, so
+that a record whose fate is unknown after a crash is not logged twice. Notes are kept after every record. A database
+that is not the noted one is filled anew from the first record: MLflow is a projection that can be rebuilt.
 
 While MLflow is out of reach the sender tries again, with growing pauses, until its parent has ended and a grace period
 is over. A record that MLflow refuses for what it says goes to `STUDY.rejected.jsonl` with the reason.
@@ -41,43 +41,47 @@ GRACE_S = 15.0
 
 CHAMPION = "champion"
 PARENT_TAG = "mlflow.parentRunId"
+KEY_TAG = "chamtune.key"
 REFUSED_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 Record = dict[str, Any]
 
 
 class Projection:
-    """Writes one study's records. `notes` is what must survive this process."""
+    """Writes one study's records. `runs` maps the keys of the experiment's runs to their ids."""
 
     def __init__(self, client: MlflowClient, spool: Spool, uri: str) -> None:
         self.client, self.spool = client, spool
-        self.notes = spool.sent()
-        self.certain = False
         experiment = client.get_experiment_by_name(spool.study)
-        known = experiment is not None and self.notes.get("experiment") == experiment.experiment_id
-        if self.notes.get("uri") != uri or not known:
-            self.notes = {"uri": uri, "offset": 0, "runs": {}}
-            self.notes["experiment"] = experiment.experiment_id if experiment else client.create_experiment(spool.study)
+        self.experiment = experiment.experiment_id if experiment else client.create_experiment(spool.study)
+        self.runs = self._known_runs() if experiment else {}
+        self.notes = spool.sent()
+        if (self.notes.get("uri"), self.notes.get("experiment")) != (uri, self.experiment):
+            self.notes = {"uri": uri, "experiment": self.experiment, "offset": 0}
+
+    def _known_runs(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        token: str | None = None
+        while True:
+            page = self.client.search_runs([self.experiment], max_results=1000, page_token=token)
+            found |= {run.data.tags[KEY_TAG]: run.info.run_id for run in page if KEY_TAG in run.data.tags}
+            token = page.token
+            if not token:
+                return found
 
     def replay(self, record: Record, end: int) -> None:
         """Log one record and note it. Safe to repeat."""
         HANDLERS[record["kind"]](self, record)
         self.notes["offset"] = end
         self.spool.note_sent(self.notes)
-        self.certain = True
 
     def run(self, key: str, name: str, tags: dict[str, str], start_ms: int, parent: str | None) -> str:
         """The id of the run with this key, created if need be."""
-        key = f"{self.spool.study}/{key}"
-        if not self.certain or key in self.notes["runs"]:
-            found = self.client.search_runs(
-                [self.notes["experiment"]], f"tags.`chamtune.key` = '{key}'", max_results=1
-            )
-            if found:
-                return str(found[0].info.run_id)
-        tags = {**tags, "chamtune.key": key, **({PARENT_TAG: parent} if parent else {})}
-        run = self.client.create_run(self.notes["experiment"], start_time=start_ms, tags=tags, run_name=name)
-        return str(run.info.run_id)
+        if key not in self.runs:
+            tags = {**tags, KEY_TAG: key, **({PARENT_TAG: parent} if parent else {})}
+            run = self.client.create_run(self.experiment, start_time=start_ms, tags=tags, run_name=name)
+            self.runs[key] = run.info.run_id
+        return self.runs[key]
 
     def log(self, run_id: str, record: Record, prefix: str = "") -> None:
         """One batch call: params and metrics."""
@@ -93,7 +97,6 @@ class Projection:
 def log_study(projection: Projection, record: Record) -> None:
     run_id = projection.run("study", record["study"], record["tags"], record["started_ms"], None)
     projection.client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in record["params"].items()])
-    projection.notes["runs"]["study"] = run_id
 
 
 def log_trial(projection: Projection, record: Record) -> None:
@@ -108,7 +111,7 @@ def log_trial(projection: Projection, record: Record) -> None:
     if record["failure"]:
         tags["failure"] = record["failure"][-5000:]
     name = f"trial-{record['number']:04d}"
-    parent = projection.notes["runs"]["study"]
+    parent = projection.runs["study"]
     run_id = projection.run(f"trial/{record['number']}", name, tags, record["started_ms"], parent)
     projection.log(run_id, record)
     status = "FINISHED" if record["state"] in ("COMPLETE", "PRUNED") else "FAILED"
@@ -118,18 +121,17 @@ def log_trial(projection: Projection, record: Record) -> None:
 def log_result(projection: Projection, record: Record) -> None:
     """A result with its folder of artifacts: baseline, best or promoted."""
     name = record["name"]
-    parent = projection.notes["runs"]["study"]
+    parent = projection.runs["study"]
     tags = {"optuna.study": projection.spool.study, "result": name, **record.get("tags", {})}
     run_id = projection.run(f"result/{record['key']}", name, tags, record["started_ms"], parent)
     projection.log(run_id, record)
     projection.client.log_artifacts(run_id, record["folder"])
     projection.client.set_terminated(run_id, "FINISHED", record["ended_ms"])
-    projection.notes["runs"][record["key"]] = run_id
 
 
 def log_summary(projection: Projection, record: Record) -> None:
     """The study's own figures, on the parent run; a resumed study logs them again."""
-    run_id = projection.notes["runs"]["study"]
+    run_id = projection.runs["study"]
     at = record["ended_ms"]
     metrics = [Metric(name, float(value), at, record["step"]) for name, value in record["metrics"].items()]
     projection.client.log_batch(run_id, metrics=metrics, tags=[RunTag(k, str(v)) for k, v in record["tags"].items()])
@@ -143,7 +145,7 @@ def register(projection: Projection, record: Record) -> None:
         client.create_registered_model(name)
     version = _version(client, name, generation)
     if version is None:
-        run_id = projection.notes["runs"][record["key"]]
+        run_id = projection.runs[f"result/{record['key']}"]
         created = client.create_model_version(
             name, source=f"runs:/{run_id}/deploy", run_id=run_id, tags={"generation": generation}
         )
@@ -230,7 +232,6 @@ def _replay(projection: Projection, record: Record, end: int) -> bool:
     try:
         projection.replay(record, end)
     except MlflowException as error:
-        projection.certain = False
         if error.error_code not in REFUSED_CODES:
             raise
         rejected = projection.spool.path.with_suffix(".rejected.jsonl")
@@ -248,6 +249,7 @@ def _reason(state: RetryCallState) -> str:
 
 
 def main() -> None:
+    os.nice(19)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     home, study, uri = sys.argv[1:]
     sys.exit(0 if send(Path(home), study, uri) else 75)

@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from personalization.files import write_atomic
-
 OFF = "none"
 """The tracking URI that switches tracking off."""
 
@@ -61,15 +59,18 @@ class Spool:
         return found
 
     def sent(self) -> dict[str, Any]:
-        """The sender's notes: URI, offset and run ids."""
-        if not self.sent_path.exists():
+        """The sender's notes: URI, experiment and offset; empty where there are none, or none that can be read."""
+        try:
+            notes: dict[str, Any] = json.loads(self.sent_path.read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
             return {}
-        notes: dict[str, Any] = json.loads(self.sent_path.read_text())
         return notes
 
     def note_sent(self, notes: Mapping[str, Any]) -> None:
-        """Keep the sender's notes."""
-        write_atomic(self.sent_path, json.dumps(notes))
+        """Keep the sender's notes. They may be lost in a power cut: what is sent again is recognised by its key."""
+        draft = self.sent_path.with_suffix(".new")
+        draft.write_text(json.dumps(notes))
+        os.replace(draft, self.sent_path)
 
     def waiting(self) -> int:
         """How many records have not been sent."""

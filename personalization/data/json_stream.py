@@ -15,8 +15,17 @@ from typing import Any
 from personalization.errors import DataError
 
 CHUNK_BYTES = 1 << 18
+CUT_OFF = "the file ends in the middle; it was cut off, fetch or write it again"
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\r\n"
+_NUMBER_GOES_ON = ("", *".eE+-0123456789")
+
+
+def _problem(error: json.JSONDecodeError) -> str:
+    """What a decoding error at the end of the file, or in the middle of it, means."""
+    rest = error.doc[error.pos :].strip()
+    cut_off = "Unterminated string" in error.msg or any(word.startswith(rest) for word in ("true", "false", "null"))
+    return CUT_OFF if cut_off else f"not JSON: {error.msg} near {rest[:20]!r}"
 
 
 class _Stream:
@@ -56,7 +65,7 @@ class _Stream:
         """Consume one of the allowed characters."""
         found = self.peek()
         if found == "":
-            raise self.fail("the file ends in the middle; it was cut off, fetch or write it again")
+            raise self.fail(CUT_OFF)
         if found not in allowed:
             raise self.fail(f"found {found!r} where one of {' '.join(allowed)} must stand")
         self.at += 1
@@ -69,13 +78,11 @@ class _Stream:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                cut_off = "Unterminated string" in error.msg or error.pos >= len(self.text) - 16
-                if not cut_off:
-                    raise self.fail(f"not JSON: {error.msg} near {self.text[error.pos : error.pos + 20]!r}") from None
-                if self.ended:
-                    raise self.fail("the file ends in the middle; it was cut off, fetch or write it again") from None
+                near_end = "Unterminated string" in error.msg or error.pos >= len(self.text) - 16
+                if not near_end or self.ended:
+                    raise self.fail(_problem(error)) from None
             else:
-                if end < len(self.text) or self.ended:
+                if self.ended or self.text[end : end + 1] not in _NUMBER_GOES_ON:
                     self.at = end
                     return value
             self.read()

@@ -273,8 +273,7 @@ def check_dataset(path: Path) -> Checked:
                     reader.add_gold(outputs, number, raw)
         except DataError as error:
             file, _, problem = str(error).partition(": ")
-            reader.defects.append(Defect(file, 0, "", problem, True))
-            return Checked(None, tuple(reader.defects))
+            return Checked(None, (Defect(file, 0, "", problem, True), *reader.defects))
     return reader.finish()
 
 

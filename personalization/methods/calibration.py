@@ -167,6 +167,18 @@ def _label_changes(base: Floats, slope: Floats, low: float, high: float) -> tupl
     return cuts[order], np.stack([rows, before], axis=1)[order], after[order]
 
 
+def fit_temperature(log_probs: Floats, gold: Ints) -> float:
+    """The factor on the temperature that minimises NLL (Guo et al. 2017), within [1/20, 20]."""
+    from scipy.optimize import minimize_scalar
+
+    rows = np.arange(len(gold))
+
+    def loss(log_factor: float) -> float:
+        return -float(log_softmax(log_probs / np.exp(log_factor))[rows, gold].mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))
+
+
 class NllFit(NamedTuple):
     """The optimum of the convex fit."""
 

@@ -1,0 +1,59 @@
+"""Fixtures: no network, no GPU, no hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from personalization.data.demo.world import make_world
+from personalization.data.lamp import write_dataset
+from personalization.evaluation import Evaluation
+from tests.tiny import make_model, make_tokenizer, random_evaluation
+
+torch.set_num_threads(2)
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama with its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    make_model("llama").save_pretrained(folder)
+    make_tokenizer(bos=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with LaMP files of 40 planted users with 2 questions each."""
+    folder = tmp_path_factory.mktemp("small-data")
+    write_dataset(folder, "small", make_world(3, users=40, questions_per_user=2).dataset)
+    return folder
+
+
+@pytest.fixture
+def spec_of(tiny_model: Path, small_data: Path):
+    """A function that makes a small, fast spec."""
+    from studies.spec import StudySpec, parse_spec
+
+    def make(**changes: object) -> StudySpec:
+        raw = {
+            "name": "small",
+            "data": {"path": str(small_data)},
+            "model": {"path": str(tiny_model)},
+            "constraints": {"entropy": ">= 0.6", "top1_share": "<= 0.9"},
+            "trials": 12,
+            "tracking": "none",
+        }
+        return parse_spec({**raw, **changes}, "test")
+
+    return make
+
+
+@pytest.fixture
+def evaluations() -> tuple[Evaluation, Evaluation]:
+    """(baseline, better candidate) on the same questions."""
+    return random_evaluation(1, skill=0.5), random_evaluation(2, skill=2.0)

@@ -1,0 +1,218 @@
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personalization.data.demo.world import make_world
+from personalization.data.json_stream import stream_records
+from personalization.data.lamp import check_dataset, read_dataset, write_dataset, write_predictions
+from personalization.errors import DataError
+
+INPUT = "Which tag does this movie relate to? tags: [comedy, action, true story] description: a film"
+
+
+def question(number: int = 0, **changes):
+    profile = [{"id": "h0", "description": "an old film", "tag": "comedy", "date": "2020-01-01"}]
+    return {"id": str(number), "user_id": "u1", "input": INPUT, "profile": profile, **changes}
+
+
+def write(folder: Path, questions, golds=None, raw: str | None = None) -> Path:
+    path = folder / "x_questions.json"
+    path.write_text(raw if raw is not None else json.dumps(questions))
+    if golds is not None:
+        (folder / "x_outputs.json").write_text(json.dumps({"task": "LaMP_2", "golds": golds}))
+    return path
+
+
+def gold(number: int = 0, output: str = "comedy"):
+    return {"id": str(number), "output": output}
+
+
+def fatal(path: Path) -> str:
+    """The single line that a user gets."""
+    with pytest.raises(DataError) as caught:
+        read_dataset(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_world_survives_writing_and_reading(tmp_path):
+    dataset = make_world(1, users=6).dataset
+    write_dataset(tmp_path, "demo", dataset)
+    assert read_dataset(tmp_path) == dataset
+    assert read_dataset(tmp_path / "demo_questions.json").fingerprint() == dataset.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "item", "labels"),
+    [
+        ("LaMP_2", INPUT, {"tag": "comedy", "description": "d"}, ("comedy", "action", "true story")),
+        (
+            "LaMP_2N",
+            "Which category? categories: [politics, style & beauty] article: a",
+            {"category": "politics", "text": "t", "title": "x"},
+            ("politics", "style & beauty"),
+        ),
+        (
+            "LaMP_1",
+            'For an author who has written the paper with the title "t", which reference is related? [1]: "a" [2]: "b"',
+            {"title": "t", "abstract": "a"},
+            ("[1]", "[2]"),
+        ),
+        ("LaMP_3", "What is the score? review: good", {"text": "t", "score": "5"}, ("1", "2", "3", "4", "5")),
+    ],
+)
+def test_tasks_are_told_by_their_fields(tmp_path, task, text, item, labels):
+    path = write(tmp_path, [question(input=text, profile=[{"id": "h", **item}])], [gold(output=labels[-1])])
+    dataset = read_dataset(path)
+    assert (dataset.task, dataset.labels, dataset.questions[0].gold) == (task, labels, labels[-1])
+    assert dataset.questions[0].history[0].label == item.get("tag", item.get("category", item.get("score")))
+
+
+def test_golds_object_jsonl_and_user_based_files_are_read(tmp_path):
+    questions = [{k: v for k, v in question(n).items() if k != "user_id"} for n in range(3)]
+    path = write(tmp_path, {"task": "LaMP_2", "golds": questions}, [gold(n) for n in range(3)])
+    dataset = read_dataset(path)
+    assert [q.user_id for q in dataset.questions] == ["0", "1", "2"]
+    merged = tmp_path / "merged.jsonl"
+    merged.write_text("".join(json.dumps({**q, "output": "action"}) + "\n" for q in questions))
+    assert [q.gold for q in read_dataset(merged).questions] == ["action"] * 3
+
+
+def test_questions_without_answers_are_read_without_golds(tmp_path):
+    assert read_dataset(write(tmp_path, [question()])).questions[0].gold is None
+
+
+@pytest.mark.parametrize(
+    ("questions", "golds", "line"),
+    [
+        ([question(0), question(0)], [gold()], "record 2: id: '0' stands already in"),
+        ([question(0)], [gold(), gold()], "record 2: id: '0' has an answer already"),
+        ([question(0)], [gold(output="horror")], "'horror' is not among the labels comedy, action, true story"),
+        ([question(0), question(1)], [gold(0)], "record 2: id: '1' has no answer in the outputs"),
+        ([question(0)], [gold(0), gold(7)], "'7' is the id of no question"),
+        ([question(input="")], [gold()], "record 1: input: empty"),
+        ([question(input=INPUT + "\0")], [gold()], "record 1: input: holds a null byte"),
+        ([question(input=INPUT + "\ud800")], [gold()], "record 1: input: holds half of a surrogate pair"),
+        ([question(profile=None)], [gold()], "record 1: profile: missing or not a list"),
+        ([question(profile=[{"id": "h"}])], [gold()], "record 1: profile[0]: its fields fit no task"),
+        ([question(profile=["x"])], [gold()], "record 1: profile[0]: a str, must be an object"),
+        ([["not", "an", "object"]], [gold()], "record 1: record: a list, must be an object"),
+        ([question(input="no list here")], [gold()], "no bracketed label list"),
+        (
+            [question(0), question(1, input=INPUT.replace("action", "drama"))],
+            [gold(0), gold(1)],
+            "record 2: input: its label list differs from the first question's in action, drama",
+        ),
+        ([], [], "no question found"),
+    ],
+)
+def test_each_defect_is_one_line_with_its_place(tmp_path, questions, golds, line):
+    assert line in fatal(write(tmp_path, questions, golds))
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        (json.dumps([question(0), question(1)])[:-40], "record 2: the file ends in the middle"),
+        ("", "record 0: the file ends in the middle"),
+        ('[{"id": "1"} {"id": "2"}]', "where one of , ] must stand"),
+        ('[{"id": "1", "input": "a\x00b"}]', "record 1: not JSON: Invalid control character"),
+        ('[{"id": NaN]', "not JSON"),
+        (json.dumps([question()]) + "x", "text after the end"),
+        ('"just text"', "where one of { must stand"),
+    ],
+)
+def test_broken_files_name_the_record(tmp_path, raw, line):
+    assert line in fatal(write(tmp_path, None, raw=raw))
+
+
+def test_wrong_encoding_names_the_byte(tmp_path):
+    path = tmp_path / "x_questions.json"
+    path.write_bytes(b'[{"id": "\xff"}]')
+    assert "byte 9 is not UTF-8" in fatal(path)
+
+
+def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    text = json.dumps([question()], indent=1).replace("\n", "\r\n")
+    path = tmp_path / "x_questions.json"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert len(read_dataset(path)) == 1
+    lines = tmp_path / "x.jsonl"
+    lines.write_bytes(b"\xef\xbb\xbf" + (json.dumps(question()) + "\r\n" + json.dumps(question(1)) + "\r\n").encode())
+    assert len(read_dataset(lines)) == 2
+
+
+def test_megabyte_records_are_read(tmp_path):
+    long = "x" * 1_000_000
+    path = write(tmp_path, [question(0, input=INPUT + long), question(1, input=INPUT + long)])
+    assert [len(q.text) for q in read_dataset(path).questions] == [len(INPUT) + 1_000_000] * 2
+
+
+def test_notes_do_not_stop_the_data(tmp_path):
+    odd = [{"id": "h", "description": "d", "tag": "horror"}]
+    path = write(tmp_path, [question(0, profile=[]), question(1, profile=odd, user_id="u2")], [gold(0), gold(1)])
+    checked = check_dataset(path)
+    assert [d.fatal for d in checked.defects] == [False, False]
+    assert len(checked.usable()) == 2
+
+
+def test_missing_path_and_empty_folder(tmp_path):
+    assert "no such file or folder" in fatal(tmp_path / "nothing")
+    assert "no *_questions.json or *.jsonl" in fatal(tmp_path)
+
+
+def test_predictions_file_has_the_official_form(tmp_path):
+    write_predictions(tmp_path / "p.json", "LaMP_2", {"1": "comedy"})
+    assert json.loads((tmp_path / "p.json").read_text()) == {
+        "task": "LaMP_2",
+        "golds": [{"id": "1", "output": "comedy"}],
+    }
+
+
+def test_memory_of_streaming_does_not_grow_with_the_file(tmp_path):
+    def peak(n: int) -> int:
+        path = write(tmp_path, [question(i, input="y" * 2000) for i in range(n)])
+        tracemalloc.start()
+        assert sum(1 for _ in stream_records(path)) == n
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(4000) < 1.3 * peak(1000)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(json_values, max_size=6), st.integers(1, 40), st.booleans())
+def test_stream_equals_json_load(tmp_path_factory, values, chunk, ascii_only):
+    path = tmp_path_factory.mktemp("stream") / "x.json"
+    text = json.dumps(values, ensure_ascii=ascii_only)
+    if not ascii_only:
+        text = text.encode("utf-8", "replace").decode()
+    path.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("personalization.data.json_stream.CHUNK_BYTES", chunk)
+        assert [value for _, value, _ in stream_records(path)] == json.loads(text)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(json_values, max_size=4), st.binary(max_size=4), st.floats(0, 1))
+def test_any_damage_is_one_line_and_never_a_traceback(tmp_path_factory, values, damage, place):
+    path = tmp_path_factory.mktemp("damage") / "x_questions.json"
+    data = json.dumps([question(), *values]).encode("utf-8", "replace")
+    at = int(place * len(data))
+    path.write_bytes(data[:at] + damage + data[at + len(damage) :])
+    try:
+        read_dataset(path)
+    except DataError as error:
+        assert "\n" not in str(error)
