@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,11 @@ def spec_of(tiny_model: Path, small_data: Path):
 def evaluations() -> tuple[Evaluation, Evaluation]:
     """(baseline, better candidate) on the same questions."""
     return random_evaluation(1, skill=0.5), random_evaluation(2, skill=2.0)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nothing listens on at present."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
