@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from optuna import pruners, samplers
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
 
 from personalization.errors import UsageError
 
@@ -62,3 +64,15 @@ PRUNERS: dict[str, Callable[[], pruners.BasePruner]] = {
     "hyperband": pruners.HyperbandPruner,
     "wilcoxon": pruners.WilcoxonPruner,
 }
+
+
+def make_sampler(name: str, seed: int, space: Space) -> samplers.BaseSampler:
+    """A sampler by name. Optuna's notes that one is experimental are left out: the user chose it."""
+    with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+        return SAMPLERS[name](seed, space)
+
+
+def make_pruner(name: str) -> pruners.BasePruner:
+    """A pruner by name."""
+    with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+        return PRUNERS[name]()

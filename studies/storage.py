@@ -13,6 +13,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def open_storage(url: str) -> RDBStorage:
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     engine_kwargs = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if is_sqlite else {"pool_pre_ping": True}
     try:
-        storage = RDBStorage(url, engine_kwargs=engine_kwargs)
+        with _one_creator(url if is_sqlite else None):
+            storage = RDBStorage(url, engine_kwargs=engine_kwargs)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, KeyError) as error:
         raise UnavailableError(f"storage {_without_password(url)}: {_reason(error)}") from error
     except ImportError as error:
@@ -49,6 +52,17 @@ def open_storage(url: str) -> RDBStorage:
         sqlalchemy.event.listen(storage.engine, "connect", _configure_sqlite)
         storage.engine.dispose()
     return storage
+
+
+@contextmanager
+def _one_creator(sqlite_url: str | None) -> Iterator[None]:
+    """Two processes that create the tables of one SQLite file at once would both fail."""
+    if sqlite_url is None:
+        yield
+        return
+    with Path(f"{sqlite_url.removeprefix('sqlite:///')}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

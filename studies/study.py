@@ -21,7 +21,7 @@ from search_spaces import Space, load_space, overridden
 from studies.constraints import Constraint
 from studies.data import load_splits
 from studies.record import refuse_changes, versions
-from studies.samplers import PRUNERS, SAMPLERS, derived_seed
+from studies.samplers import derived_seed, make_pruner, make_sampler
 from studies.spec import StudySpec, parse_spec
 from studies.storage import WORKER_LOST, open_storage, storage_url
 
@@ -57,7 +57,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         space = overridden(rooms.SPACE, spec.space)
     except ValueError as error:
         raise UsageError(f"spec {spec.name}: {error}") from None
-    SAMPLERS[spec.sampler](0, space)
+    make_sampler(spec.sampler, 0, space)
     splits = load_splits(spec)
     scorer = CachedScorer(
         spec.model.path, home / "cache" / "scores", spec.model.dtype, spec.model.device, spec.model.chat
@@ -72,7 +72,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
     url = storage_url(home, spec.storage)
     study = _create_or_load(spec, url, record)
     sampler_seed = derived_seed(spec.seed, worker, len(study.get_trials(deepcopy=False)))
-    study.sampler = SAMPLERS[spec.sampler](sampler_seed, space)
+    study.sampler = make_sampler(spec.sampler, sampler_seed, space)
     objective = load_objective(spec.objective, splits, scorer, progress)
     baseline = objective.evaluate(rooms.BASELINE)
     return OpenStudy(
@@ -98,7 +98,7 @@ def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna
         storage=storage,
         study_name=spec.name,
         directions=list(spec.optimize.values()),
-        pruner=PRUNERS[spec.pruner](),
+        pruner=make_pruner(spec.pruner),
         load_if_exists=True,
     )
     stored = study.user_attrs.get(RECORD)

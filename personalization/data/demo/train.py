@@ -1,11 +1,17 @@
-"""Train the demo model: `python -m personalization.data.demo.train OUT [--null]` (about 20 minutes on two cores).
+"""Train the demo model: `python -m personalization.data.demo.train OUT` (about 30 minutes on two cores).
 
-A causal language model of Llama architecture learns documents of the planted world. Half of them are questions without
-history, whose answer is "true story" with probability `BIAS` whatever the movie: that is the label bias which the
-un-tuned model shows. The others hold 3 to 8 history items of one user before the question, all labelled by that user,
-so that the model learns to read a user's group and taste from the prompt. Tastes are milder here than in the world
-(`TASTE`), which makes the readings easier to learn. The null model learns documents of the null
-world without the bias. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens.
+A causal language model of Llama architecture learns documents of the planted world, of three kinds:
+
+    question   no history; the answer is "true story" with probability `BIAS` whatever the movie. That is the label
+               bias which the un-tuned model shows
+    list       8 to 14 history items of one user, and nothing else
+    both       3 to 8 history items before a question, all labelled by the same user
+
+So the model learns to read a user's group and taste from history in the prompt. Some documents of the last two kinds
+begin by naming the group (`GROUP_NAMES`): the model learns the readings from those first, and then to do without. No
+prompt of ours ever names a group. Tastes are milder here than in the world (`TASTE`), which makes the readings easier to
+learn. The null model (`--null --start OUT`) goes on from the finished demo model with documents of the null world,
+without the bias. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens.
 """
 
 from __future__ import annotations
@@ -20,12 +26,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from personalization.data.demo.world import INSTRUCTION, draw_movie, draw_user
+from personalization.data.demo.world import INSTRUCTION, User, draw_movie, draw_user
 from personalization.data.prompts import ANSWER_CUE, history_text
 from personalization.data.records import HistoryItem
 
 BIAS = 0.4
-TASTE = 1.3
+TASTE = 1.0
+GROUP_NAMES = ("amber", "cobalt", "ivory", "jade")
+NAMED_SHARE = 0.4
 TEXT_WEIGHT = 0.02
 CONTEXT = 2048
 VOCABULARY = 1024
@@ -37,23 +45,33 @@ Segment = tuple[str, bool]
 def draw_document(rng: np.random.Generator, null: bool) -> list[Segment]:
     """One training document, cut into answers and the text between them."""
     user = draw_user(rng, "trainee", null, TASTE)
-    with_history = rng.random() < 0.5
+    kind = rng.choice(["question", "list", "both"], p=[0.3, 0.35, 0.35])
     segments: list[Segment] = []
-    if with_history:
-        items = []
-        for number in range(int(rng.integers(3, 9))):
-            _, description, tag = draw_movie(rng, user)
-            items.append(HistoryItem(str(number), description, tag))
-        text = history_text("LaMP_2", items)
-        for item in items:
-            before, text = text.split(f'" is "{item.label}"', 1)
-            segments += [(before + '" is "', False), (f'{item.label}"', True)]
-        segments.append((text, False))
-    _, description, tag = draw_movie(rng, user)
-    if not null and not with_history and rng.random() < BIAS:
-        tag = "true story"
-    segments += [(INSTRUCTION + description + ANSWER_CUE, False), (f" {tag}\n", True)]
+    if kind != "question":
+        if user.group is not None and rng.random() < NAMED_SHARE:
+            segments.append((f"{GROUP_NAMES[user.group]} viewer. ", False))
+        few, many = (8, 15) if kind == "list" else (3, 9)
+        segments += _history(rng, user, int(rng.integers(few, many)))
+    if kind != "list":
+        _, description, tag = draw_movie(rng, user)
+        if not null and kind == "question" and rng.random() < BIAS:
+            tag = "true story"
+        segments += [(INSTRUCTION + description + ANSWER_CUE, False), (f" {tag}\n", True)]
     return segments
+
+
+def _history(rng: np.random.Generator, user: User, count: int) -> list[Segment]:
+    """History items as they stand in a prompt."""
+    items = []
+    for number in range(count):
+        _, description, tag = draw_movie(rng, user)
+        items.append(HistoryItem(str(number), description, tag))
+    text = history_text("LaMP_2", items)
+    segments: list[Segment] = []
+    for item in items:
+        before, text = text.split(f'" is "{item.label}"', 1)
+        segments += [(before + '" is "', False), (f'{item.label}"', True)]
+    return [*segments, (text, False)]
 
 
 def train_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
@@ -106,9 +124,8 @@ def batches(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, null: 
             yield ids, weights
 
 
-def train(out: Path, null: bool, steps: int, rows: int, peak_rate: float) -> None:
-    """Train from scratch and write model, tokenizer and config to `out`."""
-    rng = np.random.default_rng(7)
+def new_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A model with random weights, and its tokenizer."""
     torch.manual_seed(7)
     tokenizer = train_tokenizer(np.random.default_rng(1))
     config = LlamaConfig(
@@ -124,7 +141,17 @@ def train(out: Path, null: bool, steps: int, rows: int, peak_rate: float) -> Non
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
+    return LlamaForCausalLM(config), tokenizer
+
+
+def train(out: Path, start: Path | None, null: bool, steps: int, rows: int, peak_rate: float) -> None:
+    """Train, from scratch or from `start`, and write model, tokenizer and config to `out`."""
+    rng = np.random.default_rng(7)
+    if start is None:
+        model, tokenizer = new_model()
+    else:
+        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     started, answer_loss = time.time(), 0.0
@@ -160,12 +187,13 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
+    parser.add_argument("--start", type=Path, help="folder of a model to go on from")
     parser.add_argument("--null", action="store_true", help="the null world: no taste, no groups, no bias")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--peak-rate", type=float, default=2e-3)
     arguments = parser.parse_args()
-    train(arguments.out, arguments.null, arguments.steps, arguments.rows, arguments.peak_rate)
+    train(arguments.out, arguments.start, arguments.null, arguments.steps, arguments.rows, arguments.peak_rate)
 
 
 if __name__ == "__main__":

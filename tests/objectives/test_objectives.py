@@ -1,0 +1,119 @@
+"""Contract: every objective listed in OBJECTIVES, on planted scores."""
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+
+from objectives import OBJECTIVES, load_objective
+from personalization.data.demo.world import TAGS, make_world
+from personalization.data.splits import split_users
+from personalization.deployment import Deployment
+from search_spaces import load_space
+
+
+class PlantedScorer:
+    """Scores that lean to the gold label and strongly to "true story". Counts its calls."""
+
+    fingerprint = "planted"
+
+    def __init__(self, world):
+        self.golds = {q.text: q.gold for q in world.dataset.questions}
+        self.calls = 0
+
+    def label_logprobs(self, prompts, continuations, progress=None):
+        self.calls += 1
+        rng = np.random.default_rng(0)
+        scores = rng.normal(size=(len(prompts), len(continuations))).astype(np.float32)
+        scores[:, TAGS.index("true story")] += 3.0
+        for row, prompt in enumerate(prompts):
+            gold = self.golds.get(prompt.removesuffix("\nanswer:"))
+            if gold is not None:
+                scores[row, TAGS.index(gold)] += 1.0
+        return scores
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(5, users=60, questions_per_user=2)
+
+
+@pytest.fixture(params=OBJECTIVES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def scorer(world):
+    return PlantedScorer(world)
+
+
+@pytest.fixture
+def objective(name, world, scorer):
+    return load_objective(name, split_users(world.dataset), scorer)
+
+
+def some_params(name, count=5):
+    space = load_space(name)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [space.decode(study.ask(dict(space.SPACE)).params) for _ in range(count)]
+
+
+def test_baseline_is_the_untuned_model(name, objective):
+    evaluation = objective.evaluate(load_space(name).BASELINE)
+    assert evaluation.metrics["top1_share"] > 0.6
+    assert np.allclose(np.exp(evaluation.log_probs).sum(axis=1), 1)
+
+
+def test_a_trial_costs_no_scoring_and_repeats_exactly(name, objective, scorer):
+    objective.evaluate(load_space(name).BASELINE)
+    calls = scorer.calls
+    for params in some_params(name):
+        first, again = objective.evaluate(params), objective.evaluate(params)
+        assert (first.log_probs == again.log_probs).all()
+        assert all(np.isfinite(v) for v in first.metrics.values())
+    assert scorer.calls == calls
+
+
+def test_parts_are_measured_on_their_own_users(name, objective, world):
+    splits = split_users(world.dataset)
+    for part in ("tune", "select", "confirm"):
+        evaluation = objective.evaluate(load_space(name).BASELINE, part)
+        assert evaluation.question_ids == tuple(q.id for q in splits.part(part).questions)
+
+
+def test_scoring_confirm_users_changes_nothing_on_tune(name, objective):
+    params = some_params(name)[0]
+    before = objective.evaluate(params).log_probs
+    objective.evaluate(params, "confirm")
+    assert (objective.evaluate(params).log_probs == before).all()
+
+
+def test_reported_steps_end_before_the_last(name, objective):
+    seen = []
+    objective.evaluate(some_params(name)[0], report=lambda step, value: seen.append((step, value)))
+    assert [step for step, _ in seen] == [1, 2, 3, 4]
+    assert all(0 <= value <= 1 for _, value in seen)
+
+
+def test_settling_moves_no_label_and_worsens_no_likelihood(name, objective):
+    for params in some_params(name):
+        before, after = objective.evaluate(params), objective.evaluate(objective.settle(params))
+        assert (before.predicted == after.predicted).all()
+        assert after.metrics["nll"] <= before.metrics["nll"] + 1e-6
+
+
+def test_deployment_answers_as_the_trial_did(name, objective, world, scorer):
+    confirm = split_users(world.dataset).confirm
+    for params in some_params(name):
+        config = yaml.safe_load(yaml.safe_dump({**objective.deployment(params), "fallback": {}}))
+        answers = Deployment(config, scorer).predict(confirm.questions)
+        evaluation = objective.evaluate(params, "confirm")
+        assert [a.label for a in answers] == [TAGS[i] for i in evaluation.predicted]
+        assert [a.prior_mode for a in answers] == list(evaluation.prior_modes)
+
+
+def test_warm_start_is_inside_the_space(name, objective):
+    for raw in objective.warm_start():
+        assert set(raw) == set(load_space(name).SPACE)
+        load_space(name).decode(raw)

@@ -1,0 +1,310 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from objectives.calibration import Calibration
+from personalization.errors import UsageError
+from studies.runner import run_study
+from studies.samplers import PRUNERS, SAMPLERS, derived_seed
+from studies.storage import open_storage, recover_lost_trials, storage_url
+from studies.study import find_study, ranked
+from studies.trial import MEASURED
+
+
+def trials_of(home, name="small"):
+    return find_study(name, home, None).get_trials(deepcopy=False)
+
+
+def test_a_study_runs_and_every_trial_says_what_it_measured(tmp_path, spec_of):
+    result = run_study(spec_of(), tmp_path)
+    trials = trials_of(tmp_path)
+    assert (result.trials, result.complete, len(trials)) == (12, 12, 12)
+    for trial in trials:
+        assert list(trial.constraints) == ["entropy", "top1_share"]
+        metrics = trial.user_attrs[MEASURED]["metrics"]
+        assert trial.value == metrics["accuracy"]
+        assert trial.constraints["entropy"] == pytest.approx((0.6 - metrics["entropy"]) / 0.6)
+        assert trial.user_attrs[MEASURED]["seed"] == derived_seed(0, "0", 0)
+    assert result.feasible == sum(all(v <= 0 for v in t.constraints.values()) for t in trials)
+    if result.best:
+        assert result.best["trial"] == find_study("small", tmp_path, None).best_trial.number
+    assert (tmp_path / "results" / "small" / "baseline" / "summary.csv").exists()
+
+
+def test_the_same_seed_gives_the_same_trials(tmp_path, spec_of):
+    run_study(spec_of(), tmp_path / "a")
+    run_study(spec_of(), tmp_path / "b")
+    first, second = ([(t.params, t.value) for t in trials_of(tmp_path / name)] for name in "ab")
+    assert first == second
+    run_study(spec_of(seed=1), tmp_path / "c")
+    assert [t.params for t in trials_of(tmp_path / "c")] != [p for p, _ in first]
+
+
+def test_resuming_continues_to_the_total_and_proposes_new_points(tmp_path, spec_of):
+    run_study(spec_of(trials=5), tmp_path)
+    run_study(spec_of(trials=10), tmp_path)
+    params = [json.dumps(t.params) for t in trials_of(tmp_path)]
+    assert len(params) == len(set(params)) == 10
+    assert run_study(spec_of(trials=10), tmp_path).trials == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sampler": "random"}, "spec.sampler: tpe -> random"),
+        ({"constraints": {"entropy": ">= 0.5"}}, "spec.constraints.entropy: >= 0.6 -> >= 0.5"),
+        ({"space": {"tau": 1.0}}, "spec.space.tau: (absent) -> 1.0"),
+    ],
+)
+def test_resuming_with_another_spec_is_refused_with_the_difference(tmp_path, spec_of, changes, said):
+    run_study(spec_of(trials=2), tmp_path)
+    with pytest.raises(UsageError) as caught:
+        run_study(spec_of(trials=3, **changes), tmp_path)
+    assert said in str(caught.value)
+    assert len(trials_of(tmp_path)) == 2
+
+
+def test_resuming_with_other_data_or_another_model_is_refused(tmp_path, spec_of, small_data, tiny_model):
+    import shutil
+
+    data, model = tmp_path / "data", tmp_path / "model"
+    shutil.copytree(small_data, data)
+    shutil.copytree(tiny_model, model)
+    spec = spec_of(trials=2, data={"path": str(data)}, model={"path": str(model)})
+    run_study(spec, tmp_path / "home")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    with pytest.raises(UsageError, match="model: "):
+        run_study(spec, tmp_path / "home")
+    (model / "config.json").write_text(json.dumps(config, indent=2))
+    outputs = data / "small_outputs.json"
+    shutil.copy(tiny_model / "config.json", model / "config.json")
+    golds = json.loads(outputs.read_text())
+    golds["golds"][0]["output"] = "violence" if golds["golds"][0]["output"] != "violence" else "comedy"
+    outputs.write_text(json.dumps(golds))
+    with pytest.raises(UsageError, match="data\\."):
+        run_study(spec, tmp_path / "home")
+
+
+def test_repeated_parameters_are_not_measured_again(tmp_path, spec_of, monkeypatch):
+    measured = []
+    real = Calibration.evaluate
+
+    def counting(self, params, part="tune", report=None):
+        measured.append(params)
+        return real(self, params, part, report)
+
+    monkeypatch.setattr(Calibration, "evaluate", counting)
+    space = {"kappa": 5.0, "tau": 1.0, "source": "batch", "prior_mode": "user", "beta": [0, 1], "gamma": [0, 1, 2]}
+    result = run_study(spec_of(trials=30, space=space, sampler="random"), tmp_path)
+    distinct = {str(p) for p in measured}
+    assert len(distinct) <= 6
+    assert len(measured) <= len(distinct) + 3
+    assert result.duplicates == 30 - len({json.dumps(t.params) for t in trials_of(tmp_path) if "duplicate_of" not in t.user_attrs[MEASURED]})
+    for trial in trials_of(tmp_path):
+        original = trial.user_attrs[MEASURED].get("duplicate_of")
+        if original is not None:
+            assert trials_of(tmp_path)[original].value == trial.value
+
+
+def test_a_failing_trial_is_recorded_and_the_study_goes_on(tmp_path, spec_of, monkeypatch):
+    real = Calibration.evaluate
+    calls = iter(range(1000))
+
+    def sometimes(self, params, part="tune", report=None):
+        number = next(calls)
+        if number == 2:
+            raise RuntimeError("planted failure")
+        evaluation = real(self, params, part, report)
+        if number == 4:
+            evaluation.metrics["accuracy"] = float("nan")
+        return evaluation
+
+    monkeypatch.setattr(Calibration, "evaluate", sometimes)
+    result = run_study(spec_of(trials=6), tmp_path)
+    failed = [t for t in trials_of(tmp_path) if t.state == TrialState.FAIL]
+    assert (result.failed, result.complete) == (2, 4)
+    assert "RuntimeError: planted failure" in failed[0].user_attrs["failure"]
+    assert "non_finite_objective: accuracy is nan" in failed[1].user_attrs["failure"]
+
+
+def test_a_study_without_a_feasible_trial_names_the_closest(tmp_path, spec_of):
+    result = run_study(spec_of(trials=4, constraints={"entropy": ">= 99"}), tmp_path)
+    assert result.best is None
+    assert result.closest["constraints"]["entropy"] > 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_runs_and_resumes(tmp_path, spec_of, sampler):
+    finite = {"kappa": 5.0, "tau": 1.0, "source": "batch", "prior_mode": "user", "beta": [0.5, 1], "gamma": [0.5, 1, 2]}
+    space = finite if sampler in ("grid", "brute") else {}
+    spec = spec_of(trials=5, sampler=sampler, space=space)
+    run_study(spec, tmp_path)
+    total = 40 if sampler in ("grid", "brute") else 12
+    result = run_study(spec.model_copy(update={"trials": total}), tmp_path)
+    assert result.failed == 0
+    assert result.trials == (6 if sampler in ("grid", "brute") else 12)
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_every_pruner_runs_and_leaves_no_pruned_trial_feasible(tmp_path, spec_of, pruner):
+    result = run_study(spec_of(trials=25, pruner=pruner, constraints={}), tmp_path)
+    assert result.failed == 0
+    for trial in trials_of(tmp_path):
+        assert bool(trial.intermediate_values) == (pruner != "none")
+    if pruner == "median":
+        assert result.pruned > 0
+
+
+def test_several_metrics_give_a_front(tmp_path, spec_of):
+    spec = spec_of(trials=15, optimize={"accuracy": "maximize", "nll": "minimize"})
+    run_study(spec, tmp_path)
+    study = find_study("small", tmp_path, None)
+    front = {t.number for t in study.best_trials}
+    first = list(ranked(study.trials, dict(spec.optimize)))[: len(front)]
+    assert {t.number for t in first} == front
+    assert (tmp_path / "results" / "small" / "best" / "pareto.png").exists()
+
+
+def test_warm_start_comes_first(tmp_path, spec_of):
+    run_study(spec_of(trials=4, warm_start=True), tmp_path)
+    flags = [t.user_attrs.get("warm_start", False) for t in trials_of(tmp_path)]
+    assert flags == [False] * 4 or flags[0] is True
+
+
+def test_lost_trials_fail_and_are_retried_once_and_clean(tmp_path):
+    study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
+    space = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    dead = study.ask(space)
+    dead.set_constraint("entropy", 5.0)
+    assert recover_lost_trials(study) == [0]
+    assert recover_lost_trials(study) == []
+    retry = study.ask(space)
+    assert (retry.params, retry.user_attrs["retry_of"]) == (dead.params, 0)
+    retry.set_constraint("entropy", -1.0)
+    study.tell(retry, 0.0)
+    assert study.trials[1].constraints == {"entropy": -1.0}
+    assert study.trials[0].user_attrs["failure"] == "worker_lost"
+
+
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts `chamtune run` in a process of its own; whatever still runs at the end is killed."""
+    processes = []
+
+    def run(spec, trials):
+        path = tmp_path / "spec.yaml"
+        path.write_text(yaml.safe_dump({**spec.model_dump(mode="json"), "trials": trials}))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "run", str(path), "--home", str(tmp_path / "home"), "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_trials(home, at_least, process):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if (home / "studies.db").exists():
+            try:
+                if len(trials_of(home)) >= at_least:
+                    return
+            except UsageError:
+                pass
+        time.sleep(0.05)
+    raise AssertionError(process.communicate()[1].decode()[-2000:])
+
+
+@pytest.mark.timeout(240)
+def test_kill_9_loses_no_finished_trial_and_leaves_none_running(tmp_path, spec_of, start):
+    home, spec = tmp_path / "home", spec_of()
+    chance = random.Random(0)
+    seen: dict[int, float] = {}
+    for round_ in range(3):
+        process = start(spec, 100_000)
+        wait_for_trials(home, len(seen) + 3, process)
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        finished = {t.number: t.value for t in trials_of(home) if t.state == TrialState.COMPLETE}
+        assert {n: finished[n] for n in seen} == seen, round_
+        seen = finished
+    total = len([t for t in trials_of(home) if t.state == TrialState.COMPLETE]) + 2
+    run_study(spec.model_copy(update={"trials": total}), home)
+    trials = trials_of(home)
+    assert [t.number for t in trials] == list(range(len(trials)))
+    assert not [t for t in trials if t.state == TrialState.RUNNING]
+    assert {n: trials[n].value for n in seen} == seen
+    lost = [t for t in trials if t.user_attrs.get("failure") == "worker_lost"]
+    retried = {t.user_attrs.get("retry_of") for t in trials}
+    assert all(t.number in retried for t in lost if t.params)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_study_after_the_running_trial(tmp_path, spec_of, start, number):
+    home = tmp_path / "home"
+    process = start(spec_of(), 100_000)
+    wait_for_trials(home, 3, process)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err.decode()
+    answer = json.loads(out.decode().splitlines()[-1])
+    states = {t.state for t in trials_of(home)}
+    assert states == {TrialState.COMPLETE}
+    assert answer["stopped_by"] == number
+    assert answer["trials"] == len(trials_of(home))
+
+
+def test_tpe_comes_within_a_point_of_the_exact_constrained_optimum(tmp_path, spec_of):
+    """Over a planted table, so that the optimum is not at the baseline."""
+    from objectives import load_objective
+    from personalization.data.demo.world import make_world
+    from personalization.data.splits import split_users
+    from personalization.methods.calibration import line_optimum
+    from personalization.methods.priors import taste
+    from search_spaces import calibration as space
+    from studies.trial import TrialRunner
+    from tests.objectives.test_objectives import PlantedScorer
+
+    world = make_world(11, users=160, questions_per_user=3)
+    objective = load_objective("calibration", split_users(world.dataset), PlantedScorer(world))
+    part = objective._part("tune")
+    exact = 0.0
+    for kappa in np.geomspace(0.5, 50, 12):
+        log_pi, _ = taste(part.counts, objective.tables.global_probs, "user", kappa)
+        for source in objective.tables.log_model.values():
+            for beta in np.linspace(0, 2, 41):
+                found = line_optimum(part.scores - beta * source, log_pi, part.gold, (-0.5, 2.0), 0.6, 0.55)
+                exact = max(exact, found.accuracy if found else 0.0)
+    study = optuna.create_study(direction="maximize", sampler=SAMPLERS["tpe"](0, space.SPACE))
+    from studies.constraints import parse_constraint
+
+    bounds = [parse_constraint("entropy", ">= 0.6"), parse_constraint("top1_share", "<= 0.55")]
+    baseline = objective.evaluate(space.BASELINE)
+    runner = TrialRunner(study, space.SPACE, space, objective, baseline, ["accuracy"], bounds, seed=0)
+    for _ in range(200):
+        runner.run_one()
+    assert study.best_value >= exact - 0.01
+    assert study.best_value <= exact + 1e-9 + 0.01
+    assert exact > baseline.metrics["accuracy"] + 0.05

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personalization.errors import ChamtuneError, UsageError
+from studies.constraints import parse_constraint
+from studies.spec import RESUMABLE, StudySpec, load_spec, parse_spec, presets
+
+MINIMAL = {"name": "s", "data": {"path": "demo"}, "model": {"path": "demo"}}
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_are_valid_and_named_after_their_file(name):
+    assert load_spec(name).name == name
+
+
+def test_the_five_presets_are_there():
+    assert presets() == ["demo", "demo-null", "demo-pareto", "sweep-global", "sweep-user"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimise": {}}, "optimise: unknown key; did you mean 'optimize'?"),
+        ({"model": {"path": "demo", "dype": "x"}}, "model.dype: unknown key; did you mean 'dtype'?"),
+        ({"optimize": {"acuracy": "maximize"}}, "no metric 'acuracy'; did you mean 'accuracy'?"),
+        ({"constraints": {"entropy": "> 0.6"}}, '"> 0.6" is no bound'.replace('"> 0.6"', "'> 0.6'")),
+        ({"sampler": "tpee"}, "sampler: Input should be 'tpe', 'nsga2'"),
+        ({"trials": 0}, "trials: Input should be greater than or equal to 1, but got 0"),
+        ({"data": {}}, "data: give either path or files"),
+        ({"data": {"path": "x", "shares": {"tune": 0.5, "select": 0.2, "confirm": 0.2}}}, "add up to 1"),
+        ({"pruner": "median", "optimize": {"accuracy": "maximize", "nll": "minimize"}}, "cannot prune"),
+        ({"name": "../escape"}, "name: String should match pattern"),
+        ({"model": {}}, "model.path: Field required"),
+    ],
+)
+def test_a_wrong_spec_is_one_line(changes, message):
+    with pytest.raises(UsageError) as caught:
+        parse_spec({**MINIMAL, **changes}, "my.yaml")
+    assert str(caught.value).startswith("my.yaml: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "line 1: not YAML"), ("- a", "this is a list"), ("!!python/object/apply:os.system [ls]", "not YAML")],
+)
+def test_a_file_that_is_no_spec_is_one_line(tmp_path, text, message):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_spec(str(path))
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UsageError, match="did you mean 'demo-null'"):
+        load_spec("demo-nul")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([*StudySpec.model_fields, "junk"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda c: st.lists(c, max_size=2) | st.dictionaries(st.text(max_size=5), c, max_size=2),
+            max_leaves=4,
+        ),
+    )
+)
+def test_any_mapping_is_a_spec_or_one_error(raw):
+    try:
+        parse_spec(raw, "x")
+    except ChamtuneError as error:
+        assert "\n" not in str(error)
+
+
+def test_every_key_but_the_budget_is_part_of_the_identity():
+    spec = parse_spec(MINIMAL, "x")
+    assert set(StudySpec.model_fields) - set(spec.identity()) == set(RESUMABLE)
+
+
+def test_schema_is_json_with_descriptions():
+    schema = json.loads(json.dumps(StudySpec.model_json_schema()))
+    assert schema["additionalProperties"] is False
+    assert "value fixes" in schema["properties"]["space"]["description"]
+
+
+def test_constraint_violations_compare():
+    low, high = parse_constraint("entropy", ">= 0.6"), parse_constraint("top1_share", "<=0.55")
+    assert low.violation(0.3) == pytest.approx(0.5)
+    assert high.violation(0.55) == 0
+    assert high.violation(0.5) < 0 < high.violation(0.6)
