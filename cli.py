@@ -80,9 +80,7 @@ def studies(home: HomeOption = HOME, storage: StorageOption = None, as_json: Jso
 
 
 @app.command()
-def show(
-    study: str, home: HomeOption = HOME, storage: StorageOption = None, as_json: JsonOption = False
-) -> None:
+def show(study: str, home: HomeOption = HOME, storage: StorageOption = None, as_json: JsonOption = False) -> None:
     """Show one study: spec, counts, best trials."""
     from studies.display import print_study
     from studies.show import describe_study

@@ -57,9 +57,7 @@ def user_directions(backbone: CausalBackbone, dataset: Dataset) -> dict[str, np.
     for question in {q.user_id: q for q in dataset.questions}.values():
         recent = question.history[-HISTORY_ITEMS:]
         asked = [Question(h.id, question.user_id, INSTRUCTION + h.text, (), h.label) for h in recent]
-        with_history = [
-            prompt(dataset.task, q, [h for h in recent if h.id != q.id]) for q in asked
-        ]
+        with_history = [prompt(dataset.task, q, [h for h in recent if h.id != q.id]) for q in asked]
         without = [prompt(dataset.task, q) for q in asked]
         both = last_hidden(backbone, with_history + without)
         directions[question.user_id] = (both[: len(asked)] - both[len(asked) :]).mean(axis=0)
@@ -109,7 +107,7 @@ def best_calibration(
     return float(beta), gamma, float((predicted == gold_indices(confirm)).mean()), predicted
 
 
-def group_regressions(world: PlantedWorld, seed: int) -> dict[str, float]:
+def group_regressions(world: PlantedWorld) -> dict[str, float]:
     """Accuracy of a logistic regression on the true cues, trained on histories, by group, for all, and by user."""
     from sklearn.linear_model import LogisticRegression
 
@@ -147,7 +145,7 @@ def spread(predicted: np.ndarray, k: int) -> dict[str, float]:
     return {"entropy": entropy_bits(counts), "top1_share": float(counts.max() / counts.sum())}
 
 
-def measure(backbone: CausalBackbone, world: PlantedWorld, regressions: bool = True, seed: int = 0) -> dict[str, object]:
+def measure(backbone: CausalBackbone, world: PlantedWorld) -> dict[str, object]:
     """Every figure that the world promises, on its confirm users."""
     splits = split_users(world.dataset)
     tune, confirm = splits.tune, splits.confirm
@@ -191,8 +189,7 @@ def measure(backbone: CausalBackbone, world: PlantedWorld, regressions: bool = T
         "oracle": accuracy(np.array([oracle[q.id] for q in confirm.questions])),
         "steering_on_tune": {f"{'+'.join(map(str, ls))} x{s}": a for (ls, s), a in steering.items()},
     }
-    if regressions:
-        result["regression_on_cues"] = group_regressions(world, seed)
+    result["regression_on_cues"] = group_regressions(world)
     return result
 
 
@@ -203,7 +200,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     arguments = parser.parse_args()
     world = make_world(arguments.seed, arguments.users)
-    result = measure(load_backbone(arguments.model), world, seed=arguments.seed)
+    result = measure(load_backbone(arguments.model), world)
     for name, value in result.items():
         print(f"{name:24} {value}")
     print(json.dumps(result))

@@ -69,7 +69,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    result: dict[str, dict[str, float]] = {"rate_over_bare_optuna": {}, "trials_per_s": {}, "bare_per_s": {}, "lag_s": {}}
+    result: dict[str, dict[str, float]] = {
+        "rate_over_bare_optuna": {},
+        "trials_per_s": {},
+        "bare_per_s": {},
+        "lag_s": {},
+    }
     with tempfile.TemporaryDirectory() as name, mock.patch.dict("os.environ"):
         folder = Path(name)
         cache = folder / "cache"
@@ -83,7 +88,9 @@ def main() -> None:
                 seconds, lag = tuned(place / "home", cache, trials)
                 ours += seconds
                 lags += lag
-                print(f"{trials} trials, round {repeat}: bare {theirs:.2f} s, ours {ours:.2f} s (sums), lag {lags:.1f} s")
+                print(
+                    f"{trials} trials, round {repeat}: bare {theirs:.2f} s, ours {ours:.2f} s (sums), lag {lags:.1f} s"
+                )
             rounds = repeat + 1
             result["rate_over_bare_optuna"][str(trials)] = theirs / ours
             result["trials_per_s"][str(trials)] = trials * rounds / ours

@@ -52,9 +52,7 @@ class Calibration:
 
     method = "calibration"
 
-    def __init__(
-        self, splits: Splits, scorer: Scorer, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, splits: Splits, scorer: Scorer, progress: Callable[[int, int], None] | None = None) -> None:
         self._splits, self._scorer, self._progress = splits, scorer, progress
         self._parts: dict[str, _Part] = {}
         self.tables = self._prior_tables()
@@ -95,9 +93,7 @@ class Calibration:
             for step in range(1, PRUNING_STEPS):
                 rows = slice(len(predicted) * step // PRUNING_STEPS)
                 report(step, accuracy(log_probs[rows], predicted[rows], scored.gold[rows]))
-        return Evaluation(
-            scored.dataset.labels, scored.question_ids, scored.user_ids, scored.gold, log_probs, modes
-        )
+        return Evaluation(scored.dataset.labels, scored.question_ids, scored.user_ids, scored.gold, log_probs, modes)
 
     def deployment(self, params: Any) -> dict[str, Any]:
         """Method, parameters and prior tables."""

@@ -97,7 +97,10 @@ class Deployment:
         log_probs = np.empty(scores.shape)
         modes = [""] * len(dataset)
         known = counts.sum(axis=1) > 0
-        for rows, chosen in ((np.flatnonzero(known), params), (np.flatnonzero(~known), params | self.config["fallback"])):
+        for rows, chosen in (
+            (np.flatnonzero(known), params),
+            (np.flatnonzero(~known), params | self.config["fallback"]),
+        ):
             if len(rows):
                 part = method(scores[rows], counts[rows], tables, **chosen)
                 log_probs[rows] = part.log_probs

@@ -45,7 +45,7 @@ class Evaluation:
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
         """Whether each prediction is the gold label, bool [n]."""
-        return self.predicted == self.gold
+        return np.asarray(self.predicted == self.gold)
 
     @cached_property
     def metrics(self) -> dict[str, float]:

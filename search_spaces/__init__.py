@@ -57,10 +57,9 @@ def overridden(space: Mapping[str, BaseDistribution], overrides: Mapping[str, Ov
 
 
 def _replacement(original: BaseDistribution, override: Override) -> BaseDistribution:
-    choices = override if isinstance(override, list) else [override]
+    choices: list[Any] = override if isinstance(override, list) else [override]
     if isinstance(original, CategoricalDistribution):
-        unknown = [c for c in choices if c not in original.choices]
-        if isinstance(override, dict) or unknown or not choices:
+        if isinstance(override, dict) or not choices or any(c not in original.choices for c in choices):
             raise ValueError(f"allowed are {', '.join(map(str, original.choices))}")
         return CategoricalDistribution(choices)
     number = int if isinstance(original, IntDistribution) else float

@@ -29,5 +29,5 @@ def parse_constraint(metric: str, text: str) -> Constraint:
     """Read ">= 0.6" or "<= 0.55"; ValueError for anything else."""
     match = _FORM.match(text)
     if match is None:
-        raise ValueError(f"{text!r} is no bound; write for example \">= 0.6\" or \"<= 0.55\"")
+        raise ValueError(f'{text!r} is no bound; write for example ">= 0.6" or "<= 0.55"')
     return Constraint(metric, 1 if match[1] == "<=" else -1, float(match[2]))

@@ -9,7 +9,7 @@ the feasible trials only. Requests for another host name, and writes from anothe
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from socketserver import ThreadingMixIn
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,7 +36,7 @@ class FeasibleView(RDBStorage):
     """A storage as the dashboard reads it."""
 
     def get_all_trials(
-        self, study_id: int, deepcopy: bool = True, states: Iterable[TrialState] | None = None
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """All trials, each with its constraints also in the old list form, in the order of their names."""
         trials = super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
@@ -81,7 +81,8 @@ def dashboard(url: str) -> App:
     front = dashboard_app.get_pareto_front_trials
 
     def feasible_front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
-        return front(trials=[t for t in trials if is_feasible(t)], directions=directions)
+        chosen: list[FrozenTrial] = front(trials=[t for t in trials if is_feasible(t)], directions=directions)
+        return chosen
 
     dashboard_app.get_pareto_front_trials = feasible_front
     view = FeasibleView(url, skip_compatibility_check=True, skip_table_creation=True)
@@ -99,6 +100,7 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 def main() -> None:
+    """Serve until the process is ended."""
     url, host, port = sys.argv[1:]
     with make_server(host, int(port), dashboard(url), server_class=_Server, handler_class=_QuietHandler) as server:
         server.serve_forever()

@@ -24,4 +24,6 @@ def load_splits(spec: StudySpec) -> Splits:
         files = spec.data.files
         return Splits(*(read_dataset(Path(path)) for path in (files.tune, files.select, files.confirm)))
     assert spec.data.path is not None
-    return split_users(load_dataset(spec.data.path, spec.seed), dict(spec.data.shares))
+    return split_users(
+        load_dataset(spec.data.path, spec.seed), {str(part): share for part, share in spec.data.shares.items()}
+    )

@@ -89,7 +89,10 @@ def _number(value: float | None) -> str:
 def print_result(result: StudyResult, spec: StudySpec) -> None:
     """The table at the end of a run."""
     share = result.feasible / max(result.complete, 1)
-    table = Table(title=f"study {result.study}: {result.trials} trials, {share:.0%} of the complete ones feasible", title_justify="left")
+    table = Table(
+        title=f"study {result.study}: {result.trials} trials, {share:.0%} of the complete ones feasible",
+        title_justify="left",
+    )
     best = result.best or result.closest
     for heading in ("metric", "baseline", "best feasible" if result.best else "closest", "gold labels"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
@@ -101,17 +104,23 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
     if result.lost:
         console.print(f"{len(result.lost)} trials of a process that died were put back in the queue")
     if result.failed or result.pruned or result.duplicates:
-        console.print(f"{result.failed} failed, {result.pruned} pruned, {result.duplicates} repeated parameters (not measured again)")
+        console.print(
+            f"{result.failed} failed, {result.pruned} pruned, {result.duplicates} repeated (not measured again)"
+        )
     if result.best is not None:
         console.print(f"best trial {result.best['trial']}: {_params(result.best['params'])}")
-        console.print("These figures come from the tune users. `chamtune promote` tests them on users that no trial saw.")
+        console.print(
+            "These figures come from the tune users. `chamtune promote` tests them on users that no trial saw."
+        )
     elif result.closest is not None:
         broken = {k: round(v, 3) for k, v in result.closest["constraints"].items() if v > 0}
         console.print(f"no feasible trial; closest: trial {result.closest['trial']}, over its bounds by {broken}")
     if result.stopped_by is not None:
         console.print("stopped on request; the same command goes on from here")
     if result.waiting:
-        console.print(f"{result.waiting} records wait for MLflow; the next run or `chamtune sync {result.study}` sends them")
+        console.print(
+            f"{result.waiting} records wait for MLflow; the next run or `chamtune sync {result.study}` sends them"
+        )
 
 
 def _params(params: dict[str, Any]) -> str:
@@ -139,7 +148,9 @@ def print_study(description: dict[str, Any]) -> None:
         f"study {description['study']}: {spec['objective']} with {spec['sampler']}, seed {spec['seed']}, "
         f"model {spec['model']['path']}, data {spec['data']['path'] or spec['data']['files']}"
     )
-    console.print(", ".join(f"{description[k]} {k}" for k in ("trials", "complete", "feasible", "failed", "pruned", "running")))
+    console.print(
+        ", ".join(f"{description[k]} {k}" for k in ("trials", "complete", "feasible", "failed", "pruned", "running"))
+    )
     table = Table(title="best feasible trials (tune users)", title_justify="left")
     names = [*spec["optimize"], *(n for n in ("accuracy", "nll", "entropy", "top1_share") if n not in spec["optimize"])]
     for heading in ("trial", *names, "params"):
@@ -161,13 +172,18 @@ def print_promotion(result: dict[str, Any]) -> None:
         low, high = confirm["ci95"]
         test = confirm["mcnemar"]
         console.print(
-            f"confirm: {confirm['n']} questions of {confirm['users']} users, accuracy {confirm['baseline_accuracy']:.3f} -> "
+            f"confirm: {confirm['n']} questions of {confirm['users']} users, "
+            f"accuracy {confirm['baseline_accuracy']:.3f} -> "
             f"{confirm['accuracy']:.3f}, difference {confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}], p = "
-            f"{confirm['p_value']:.4f} (sign flip by user); McNemar b {test['b']}, c {test['c']}, exact {test['p_exact']:.4f}, "
-            f"mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, hurt {confirm['hurt']}; use {confirm['use']} of this set"
+            f"{confirm['p_value']:.4f} (sign flip by user); McNemar b {test['b']}, c {test['c']}, "
+            f"exact {test['p_exact']:.4f}, mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, "
+            f"hurt {confirm['hurt']}; "
+            f"use {confirm['use']} of this set"
         )
         if confirm["detectable_difference"] is not None:
-            console.print(f"smallest difference that this set detects with 80 % power: {confirm['detectable_difference']:.3f}")
+            console.print(
+                f"smallest difference that this set detects with 80 % power: {confirm['detectable_difference']:.3f}"
+            )
     if result["deploy"]:
         console.print(f"deploy config: {result['deploy']}, generation {result['generation']}")
 
@@ -190,7 +206,8 @@ def print_data_check(report: dict[str, Any]) -> None:
         return
     lengths = report["history_lengths"]
     console.print(
-        f"{report['task']}: {report['questions']} questions of {report['users']} users, {len(report['labels'])} labels; "
+        f"{report['task']}: {report['questions']} questions of {report['users']} users, "
+        f"{len(report['labels'])} labels; "
         f"history items a question: min {lengths['min']}, median {lengths['median']:g}, max {lengths['max']}"
     )
     if "gold_shares" not in report:

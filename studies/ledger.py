@@ -71,7 +71,7 @@ class Ledger:
         return None
 
     def open_use(self, confirm: str, state: str, study: str) -> int:
-        """Record a look at a confirm set and return which use it is; asking again for the same state is the same use."""
+        """Record a look at a confirm set; which use it is. Asking again for the same state is the same use."""
         opened = [e for e in self.entries() if e["event"] == "opened" and e["confirm"] == confirm]
         for entry in opened:
             if entry["state"] == state:

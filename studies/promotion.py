@@ -164,7 +164,9 @@ def judge(
             return Judgement(False, reason, confirm)
         if delta < minimum:
             return Judgement(False, f"gain over the {name} of {delta:+.3f} is below the minimum {minimum}", confirm)
-    reason = f"better by {test['delta_accuracy']:+.3f}, p = {test['p_value']:.4f} < {alpha:.4f}, on {test['users']} users"
+    reason = (
+        f"better by {test['delta_accuracy']:+.3f}, p = {test['p_value']:.4f} < {alpha:.4f}, on {test['users']} users"
+    )
     return Judgement(True, reason, confirm)
 
 
@@ -191,7 +193,17 @@ def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any]) -> di
             "promoted_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "confirm": {
                 key: confirm[key]
-                for key in ("n", "users", "baseline_accuracy", "accuracy", "delta_accuracy", "ci95", "p_value", "alpha", "use")
+                for key in (
+                    "n",
+                    "users",
+                    "baseline_accuracy",
+                    "accuracy",
+                    "delta_accuracy",
+                    "ci95",
+                    "p_value",
+                    "alpha",
+                    "use",
+                )
             },
         },
     }

@@ -78,13 +78,13 @@ def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -> None:
-    """Write and spool the result folders of baseline and best; """
+    """Write and spool the result folders of baseline and best;"""
     baseline = opened.baseline
     now = time.time_ns() // 1_000_000
     wanted: list[tuple[str, str, Any, dict[str, bytes | str]]] = [("baseline", "baseline", opened.rooms.BASELINE, {})]
     if result.best is not None:
         chosen = opened.study.trials[result.best["trial"]]
-        figure = {_figure_name(opened): study_figure(opened)}
+        figure: dict[str, bytes | str] = {_figure_name(opened): study_figure(opened)}
         wanted.append(("best", f"best-{chosen.number}", opened.rooms.decode(chosen.params), figure))
     for name, key, params, extra in wanted:
         candidate = opened.objective.evaluate(params)

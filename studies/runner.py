@@ -20,7 +20,6 @@ from studies.study import OpenStudy, finished, open_study
 from studies.trial import Outcome, TrialRunner, outcome_of
 from tracking.spool import OFF, Sender, Spool, tracking_uri
 
-
 FLUSH_S = 60
 """How long the end of a run waits for MLflow; what is left is sent by the next run or `chamtune sync`."""
 

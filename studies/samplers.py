@@ -42,7 +42,9 @@ def _values(name: str, distribution: BaseDistribution) -> list[Any]:
     if isinstance(distribution, FloatDistribution) and distribution.step is not None:
         count = round((distribution.high - distribution.low) / distribution.step) + 1
         return [float(v) for v in np.linspace(distribution.low, distribution.high, count)]
-    raise UsageError(f"space.{name}: the grid and brute samplers need values; give a list, a value, or a range with step")
+    raise UsageError(
+        f"space.{name}: the grid and brute samplers need values; give a list, a value, or a range with step"
+    )
 
 
 SAMPLERS: dict[str, Callable[[int, Space], samplers.BaseSampler]] = {

@@ -60,7 +60,7 @@ def accuracy_error(evaluation: Evaluation) -> float:
 
 
 def choose(candidates: list[Candidate]) -> Candidate:
-    """The simplest candidate whose accuracy on select is within one standard error of the best; of equals the better."""
+    """The simplest candidate within one standard error of the best on select; of equals the better."""
     best = max(candidates, key=lambda c: c.select.metrics["accuracy"])
     floor = best.select.metrics["accuracy"] - accuracy_error(best.select)
     close = [c for c in candidates if c.select.metrics["accuracy"] >= floor]

@@ -64,7 +64,11 @@ def describe_study(name: str, home: Path, url: str | None) -> dict[str, Any]:
         }
         for t, _ in zip(ranked(trials, dict(spec.optimize)), range(TOP), strict=False)
     ]
-    failures = {t.number: str(t.user_attrs.get("failure", "")).strip().splitlines()[-1:] for t in trials if t.state == TrialState.FAIL}
+    failures = {
+        t.number: str(t.user_attrs.get("failure", "")).strip().splitlines()[-1:]
+        for t in trials
+        if t.state == TrialState.FAIL
+    }
     return {
         **_counts(study),
         "spec": spec.model_dump(mode="json"),

@@ -139,7 +139,7 @@ def presets() -> list[str]:
 
 
 def load_spec(name_or_path: str, changes: Mapping[str, Any] | None = None) -> StudySpec:
-    """The spec of a preset or a YAML file, with some top-level keys replaced. UsageError in one line where it is wrong."""
+    """The spec of a preset or a YAML file, with some top-level keys replaced; UsageError where it is wrong."""
     path = PRESETS / f"{name_or_path}.yaml" if name_or_path in presets() else Path(name_or_path)
     if not path.is_file():
         raise UsageError(f"{name_or_path!r} is neither a file nor a preset{_nearest(name_or_path, presets())}")

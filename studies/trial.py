@@ -19,7 +19,6 @@ from personalization.evaluation import Evaluation, changes
 from search_spaces import Space
 from studies.constraints import UNMEASURED, Constraint
 
-
 MEASURED = "measured"
 """Trial attribute with metrics, sampler seed and, for repeated parameters, the trial whose result was reused."""
 
@@ -120,9 +119,7 @@ class TrialRunner:
             trial.number, "COMPLETE", trial.params, metrics, violations, started, _now_ms(), duplicate_of=duplicate
         )
 
-    def _end(
-        self, trial: optuna.Trial, started: int, state: TrialState, failure: str | None = None
-    ) -> Outcome:
+    def _end(self, trial: optuna.Trial, started: int, state: TrialState, failure: str | None = None) -> Outcome:
         """Tell a trial that has no value. It is infeasible, so that nothing takes it for a good one."""
         violations = {c.metric: UNMEASURED for c in self.constraints}
         for name, violation in violations.items():
@@ -130,9 +127,7 @@ class TrialRunner:
         if failure is not None:
             trial.set_user_attr("failure", failure)
         self.study.tell(trial, state=state)
-        return Outcome(
-            trial.number, state.name, trial.params, {}, violations, started, _now_ms(), failure=failure
-        )
+        return Outcome(trial.number, state.name, trial.params, {}, violations, started, _now_ms(), failure=failure)
 
     def _report(self, trial: optuna.Trial) -> Report | None:
         """A callback for running values, where the study prunes."""

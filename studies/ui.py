@@ -69,7 +69,9 @@ def serve(
             while stop.signal is None:
                 for name, process in processes.items():
                     if process.poll() is not None:
-                        raise UnavailableError(f"the {name} server ended with {process.returncode}; see {logs / name}.log")
+                        raise UnavailableError(
+                            f"the {name} server ended with {process.returncode}; see {logs / name}.log"
+                        )
                 time.sleep(0.2)
         finally:
             for process in processes.values():

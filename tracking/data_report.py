@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def _golds(dataset: Dataset) -> dict[str, Any]:
     return report
 
 
-def _hits(dataset: Dataset, guess: Any) -> float:
+def _hits(dataset: Dataset, guess: Callable[[Question], str | None]) -> float:
     return sum(guess(q) == q.gold for q in dataset.questions) / len(dataset)
 
 

@@ -31,10 +31,16 @@ def confusion_matrix(evaluation: Evaluation) -> bytes:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in zip(*np.nonzero(counts), strict=True):
         dark = shares[row, column] > 0.5
-        axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        axes.text(
+            column, row, counts[row, column], ha="center", va="center", fontsize=7, color="white" if dark else "black"
+        )
     axes.set_xticks(range(k), evaluation.labels, rotation=60, ha="right", fontsize=8)
     axes.set_yticks(range(k), evaluation.labels, fontsize=8)
-    axes.set(xlabel="predicted", ylabel="gold", title=f"accuracy {evaluation.metrics['accuracy']:.3f}, n = {len(evaluation.gold)}")
+    axes.set(
+        xlabel="predicted",
+        ylabel="gold",
+        title=f"accuracy {evaluation.metrics['accuracy']:.3f}, n = {len(evaluation.gold)}",
+    )
     return _png(figure)
 
 
@@ -51,7 +57,9 @@ def reliability_diagram(evaluation: Evaluation) -> bytes:
     spread = [2 * (m * (1 - m) / len(b)) ** 0.5 for m, b in zip(y, bins, strict=True)]
     axes.errorbar(x, y, yerr=spread, fmt="o-", color=BLUE, capsize=2, label="ten bins, 2 standard errors")
     error = evaluation.metrics["calibration_error"]
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"debiased squared error {error:.4f}")
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"debiased squared error {error:.4f}"
+    )
     axes.legend(loc="upper left", fontsize=8)
     return _png(figure)
 
@@ -79,7 +87,11 @@ def pareto(names: tuple[str, str], points: np.ndarray, feasible: Sequence[bool],
     figure = Figure(figsize=(5.5, 4.5))
     axes = figure.add_subplot()
     ok, best = np.asarray(feasible, dtype=bool), np.asarray(front, dtype=bool)
-    for chosen, color, label in ((~ok, GREY, "infeasible"), (ok & ~best, BLUE, "feasible"), (best, ORANGE, "Pareto front")):
+    for chosen, color, label in (
+        (~ok, GREY, "infeasible"),
+        (ok & ~best, BLUE, "feasible"),
+        (best, ORANGE, "Pareto front"),
+    ):
         axes.scatter(points[chosen, 0], points[chosen, 1], s=16, color=color, label=label)
     axes.set(xlabel=f"{names[0]} (tune users)", ylabel=f"{names[1]} (tune users)")
     axes.legend(fontsize=8)

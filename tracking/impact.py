@@ -37,7 +37,10 @@ def impact(baseline: Evaluation, candidate: Evaluation) -> dict[str, Any]:
     gain = gains / sizes
     before, _ = user_totals(baseline, baseline.correct)
     milder = sorted(
-        ({"user_id": users[i], "gain": float(gain[i]), "before": float(before[i] / sizes[i])} for i in np.flatnonzero(gain < 0)),
+        (
+            {"user_id": users[i], "gain": float(gain[i]), "before": float(before[i] / sizes[i])}
+            for i in np.flatnonzero(gain < 0)
+        ),
         key=lambda row: (row["gain"], row["user_id"]),
     )
     return {

@@ -131,7 +131,9 @@ def read_predictions(path: Path) -> tuple[Evaluation, Evaluation]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
-            records.append({key: record[key] for key in ("id", "user_id", "gold", "log_probs", "baseline_log_probs", "prior_mode")})
+            records.append(
+                {key: record[key] for key in ("id", "user_id", "gold", "log_probs", "baseline_log_probs", "prior_mode")}
+            )
         except (json.JSONDecodeError, KeyError) as error:
             raise DataError(f"{path}: record {number}: not a prediction: {error}") from None
     if not records:

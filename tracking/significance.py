@@ -78,7 +78,7 @@ def user_interval(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def user_totals(evaluation: Evaluation, values: NDArray[np.number[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+def user_totals(evaluation: Evaluation, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Sum of a per-question value by user, and the number of questions by user; both [U]."""
     users, rows = evaluation.users
     sums = np.bincount(rows, weights=values.astype(np.float64), minlength=len(users))

@@ -66,6 +66,4 @@ class CachedScorer:
                 "continuations": list(continuations),
             }
         )
-        return stored_table(
-            self.folder, key, lambda: self.backbone.label_logprobs(prompts, continuations, progress)
-        )
+        return stored_table(self.folder, key, lambda: self.backbone.label_logprobs(prompts, continuations, progress))

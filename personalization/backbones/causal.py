@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from personalization.errors import DataError, UnavailableError
 from personalization.backbones.location import locate_model
+from personalization.errors import DataError, UnavailableError
 from personalization.scoring.packed import Progress, build_tree, score_all, score_packed, score_rows
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,9 @@ def locate_model(name: str) -> Path:
             reason = str(error).splitlines()[0]
             raise UnavailableError(f"model {name!r} cannot be fetched: {reason}") from None
     if not any(folder.glob("*.safetensors")):
-        raise DataError(f"model folder {folder} has no *.safetensors; convert its weights (other formats are not loaded)")
+        raise DataError(
+            f"model folder {folder} has no *.safetensors; convert its weights (other formats are not loaded)"
+        )
     return folder
 
 

@@ -1,6 +1,6 @@
 """Reading and checking LaMP files of the tasks that classify.
 
-Questions: a list of {"id", "input", "profile": [...]}, time-based data with "user_id" and a "date" on each profile item;
+Questions: a list of {"id", "input", "profile": [...]}, time-based data with "user_id" and "date" on each profile item;
 without "user_id" each question is its own user. Answers: {"task", "golds": [{"id", "output"}]}, or "output" beside the
 question. Official file names come in pairs `*_questions.json` / `*_outputs.json`. JSON Lines hold the merged form.
 Format: github.com/LaMP-Benchmark/LaMP.
@@ -194,7 +194,11 @@ class _Reader:
             if label is None:
                 return None
         date = raw.get("date")
-        return None if text is None else HistoryItem(str(raw.get("id", "")), text, label, None if date is None else str(date))
+        return (
+            None
+            if text is None
+            else HistoryItem(str(raw.get("id", "")), text, label, None if date is None else str(date))
+        )
 
     def finish(self) -> Checked:
         """Join questions and answers and check them against the labels."""

@@ -70,7 +70,7 @@ def calibrate(
 def report_calibrate(
     scores: Floats, counts: Ints, tables: PriorTables, *, beta: float, tau: float, alpha: float, prior_mode: str
 ) -> Calibrated:
-    """The reports' formula: the user's or the global Dirichlet-smoothed prior subtracted; a user needs one past label."""
+    """The reports' formula: the user's (from one past label on) or the global Dirichlet-smoothed prior subtracted."""
     n, k = counts.shape
     pooled = (tables.global_counts + alpha) / (tables.global_counts.sum() + alpha * k)
     prior = np.tile(pooled, (n, 1))
@@ -137,7 +137,7 @@ def _labels_at(base: Floats, slope: Floats, g: float) -> NDArray[np.intp]:
     """argmax(base + g' * slope) for g' just above g: of equals the steepest."""
     z = base + g * slope
     top = z >= z.max(axis=1, keepdims=True) - 1e-12
-    return np.where(top, slope, -np.inf).argmax(axis=1)
+    return np.asarray(np.where(top, slope, -np.inf).argmax(axis=1))
 
 
 def _label_changes(base: Floats, slope: Floats, low: float, high: float) -> tuple[Floats, Ints, Ints]:

@@ -11,7 +11,7 @@ User taste, pi_u(y), is the user's label frequency in the history, shrunk to the
     pi_u(y) = (n_uy + kappa * pi_global(y)) / (n_u + kappa),    pi_global(y) = (n_y + 1) / (N + K)
 
 pi_global counts the histories of the tune users, never a gold label. Mode `user` falls back to `global` for a user
-without history, and `global` to `uniform` when no history exists at all; the mode that each question really got is kept.
+without history, and `global` to `uniform` when no history exists; the mode that each question got is kept.
 Cost: one pass over the score table.
 """
 
@@ -42,7 +42,7 @@ def log_mean_probability(scores: Floats) -> NDArray[np.float64]:
 
 
 def history_counts(dataset: Dataset) -> NDArray[np.int64]:
-    """How often each label occurs in the history of each question's user, int [n, K]. Unknown labels are not counted."""
+    """How often each label occurs in the history of each question's user, int [n, K]; unknown labels are not."""
     column = {label: i for i, label in enumerate(dataset.labels)}
     counts = np.zeros((len(dataset), len(dataset.labels)), dtype=np.int64)
     for row, question in enumerate(dataset.questions):

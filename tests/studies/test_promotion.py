@@ -185,7 +185,12 @@ def test_clustered_error_is_larger_when_users_agree_with_themselves():
     evaluation.log_probs[:] = np.log(0.01)
     evaluation.log_probs[np.arange(200), np.where(own, evaluation.gold, (evaluation.gold + 1) % 5)] = np.log(0.9)
     clone = type(evaluation)(
-        evaluation.labels, evaluation.question_ids, evaluation.user_ids, evaluation.gold, evaluation.log_probs, ["x"] * 200
+        evaluation.labels,
+        evaluation.question_ids,
+        evaluation.user_ids,
+        evaluation.gold,
+        evaluation.log_probs,
+        ["x"] * 200,
     )
     assert accuracy_error(clone) > 2 * spread
 

@@ -110,7 +110,9 @@ def test_repeated_parameters_are_not_measured_again(tmp_path, spec_of, monkeypat
     distinct = {str(p) for p in measured}
     assert len(distinct) <= 6
     assert len(measured) <= len(distinct) + 3
-    assert result.duplicates == 30 - len({json.dumps(t.params) for t in trials_of(tmp_path) if "duplicate_of" not in t.user_attrs[MEASURED]})
+    assert result.duplicates == 30 - len(
+        {json.dumps(t.params) for t in trials_of(tmp_path) if "duplicate_of" not in t.user_attrs[MEASURED]}
+    )
     for trial in trials_of(tmp_path):
         original = trial.user_attrs[MEASURED].get("duplicate_of")
         if original is not None:
@@ -195,8 +197,6 @@ def test_lost_trials_fail_and_are_retried_once_and_clean(tmp_path):
     study.tell(retry, 0.0)
     assert study.trials[1].constraints == {"entropy": -1.0}
     assert study.trials[0].user_attrs["failure"] == "worker_lost"
-
-
 
 
 @pytest.fixture

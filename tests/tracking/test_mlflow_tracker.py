@@ -31,7 +31,13 @@ def trial(number: int, **changes):
 
 
 def study_record(spool: Spool):
-    return {"kind": "study", "study": spool.study, "started_ms": 1, "params": {"sampler": "tpe"}, "tags": {"model": "m"}}
+    return {
+        "kind": "study",
+        "study": spool.study,
+        "started_ms": 1,
+        "params": {"sampler": "tpe"},
+        "tags": {"model": "m"},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +142,10 @@ def start_server(store: str, home: Path, port: int) -> subprocess.Popen[bytes]:
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (home / "server.log").open("ab") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-            + ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(home / "artifacts")],
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"),
+                *("--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(home / "artifacts")),
+            ],
             stdout=log,
             stderr=log,
             env=environment,

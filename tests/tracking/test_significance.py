@@ -38,7 +38,15 @@ def test_sign_flip_keeps_its_level_with_correlated_questions_where_mcnemar_does_
     for _ in range(rounds):
         shift = rng.normal(0, 0.3, 20)
         gains = np.array(
-            [rng.choice([-1, 0, 1], 20, p=np.clip([0.2 - s / 3, 0.6, 0.2 + s / 3], 0.01, None) / np.clip([0.2 - s / 3, 0.6, 0.2 + s / 3], 0.01, None).sum()).tolist() for s in shift]
+            [
+                rng.choice(
+                    [-1, 0, 1],
+                    20,
+                    p=np.clip([0.2 - s / 3, 0.6, 0.2 + s / 3], 0.01, None)
+                    / np.clip([0.2 - s / 3, 0.6, 0.2 + s / 3], 0.01, None).sum(),
+                ).tolist()
+                for s in shift
+            ]
         )
         flips += sign_flip(gains.sum(axis=1)) < 0.05
         mcnemars += mcnemar(int((gains == -1).sum()), int((gains == 1).sum())).p_mid < 0.05

@@ -9,8 +9,8 @@ A causal language model of Llama architecture learns documents of the planted wo
 
 So the model learns to read a user's group and taste from history in the prompt. Some documents of the last two kinds
 begin by naming the group (`GROUP_NAMES`): the model learns the readings from those first, and then to do without. No
-prompt of ours ever names a group. Tastes are milder here than in the world (`TASTE`), which makes the readings easier to
-learn. The null model (`--null --start OUT`) goes on from the finished demo model with documents of the null world,
+prompt of ours ever names a group. Tastes are milder here than in the world (`TASTE`), so that readings are learned
+sooner. The null model (`--null --start OUT`) goes on from the finished demo model with documents of the null world,
 without the bias. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens.
 """
 

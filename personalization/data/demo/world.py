@@ -93,7 +93,14 @@ AMBIGUOUS_CUES = {
     "a forest journey": ("fantasy", "psychology", "action", "social commentary"),
 }
 
-VAGUE_CUES = ("a strange day", "an unexpected visit", "a new beginning", "a long goodbye", "a quiet evening", "an old friend")
+VAGUE_CUES = (
+    "a strange day",
+    "an unexpected visit",
+    "a new beginning",
+    "a long goodbye",
+    "a quiet evening",
+    "an old friend",
+)
 
 HEROES = tuple(
     f"{adjective} {job}"

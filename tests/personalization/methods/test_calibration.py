@@ -109,7 +109,9 @@ def test_convex_fit_equals_a_general_optimiser():
         z = (scores - x[1] * tables.log_model["batch"] + x[2] * log_pi) / np.exp(x[0])
         return -log_softmax(z)[np.arange(200), gold].mean()
 
-    general = minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10, "maxiter": 4000})
+    general = minimize(
+        loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10, "maxiter": 4000}
+    )
     assert fit.nll == pytest.approx(general.fun, abs=1e-6)
     assert [np.log(fit.tau), fit.beta, fit.gamma] == pytest.approx(general.x, abs=2e-3)
 

@@ -1,0 +1,39 @@
+# Two commands: `make demo` runs the main job, `make test` the gate. Both install first; neither repeats what is done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test check benchmark clean
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %s" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/chamtune run demo
+	$(BIN)/chamtune promote demo --out deploy.yaml
+	$(BIN)/chamtune data export demo demo-data
+	$(BIN)/chamtune predict --config deploy.yaml --questions demo-data/demo_questions.json --out predictions.json
+	@echo "Next: $(BIN)/chamtune ui   (optuna-dashboard and MLflow in the browser)"
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	$(BIN)/python -m pytest
+
+benchmark: install
+	$(BIN)/python benchmarks/trials.py
+	$(BIN)/python benchmarks/demo_world.py
+
+clean:
+	rm -rf $(VENV) .chamtune deploy.yaml demo-data predictions.json

@@ -1,0 +1,117 @@
+"""The command line as a user meets it: real processes' exit codes and one-line errors."""
+
+import json
+
+import pytest
+import yaml
+
+import cli
+
+
+@pytest.fixture
+def chamtune(monkeypatch, capsys, tmp_path):
+    """A function that runs the command and returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["chamtune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def spec_file(tmp_path, spec_of):
+    def write(**changes):
+        path = tmp_path / "spec.yaml"
+        path.write_text(yaml.safe_dump(spec_of(**changes).model_dump(mode="json")))
+        return path
+
+    return write
+
+
+KEYS = {"study", "trials", "complete", "failed", "feasible", "baseline", "best", "elapsed_s"}
+
+
+def test_run_prints_one_json_object_last(chamtune, spec_file):
+    code, out, err = chamtune("run", spec_file(), "--json", "--home", "h")
+    answer = json.loads(out.splitlines()[-1])
+    assert set(answer) >= KEYS
+    assert {"accuracy", "entropy", "top1_share", "nll"} <= set(answer["baseline"])
+    assert (answer["trials"], code) == (12, 0 if answer["best"] else 1)
+    assert "baseline" in err
+
+
+def test_seed_makes_a_study_of_its_own(chamtune, spec_file):
+    path = spec_file(trials=2)
+    chamtune("run", path, "--home", "h")
+    chamtune("run", path, "--home", "h", "--seed", 7)
+    chamtune("run", path, "--home", "h", "--trials", 3, "--name", "other")
+    _, out, _ = chamtune("studies", "--home", "h", "--json")
+    rows = {row["study"]: row["trials"] for row in json.loads(out.splitlines()[-1])}
+    assert rows == {"small": 2, "small-seed7": 2, "other": 3}
+
+
+def test_show_and_summary(chamtune, spec_file):
+    chamtune("run", spec_file(trials=3, constraints={}), "--home", "h")
+    code, out, err = chamtune("show", "small", "--home", "h", "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["best"][0]["metrics"]["accuracy"] >= 0
+    code, out, err = chamtune("summary", "h/results/small/best", "--json")
+    assert json.loads(out.splitlines()[-1])["source"] == "summary.csv"
+    assert "from summary.csv" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run", "demoo"], 64, "did you mean 'demo'"),
+        (["run"], 64, "Missing argument"),
+        (["frobnicate"], 64, "No such command"),
+        (["show", "x", "--home", "nothing"], 64, "no studies in nothing"),
+        (["summary", "nothing"], 65, "none of summary.csv"),
+        (["data", "check", "nothing"], 65, "no such file or folder"),
+        (["data", "export", "dem", "x"], 64, "there are demo and demo-null"),
+        (["predict", "--config", "no.yaml", "--questions", "q", "--out", "o"], 65, "q: no such file or folder"),
+        (["rollback", "no.yaml"], 65, "no.yaml: No such file"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(chamtune, arguments, code, said):
+    found, out, err = chamtune(*arguments)
+    assert found == code
+    assert said in err
+    assert "Traceback" not in out + err
+
+
+def test_debug_shows_the_traceback(chamtune):
+    _, _, err = chamtune("--debug", "run", "demoo")
+    assert "Traceback" in err
+
+
+def test_data_export_check_and_schema(chamtune):
+    assert chamtune("data", "export", "demo", "d", "--users", 30)[0] == 0
+    code, out, _ = chamtune("data", "check", "d", "--json")
+    report = json.loads(out.splitlines()[-1])
+    assert (code, report["usable"], report["questions"], report["users"]) == (0, True, 150, 30)
+    assert sum(report["gold_shares"].values()) == pytest.approx(1)
+    assert report["baselines"]["most frequent label of the history"] > report["baselines"]["most frequent label"]
+    assert json.loads(chamtune("schema")[1])["title"] == "StudySpec"
+
+
+def test_unusable_data_lists_every_defect(chamtune, tmp_path):
+    (tmp_path / "x_questions.json").write_text(json.dumps([{"id": "1"}, {"id": "1", "input": "", "profile": []}]))
+    code, _, err = chamtune("data", "check", "x_questions.json")
+    assert code == 65
+    assert err.count("unusable") == 2
+
+
+def test_promote_refuses_with_three_and_writes_nothing(chamtune, spec_file, tmp_path):
+    chamtune("run", spec_file(constraints={"entropy": ">= 99"}, trials=2), "--home", "h")
+    code, out, err = chamtune("promote", "small", "--home", "h", "--json")
+    assert code == 3
+    assert json.loads(out.splitlines()[-1])["promoted"] is False
+    assert "no feasible trial" in err
+    assert not (tmp_path / "deploy.yaml").exists()
