@@ -18,8 +18,8 @@ HomeOption = Annotated[Path, typer.Option(help="Folder of studies, tracking, cac
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 StorageOption = Annotated[str | None, typer.Option(help="Optuna storage URL; default: studies.db in the home folder.")]
 HOME = Path(".chamtune")
-CLI_USAGE, USAGE = 2, 64
-"""What typer exits with on wrong arguments, and what we do."""
+CLI_USAGE, USAGE, IO_ERROR = 2, 64, 74
+"""What typer exits with on wrong arguments, and what we do; what we exit with when a disk or file fails."""
 
 app = typer.Typer(
     help="Find the best way to personalise an LLM classifier, prove it, and deploy it.",
@@ -246,6 +246,11 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if "--debug" in sys.argv[1:]:
+            traceback.print_exc()
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(IO_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from personalization.evaluation import gold_indices
 from personalization.methods.calibration import line_optimum
 from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability, taste
 from personalization.metrics import entropy_bits
+from personalization.scoring.packed import build_tree, score_packed
 
 HISTORY_ITEMS = 8
 
@@ -67,20 +67,30 @@ def user_directions(backbone: CausalBackbone, dataset: Dataset) -> dict[str, np.
 def steered_scores(
     backbone: CausalBackbone, dataset: Dataset, directions: dict[str, np.ndarray], layers: list[int], strength: float
 ) -> np.ndarray:
-    """Score table with `strength` times the user's direction added after each of the layers, user by user."""
+    """Score table with `strength` times the user's direction, shared out over the layers, added after each of them.
+
+    It is added from the prompt's last token on, where the direction was measured.
+    """
+    tokenizer = backbone.tokenizer
+    prompts = tokenizer([prompt(dataset.task, q) for q in dataset.questions])["input_ids"]
+    tree = build_tree(tokenizer(continuations(dataset.labels), add_special_tokens=False)["input_ids"])
     out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
-    rows: dict[str, list[int]] = {}
-    for row, question in enumerate(dataset.questions):
-        rows.setdefault(question.user_id, []).append(row)
-    for user, own in rows.items():
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), 64):
+        rows = order[start : start + 64]
+        longest = max(len(prompts[i]) for i in rows)
+        scope = torch.zeros(len(rows), longest + len(tree.tokens), 1)
+        scope[:, longest:] = 1
+        scope[range(len(rows)), [len(prompts[i]) - 1 for i in rows]] = 1
+        users = np.stack([directions[dataset.questions[i].user_id] for i in rows])
         handles = []
         try:
             for layer in layers:
-                shift = torch.from_numpy(strength / len(layers) * directions[user][layer])
+                shift = torch.from_numpy(strength / len(layers) * users[:, layer])[:, None] * scope
                 block = backbone.model.model.layers[layer]
                 handles.append(block.register_forward_hook(lambda _m, _i, output, shift=shift: output + shift))
-            subset = replace(dataset, questions=tuple(dataset.questions[i] for i in own))
-            out[own] = scores_of(backbone, subset)
+            with torch.inference_mode():
+                out[rows] = score_packed(backbone.model, [prompts[i] for i in rows], tree).numpy()
         finally:
             for handle in handles:
                 handle.remove()
@@ -163,17 +173,16 @@ def measure(backbone: CausalBackbone, world: PlantedWorld) -> dict[str, object]:
 
     few = tune.of_users(sorted({q.user_id for q in tune.questions})[:100])
     few_gold = gold_indices(few)
-    directions = user_directions(backbone, few)
+    tune_directions = user_directions(backbone, tune)
     depth = backbone.model.config.num_hidden_layers
     steering = {}
     for layers in [[i] for i in range(depth)] + [[i, i + 1] for i in range(1, depth - 1)]:
         for strength in (0.5, 1.0, 1.5, 2.0, 3.0):
-            table = steered_scores(backbone, few, directions, layers, strength)
+            table = steered_scores(backbone, few, tune_directions, layers, strength)
             steering[tuple(layers), strength] = float((table.argmax(axis=1) == few_gold).mean())
     (layers, strength), _ = max(steering.items(), key=lambda entry: entry[1])
     confirm_directions = user_directions(backbone, confirm)
     steered = steered_scores(backbone, confirm, confirm_directions, list(layers), strength)
-    tune_directions = user_directions(backbone, tune)
     steered_tune = steered_scores(backbone, tune, tune_directions, list(layers), strength)
     both = best_calibration(steered_tune, tune, steered, confirm)
     result: dict[str, object] = {

@@ -38,14 +38,14 @@ def open_storage(url: str) -> RDBStorage:
     """Open (and create) a storage. UnavailableError where it cannot be reached or is no Optuna database."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     is_sqlite = url.startswith("sqlite")
-    if is_sqlite:
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     engine_kwargs = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if is_sqlite else {"pool_pre_ping": True}
     try:
         with _one_creator(url if is_sqlite else None):
             storage = RDBStorage(url, engine_kwargs=engine_kwargs)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, KeyError) as error:
         raise UnavailableError(f"storage {_without_password(url)}: {_reason(error)}") from error
+    except OSError as error:
+        raise UnavailableError(f"storage {_without_password(url)}: {error.strerror}") from None
     except ImportError as error:
         raise UnavailableError(f"storage {_without_password(url)} needs a driver: {error}") from None
     if is_sqlite:
@@ -60,7 +60,9 @@ def _one_creator(sqlite_url: str | None) -> Iterator[None]:
     if sqlite_url is None:
         yield
         return
-    with Path(f"{sqlite_url.removeprefix('sqlite:///')}.lock").open("w") as lock:
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

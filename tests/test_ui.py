@@ -31,7 +31,8 @@ def home(tmp_path_factory, tiny_model, small_data):
         "name": "watched",
         "data": {"path": str(small_data)},
         "model": {"path": str(tiny_model)},
-        "constraints": {"entropy": ">= 3.0", "top1_share": "<= 0.5"},
+        "constraints": {"entropy": ">= 1.0", "top1_share": "<= 0.7"},
+        "space": {"beta": [0.0, 1.0], "source": "batch"},
         "sampler": "random",
         "trials": 12,
     }
@@ -108,21 +109,17 @@ def status(url: str, host: str | None = None, origin: str | None = None, method:
 def test_dashboard_marks_feasibility_and_names_the_best_feasible_trial(home, addresses, page, tmp_path):
     study = find_study("watched", home, None)
     best = study.best_trial
-    higher = [t for t in study.trials if t.value > best.value]
     page.goto(f"{addresses[0]}/dashboard/")
-    page.get_by_text("watched").first.click()
-    page.get_by_text("Best Trial").first.wait_for(timeout=30_000)
-    text = page.inner_text("body")
-    assert f"{best.value:.4f}"[:5] in text
-    page.wait_for_timeout(1500)
+    page.get_by_text("watched").first.wait_for(timeout=30_000)
+    page.goto(f"{addresses[0]}/dashboard/studies/1")
+    page.get_by_text(f"Best Trial (number={best.number})").wait_for(timeout=30_000)
+    page.get_by_text("Infeasible").first.wait_for(timeout=30_000)
     page.screenshot(path=str(tmp_path / "dashboard.png"))
     detail = page.evaluate("fetch('/api/studies/1').then(r => r.json())")
     assert [t["number"] for t in detail["best_trials"]] == [best.number]
     for shown, stored in zip(detail["trials"], study.trials, strict=True):
         assert shown["constraints"] == [stored.constraints[name] for name in sorted(stored.constraints)]
-    page.goto(f"{addresses[0]}/dashboard/studies/1/trials")
-    page.get_by_text("Infeasible").first.wait_for(timeout=30_000)
-    assert page.get_by_text("Infeasible").count() >= 1 or higher
+    assert any(max(t["constraints"]) > 0 for t in detail["trials"])
 
 
 @pytest.mark.timeout(180)
@@ -134,9 +131,9 @@ def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_p
     ) as answer:
         experiment = json.load(answer)["experiment"]["experiment_id"]
     page.goto(f"{addresses[1]}/#/experiments/{experiment}/runs")
-    page.get_by_text("trial-0003").first.wait_for(timeout=60_000)
-    text = page.inner_text("body")
-    assert "trial-0005" in text
+    page.get_by_text("15 matching runs").wait_for(timeout=60_000)
+    page.locator("[class*=ag-row] button").first.click()
+    page.get_by_text("trial-0003").first.wait_for(timeout=30_000)
     page.screenshot(path=str(tmp_path / "mlflow.png"))
     request = urllib.request.Request(
         f"{addresses[1]}/api/2.0/mlflow/runs/search",

@@ -42,6 +42,9 @@ GRACE_S = 15.0
 CHAMPION = "champion"
 PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "chamtune.key"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Opens the experiment on its runs and not on the pages for chat applications."""
+
 REFUSED_CODES = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 Record = dict[str, Any]
@@ -53,7 +56,9 @@ class Projection:
     def __init__(self, client: MlflowClient, spool: Spool, uri: str) -> None:
         self.client, self.spool = client, spool
         experiment = client.get_experiment_by_name(spool.study)
-        self.experiment = experiment.experiment_id if experiment else client.create_experiment(spool.study)
+        self.experiment = (
+            experiment.experiment_id if experiment else client.create_experiment(spool.study, tags=EXPERIMENT_TAGS)
+        )
         self.runs = self._known_runs() if experiment else {}
         self.notes = spool.sent()
         if (self.notes.get("uri"), self.notes.get("experiment")) != (uri, self.experiment):

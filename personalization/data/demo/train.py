@@ -8,10 +8,12 @@ A causal language model of Llama architecture learns documents of the planted wo
     both       3 to 8 history items before a question, all labelled by the same user
 
 So the model learns to read a user's group and taste from history in the prompt. Some documents of the last two kinds
-begin by naming the group (`GROUP_NAMES`): the model learns the readings from those first, and then to do without. No
-prompt of ours ever names a group. Tastes are milder here than in the world (`TASTE`), so that readings are learned
-sooner. The null model (`--null --start OUT`) goes on from the finished demo model with documents of the null world,
-without the bias. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens.
+begin by naming the group (`GROUP_NAMES`), `NAMED_SHARE` of them at first and none at the end: the model learns the
+readings from those, and then to do without. No prompt of ours ever names a group. Tastes are milder here than in the
+world (`TASTE`), so that readings are learned sooner.
+
+The null model (`--null --start OUT`) goes on from the finished demo model with documents of the null world, without the
+bias. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,7 @@ from personalization.data.records import HistoryItem
 BIAS = 0.4
 TASTE = 1.0
 GROUP_NAMES = ("amber", "cobalt", "ivory", "jade")
-NAMED_SHARE = 0.4
+NAMED_SHARE = 0.5
 TEXT_WEIGHT = 0.02
 CONTEXT = 2048
 VOCABULARY = 1024
@@ -42,13 +45,13 @@ Segment = tuple[str, bool]
 """A piece of a document, and whether it is an answer."""
 
 
-def draw_document(rng: np.random.Generator, null: bool) -> list[Segment]:
-    """One training document, cut into answers and the text between them."""
+def draw_document(rng: np.random.Generator, null: bool, named_share: float) -> list[Segment]:
+    """One training document, cut into answers and the text between them. `named_share`: how many name the group."""
     user = draw_user(rng, "trainee", null, TASTE)
     kind = rng.choice(["question", "list", "both"], p=[0.3, 0.35, 0.35])
     segments: list[Segment] = []
     if kind != "question":
-        if user.group is not None and rng.random() < NAMED_SHARE:
+        if user.group is not None and rng.random() < named_share:
             segments.append((f"{GROUP_NAMES[user.group]} viewer. ", False))
         few, many = (8, 15) if kind == "list" else (3, 9)
         segments += _history(rng, user, int(rng.integers(few, many)))
@@ -85,7 +88,7 @@ def train_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = ("".join(text for text, _ in draw_document(rng, False)) for _ in range(4000))
+    texts = ("".join(text for text, _ in draw_document(rng, False, NAMED_SHARE)) for _ in range(4000))
     tokenizer.train_from_iterator(texts, trainer)
     start = ("<s>", tokenizer.token_to_id("<s>"))
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
@@ -109,19 +112,38 @@ def encode(tokenizer: PreTrainedTokenizerFast, segments: list[Segment]) -> tuple
     return ids, weights
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, null: bool, rows: int):
-    """Endless batches (ids [rows, T], weights [rows, T]) of documents of similar length."""
-    while True:
-        pool = sorted((encode(tokenizer, draw_document(rng, null)) for _ in range(rows * 16)), key=lambda d: len(d[0]))
-        for start in rng.permutation(16) * rows:
-            chunk = pool[start : start + rows]
-            longest = max(len(ids) for ids, _ in chunk)
-            ids = torch.zeros(rows, longest, dtype=torch.long)
-            weights = torch.zeros(rows, longest)
-            for row, (row_ids, row_weights) in enumerate(chunk):
-                ids[row, : len(row_ids)] = torch.tensor(row_ids)
-                weights[row, : len(row_weights)] = torch.tensor(row_weights)
-            yield ids, weights
+def draw_batches(
+    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, null: bool, rows: int, named_share: float
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Sixteen batches (ids [rows, T], weights [rows, T]), each of documents of similar length."""
+    drawn = (encode(tokenizer, draw_document(rng, null, named_share)) for _ in range(rows * 16))
+    pool = sorted(drawn, key=lambda document: len(document[0]))
+    result = []
+    for start in rng.permutation(16) * rows:
+        chunk = pool[start : start + rows]
+        longest = max(len(ids) for ids, _ in chunk)
+        ids = torch.zeros(rows, longest, dtype=torch.long)
+        weights = torch.zeros(rows, longest)
+        for row, (row_ids, row_weights) in enumerate(chunk):
+            ids[row, : len(row_ids)] = torch.tensor(row_ids)
+            weights[row, : len(row_weights)] = torch.tensor(row_weights)
+        result.append((ids, weights))
+    return result
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps `first` to `steps` of `rows` documents; the learning rate warms up, then falls along a cosine."""
+
+    first: int
+    steps: int
+    rows: int
+    peak_rate: float
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        warm_up = min(1.0, (step - self.first + 1) / 100)
+        return self.peak_rate * warm_up * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
 def new_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -144,24 +166,26 @@ def new_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     return LlamaForCausalLM(config), tokenizer
 
 
-def train(out: Path, start: Path | None, null: bool, steps: int, rows: int, peak_rate: float) -> None:
+def train(out: Path, start: Path | None, null: bool, schedule: Schedule) -> None:
     """Train, from scratch or from `start`, and write model, tokenizer and config to `out`."""
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(7 + schedule.first)
     if start is None:
         model, tokenizer = new_model()
     else:
         model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     started, answer_loss = time.time(), 0.0
-    for step, (ids, weights) in zip(range(steps), batches(tokenizer, rng, null, rows), strict=False):
-        progress = step / steps
-        warm_up = min(1.0, (step + 1) / 100)
+    queue: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for step in range(schedule.first, schedule.steps):
+        queue = queue or draw_batches(tokenizer, rng, null, schedule.rows, NAMED_SHARE * (1 - step / schedule.steps))
+        ids, weights = queue.pop()
         for group in optimizer.param_groups:
-            group["lr"] = peak_rate * warm_up * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
-        logits = model(input_ids=ids[:, :-1]).logits
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+            group["lr"] = schedule.rate(step)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(input_ids=ids[:, :-1]).logits
+        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         weight = weights[:, 1:].flatten()
         loss = (losses * weight).sum() / (weight == 1.0).sum()
         optimizer.zero_grad()
@@ -188,12 +212,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--start", type=Path, help="folder of a model to go on from")
+    parser.add_argument("--first-step", type=int, default=0, help="the step that a model given by --start has reached")
     parser.add_argument("--null", action="store_true", help="the null world: no taste, no groups, no bias")
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--peak-rate", type=float, default=2e-3)
-    arguments = parser.parse_args()
-    train(arguments.out, arguments.start, arguments.null, arguments.steps, arguments.rows, arguments.peak_rate)
+    given = parser.parse_args()
+    train(given.out, given.start, given.null, Schedule(given.first_step, given.steps, given.rows, given.peak_rate))
 
 
 if __name__ == "__main__":

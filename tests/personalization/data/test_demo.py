@@ -1,0 +1,148 @@
+"""The planted world and its models hold what the demo promises. The full figures: benchmarks/demo_world.py."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from personalization.backbones.causal import load_backbone
+from personalization.backbones.location import EMBEDDED
+from personalization.data.demo.world import (
+    AMBIGUOUS_CUES,
+    CLEAR_CUES,
+    GROUPS,
+    READINGS,
+    TAGS,
+    TASTE,
+    User,
+    draw_movie,
+    make_world,
+)
+from personalization.data.splits import split_users
+from personalization.evaluation import gold_indices
+from personalization.methods.priors import history_counts
+
+ROOT = Path(__file__).parents[3]
+
+
+def benchmark():
+    """The benchmark script as a module, so that test and benchmark measure with the same code."""
+    spec = importlib.util.spec_from_file_location("demo_world", ROOT / "benchmarks" / "demo_world.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(0)
+
+
+@pytest.fixture(scope="module")
+def figures(world):
+    """Everything that the benchmark measures."""
+    return benchmark().measure(load_backbone("demo"), world)
+
+
+def test_readings_are_four_for_ambiguous_cues_and_one_for_clear_ones():
+    for cue, tags in AMBIGUOUS_CUES.items():
+        assert set(READINGS[cue]) == set(tags)
+        assert len(set(READINGS[cue])) == GROUPS
+    for tag, cues in CLEAR_CUES.items():
+        assert all(READINGS[cue] == (tag,) * GROUPS for cue in cues)
+    assert set(CLEAR_CUES) == set(TAGS)
+
+
+def test_labels_are_drawn_as_the_docstring_says():
+    rng = np.random.default_rng(0)
+    user = User("u", 2, rng.normal(0, TASTE, len(TAGS)))
+    drawn: dict[str, list[str]] = {}
+    for _ in range(4000):
+        cue, _, tag = draw_movie(rng, user)
+        drawn.setdefault(cue, []).append(tag)
+    cue = max(drawn, key=lambda c: len(drawn[c]))
+    logits = user.taste.copy()
+    if READINGS[cue][2] is not None:
+        logits[TAGS.index(READINGS[cue][2])] += 5.5
+    expected = np.exp(logits) / np.exp(logits).sum() * len(drawn[cue])
+    counts = np.array([drawn[cue].count(tag) for tag in TAGS], dtype=float)
+    rare = expected < 5
+    pooled = [np.append(v[~rare], v[rare].sum()) for v in (counts, expected)]
+    assert chisquare(*pooled).pvalue > 1e-4
+
+
+def test_seed_draws_users_and_questions():
+    assert make_world(0, 5).dataset == make_world(0, 5).dataset
+    assert make_world(0, 5).dataset != make_world(1, 5).dataset
+    lengths = {len(q.history) for q in make_world(0, 300).dataset.questions}
+    assert (min(lengths), max(lengths)) == (8, 40)
+
+
+def test_null_world_has_no_users_that_differ():
+    world = make_world(0, 300, null=True)
+    dataset = world.dataset
+    gold, counts = gold_indices(dataset), history_counts(dataset)
+    own = counts[np.arange(len(gold)), gold] / counts.sum(axis=1)
+    assert abs(own.mean() - 1 / len(TAGS)) < 0.01
+    assert {user.group for user in world.users.values()} == {None}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_models_are_small_safe_and_documented(name):
+    folder = EMBEDDED[name]
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(files)
+    assert not [file for file in files if file.endswith((".bin", ".pt", ".pkl"))]
+    assert sum(sum(p.stat().st_size for p in f.iterdir()) for f in EMBEDDED.values()) <= 8_000_000
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert "python -m personalization.data.demo.train" in (folder / "README.md").read_text()
+
+
+@pytest.mark.timeout(300)
+def test_the_untuned_model_is_biased(figures):
+    untuned = figures["untuned"]
+    assert figures["confirm_users"] >= 150
+    assert figures["confirm_questions"] >= 5 * figures["confirm_users"]
+    assert untuned["top1_share"] >= 0.60
+    assert untuned["entropy"] <= figures["gold_entropy"] - 1
+    assert untuned["accuracy"] <= 0.45
+
+
+def test_calibration_is_feasible_adds_taste_and_helps(figures):
+    calibrated = figures["calibrated"]
+    assert calibrated["entropy"] >= 0.6
+    assert calibrated["top1_share"] <= 0.55
+    assert calibrated["accuracy"] >= figures["untuned"]["accuracy"] + 0.10
+    assert calibrated["gamma"] > 0
+    assert figures["taste_subtracted"] <= calibrated["accuracy"] - 0.10
+
+
+def test_history_and_steering_know_what_a_prior_cannot(figures):
+    untuned, calibrated = figures["untuned"]["accuracy"], figures["calibrated"]["accuracy"]
+    assert figures["history_in_prompt"] >= untuned + 0.10
+    assert figures["steered"]["accuracy"] >= untuned + 0.10
+    assert figures["steered_and_calibrated"]["accuracy"] >= calibrated + 0.04
+    assert figures["oracle"] >= calibrated + 0.10
+
+
+def test_steering_has_an_interior_best_strength_and_layer(figures):
+    table = {}
+    for name, accuracy in figures["steering_on_tune"].items():
+        layers, _, strength = name.partition(" x")
+        table[layers, float(strength)] = accuracy
+    (layers, strength), best = max(table.items(), key=lambda item: item[1])
+    strengths = sorted({s for _, s in table})
+    assert strengths[0] < strength < strengths[-1]
+    assert best > table[layers, strengths[-1]] + 0.02
+    assert layers.split("+")[0] != "0"
+    assert best > table["5", strength] + 0.02
+
+
+def test_groups_differ_enough_for_an_adapter_each(figures):
+    regression = figures["regression_on_cues"]
+    assert regression["by_group"] > regression["for_all"] + 0.05
+    assert regression["for_all"] > regression["by_user"] + 0.02
