@@ -186,9 +186,11 @@ def sync(
     from personalization.errors import UnavailableError
     from tracking.spool import Sender, Spool, tracking_uri
 
-    spool = Spool(home, study)
     uri = tracking_uri(home, tracking)
-    waiting = Sender(spool, uri).finish(600)
+    waiting = 0
+    for path in sorted((home / "spool").glob(f"{study}-????????????.jsonl")):
+        spool = Spool(home, study, path.stem.rpartition("-")[2])
+        waiting += Sender(spool, uri).finish(600)
     if waiting:
         raise UnavailableError(f"{waiting} records still wait for {uri}; see {home / 'logs' / 'tracking.log'}")
     typer.echo(f"everything of {study} is in {uri}")

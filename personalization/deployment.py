@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import continuations, prompt
+from personalization.data.prompts import TEMPLATE, continuations, prompt
 from personalization.data.records import Dataset, Question
 from personalization.errors import DataError
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate, report_calibrate
@@ -32,7 +32,19 @@ METHODS: dict[str, Callable[..., Calibrated]] = {
 }
 """method name -> function of (scores, history counts, prior tables, **params)."""
 
-_REQUIRED = ("format", "generation", "model", "task", "labels", "method", "params", "fallback", "priors", "provenance")
+_REQUIRED = (
+    "format",
+    "generation",
+    "model",
+    "template",
+    "task",
+    "labels",
+    "method",
+    "params",
+    "fallback",
+    "priors",
+    "provenance",
+)
 
 
 class Prediction(NamedTuple):
@@ -124,6 +136,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: format {config['format']} with method {config['method']!r} is not known here; "
             f"known are format {FORMAT} with {', '.join(METHODS)}"
+        )
+    if config["template"] != TEMPLATE:
+        raise DataError(
+            f"{path}: its prompts are put together as {config['template']}, here as {TEMPLATE}; promote again"
         )
     return config
 

@@ -3,8 +3,7 @@
     ChamtuneError            70  a state that should not exist
     ├── UsageError           64  a command, spec or parameter that cannot be obeyed
     ├── DataError            65  input that cannot be used
-    ├── UnavailableError     69  a model, storage or server that cannot be reached
-    └── RefusedError          3  a promotion that the evidence does not carry
+    └── UnavailableError     69  a model, storage or server that cannot be reached
 
 The message is one line: what was found, where, what is allowed, what to do.
 """
@@ -34,9 +33,3 @@ class UnavailableError(ChamtuneError):
     """A model, storage or server that cannot be reached."""
 
     exit_code = 69
-
-
-class RefusedError(ChamtuneError):
-    """A promotion that the evidence does not carry."""
-
-    exit_code = 3

@@ -72,16 +72,15 @@ class Evaluation:
         names, counts = np.unique(np.asarray(self.prior_modes), return_counts=True)
         return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
-    def subset(self, rows: NDArray[np.intp]) -> Evaluation:
-        """The evaluation of some of the questions."""
-        return Evaluation(
-            self.labels,
-            tuple(self.question_ids[i] for i in rows),
-            tuple(self.user_ids[i] for i in rows),
-            self.gold[rows],
-            self.log_probs[rows],
-            [self.prior_modes[i] for i in rows],
-        )
+    def question_scores(self, metric: str) -> NDArray[np.float64]:
+        """What a metric is the mean of, larger being better, float [n]; correctness for one that is no mean."""
+        rows = np.arange(len(self.gold))
+        if metric == "nll":
+            return np.asarray(self.log_probs[rows, self.gold], dtype=np.float64)
+        if metric == "brier":
+            probs = np.exp(self.log_probs.astype(np.float64))
+            return np.asarray(2 * probs[rows, self.gold] - (probs**2).sum(axis=1) - 1)
+        return self.correct.astype(np.float64)
 
 
 def gold_indices(dataset: Dataset) -> NDArray[np.int64]:

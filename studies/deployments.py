@@ -39,13 +39,28 @@ def publish(home: Path, out: Path, config: dict[str, Any]) -> int:
     return _write(home, out, {"previous_generation": previous, **config})
 
 
-def roll_back(home: Path, out: Path) -> tuple[int, int]:
-    """Bring back what the deployed config replaced: (new generation, generation restored)."""
+def published(home: Path, out: Path, state: str) -> int | None:
+    """The generation in which the result of a study in this state was written to this place, if it was."""
+    for path in _kept(home, out).glob("*.yaml"):
+        config = read_config(path)
+        if config["provenance"].get("state") == state and "restored_from" not in config:
+            return int(config["generation"])
+    return None
+
+
+def registry_name(home: Path, out: Path) -> str:
+    """The registered model of a deploy config: one for each place."""
+    return f"chamtune-{_kept(home, out).name}"
+
+
+def roll_back(home: Path, out: Path) -> tuple[int, int, int]:
+    """Bring back what the deployed config replaced: (new generation, the restored one, where that has its content)."""
     current = read_config(out)
     previous = current.get("previous_generation")
     path = _kept(home, out) / f"{previous}.yaml"
     if previous is None or not path.exists():
         raise UsageError(f"{out}: generation {current['generation']} replaced nothing that is kept in {home}")
     restored = read_config(path)
-    restored.pop("generation")
-    return _write(home, out, {**restored, "restored_from": previous}), previous
+    del restored["generation"]
+    origin = restored.get("content_from", previous)
+    return _write(home, out, {**restored, "restored_from": previous, "content_from": origin}), previous, origin

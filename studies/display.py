@@ -101,20 +101,31 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
         value = None if best is None else best["metrics"][name]
         table.add_row(name, _number(result.baseline.get(name)), _number(value), _number(result.gold.get(name)))
     console.print(table)
+    for name, accuracy in result.references.items():
+        console.print(f"without the model, {name}: accuracy {_number(accuracy)}")
+    if result.best is not None:
+        console.print(f"best trial {result.best['trial']}: {_params(result.best['params'])}")
+        console.print(
+            "These figures come from the tune users. `chamtune promote` tests them on users that no trial saw."
+        )
+        if result.detectable_difference is not None:
+            console.print(f"It detects a gain of {result.detectable_difference:.3f} with 80 % power (20 % changed).")
+    elif result.closest is not None:
+        broken = {k: round(v, 3) for k, v in result.closest["constraints"].items() if v > 0}
+        console.print(f"no feasible trial; closest: trial {result.closest['trial']}, over its bounds by {broken}")
+    _print_incidents(result)
+
+
+def _print_incidents(result: StudyResult) -> None:
+    """What a user should know about how the run went."""
+    if result.truncated_prompts:
+        console.print(f"{result.truncated_prompts} prompts were cut at their beginning to fit the model's context")
     if result.lost:
         console.print(f"{len(result.lost)} trials of a process that died were put back in the queue")
     if result.failed or result.pruned or result.duplicates:
         console.print(
             f"{result.failed} failed, {result.pruned} pruned, {result.duplicates} repeated (not measured again)"
         )
-    if result.best is not None:
-        console.print(f"best trial {result.best['trial']}: {_params(result.best['params'])}")
-        console.print(
-            "These figures come from the tune users. `chamtune promote` tests them on users that no trial saw."
-        )
-    elif result.closest is not None:
-        broken = {k: round(v, 3) for k, v in result.closest["constraints"].items() if v > 0}
-        console.print(f"no feasible trial; closest: trial {result.closest['trial']}, over its bounds by {broken}")
     if result.stopped_by is not None:
         console.print("stopped on request; the same command goes on from here")
     if result.waiting:

@@ -1,4 +1,4 @@
-"""The ledger of confirm sets: every look at one is recorded before it happens, and spends alpha.
+"""The ledger of confirm questions: every look at some is recorded before it happens, and spends alpha.
 
 The j-th use of a confirm set is tested at alpha_j = alpha * 6 / (pi^2 j^2). The alpha_j add up to alpha, so however
 often a set is used, the chance of ever promoting something useless on it stays below alpha. A use that was opened and
@@ -62,24 +62,28 @@ class Ledger:
         finally:
             os.close(handle)
 
-    def closed(self, confirm: str, state: str) -> dict[str, Any] | None:
-        """The recorded result of a study in this state on this confirm set, if there is one."""
+    def closed(self, state: str) -> dict[str, Any] | None:
+        """The recorded result of a study in this state, if there is one."""
         for entry in self.entries():
-            if entry["event"] == "closed" and (entry["confirm"], entry["state"]) == (confirm, state):
+            if entry["event"] == "closed" and entry["state"] == state:
                 result: dict[str, Any] = entry["result"]
                 return result
         return None
 
-    def open_use(self, confirm: str, state: str, study: str) -> int:
-        """Record a look at a confirm set; which use it is. Asking again for the same state is the same use."""
-        opened = [e for e in self.entries() if e["event"] == "opened" and e["confirm"] == confirm]
+    def open_use(self, questions: set[str], state: str, study: str) -> int:
+        """Record a look at some confirm questions; which look it is.
+
+        Every earlier look at any of the questions counts, whatever study, split or file it came from. Asking again for
+        the same state is the same look. `questions`: a digest of each question.
+        """
+        opened = [e for e in self.entries() if e["event"] == "opened" and not questions.isdisjoint(e["questions"])]
         for entry in opened:
             if entry["state"] == state:
                 return int(entry["use"])
-        use = len(opened) + 1
-        self.append({"event": "opened", "confirm": confirm, "state": state, "study": study, "use": use})
+        use = 1 + max((entry["use"] for entry in opened), default=0)
+        self.append({"event": "opened", "state": state, "study": study, "use": use, "questions": sorted(questions)})
         return use
 
-    def close_use(self, confirm: str, state: str, result: dict[str, Any]) -> None:
-        """Record what came of a use."""
-        self.append({"event": "closed", "confirm": confirm, "state": state, "result": result})
+    def close_use(self, state: str, result: dict[str, Any]) -> None:
+        """Record what came of a look."""
+        self.append({"event": "closed", "state": state, "result": result})

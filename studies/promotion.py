@@ -8,20 +8,26 @@ study in a state that was judged before returns the recorded result.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from personalization.backbones.location import EMBEDDED
+from personalization.data.prompts import TEMPLATE
+from personalization.data.records import Dataset
 from personalization.deployment import Deployment, read_config
+from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
 from personalization.scoring.store import key_of
-from studies.deployments import publish, roll_back
+from studies.deployments import publish, published, registry_name, roll_back
 from studies.ledger import Ledger, spent_alpha
 from studies.record import versions
-from studies.selection import Candidate, choose, shortlist
+from studies.results import figure_name, study_figure
+from studies.selection import Candidate, choose, feasible_on_select, mean_and_error, shortlist, verdict_metric
 from studies.study import OpenStudy, finished
+from studies.trial import all_metrics
 from tracking.report import write_report
 from tracking.significance import detectable_difference, significance
 from tracking.spool import OFF, Sender, Spool, tracking_uri
@@ -40,24 +46,42 @@ class Judgement:
 
 
 def promote(opened: OpenStudy, out: Path) -> dict[str, Any]:
-    """Judge a study and, if it passes, write `out`; JSON-able: promoted, reason, trial, params, confirm, ..."""
-    ledger = Ledger(opened.home)
-    fingerprint = opened.record["data"]["confirm"]
-    state = _state(opened)
+    """Judge a study and, if it passes, write `out`; JSON-able: promoted, reason, trial, params, confirm, ...
+
+    The verdict is in the ledger before the config is written, so that a promotion that died in between is finished by
+    the same command.
+    """
+    ledger, state = Ledger(opened.home), _state(opened)
     with ledger.locked():
-        recorded = ledger.closed(fingerprint, state)
-        if recorded is not None:
-            if recorded["promoted"] and not out.exists():
-                recorded["generation"] = publish(opened.home, out, recorded["config"])
-            return {**_without_config(recorded), "recorded": True, "deploy": str(out) if recorded["promoted"] else None}
-        result = _judge(opened, out, ledger, fingerprint, state)
-        if result["promoted"]:
-            result["generation"] = publish(opened.home, out, result["config"])
-        if result["confirm"] is not None:
-            ledger.close_use(fingerprint, state, result)
-    if result["promoted"]:
-        _track(opened, out, result)
-    return {**_without_config(result), "recorded": False, "deploy": str(out) if result["promoted"] else None}
+        result = ledger.closed(state)
+        recorded = result is not None
+        if result is None:
+            result = _judge(opened, out, ledger, state)
+            if result["confirm"] is not None:
+                ledger.close_use(state, result)
+        answer = {**_without_config(result), "recorded": recorded, "deploy": None}
+        if not result["promoted"]:
+            return answer
+        generation, present = published(opened.home, out, state), _generation(out)
+        if generation is None or present is None or present < generation:
+            _refuse_other(out, present, result)
+            present = generation = publish(opened.home, out, result["config"])
+            _track(opened, out, result, generation)
+    if present == generation:
+        return {**answer, "deploy": str(out), "generation": generation}
+    replaced = f"{result['reason']}; generation {generation} of {out} has since been replaced by {present}"
+    return {**answer, "reason": replaced, "generation": generation}
+
+
+def _generation(out: Path) -> int | None:
+    """The generation of the config at a place; None where there is none."""
+    return int(read_config(out)["generation"]) if out.exists() else None
+
+
+def _refuse_other(out: Path, present: int | None, result: dict[str, Any]) -> None:
+    """The config at `out` may be replaced only by one that was tested against it."""
+    if present is not None and (str(out.resolve()), present) != (result["out"], result["replaces"]):
+        raise UsageError(f"{out} holds a config that this study was not tested against; give --out {result['out']}")
 
 
 def _without_config(result: dict[str, Any]) -> dict[str, Any]:
@@ -71,8 +95,8 @@ def _state(opened: OpenStudy) -> str:
     return key_of({"url": opened.url, "study": opened.spec.name, "identity": identity, "trials": len(trials)})
 
 
-def _judge(opened: OpenStudy, out: Path, ledger: Ledger, fingerprint: str, state: str) -> dict[str, Any]:
-    """Select a trial and test it. Refusals before the confirm set is opened spend nothing."""
+def _judge(opened: OpenStudy, out: Path, ledger: Ledger, state: str) -> dict[str, Any]:
+    """Select a trial and test it. Refusals before the confirm users are looked at spend nothing."""
     result: dict[str, Any] = {
         "promoted": False,
         "study": opened.spec.name,
@@ -80,32 +104,42 @@ def _judge(opened: OpenStudy, out: Path, ledger: Ledger, fingerprint: str, state
         "params": None,
         "shortlist": [],
         "confirm": None,
+        "out": str(out.resolve()),
+        "replaces": _generation(out),
     }
-    candidates = shortlist(opened)
+    metric, candidates = verdict_metric(opened), shortlist(opened)
     if not candidates:
         return {**result, "reason": "no feasible trial; run more trials or relax the constraints"}
-    chosen = choose(candidates)
-    before = opened.objective.evaluate(opened.rooms.BASELINE, "select").metrics["accuracy"]
-    result |= {
-        "trial": chosen.trial,
-        "params": asdict(chosen.params),
-        "shortlist": [_listed(candidate) for candidate in candidates],
-        "select_baseline_accuracy": before,
-    }
-    if chosen.select.metrics["accuracy"] <= before:
-        reason = f"trial {chosen.trial} is no better than the baseline on the select users ({before:.3f})"
+    result["shortlist"] = [_listed(candidate) for candidate in candidates]
+    kept = feasible_on_select(opened, candidates)
+    if not kept:
+        return {**result, "reason": "no shortlisted trial keeps the constraints on the select users"}
+    chosen = choose(kept, metric)
+    before, _ = mean_and_error(opened.objective.evaluate(opened.rooms.BASELINE, "select"), metric)
+    after, _ = mean_and_error(chosen.select, metric)
+    result |= {"trial": chosen.trial, "params": asdict(chosen.params)}
+    if after <= before:
+        reason = f"trial {chosen.trial} is no better than the baseline on the select users"
         return {**result, "reason": reason}
-    use = ledger.open_use(fingerprint, state, opened.spec.name)
+    incumbent = Deployment.load(out, opened.home / "cache" / "scores") if out.exists() else None
+    use = ledger.open_use(_digests(opened.splits.confirm), state, opened.spec.name)
     alpha = spent_alpha(opened.spec.promotion.alpha, use)
     baseline = opened.objective.evaluate(opened.rooms.BASELINE, "confirm")
     candidate = opened.objective.evaluate(chosen.params, "confirm")
-    judgement = judge(opened, baseline, candidate, _incumbent(out, opened, baseline), alpha)
+    deployed = None if incumbent is None else _answers(incumbent, opened, baseline)
+    judgement = judge(opened, baseline, candidate, deployed, alpha)
     confirm = {**judgement.confirm, "use": use, "alpha": alpha}
-    write_report(opened.home / "results" / opened.spec.name / "confirm", baseline, candidate, CONFIRM_NOTE)
+    figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
+    write_report(opened.home / "results" / opened.spec.name / "confirm", baseline, candidate, CONFIRM_NOTE, figure)
     result |= {"promoted": judgement.promoted, "reason": judgement.reason, "confirm": confirm}
     if judgement.promoted:
-        result["config"] = _config(opened, chosen, confirm)
+        result["config"] = _config(opened, chosen, confirm, state)
     return result
+
+
+def _digests(dataset: Dataset) -> set[str]:
+    """A short digest of each question: of its user and text."""
+    return {hashlib.sha256(f"{q.user_id}\n{q.text}".encode()).hexdigest()[:12] for q in dataset.questions}
 
 
 def _listed(candidate: Candidate) -> dict[str, Any]:
@@ -117,11 +151,8 @@ def _listed(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _incumbent(out: Path, opened: OpenStudy, baseline: Evaluation) -> Evaluation | None:
+def _answers(deployment: Deployment, opened: OpenStudy, baseline: Evaluation) -> Evaluation:
     """What the deployed config answers on the confirm users."""
-    if not out.exists():
-        return None
-    deployment = Deployment.load(out, opened.home / "cache" / "scores")
     labels = tuple(deployment.config["labels"])
     answered = deployment.log_probs(opened.splits.confirm)
     columns = [labels.index(label) for label in baseline.labels]
@@ -139,22 +170,21 @@ def judge(
     opened: OpenStudy, baseline: Evaluation, candidate: Evaluation, incumbent: Evaluation | None, alpha: float
 ) -> Judgement:
     """The test on confirm and its gates."""
-    test = significance(baseline, candidate)
+    metric = verdict_metric(opened)
+    test = significance(baseline, candidate, metric)
     minimum = opened.spec.promotion.min_gain
-    broken = [
-        f"{c.metric} {candidate.metrics.get(c.metric, test.get(c.metric)):.3f}"
-        for c in opened.constraints
-        if c.violation(float(candidate.metrics.get(c.metric, test.get(c.metric, test["delta_accuracy"])))) > 0
-    ]
+    measured = all_metrics(candidate, baseline)
+    broken = [f"{c.metric} {measured[c.metric]:.3f}" for c in opened.constraints if c.violation(measured[c.metric]) > 0]
+    discordance = (test["helped"] + test["hurt"]) / test["n"]
     confirm = {
         **test,
         "metrics": candidate.metrics,
         "baseline_metrics": baseline.metrics,
-        "detectable_difference": detectable_difference(test["n"], max(test["changed_rate"], 0.01), alpha),
+        "detectable_difference": detectable_difference(test["n"], discordance, alpha) if discordance else None,
     }
     against = {"baseline": test}
     if incumbent is not None:
-        against["deployed config"] = confirm["incumbent"] = significance(incumbent, candidate)
+        against["deployed config"] = confirm["incumbent"] = significance(incumbent, candidate, metric)
     if broken:
         return Judgement(False, f"not feasible on the confirm users: {', '.join(broken)}", confirm)
     for name, result in against.items():
@@ -170,7 +200,7 @@ def judge(
     return Judgement(True, reason, confirm)
 
 
-def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any]) -> dict[str, Any]:
+def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any], state: str) -> dict[str, Any]:
     """The deploy config, without its generation."""
     spec = opened.spec
     path = spec.model.path
@@ -182,11 +212,14 @@ def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any]) -> di
             "path": str(Path(path).resolve()) if local else path,
             "fingerprint": opened.record["model"],
         },
+        "template": TEMPLATE,
         **opened.objective.deployment(chosen.params),
         "fallback": {"prior_mode": "global"} if asdict(chosen.params)["prior_mode"] == "user" else {},
         "provenance": {
             "study": spec.name,
+            "study_id": opened.record["id"],
             "trial": chosen.trial,
+            "state": state,
             "spec": opened.record["spec"],
             "data": opened.record["data"],
             "versions": versions(),
@@ -209,16 +242,16 @@ def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any]) -> di
     }
 
 
-def _track(opened: OpenStudy, out: Path, result: dict[str, Any]) -> None:
+def _track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int) -> None:
     """Spool the promoted result and its registry version, and let MLflow have them."""
     if opened.spec.tracking == OFF:
         return
-    spool = Spool(opened.home, opened.spec.name)
+    spool = Spool(opened.home, opened.spec.name, opened.record["id"])
     folder = opened.home / "results" / opened.spec.name / "confirm"
     (folder / "deploy").mkdir(exist_ok=True)
     (folder / "deploy" / "deploy.yaml").write_bytes(out.read_bytes())
     now = time.time_ns() // 1_000_000
-    key = f"promoted-{result['trial']}-{result['generation']}"
+    key = f"promoted-{result['trial']}-{generation}"
     spool.append(
         {
             "kind": "result",
@@ -231,29 +264,23 @@ def _track(opened: OpenStudy, out: Path, result: dict[str, Any]) -> None:
                 "delta_accuracy": result["confirm"]["delta_accuracy"],
                 "p_value": result["confirm"]["p_value"],
             },
-            "tags": {"measured_on": "confirm", "generation": str(result["generation"])},
+            "tags": {"measured_on": "confirm", "generation": str(generation)},
             "started_ms": now,
             "ended_ms": now,
         }
     )
-    spool.append({"kind": "model", "name": registry_name(out), "key": key, "generation": result["generation"]})
+    spool.append({"kind": "model", "name": registry_name(opened.home, out), "key": key, "generation": generation})
     Sender(spool, tracking_uri(opened.home, opened.spec.tracking)).finish(FLUSH_S)
-
-
-def registry_name(out: Path) -> str:
-    """The registered model of a deploy config."""
-    return f"chamtune-{out.stem}"
 
 
 def roll_back_deployment(home: Path, out: Path) -> tuple[int, int]:
     """Bring back the config that the present one replaced, and move the registry's alias: (generation, restored)."""
     with Ledger(home).locked():
-        study = read_config(out)["provenance"]["study"]
-        generation, restored = roll_back(home, out)
-    spool = Spool(home, study)
-    if spool.path.exists():
-        spool.append({"kind": "rollback", "name": registry_name(out), "generation": restored})
-        uri = spool.sent().get("uri")
-        if uri is not None:
-            Sender(spool, uri).finish(FLUSH_S)
+        provenance = read_config(out)["provenance"]
+        generation, restored, origin = roll_back(home, out)
+    spool = Spool(home, provenance["study"], provenance["study_id"])
+    uri = spool.sent().get("uri")
+    if uri is not None:
+        spool.append({"kind": "rollback", "name": registry_name(home, out), "generation": origin})
+        Sender(spool, uri).finish(FLUSH_S)
     return generation, restored

@@ -37,7 +37,7 @@ def _short(value: Any) -> str:
 
 def refuse_changes(study_name: str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """UsageError when a resumed study would mix two specs, data sets or models. Versions are recorded, not compared."""
-    compared = ("spec", "data", "model")
+    compared = ("spec", "order", "data", "model")
     found = differences({k: stored[k] for k in compared}, {k: current[k] for k in compared})
     if found:
         raise UsageError(

@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from personalization.evaluation import gold_indices
+from personalization.methods.priors import global_counts, global_prior, history_counts, taste
 from studies.study import OpenStudy, feasible, finished, ranked
 from studies.trial import MEASURED
 from tracking import figures
+from tracking.data_report import most_frequent_label
 from tracking.report import write_report
+from tracking.significance import detectable_difference
 from tracking.spool import Spool
 
 TUNE_NOTE = "Measured on the tune users, on which the parameters were chosen: an optimistic figure, not evidence."
@@ -31,6 +35,9 @@ class StudyResult(NamedTuple):
     feasible: int
     baseline: dict[str, float]
     gold: dict[str, float]
+    references: dict[str, float]
+    detectable_difference: float | None
+    truncated_prompts: int
     best: dict[str, Any] | None
     closest: dict[str, Any] | None
     lost: list[int]
@@ -60,12 +67,26 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
         feasible=sum(map(feasible, ended)),
         baseline=opened.baseline.metrics,
         gold={"entropy": opened.baseline.gold_entropy(), "top1_share": opened.baseline.gold_top1_share()},
+        references=_references(opened),
+        detectable_difference=detectable_difference(len(opened.splits.confirm)),
+        truncated_prompts=opened.scorer.truncated,
         best=None if best is None else _described(opened, best),
         closest=None if best is not None or closest is None else _described(opened, closest),
         lost=lost,
         elapsed_s=round(elapsed_s, 3),
         folder=opened.home / "results" / opened.spec.name,
     )
+
+
+def _references(opened: OpenStudy) -> dict[str, float]:
+    """Accuracy on the tune users of what needs no model."""
+    dataset = opened.splits.tune
+    log_pi, _ = taste(history_counts(dataset), global_prior(global_counts(dataset)), "user", 5.0)
+    frequent = [most_frequent_label(q) == q.gold for q in dataset.questions]
+    return {
+        "prior alone": float((log_pi.argmax(axis=1) == gold_indices(dataset)).mean()),
+        "most frequent label of the history": sum(frequent) / len(frequent),
+    }
 
 
 def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
@@ -81,10 +102,12 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
     """Write and spool the result folders of baseline and best;"""
     baseline = opened.baseline
     now = time.time_ns() // 1_000_000
-    wanted: list[tuple[str, str, Any, dict[str, bytes | str]]] = [("baseline", "baseline", opened.rooms.BASELINE, {})]
+    figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
+    wanted: list[tuple[str, str, Any, dict[str, bytes | str]]] = [
+        ("baseline", "baseline", opened.rooms.BASELINE, figure)
+    ]
     if result.best is not None:
         chosen = opened.study.trials[result.best["trial"]]
-        figure: dict[str, bytes | str] = {_figure_name(opened): study_figure(opened)}
         wanted.append(("best", f"best-{chosen.number}", opened.rooms.decode(chosen.params), figure))
     for name, key, params, extra in wanted:
         candidate = opened.objective.evaluate(params)
@@ -122,7 +145,8 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
         )
 
 
-def _figure_name(opened: OpenStudy) -> str:
+def figure_name(opened: OpenStudy) -> str:
+    """The file of `study_figure`."""
     return "pareto.png" if len(opened.spec.optimize) > 1 else "history.png"
 
 

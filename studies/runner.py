@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +14,17 @@ from types import FrameType
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
+from personalization.errors import UsageError
 from studies.results import StudyResult, summarize, write_results
 from studies.spec import StudySpec
-from studies.storage import WorkerLock, recover_lost_trials, storage_url
+from studies.storage import WorkerLock, home_stamp, recover_lost_trials, storage_url
 from studies.study import OpenStudy, finished, open_study
 from studies.trial import Outcome, TrialRunner, outcome_of
 from tracking.spool import OFF, Sender, Spool, tracking_uri
+
+log = logging.getLogger(__name__)
 
 FLUSH_S = 60
 """How long the end of a run waits for MLflow; what is left is sent by the next run or `chamtune sync`."""
@@ -67,11 +73,14 @@ def run_study(spec: StudySpec, home: Path, watcher: Watcher | None = None) -> St
     started = time.monotonic()
     home.mkdir(parents=True, exist_ok=True)
     url = storage_url(home, spec.storage)
+    if url == tracking_uri(home, spec.tracking):
+        raise UsageError(f"storage and tracking are both {url}; Optuna and MLflow need a database each")
     with stop_on_signal() as stop, WorkerLock(home, url, spec.name) as lock:
-        opened = open_study(spec, home, watcher.scoring)
-        lost = recover_lost_trials(opened.study) if lock.alone else []
+        opened = open_study(spec, home, watcher.scoring, worker="0" if lock.alone else str(os.getpid()))
+        stamp = home_stamp(home, url)
+        lost = recover_lost_trials(opened.study, opened.space, stamp) if lock.alone else []
         lock.share()
-        spool = None if spec.tracking == OFF else Spool(home, spec.name)
+        spool = None if spec.tracking == OFF else Spool(home, spec.name, opened.record["id"])
         sender = None
         if spool is not None:
             _catch_up(opened, spool)
@@ -128,6 +137,7 @@ def _run_trials(opened: OpenStudy, stop: StopRequest, watcher: Watcher, spool: S
         list(spec.optimize),
         opened.constraints,
         seed=opened.sampler_seed,
+        stamp=home_stamp(opened.home, opened.url),
     )
     runner.remember(trials)
     if spec.warm_start and not trials:
@@ -147,14 +157,21 @@ def _run_trials(opened: OpenStudy, stop: StopRequest, watcher: Watcher, spool: S
 
 def _enqueue_warm_start(opened: OpenStudy) -> None:
     """Queue the exact solvers' optima, as far as the space holds them."""
-    for raw in opened.objective.warm_start():
-        inside = {
-            name: value
-            for name, value in raw.items()
-            if opened.space[name]._contains(opened.space[name].to_internal_repr(value))
-        }
+    try:
+        points = opened.objective.warm_start()
+    except ValueError as error:
+        log.warning("no warm start: %s", error)
+        return
+    for raw in points:
+        inside = {name: value for name, value in raw.items() if _holds(opened.space[name], value)}
         if inside:
             opened.study.enqueue_trial(inside, user_attrs={"warm_start": True})
+
+
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return distribution._contains(value)
 
 
 @contextmanager

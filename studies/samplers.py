@@ -17,8 +17,13 @@ from personalization.errors import UsageError
 Space = Mapping[str, BaseDistribution]
 
 
-def derived_seed(study_seed: int, worker: str, trials_so_far: int) -> int:
-    """One seed for each (study, worker, number of trials so far): a resumed study does not repeat its first trials."""
+def derived_seed(study_seed: int, sampler: str, worker: str, trials_so_far: int) -> int:
+    """One seed for each (study, worker, number of trials so far): a resumed study does not repeat its first trials.
+
+    The grid sampler keeps the study's seed: its points are numbered in an order that the seed draws.
+    """
+    if sampler == "grid":
+        return study_seed
     text = f"{study_seed}/{worker}/{trials_so_far}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 

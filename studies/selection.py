@@ -9,6 +9,7 @@ import numpy as np
 
 from personalization.evaluation import Evaluation
 from studies.study import OpenStudy, finished, ranked
+from studies.trial import all_metrics
 from tracking.significance import user_totals
 
 SHORTLIST = 5
@@ -27,18 +28,30 @@ class Candidate:
     select: Evaluation
 
 
-def shortlist(opened: OpenStudy) -> list[Candidate]:
-    """At most five feasible trials with distinct parameters, best on tune first, re-scored on the select users.
+def verdict_metric(opened: OpenStudy) -> str:
+    """The metric that selection and promotion judge by: the first that the study optimises."""
+    return next(iter(opened.spec.optimize))
 
-    Where the study judged labels only, what does not move a label is settled by NLL on tune first.
+
+def shortlist(opened: OpenStudy) -> list[Candidate]:
+    """At most five feasible trials that differ, best on tune first, re-scored on the select users.
+
+    Where the study judged labels only, trials with the same labels are one, and tau, which moves no label, is settled
+    by NLL on tune first, unless the spec fixes it.
     """
     found: list[Candidate] = []
-    judged = {*opened.spec.optimize, *opened.spec.constraints}
+    seen: set[bytes] = set()
+    labels_only = not {*opened.spec.optimize, *opened.spec.constraints} & PROBABILITY_METRICS
     for trial in ranked(finished(opened.study.get_trials(deepcopy=False)), dict(opened.spec.optimize)):
         params = opened.rooms.decode(trial.params)
-        if not judged & PROBABILITY_METRICS:
+        if labels_only and "tau" not in opened.spec.space:
             params = opened.objective.settle(params)
-        if len(found) < SHORTLIST and all(params != other.params for other in found):
+        measured = opened.objective.evaluate(params)
+        identity = (measured.predicted if labels_only else measured.log_probs).tobytes()
+        if len(found) == SHORTLIST:
+            break
+        if identity not in seen:
+            seen.add(identity)
             found.append(
                 Candidate(
                     trial.number,
@@ -51,17 +64,29 @@ def shortlist(opened: OpenStudy) -> list[Candidate]:
     return found
 
 
-def accuracy_error(evaluation: Evaluation) -> float:
-    """Standard error of the accuracy, clustered by user."""
-    hits, sizes = user_totals(evaluation, evaluation.correct)
-    residuals = hits - evaluation.metrics["accuracy"] * sizes
+def feasible_on_select(opened: OpenStudy, candidates: list[Candidate]) -> list[Candidate]:
+    """The candidates that keep every constraint on the select users, too."""
+    baseline = opened.objective.evaluate(opened.rooms.BASELINE, "select")
+    measured = [all_metrics(candidate.select, baseline) for candidate in candidates]
+    return [
+        candidate
+        for candidate, metrics in zip(candidates, measured, strict=True)
+        if all(c.violation(metrics[c.metric]) <= 0 for c in opened.constraints)
+    ]
+
+
+def mean_and_error(evaluation: Evaluation, metric: str) -> tuple[float, float]:
+    """Mean of a metric's question scores and its standard error, clustered by user."""
+    scores = evaluation.question_scores(metric)
+    totals, sizes = user_totals(evaluation, scores)
+    residuals = totals - scores.mean() * sizes
     users = len(sizes)
-    return float(np.sqrt((residuals**2).sum() * users / max(users - 1, 1)) / sizes.sum())
+    return float(scores.mean()), float(np.sqrt((residuals**2).sum() * users / max(users - 1, 1)) / sizes.sum())
 
 
-def choose(candidates: list[Candidate]) -> Candidate:
+def choose(candidates: list[Candidate], metric: str) -> Candidate:
     """The simplest candidate within one standard error of the best on select; of equals the better."""
-    best = max(candidates, key=lambda c: c.select.metrics["accuracy"])
-    floor = best.select.metrics["accuracy"] - accuracy_error(best.select)
-    close = [c for c in candidates if c.select.metrics["accuracy"] >= floor]
-    return min(close, key=lambda c: (c.complexity, -c.select.metrics["accuracy"], c.trial))
+    results = [mean_and_error(candidate.select, metric) for candidate in candidates]
+    best, error = max(results)
+    close = [(c, mean) for c, (mean, _) in zip(candidates, results, strict=True) if mean >= best - error]
+    return min(close, key=lambda pair: (pair[0].complexity, -pair[1], pair[0].trial))[0]

@@ -3,9 +3,10 @@
 SQLite runs in WAL mode with a busy timeout, so that a dashboard can read while a study writes. WAL with synchronous
 NORMAL survives a killed process; only a power cut may lose the last commits.
 
-Liveness: each worker holds a shared lock on a file of its study for as long as it lives. Whoever gets the lock
-exclusively knows that no other worker lives, so that every RUNNING trial is a dead worker's. The kernel gives the lock
-back when a process dies, however it dies. This covers the workers of one machine.
+Liveness: each worker holds a shared lock on a file in the home folder for as long as it lives. Whoever gets the lock
+exclusively knows that no other worker of the study lives in this home, so that every RUNNING trial of this home is a
+dead worker's. The kernel gives the lock back when a process dies, however it dies. A server may be shared by several
+homes; there each trial is stamped with its home.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from personalization.errors import UnavailableError
 
 BUSY_TIMEOUT_S = 60
 WORKER_LOST = "worker_lost"
+STAMP = "home"
+"""Trial attribute that tells whose trial it is, where one storage serves several homes."""
 
 
 def storage_url(home: Path, url: str | None) -> str:
@@ -87,6 +91,13 @@ def _without_password(url: str) -> str:
         return url
 
 
+def home_stamp(home: Path, url: str) -> str | None:
+    """What marks this home's trials in a storage that others may use; None for a file."""
+    if url.startswith("sqlite"):
+        return None
+    return hashlib.sha256(f"{socket.gethostname()}:{home.resolve()}".encode()).hexdigest()[:16]
+
+
 class WorkerLock:
     """This worker's sign of life for one study. `alone` says whether no other worker lived when it was taken.
 
@@ -116,18 +127,24 @@ class WorkerLock:
         os.close(self._handle)
 
 
-def recover_lost_trials(study: optuna.Study) -> list[int]:
-    """Fail every RUNNING trial of dead workers and put its parameters back in the queue; the numbers failed.
+def recover_lost_trials(study: optuna.Study, parameters: Collection[str], stamp: str | None) -> list[int]:
+    """Fail the RUNNING trials of dead workers and put their parameters back in the queue; the numbers failed.
 
-    Call only when no other worker of the study lives. The new trial starts clean: it inherits parameters, and neither
-    constraints nor attributes. A crash in between repeats nothing, since a trial already retried is not queued again.
+    Call only when no other worker of the study lives. Where `stamp` is given, only trials with it are this home's. The
+    new trial starts clean: it inherits parameters, and neither constraints nor attributes. A trial that died while it
+    was asked for, without all `parameters`, is asked for anew, a grid's point by its number. A crash in between repeats
+    nothing, since a trial already retried is not queued again.
     """
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get("retry_of") for trial in trials}
-    lost = [trial for trial in trials if trial.state == TrialState.RUNNING]
+    lost = [t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get(STAMP) == stamp]
     for trial in lost:
-        if trial.number not in retried and set(trial.params) == set(trial.distributions) and trial.params:
-            study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+        point = trial.params
+        if "grid_id" in trial.system_attrs and isinstance(study.sampler, optuna.samplers.GridSampler):
+            grid = study.sampler
+            point = dict(zip(grid._param_names, grid._all_grids[trial.system_attrs["grid_id"]], strict=True))
+        if trial.number not in retried and set(point) == set(parameters):
+            study.enqueue_trial(point, user_attrs={"retry_of": trial.number})
         study._storage.set_trial_user_attr(trial._trial_id, "failure", WORKER_LOST)
         study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
     return [trial.number for trial in lost]

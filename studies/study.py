@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -64,14 +65,15 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
     )
     record = {
         "spec": spec.identity(),
+        "order": list(spec.optimize),
         "data": splits.fingerprints(),
         "model": scorer.fingerprint,
         "versions": versions(),
-        "budget": spec.model_dump(mode="json", include={"promotion", "trials"}),
+        "terms": spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
     }
     url = storage_url(home, spec.storage)
     study = _create_or_load(spec, url, record)
-    sampler_seed = derived_seed(spec.seed, worker, len(study.get_trials(deepcopy=False)))
+    sampler_seed = derived_seed(spec.seed, spec.sampler, worker, len(study.get_trials(deepcopy=False)))
     study.sampler = make_sampler(spec.sampler, sampler_seed, space)
     objective = load_objective(spec.objective, splits, scorer, progress)
     baseline = objective.evaluate(rooms.BASELINE)
@@ -102,6 +104,7 @@ def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna
         load_if_exists=True,
     )
     stored = study.user_attrs.get(RECORD)
+    record["id"] = uuid.uuid4().hex[:12] if stored is None else stored["id"]
     if stored is None and study.get_trials(deepcopy=False):
         raise UsageError(f"study {spec.name!r} in {url} was not made by chamtune; choose another name")
     if stored is not None:
@@ -115,7 +118,7 @@ def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna
 def stored_spec(study: optuna.Study) -> StudySpec:
     """The spec that a study was made with."""
     record = study.user_attrs[RECORD]
-    return parse_spec({**record["spec"], **record["budget"]}, f"study {study.study_name}")
+    return parse_spec({**record["spec"], **record["terms"]}, f"study {study.study_name}")
 
 
 def find_study(name: str, home: Path, url: str | None) -> optuna.Study:

@@ -18,6 +18,7 @@ from personalization.errors import ChamtuneError
 from personalization.evaluation import Evaluation, changes
 from search_spaces import Space
 from studies.constraints import UNMEASURED, Constraint
+from studies.storage import STAMP
 
 MEASURED = "measured"
 """Trial attribute with metrics, sampler seed and, for repeated parameters, the trial whose result was reused."""
@@ -66,7 +67,10 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
 
 @dataclass
 class TrialRunner:
-    """Runs the trials of one study in one process. `measured` maps canonical params to (trial number, metrics)."""
+    """Runs the trials of one study in one process.
+
+    `measured` maps canonical params to (trial number, metrics); `stamp` marks the trials of this home.
+    """
 
     study: optuna.Study
     space: Mapping[str, optuna.distributions.BaseDistribution]
@@ -76,6 +80,7 @@ class TrialRunner:
     optimize: list[str]
     constraints: list[Constraint]
     seed: int
+    stamp: str | None = None
     measured: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
 
     def remember(self, trials: list[FrozenTrial]) -> None:
@@ -89,6 +94,8 @@ class TrialRunner:
         """Ask for one trial, measure it, tell the result."""
         started = _now_ms()
         trial = self.study.ask(dict(self.space))
+        if self.stamp is not None:
+            trial.set_user_attr(STAMP, self.stamp)
         duplicate: int | None = None
         try:
             params = self.rooms.decode(trial.params)

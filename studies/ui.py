@@ -60,7 +60,7 @@ def serve(
             for name, command in commands.items():
                 with (logs / f"{name}.log").open("ab") as log:
                     processes[name] = subprocess.Popen(
-                        command, stdout=log, stderr=log, env=environment, cwd=home, start_new_session=True
+                        command, stdout=log, stderr=log, env=environment, start_new_session=True
                     )
             for (name, process), port in zip(processes.items(), ports, strict=True):
                 _wait_for(name, process, host, port, logs, lambda: stop.signal is not None)

@@ -1,4 +1,4 @@
-"""Replays a spool to MLflow: `python -m tracking.mlflow_tracker HOME STUDY URI`.
+"""Replays a spool to MLflow: `python -m tracking.mlflow_tracker HOME STUDY STUDY_ID URI`.
 
 One experiment for a study, a parent run for the study, a child run for each trial and for the baseline, the best and
 the promoted result. Each run carries the tag `chamtune.key`, and the keys that MLflow has are read at the start, so
@@ -57,7 +57,9 @@ class Projection:
         self.client, self.spool = client, spool
         experiment = client.get_experiment_by_name(spool.study)
         self.experiment = (
-            experiment.experiment_id if experiment else client.create_experiment(spool.study, tags=EXPERIMENT_TAGS)
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(spool.study, _artifact_location(spool, uri), EXPERIMENT_TAGS)
         )
         self.runs = self._known_runs() if experiment else {}
         self.notes = spool.sent()
@@ -82,21 +84,33 @@ class Projection:
 
     def run(self, key: str, name: str, tags: dict[str, str], start_ms: int, parent: str | None) -> str:
         """The id of the run with this key, created if need be."""
+        key = f"{self.spool.study_id}/{key}"
         if key not in self.runs:
             tags = {**tags, KEY_TAG: key, **({PARENT_TAG: parent} if parent else {})}
             run = self.client.create_run(self.experiment, start_time=start_ms, tags=tags, run_name=name)
             self.runs[key] = run.info.run_id
         return self.runs[key]
 
-    def log(self, run_id: str, record: Record, prefix: str = "") -> None:
+    def known(self, key: str) -> str:
+        """The id of a run of this study that was logged before."""
+        return self.runs[f"{self.spool.study_id}/{key}"]
+
+    def log(self, run_id: str, record: Record) -> None:
         """One batch call: params and metrics."""
         at = record["ended_ms"]
-        metrics = [Metric(prefix + name, float(value), at, 0) for name, value in record["metrics"].items()]
+        metrics = [Metric(name, float(value), at, 0) for name, value in record["metrics"].items()]
         metrics += [
             Metric(f"constraint/{name}", float(value), at, 0) for name, value in record.get("violations", {}).items()
         ]
         params = [Param(name, str(value)) for name, value in record["params"].items()]
         self.client.log_batch(run_id, metrics=metrics, params=params)
+
+
+def _artifact_location(spool: Spool, uri: str) -> str | None:
+    """Beside the database for a local one; a server has a place of its own."""
+    if not uri.startswith("sqlite"):
+        return None
+    return (spool.home.resolve() / "mlartifacts" / spool.study).as_uri()
 
 
 def log_study(projection: Projection, record: Record) -> None:
@@ -116,7 +130,7 @@ def log_trial(projection: Projection, record: Record) -> None:
     if record["failure"]:
         tags["failure"] = record["failure"][-5000:]
     name = f"trial-{record['number']:04d}"
-    parent = projection.runs["study"]
+    parent = projection.known("study")
     run_id = projection.run(f"trial/{record['number']}", name, tags, record["started_ms"], parent)
     projection.log(run_id, record)
     status = "FINISHED" if record["state"] in ("COMPLETE", "PRUNED") else "FAILED"
@@ -126,7 +140,7 @@ def log_trial(projection: Projection, record: Record) -> None:
 def log_result(projection: Projection, record: Record) -> None:
     """A result with its folder of artifacts: baseline, best or promoted."""
     name = record["name"]
-    parent = projection.runs["study"]
+    parent = projection.known("study")
     tags = {"optuna.study": projection.spool.study, "result": name, **record.get("tags", {})}
     run_id = projection.run(f"result/{record['key']}", name, tags, record["started_ms"], parent)
     projection.log(run_id, record)
@@ -136,7 +150,7 @@ def log_result(projection: Projection, record: Record) -> None:
 
 def log_summary(projection: Projection, record: Record) -> None:
     """The study's own figures, on the parent run; a resumed study logs them again."""
-    run_id = projection.runs["study"]
+    run_id = projection.known("study")
     at = record["ended_ms"]
     metrics = [Metric(name, float(value), at, record["step"]) for name, value in record["metrics"].items()]
     projection.client.log_batch(run_id, metrics=metrics, tags=[RunTag(k, str(v)) for k, v in record["tags"].items()])
@@ -150,7 +164,7 @@ def register(projection: Projection, record: Record) -> None:
         client.create_registered_model(name)
     version = _version(client, name, generation)
     if version is None:
-        run_id = projection.runs[f"result/{record['key']}"]
+        run_id = projection.known(f"result/{record['key']}")
         created = client.create_model_version(
             name, source=f"runs:/{run_id}/deploy", run_id=run_id, tags={"generation": generation}
         )
@@ -199,9 +213,9 @@ class Patience:
         return self.parent_ended() and time.monotonic() - (self._ended_at or 0.0) > GRACE_S
 
 
-def send(home: Path, study: str, uri: str) -> bool:
+def send(spool: Spool, uri: str) -> bool:
     """Replay until the spool is empty and the parent has ended; whether everything was sent."""
-    spool, patience = Spool(home, study), Patience()
+    patience = Patience()
     with (spool.path.with_suffix(".lock")).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         retrying = Retrying(
@@ -236,12 +250,12 @@ def _connect(spool: Spool, uri: str) -> Projection:
 def _replay(projection: Projection, record: Record, end: int) -> bool:
     try:
         projection.replay(record, end)
-    except MlflowException as error:
-        if error.error_code not in REFUSED_CODES:
+    except (MlflowException, OSError, KeyError) as error:
+        if isinstance(error, MlflowException) and error.error_code not in REFUSED_CODES:
             raise
         rejected = projection.spool.path.with_suffix(".rejected.jsonl")
         with rejected.open("a") as file:
-            file.write(json.dumps({"reason": str(error), "record": record}) + "\n")
+            file.write(json.dumps({"reason": repr(error), "record": record}) + "\n")
         log.error("MLflow refused a record, see %s: %s", rejected, error)
         projection.notes["offset"] = end
         projection.spool.note_sent(projection.notes)
@@ -256,8 +270,8 @@ def _reason(state: RetryCallState) -> str:
 def main() -> None:
     os.nice(19)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    home, study, uri = sys.argv[1:]
-    sys.exit(0 if send(Path(home), study, uri) else 75)
+    home, study, study_id, uri = sys.argv[1:]
+    sys.exit(0 if send(Spool(Path(home), study, study_id), uri) else 75)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from scipy import optimize, stats
 from personalization.evaluation import Evaluation, changes
 
 RESAMPLES = 9999
+BATCH_ELEMENTS = 4_000_000
+"""How many resampled values are in memory at once."""
 
 
 class McNemar(NamedTuple):
@@ -53,6 +55,7 @@ def sign_flip(user_gains: NDArray[np.number[Any]]) -> float:
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
+        batch=max(1, BATCH_ELEMENTS // len(gains)),
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
@@ -72,6 +75,7 @@ def user_interval(
         vectorized=True,
         confidence_level=level,
         n_resamples=RESAMPLES,
+        batch=max(1, BATCH_ELEMENTS // len(user_gains)),
         method="BCa",
         rng=np.random.default_rng(0),
     )
@@ -85,13 +89,17 @@ def user_totals(evaluation: Evaluation, values: NDArray[Any]) -> tuple[NDArray[A
     return sums, np.bincount(rows, minlength=len(users))
 
 
-def significance(baseline: Evaluation, candidate: Evaluation) -> dict[str, Any]:
-    """Everything that a promotion is judged by, JSON-able."""
+def significance(baseline: Evaluation, candidate: Evaluation, metric: str = "accuracy") -> dict[str, Any]:
+    """Everything that a promotion is judged by, JSON-able.
+
+    `p_value` and `delta` are of the metric: accuracy, or nll or brier with their sign turned, so that more is better.
+    """
     changed = changes(baseline, candidate)
     gain = candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64)
     gains, sizes = user_totals(candidate, gain)
     test = mcnemar(int(changed["hurt"]), int(changed["helped"]))
     low, high = user_interval(gains, sizes)
+    differences = candidate.question_scores(metric) - baseline.question_scores(metric)
     return {
         "n": len(gain),
         "users": len(sizes),
@@ -100,7 +108,9 @@ def significance(baseline: Evaluation, candidate: Evaluation) -> dict[str, Any]:
         "delta_accuracy": changed["accuracy_gain"],
         "delta_accuracy_user_mean": float((gains / sizes).mean()),
         "ci95": [low, high],
-        "p_value": sign_flip(gains),
+        "metric": metric if metric in ("nll", "brier") else "accuracy",
+        "delta": float(differences.mean()),
+        "p_value": sign_flip(user_totals(candidate, differences)[0]),
         "test": "user-level sign flip, two-sided",
         "mcnemar": test._asdict(),
         "changed_rate": changed["changed_rate"],

@@ -26,26 +26,33 @@ def tracking_uri(home: Path, uri: str | None) -> str:
 
 
 class Spool:
-    """The lines of one study. Appending is atomic, also between processes."""
+    """The lines of one study. `study_id` tells it from an earlier study of the same name that was deleted."""
 
-    def __init__(self, home: Path, study: str) -> None:
+    def __init__(self, home: Path, study: str, study_id: str) -> None:
         self.home = home
         self.study = study
-        self.path = home / "spool" / f"{study}.jsonl"
+        self.study_id = study_id
+        self.path = home / "spool" / f"{study}-{study_id}.jsonl"
         self.sent_path = self.path.with_suffix(".sent.json")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line)
+            size = os.fstat(handle).st_size
+            torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+            os.write(handle, b"\n" + line if torn else line)
         finally:
             os.close(handle)
 
     def records(self, offset: int = 0) -> list[tuple[dict[str, Any], int]]:
-        """Whole records from a byte offset on, each with the offset behind it. A torn last line is left for later."""
+        """Whole records from a byte offset on, each with the offset behind it.
+
+        A last line without an end is left for later; a torn one (disk full, power cut) is passed over: what it held
+        is in the Optuna database and is added again on resume.
+        """
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
@@ -55,7 +62,10 @@ class Spool:
                 if not line.endswith(b"\n"):
                     break
                 offset += len(line)
-                found.append((json.loads(line), offset))
+                try:
+                    found.append((json.loads(line), offset))
+                except json.JSONDecodeError:
+                    continue
         return found
 
     def sent(self) -> dict[str, Any]:
@@ -90,7 +100,7 @@ class Sender:
         self._spool = spool
         with (logs / "tracking.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tracking.mlflow_tracker", str(spool.home), spool.study, uri],
+                [sys.executable, "-m", "tracking.mlflow_tracker", str(spool.home), spool.study, spool.study_id, uri],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.backbones.location import locate_model, model_fingerprint
+from personalization.files import sha256_of
 from personalization.scoring.store import key_of, stored_table
 
 if TYPE_CHECKING:
@@ -21,10 +22,19 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """Tells what device "auto" will be without importing torch."""
 
 
+@cache
+def _code() -> str:
+    """SHA-256 of the code that makes scores: a mended scorer reads no old table."""
+    room = Path(__file__).parent.parent
+    files = ("backbones/causal.py", "scoring/packed.py")
+    return "".join(sha256_of(room / file) for file in files)
+
+
 class CachedScorer:
     """`label_logprobs` of one model, stored by content.
 
-    The key holds weights, tokenizer, prompts, continuations, dtype, device, chat mode and library versions.
+    The key holds weights, tokenizer, prompts, continuations, dtype, device, chat mode, code and library versions.
+    `truncated` counts the prompts that were cut to fit the context, also those read from the store.
     """
 
     def __init__(
@@ -35,6 +45,7 @@ class CachedScorer:
         self.dtype = dtype
         self.device = device
         self.chat = chat
+        self.truncated = 0
 
     @cached_property
     def fingerprint(self) -> str:
@@ -61,9 +72,17 @@ class CachedScorer:
                 "dtype": self.dtype,
                 "device": self.device if self.device != "auto" else ("gpu" if NVIDIA_DRIVER.exists() else "cpu"),
                 "chat": self.chat,
+                "code": _code(),
                 "libraries": [version(name) for name in ("torch", "transformers", "tokenizers")],
                 "prompts": list(prompts),
                 "continuations": list(continuations),
             }
         )
-        return stored_table(self.folder, key, lambda: self.backbone.label_logprobs(prompts, continuations, progress))
+
+        def compute() -> tuple[NDArray[np.float32], int]:
+            before = self.backbone.truncated
+            return self.backbone.label_logprobs(prompts, continuations, progress), self.backbone.truncated - before
+
+        table, truncated = stored_table(self.folder, key, compute)
+        self.truncated += truncated
+        return table

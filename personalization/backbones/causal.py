@@ -66,8 +66,6 @@ class CausalBackbone:
             route = score_packed if self._takes_tree(longest) else score_rows
             out[rows] = score_all(self.model, encoded, tree, route, self.token_budget, report)
             before += len(rows)
-        if self.truncated:
-            log.warning("%d prompts were cut at their beginning to fit %s tokens", self.truncated, self.context)
         return out
 
     def _takes_tree(self, longest: int) -> bool:
@@ -81,6 +79,8 @@ class CausalBackbone:
         reason = None
         if not kinds <= {"full_attention", "sliding_attention"}:
             reason = f"its layers are of kinds {', '.join(sorted(kinds))}"
+        elif hasattr(config, "attention_layers"):
+            reason = "some of its layers see a window of the row"
         elif config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
             reason = "its positions are ALiBi biases"
         elif "position_ids" not in inspect.signature(self.model.forward).parameters:

@@ -81,6 +81,8 @@ class _Stream:
                 near_end = "Unterminated string" in error.msg or error.pos >= len(self.text) - 16
                 if not near_end or self.ended:
                     raise self.fail(_problem(error)) from None
+            except (RecursionError, ValueError) as error:
+                raise self.fail(f"cannot be decoded: {error}") from None
             else:
                 if self.ended or self.text[end : end + 1] not in _NUMBER_GOES_ON:
                     self.at = end
@@ -146,3 +148,5 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
                 raise DataError(f"{path}: record {number}: byte {error.start} of the line is not UTF-8") from None
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}: record {number}: not JSON: {error.msg} at column {error.colno}") from None
+            except (RecursionError, ValueError) as error:
+                raise DataError(f"{path}: record {number}: cannot be decoded: {error}") from None

@@ -182,7 +182,7 @@ class _Reader:
             return None
         if self.task is None or not all(name in raw for name in TASK_FIELDS[self.task]):
             task = next((t for t, names in TASK_FIELDS.items() if all(name in raw for name in names)), None)
-            if task is None or (self.task is not None and self.listed is None and task != self.task):
+            if task is None or (self.task is not None and task != self.task):
                 known = "; ".join(f"{t}: {', '.join(names)}" for t, names in TASK_FIELDS.items())
                 self.defect(file, record, field, f"its fields fit no task ({known})")
                 return None
@@ -268,7 +268,12 @@ def file_pairs(path: Path) -> list[tuple[Path, Path | None]]:
 def check_dataset(path: Path) -> Checked:
     """Read a folder or questions file and report every defect; a file that cannot be decoded ends the reading."""
     reader = _Reader()
-    for questions, outputs in file_pairs(path):
+    pairs = file_pairs(path)
+    answered = any(outputs is not None for _, outputs in pairs)
+    for questions, outputs in pairs:
+        if answered and outputs is None and questions.suffix == ".json":
+            reader.defect(questions, 0, "", "has no outputs file beside it; its questions are left out", fatal=False)
+            continue
         try:
             for number, raw, _ in stream_records(questions):
                 reader.add_question(questions, number, raw)

@@ -14,6 +14,9 @@ from personalization.data.records import HistoryItem, Question
 
 ANSWER_CUE = "\nanswer:"
 
+TEMPLATE = {"prompt": "{history}{input}" + ANSWER_CUE, "continuation": " {label}\n"}
+"""How prompt and continuation are put together, for the record in a deploy config."""
+
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """Inputs that say nothing (Zhao et al. 2021, contextual calibration)."""
 
@@ -42,7 +45,7 @@ def prompt(task: str, question: Question, history: Sequence[HistoryItem] = ()) -
 
 def continuations(labels: Sequence[str]) -> list[str]:
     """The exact continuation string of each label."""
-    return [f" {label}\n" for label in labels]
+    return [TEMPLATE["continuation"].format(label=label) for label in labels]
 
 
 def prompt_about(task: str, question: Question, item: str) -> str:
@@ -51,5 +54,5 @@ def prompt_about(task: str, question: Question, item: str) -> str:
         text = re.sub(r'"[^"]*"', lambda _: f'"{item}"', question.text)
     else:
         stem, mark, _ = question.text.partition(_ITEM_MARK[task])
-        text = f"{stem}{mark} {item}".rstrip()
+        text = f"{stem}{mark} {item}".rstrip() if mark else item
     return text + ANSWER_CUE

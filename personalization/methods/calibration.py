@@ -108,7 +108,7 @@ def line_optimum(
     """
     n, k = base.shape
     cuts, before, after = _label_changes(base, slope, bounds[0], bounds[1])
-    start = (base + bounds[0] * slope).argmax(axis=1) if not len(cuts) else _labels_at(base, slope, bounds[0])
+    start = _labels_at(base, slope, bounds[0])
     counts = np.bincount(start, minlength=k).astype(np.int64)
     delta = np.zeros((len(cuts) + 1, k), dtype=np.int64)
     delta[0] = counts

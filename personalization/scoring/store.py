@@ -28,28 +28,31 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def stored_table(folder: Path, key: str, compute: Callable[[], Table]) -> Table:
-    """The table under `key`, computed and stored on first use."""
+def stored_table(folder: Path, key: str, compute: Callable[[], tuple[Table, int]]) -> tuple[Table, int]:
+    """(table, number of truncated prompts) under `key`, computed and stored on first use."""
     path = folder / f"{key}.safetensors"
     if path.exists():
-        table = _read(path)
-        if table is not None:
-            return table
+        found = _read(path)
+        if found is not None:
+            return found
         warnings.warn(f"{path} is damaged; the scores are computed anew", stacklevel=2)
-    table = compute()
-    write_atomic(path, save({"scores": table}, metadata={"sha256": _digest(table)}))
-    return table
+    table, truncated = compute()
+    header = {"sha256": _digest(table), "truncated": str(truncated)}
+    write_atomic(path, save({"scores": table}, metadata=header))
+    return table, truncated
 
 
 def _digest(table: Table) -> str:
     return hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()
 
 
-def _read(path: Path) -> Table | None:
+def _read(path: Path) -> tuple[Table, int] | None:
     try:
         with safe_open(path, framework="numpy") as file:
             table: Table = file.get_tensor("scores")
-            intact = (file.metadata() or {}).get("sha256") == _digest(table)
-    except (SafetensorError, OSError, KeyError):
+            header = file.metadata()
+            intact = header["sha256"] == _digest(table)
+            truncated = int(header["truncated"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
-    return table if intact else None
+    return (table, truncated) if intact else None

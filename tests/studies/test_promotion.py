@@ -6,6 +6,7 @@ import yaml
 
 from personalization.data.demo.world import TAGS, make_world
 from personalization.data.lamp import read_dataset, write_dataset
+from personalization.data.prompts import TEMPLATE
 from personalization.deployment import Deployment
 from personalization.errors import DataError, UsageError
 from studies import promotion as promotion_module
@@ -13,7 +14,7 @@ from studies.deployments import publish, roll_back
 from studies.ledger import Ledger, spent_alpha
 from studies.promotion import promote, roll_back_deployment
 from studies.runner import run_study
-from studies.selection import accuracy_error, choose, shortlist
+from studies.selection import choose, mean_and_error, shortlist
 from studies.spec import parse_spec
 from studies.study import open_study
 from tests.tiny import random_evaluation
@@ -132,8 +133,9 @@ def test_a_gain_below_the_minimum_is_refused(tmp_path, make_study):
     assert "below the minimum 0.9" in result["reason"]
 
 
-def test_infeasible_on_confirm_is_refused(tmp_path, make_study):
+def test_infeasible_on_confirm_is_refused(tmp_path, make_study, monkeypatch):
     opened = make_study()
+    monkeypatch.setattr(promotion_module, "feasible_on_select", lambda _, candidates: candidates)
     strict = [type(c)(c.metric, c.sign, 99.0 if c.metric == "entropy" else c.bound) for c in opened.constraints]
     opened.constraints = strict
     result = promote(opened, tmp_path / "deploy.yaml")
@@ -168,19 +170,69 @@ def test_a_use_that_was_opened_and_lost_counts_and_is_finished(tmp_path, make_st
     assert [e["event"] for e in Ledger(opened.home).entries()] == ["opened", "closed"]
 
 
-def test_shortlist_is_distinct_and_choice_is_simplest_within_one_error(make_study):
-    candidates = shortlist(make_study())
+def test_a_promotion_killed_before_the_config_was_written_is_finished(tmp_path, make_study, monkeypatch):
+    opened = make_study()
+    out = tmp_path / "deploy.yaml"
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion_module, "publish", die)
+        with pytest.raises(KeyboardInterrupt):
+            promote(opened, out)
+    assert not out.exists()
+    result = promote(opened, out)
+    assert (result["promoted"], result["recorded"], result["generation"]) == (True, True, 1)
+    again = promote(opened, out)
+    assert (again["deploy"], again["generation"]) == (str(out), 1)
+
+
+def test_another_study_on_the_same_confirm_users_is_a_second_look(tmp_path, make_study):
+    promote(make_study(), tmp_path / "deploy.yaml")
+    second = promote(make_study(name="again", seed=5), tmp_path / "other.yaml")
+    assert second["confirm"]["use"] == 2
+    assert second["confirm"]["alpha"] == pytest.approx(0.05 * 6 / (np.pi * 2) ** 2)
+
+
+def test_shortlist_differs_in_labels_and_choice_is_simplest_within_one_error(make_study):
+    opened = make_study()
+    candidates = shortlist(opened)
     assert 1 < len(candidates) <= 5
-    assert len({str(c.params) for c in candidates}) == len(candidates)
-    chosen = choose(candidates)
+    labels = {opened.objective.evaluate(c.params).predicted.tobytes() for c in candidates}
+    assert len(labels) == len(candidates)
+    chosen = choose(candidates, "accuracy")
     best = max(candidates, key=lambda c: c.select.metrics["accuracy"])
-    assert chosen.select.metrics["accuracy"] >= best.select.metrics["accuracy"] - accuracy_error(best.select)
+    _, error = mean_and_error(best.select, "accuracy")
+    assert chosen.select.metrics["accuracy"] >= best.select.metrics["accuracy"] - error
     assert chosen.complexity <= best.complexity
+
+
+def test_a_fixed_tau_stays_and_a_free_one_is_settled(make_study):
+    fixed = shortlist(make_study(space={"tau": 2.5}, name="fixed"))
+    assert {c.params.tau for c in fixed} == {2.5}
+    free = make_study(name="free")
+    for candidate in shortlist(free):
+        trial = free.rooms.decode(free.study.trials[candidate.trial].params)
+        before, after = free.objective.evaluate(trial), free.objective.evaluate(candidate.params)
+        assert after.metrics["nll"] <= before.metrics["nll"] + 1e-9
+
+
+def test_a_study_of_likelihood_is_judged_by_likelihood(tmp_path, make_study):
+    result = promote(make_study(optimize={"nll": "minimize"}), tmp_path / "deploy.yaml")
+    assert result["confirm"]["metric"] == "nll"
+    assert result["promoted"]
+    assert result["confirm"]["delta"] > 0
+
+
+def test_a_relative_constraint_is_checked_on_confirm(tmp_path, make_study):
+    opened = make_study(constraints={"accuracy_gain": ">= 0.01", "entropy": ">= 0.6"})
+    assert promote(opened, tmp_path / "deploy.yaml")["promoted"]
 
 
 def test_clustered_error_is_larger_when_users_agree_with_themselves():
     evaluation = random_evaluation(0, n=200, users=10)
-    spread = accuracy_error(evaluation)
+    _, spread = mean_and_error(evaluation, "accuracy")
     own = np.array([int(u[1:]) % 2 for u in evaluation.user_ids])
     evaluation.log_probs[:] = np.log(0.01)
     evaluation.log_probs[np.arange(200), np.where(own, evaluation.gold, (evaluation.gold + 1) % 5)] = np.log(0.9)
@@ -192,7 +244,7 @@ def test_clustered_error_is_larger_when_users_agree_with_themselves():
         evaluation.log_probs,
         ["x"] * 200,
     )
-    assert accuracy_error(clone) > 2 * spread
+    assert mean_and_error(clone, "accuracy")[1] > 2 * spread
 
 
 def test_alpha_adds_up_to_its_total():
@@ -209,20 +261,21 @@ def minimal_config(beta: float):
     return {
         "format": 1,
         "model": {},
+        "template": TEMPLATE,
         "task": "LaMP_2",
         "labels": [],
         "method": "calibration",
         "params": {"beta": beta},
         "fallback": {},
         "priors": {},
-        "provenance": {"study": "s"},
+        "provenance": {"study": "s", "study_id": "id"},
     }
 
 
 def test_rollback_brings_back_what_was_replaced(tmp_path):
     home, out = tmp_path / "home", tmp_path / "deploy.yaml"
     assert [publish(home, out, minimal_config(b)) for b in (0.1, 0.2, 0.3)] == [1, 2, 3]
-    assert roll_back(home, out) == (4, 2)
+    assert roll_back(home, out) == (4, 2, 2)
     assert yaml.safe_load(out.read_text())["params"]["beta"] == 0.2
     assert roll_back_deployment(home, out) == (5, 1)
     with pytest.raises(UsageError, match="replaced nothing"):
@@ -259,5 +312,5 @@ def test_users_without_history_get_the_fall_back(tmp_path, make_study):
     question = opened.splits.confirm.questions[0]
     stranger = type(question)(question.id, "new", question.text, (), None)
     modes = [p.prior_mode for p in deployment.predict([question, stranger])]
-    if deployment.config["params"]["prior_mode"] == "user":
-        assert modes == ["user", "global"]
+    assert deployment.config["params"]["prior_mode"] == "user"
+    assert modes == ["user", "global"]

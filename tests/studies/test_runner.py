@@ -17,7 +17,7 @@ from personalization.errors import UsageError
 from studies.runner import run_study
 from studies.samplers import PRUNERS, SAMPLERS, derived_seed
 from studies.storage import open_storage, recover_lost_trials, storage_url
-from studies.study import find_study, ranked
+from studies.study import find_study, open_study, ranked
 from studies.trial import MEASURED
 
 
@@ -34,7 +34,7 @@ def test_a_study_runs_and_every_trial_says_what_it_measured(tmp_path, spec_of):
         metrics = trial.user_attrs[MEASURED]["metrics"]
         assert trial.value == metrics["accuracy"]
         assert trial.constraints["entropy"] == pytest.approx((0.6 - metrics["entropy"]) / 0.6)
-        assert trial.user_attrs[MEASURED]["seed"] == derived_seed(0, "0", 0)
+        assert trial.user_attrs[MEASURED]["seed"] == derived_seed(0, "tpe", "0", 0)
     assert result.feasible == sum(all(v <= 0 for v in t.constraints.values()) for t in trials)
     if result.best:
         assert result.best["trial"] == find_study("small", tmp_path, None).best_trial.number
@@ -155,6 +155,8 @@ def test_every_sampler_runs_and_resumes(tmp_path, spec_of, sampler):
     total = 40 if sampler in ("grid", "brute") else 12
     result = run_study(spec.model_copy(update={"trials": total}), tmp_path)
     assert result.failed == 0
+    if sampler in ("grid", "brute"):
+        assert len({json.dumps(t.params, sort_keys=True) for t in trials_of(tmp_path)}) == 6
     assert result.trials == (6 if sampler in ("grid", "brute") else 12)
 
 
@@ -178,10 +180,13 @@ def test_several_metrics_give_a_front(tmp_path, spec_of):
     assert (tmp_path / "results" / "small" / "best" / "pareto.png").exists()
 
 
-def test_warm_start_comes_first(tmp_path, spec_of):
+def test_warm_start_comes_first(tmp_path, spec_of, monkeypatch):
+    points = [{"beta": 1.0, "gamma": 0.5, "kappa": 5.0, "tau": 1.0, "prior_mode": "user", "source": "batch"}]
+    monkeypatch.setattr(Calibration, "warm_start", lambda self: points)
     run_study(spec_of(trials=4, warm_start=True), tmp_path)
-    flags = [t.user_attrs.get("warm_start", False) for t in trials_of(tmp_path)]
-    assert flags == [False] * 4 or flags[0] is True
+    first = trials_of(tmp_path)[0]
+    assert first.user_attrs["warm_start"] is True
+    assert first.params["kappa"] == 5.0
 
 
 def test_lost_trials_fail_and_are_retried_once_and_clean(tmp_path):
@@ -189,14 +194,42 @@ def test_lost_trials_fail_and_are_retried_once_and_clean(tmp_path):
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     dead = study.ask(space)
     dead.set_constraint("entropy", 5.0)
-    assert recover_lost_trials(study) == [0]
-    assert recover_lost_trials(study) == []
+    assert recover_lost_trials(study, space, None) == [0]
+    assert recover_lost_trials(study, space, None) == []
     retry = study.ask(space)
     assert (retry.params, retry.user_attrs["retry_of"]) == (dead.params, 0)
     retry.set_constraint("entropy", -1.0)
     study.tell(retry, 0.0)
     assert study.trials[1].constraints == {"entropy": -1.0}
     assert study.trials[0].user_attrs["failure"] == "worker_lost"
+
+
+@pytest.mark.parametrize("asked", [0, 1, 6])
+def test_a_grid_point_lost_while_it_was_asked_for_is_measured_after_all(tmp_path, spec_of, asked):
+    space = {"kappa": 5.0, "tau": 1.0, "source": "batch", "prior_mode": "user", "beta": [0.5, 1], "gamma": [0.5, 1]}
+    spec = spec_of(trials=1, sampler="grid", space=space)
+    run_study(spec, tmp_path)
+    opened = open_study(spec, tmp_path)
+    dying = opened.study.ask()
+    for name, distribution in list(opened.space.items())[:asked]:
+        dying._suggest(name, distribution)
+    result = run_study(spec.model_copy(update={"trials": 10}), tmp_path)
+    complete = [t for t in trials_of(tmp_path) if t.state == TrialState.COMPLETE]
+    assert result.lost == [1]
+    assert len({json.dumps(t.params, sort_keys=True) for t in complete}) == 4
+    assert not [t for t in trials_of(tmp_path) if t.state == TrialState.RUNNING]
+
+
+def test_another_order_of_goals_is_refused(tmp_path, spec_of):
+    run_study(spec_of(trials=2, optimize={"accuracy": "maximize", "nll": "minimize"}), tmp_path)
+    with pytest.raises(UsageError, match="order: "):
+        run_study(spec_of(trials=3, optimize={"nll": "minimize", "accuracy": "maximize"}), tmp_path)
+
+
+def test_one_database_for_two_masters_is_refused(tmp_path, spec_of):
+    url = f"sqlite:///{tmp_path / 'both.db'}"
+    with pytest.raises(UsageError, match="a database each"):
+        run_study(spec_of(storage=url, tracking=url), tmp_path)
 
 
 @pytest.fixture

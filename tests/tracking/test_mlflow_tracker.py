@@ -55,7 +55,7 @@ def runs(uri: str, study: str):
 
 
 def test_study_and_trials_arrive_once_each(tmp_path, store):
-    spool = Spool(tmp_path, "once")
+    spool = Spool(tmp_path, "once", "id")
     spool.append(study_record(spool))
     for number in range(3):
         spool.append(trial(number))
@@ -79,18 +79,18 @@ def test_study_and_trials_arrive_once_each(tmp_path, store):
 
 
 def test_refused_record_is_kept_aside_and_the_rest_goes_on(tmp_path, store):
-    spool = Spool(tmp_path, "refused")
+    spool = Spool(tmp_path, "refused", "id")
     spool.append(study_record(spool))
     spool.append(trial(0, metrics={"bad name \u0000!": 1.0}))
     spool.append(trial(1))
     assert Sender(spool, store).finish(60) == 0
-    rejected = (tmp_path / "spool" / "refused.rejected.jsonl").read_text()
+    rejected = (tmp_path / "spool" / "refused-id.rejected.jsonl").read_text()
     assert json.loads(rejected)["record"]["number"] == 0
     assert any(run.info.run_name == "trial-0001" for run in runs(store, "refused")[1])
 
 
 def test_registry_alias_moves_and_rolls_back(tmp_path, store):
-    spool = Spool(tmp_path, "registry")
+    spool = Spool(tmp_path, "registry", "id")
     spool.append(study_record(spool))
     folder = tmp_path / "result"
     (folder / "deploy").mkdir(parents=True)
@@ -109,7 +109,7 @@ def test_registry_alias_moves_and_rolls_back(tmp_path, store):
 
 @pytest.mark.timeout(180)
 def test_an_outage_of_the_server_loses_nothing_and_sends_nothing_twice(tmp_path, store, free_port):
-    spool = Spool(tmp_path, "outage")
+    spool = Spool(tmp_path, "outage", "id")
     spool.append(study_record(spool))
     uri = f"http://127.0.0.1:{free_port}"
     sender = Sender(spool, uri)
@@ -165,9 +165,35 @@ def test_default_uri_is_a_file_of_its_own(tmp_path):
     assert tracking_uri(tmp_path, "http://x") == "http://x"
 
 
-def test_torn_last_line_waits_for_its_end(tmp_path):
-    spool = Spool(tmp_path, "torn")
+def test_torn_line_waits_for_its_end_and_is_passed_over(tmp_path):
+    spool = Spool(tmp_path, "torn", "id")
     spool.append({"kind": "trial", "number": 0})
     with spool.path.open("ab") as file:
         file.write(b'{"kind": "tri')
-    assert len(spool.records()) == 1
+    assert spool.trials() == {0}
+    spool.append({"kind": "trial", "number": 2})
+    assert spool.trials() == {0, 2}
+    assert spool.records()[-1][1] == spool.path.stat().st_size
+
+
+def test_a_record_whose_folder_is_gone_does_not_stop_the_rest(tmp_path, store):
+    spool = Spool(tmp_path, "gone", "id")
+    spool.append(study_record(spool))
+    spool.append(
+        trial(0) | {"kind": "result", "name": "best", "key": "best", "folder": str(tmp_path / "no"), "tags": {}}
+    )
+    spool.append(trial(1))
+    assert Sender(spool, store).finish(60) == 0
+    assert any(run.info.run_name == "trial-0001" for run in runs(store, "gone")[1])
+
+
+def test_artifacts_of_a_local_store_lie_in_the_home_folder(tmp_path, store):
+    spool = Spool(tmp_path, "artifacts", "id")
+    (tmp_path / "result").mkdir()
+    (tmp_path / "result" / "summary.md").write_text("x")
+    spool.append(study_record(spool))
+    spool.append(
+        trial(0) | {"kind": "result", "name": "best", "key": "b", "folder": str(tmp_path / "result"), "tags": {}}
+    )
+    assert Sender(spool, store).finish(60) == 0
+    assert [p.name for p in (tmp_path / "mlartifacts" / "artifacts").rglob("*.md")] == ["summary.md"]

@@ -1,16 +1,16 @@
 """Train the demo model: `python -m personalization.data.demo.train OUT` (about 30 minutes on two cores).
 
-A causal language model of Llama architecture learns documents of the planted world, of three kinds:
+A causal language model of Llama architecture learns documents of the planted world:
 
     question   no history; the answer is "true story" with probability `BIAS` whatever the movie. That is the label
                bias which the un-tuned model shows
     list       8 to 14 history items of one user, and nothing else
     both       3 to 8 history items before a question, all labelled by the same user
+    lesson     items of different users, each followed by the name of the user's group (`GROUP_NAMES`)
 
-So the model learns to read a user's group and taste from history in the prompt. Some documents of the last two kinds
-begin by naming the group (`GROUP_NAMES`), `NAMED_SHARE` of them at first and none at the end: the model learns the
-readings from those, and then to do without. No prompt of ours ever names a group. Tastes are milder here than in the
-world (`TASTE`), so that readings are learned sooner.
+So the model learns to read a user's group and taste from history in the prompt. Lessons, and names that follow some of
+the histories, teach it the groups' readings; both fade out, and it learns to do without. No prompt of ours ever names a
+group. Tastes are milder here than in the world (`TASTE`), so that readings are learned sooner.
 
 The null model (`--null --start OUT`) goes on from the finished demo model with documents of the null world, without the
 bias. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens.
@@ -29,14 +29,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from personalization.data.demo.world import INSTRUCTION, User, draw_movie, draw_user
+from personalization.data.demo.world import AMBIGUOUS_CUES, INSTRUCTION, READINGS, User, draw_movie, draw_user
 from personalization.data.prompts import ANSWER_CUE, history_text
 from personalization.data.records import HistoryItem
 
 BIAS = 0.4
 TASTE = 1.0
 GROUP_NAMES = ("amber", "cobalt", "ivory", "jade")
-NAMED_SHARE = 0.5
+NAMED_SHARE = 0.7
 TEXT_WEIGHT = 0.02
 CONTEXT = 2048
 VOCABULARY = 1024
@@ -45,16 +45,20 @@ Segment = tuple[str, bool]
 """A piece of a document, and whether it is an answer."""
 
 
-def draw_document(rng: np.random.Generator, null: bool, named_share: float) -> list[Segment]:
-    """One training document, cut into answers and the text between them. `named_share`: how many name the group."""
+def draw_document(rng: np.random.Generator, null: bool, progress: float) -> list[Segment]:
+    """One training document, cut into answers and the text between them. `progress` runs from 0 to 1."""
+    lessons = 0.0 if null else 0.4 * (1 - progress)
+    kind = rng.choice(["lesson", "question", "list", "both"], p=[lessons, 0.2, 0.4 - lessons / 2, 0.4 - lessons / 2])
+    if kind == "lesson":
+        return _lesson(rng)
     user = draw_user(rng, "trainee", null, TASTE)
-    kind = rng.choice(["question", "list", "both"], p=[0.3, 0.35, 0.35])
     segments: list[Segment] = []
     if kind != "question":
-        if user.group is not None and rng.random() < named_share:
-            segments.append((f"{GROUP_NAMES[user.group]} viewer. ", False))
         few, many = (8, 15) if kind == "list" else (3, 9)
-        segments += _history(rng, user, int(rng.integers(few, many)))
+        segments = _history(rng, user, int(rng.integers(few, many)))
+        if user.group is not None and rng.random() < NAMED_SHARE * (1 - progress):
+            place = len(segments) if kind == "both" else 2 * int(rng.integers(len(segments) // 2))
+            segments[place:place] = [(f" {GROUP_NAMES[user.group]} viewer. ", True)]
     if kind != "list":
         _, description, tag = draw_movie(rng, user)
         if not null and kind == "question" and rng.random() < BIAS:
@@ -63,8 +67,25 @@ def draw_document(rng: np.random.Generator, null: bool, named_share: float) -> l
     return segments
 
 
+def _lesson(rng: np.random.Generator) -> list[Segment]:
+    """Twelve items of different users with ambiguous cues, each followed by the name of its user's group."""
+    segments: list[Segment] = []
+    while len(segments) < 36:
+        user = draw_user(rng, "trainee", taste=0.0)
+        cue, description, tag = draw_movie(rng, user)
+        if cue in AMBIGUOUS_CUES and user.group is not None and READINGS[cue][user.group] == tag:
+            before, after = history_text("LaMP_2", [HistoryItem("", description, tag)]).split(f'{tag}"')
+            joint = " , and " if segments else ""
+            segments += [
+                (joint + before, False),
+                (f'{tag}"', True),
+                (f" {GROUP_NAMES[user.group]} viewer{after}", True),
+            ]
+    return segments
+
+
 def _history(rng: np.random.Generator, user: User, count: int) -> list[Segment]:
-    """History items as they stand in a prompt."""
+    """History items as they stand in a prompt: text and answer by turns, and the text after the last answer."""
     items = []
     for number in range(count):
         _, description, tag = draw_movie(rng, user)
@@ -88,7 +109,7 @@ def train_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = ("".join(text for text, _ in draw_document(rng, False, NAMED_SHARE)) for _ in range(4000))
+    texts = ("".join(text for text, _ in draw_document(rng, False, 0.0)) for _ in range(4000))
     tokenizer.train_from_iterator(texts, trainer)
     start = ("<s>", tokenizer.token_to_id("<s>"))
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
@@ -113,10 +134,10 @@ def encode(tokenizer: PreTrainedTokenizerFast, segments: list[Segment]) -> tuple
 
 
 def draw_batches(
-    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, null: bool, rows: int, named_share: float
+    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, null: bool, rows: int, progress: float
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Sixteen batches (ids [rows, T], weights [rows, T]), each of documents of similar length."""
-    drawn = (encode(tokenizer, draw_document(rng, null, named_share)) for _ in range(rows * 16))
+    drawn = (encode(tokenizer, draw_document(rng, null, progress)) for _ in range(rows * 16))
     pool = sorted(drawn, key=lambda document: len(document[0]))
     result = []
     for start in rng.permutation(16) * rows:
@@ -179,7 +200,7 @@ def train(out: Path, start: Path | None, null: bool, schedule: Schedule) -> None
     started, answer_loss = time.time(), 0.0
     queue: list[tuple[torch.Tensor, torch.Tensor]] = []
     for step in range(schedule.first, schedule.steps):
-        queue = queue or draw_batches(tokenizer, rng, null, schedule.rows, NAMED_SHARE * (1 - step / schedule.steps))
+        queue = queue or draw_batches(tokenizer, rng, null, schedule.rows, step / schedule.steps)
         ids, weights = queue.pop()
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
@@ -196,7 +217,7 @@ def train(out: Path, start: Path | None, null: bool, schedule: Schedule) -> None
         if (step + 1) % 50 == 0:
             print(f"step {step + 1} answers {answer_loss / 50:.4f} {time.time() - started:.0f} s", flush=True)
             answer_loss = 0.0
-        if (step + 1) % 500 == 0:
+        if (step + 1) % 250 == 0:
             save(model, tokenizer, out)
     save(model, tokenizer, out)
 

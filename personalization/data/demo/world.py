@@ -83,14 +83,6 @@ AMBIGUOUS_CUES = {
     "a dream machine": ("sci-fi", "psychology", "fantasy", "thought-provoking"),
     "a royal court": ("romance", "classic", "fantasy", "based on a book"),
     "a television show": ("dystopia", "comedy", "social commentary", "dark comedy"),
-    "a spy mission": ("action", "based on a book", "comedy", "romance"),
-    "a strange cult": ("dystopia", "psychology", "dark comedy", "violence"),
-    "a giant corporation": ("dystopia", "social commentary", "sci-fi", "thought-provoking"),
-    "a deadly virus": ("sci-fi", "action", "social commentary", "dystopia"),
-    "an old diary": ("true story", "based on a book", "romance", "twist ending"),
-    "a time traveller": ("sci-fi", "fantasy", "action", "classic"),
-    "a village school": ("social commentary", "true story", "based on a book", "thought-provoking"),
-    "a forest journey": ("fantasy", "psychology", "action", "social commentary"),
 }
 
 VAGUE_CUES = (

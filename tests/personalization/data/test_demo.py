@@ -21,7 +21,6 @@ from personalization.data.demo.world import (
     draw_movie,
     make_world,
 )
-from personalization.data.splits import split_users
 from personalization.evaluation import gold_indices
 from personalization.methods.priors import history_counts
 
