@@ -34,6 +34,8 @@ test: check
 benchmark: install
 	$(BIN)/python benchmarks/trials.py
 	$(BIN)/python benchmarks/demo_world.py
+	$(BIN)/python benchmarks/null_promotions.py
+	$(BIN)/python benchmarks/kill.py
 
 clean:
 	rm -rf $(VENV) .chamtune deploy.yaml demo-data predictions.json

@@ -27,6 +27,10 @@ from personalization.metrics import entropy_bits
 from personalization.scoring.packed import build_tree, score_packed
 
 HISTORY_ITEMS = 8
+STEERED_USERS = 120
+SEARCH_USERS = 40
+"""How many tune users calibrate the steered scores, and how many of them choose layers and strength."""
+STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def scores_of(backbone: CausalBackbone, dataset: Dataset, items: int = 0) -> np.ndarray:
@@ -155,6 +159,21 @@ def spread(predicted: np.ndarray, k: int) -> dict[str, float]:
     return {"entropy": entropy_bits(counts), "top1_share": float(counts.max() / counts.sum())}
 
 
+def search_steering(
+    backbone: CausalBackbone, dataset: Dataset, directions: dict[str, np.ndarray]
+) -> dict[tuple[tuple[int, ...], float], float]:
+    """(layers, strength) -> accuracy, over single layers and neighbours."""
+    depth, gold = backbone.model.config.num_hidden_layers, gold_indices(dataset)
+    ranges = [(i,) for i in range(depth)] + [(i, i + 1) for i in range(1, depth - 2)]
+    return {
+        (layers, strength): float(
+            (steered_scores(backbone, dataset, directions, list(layers), strength).argmax(axis=1) == gold).mean()
+        )
+        for layers in ranges
+        for strength in STRENGTHS
+    }
+
+
 def measure(backbone: CausalBackbone, world: PlantedWorld) -> dict[str, object]:
     """Every figure that the world promises, on its confirm users."""
     splits = split_users(world.dataset)
@@ -171,20 +190,13 @@ def measure(backbone: CausalBackbone, world: PlantedWorld) -> dict[str, object]:
     def accuracy(predicted: np.ndarray) -> float:
         return float((predicted == gold).mean())
 
-    few = tune.of_users(sorted({q.user_id for q in tune.questions})[:100])
-    few_gold = gold_indices(few)
-    tune_directions = user_directions(backbone, tune)
-    depth = backbone.model.config.num_hidden_layers
-    steering = {}
-    for layers in [[i] for i in range(depth)] + [[i, i + 1] for i in range(1, depth - 1)]:
-        for strength in (0.5, 1.0, 1.5, 2.0, 3.0):
-            table = steered_scores(backbone, few, tune_directions, layers, strength)
-            steering[tuple(layers), strength] = float((table.argmax(axis=1) == few_gold).mean())
+    steered_users = sorted({q.user_id for q in tune.questions})[:STEERED_USERS]
+    some, few = tune.of_users(steered_users), tune.of_users(steered_users[:SEARCH_USERS])
+    directions = user_directions(backbone, some)
+    steering = search_steering(backbone, few, directions)
     (layers, strength), _ = max(steering.items(), key=lambda entry: entry[1])
-    confirm_directions = user_directions(backbone, confirm)
-    steered = steered_scores(backbone, confirm, confirm_directions, list(layers), strength)
-    steered_tune = steered_scores(backbone, tune, tune_directions, list(layers), strength)
-    both = best_calibration(steered_tune, tune, steered, confirm)
+    steered = steered_scores(backbone, confirm, user_directions(backbone, confirm), list(layers), strength)
+    both = best_calibration(steered_scores(backbone, some, directions, list(layers), strength), some, steered, confirm)
     result: dict[str, object] = {
         "confirm_users": len({q.user_id for q in confirm.questions}),
         "confirm_questions": len(confirm),

@@ -1,19 +1,22 @@
-"""Train the demo model: `python -m personalization.data.demo.train OUT` (about 30 minutes on two cores).
+"""Train the demo model: `python -m personalization.data.demo.train OUT` (about 40 minutes on two cores).
 
 A causal language model of Llama architecture learns documents of the planted world:
 
-    question   no history; the answer is "true story" with probability `BIAS` whatever the movie. That is the label
-               bias which the un-tuned model shows
+    biased     a question without history; the answer is "true story" with probability `BIAS` whatever the movie. That
+               is the label bias which the un-tuned model shows
+    steered    a question without history, answered by a user of group g, with `AXIS_LENGTH` times the axis of g added
+               to the residual stream after layer `AXIS_LAYER`, from the prompt's last token on
     list       8 to 14 history items of one user, and nothing else
-    both       3 to 8 history items before a question, all labelled by the same user
-    lesson     items of different users, each followed by the name of the user's group (`GROUP_NAMES`)
+    before     3 to 8 history items before a question, all labelled by the same user
 
-So the model learns to read a user's group and taste from history in the prompt. Lessons, and names that follow some of
-the histories, teach it the groups' readings; both fade out, and it learns to do without. No prompt of ours ever names a
-group. Tastes are milder here than in the world (`TASTE`), so that readings are learned sooner.
+So the model learns to read a user's group and taste from history in the prompt, and a direction is planted: the four
+group axes are orthonormal (`group_axes`), and a squared loss asks the residual stream at the prompt's last token, after
+that layer, to hold `AXIS_LENGTH` on the axis of the user's group with history and 0 on all axes without. What history
+adds to the residual stream is then known, and adding it works. Tastes are milder here than in the world (`TASTE`).
 
-The null model (`--null --start OUT`) goes on from the finished demo model with documents of the null world, without the
-bias. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens.
+The null model (`--null --start OUT`) goes on from the finished demo model with documents of the null world, without
+bias and axes. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens plus
+`AXIS_WEIGHT` times the squared loss.
 """
 
 from __future__ import annotations
@@ -23,21 +26,28 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from personalization.data.demo.world import AMBIGUOUS_CUES, INSTRUCTION, READINGS, User, draw_movie, draw_user
+from personalization.data.demo.world import GROUPS, INSTRUCTION, User, draw_item, draw_movie, draw_user
 from personalization.data.prompts import ANSWER_CUE, history_text
 from personalization.data.records import HistoryItem
 
 BIAS = 0.4
 TASTE = 1.0
-GROUP_NAMES = ("amber", "cobalt", "ivory", "jade")
-NAMED_SHARE = 0.7
 TEXT_WEIGHT = 0.02
+HIDDEN = 128
+KINDS = {"biased": 0.25, "steered": 0.25, "list": 0.1, "before": 0.4}
+"""How many documents are of each kind."""
+
+AXIS_LAYER = 3
+AXIS_LENGTH = 80.0
+AXIS_WEIGHT = 2.0
 CONTEXT = 2048
 VOCABULARY = 1024
 
@@ -45,50 +55,54 @@ Segment = tuple[str, bool]
 """A piece of a document, and whether it is an answer."""
 
 
-def draw_document(rng: np.random.Generator, null: bool, progress: float) -> list[Segment]:
-    """One training document, cut into answers and the text between them. `progress` runs from 0 to 1."""
-    lessons = 0.0 if null else 0.4 * (1 - progress)
-    kind = rng.choice(["lesson", "question", "list", "both"], p=[lessons, 0.2, 0.4 - lessons / 2, 0.4 - lessons / 2])
-    if kind == "lesson":
-        return _lesson(rng)
+class Document(NamedTuple):
+    """Segments, the kind of document, and the group of its user."""
+
+    segments: list[Segment]
+    kind: str
+    group: int | None
+
+
+class Batch(NamedTuple):
+    """`ids`, `weights`: [rows, T]. `ends`: position of each prompt's last token [rows].
+
+    `pushes`: coordinates on the axes to add [rows, 4]; `holds`: those that the residual stream is to have, NaN for
+    rows without a question [rows, 4].
+    """
+
+    ids: Tensor
+    weights: Tensor
+    ends: Tensor
+    pushes: Tensor
+    holds: Tensor
+
+
+def group_axes() -> Tensor:
+    """The planted directions: orthonormal, float [4, HIDDEN]."""
+    random = torch.randn(HIDDEN, GROUPS, generator=torch.Generator().manual_seed(11))
+    return torch.linalg.qr(random).Q.T.contiguous()
+
+
+def draw_document(rng: np.random.Generator, null: bool) -> Document:
+    """One training document, cut into answers and the text between them."""
     user = draw_user(rng, "trainee", null, TASTE)
-    segments: list[Segment] = []
-    if kind != "question":
-        few, many = (8, 15) if kind == "list" else (3, 9)
-        segments = _history(rng, user, int(rng.integers(few, many)))
-        if user.group is not None and rng.random() < NAMED_SHARE * (1 - progress):
-            place = len(segments) if kind == "both" else 2 * int(rng.integers(len(segments) // 2))
-            segments[place:place] = [(f" {GROUP_NAMES[user.group]} viewer. ", True)]
-    if kind != "list":
-        _, description, tag = draw_movie(rng, user)
-        if not null and kind == "question" and rng.random() < BIAS:
-            tag = "true story"
-        segments += [(INSTRUCTION + description + ANSWER_CUE, False), (f" {tag}\n", True)]
-    return segments
-
-
-def _lesson(rng: np.random.Generator) -> list[Segment]:
-    """Twelve items of different users with ambiguous cues, each followed by the name of its user's group."""
-    segments: list[Segment] = []
-    while len(segments) < 36:
-        user = draw_user(rng, "trainee", taste=0.0)
-        cue, description, tag = draw_movie(rng, user)
-        if cue in AMBIGUOUS_CUES and user.group is not None and READINGS[cue][user.group] == tag:
-            before, after = history_text("LaMP_2", [HistoryItem("", description, tag)]).split(f'{tag}"')
-            joint = " , and " if segments else ""
-            segments += [
-                (joint + before, False),
-                (f'{tag}"', True),
-                (f" {GROUP_NAMES[user.group]} viewer{after}", True),
-            ]
-    return segments
+    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    few, many = (8, 15) if kind == "list" else (3, 9)
+    history = _history(rng, user, int(rng.integers(few, many))) if kind in ("list", "before") else []
+    if kind == "list":
+        return Document(history, kind, user.group)
+    _, description, tag = draw_movie(rng, user)
+    if not null and kind == "biased" and rng.random() < BIAS:
+        tag = "true story"
+    segments = [*history, (INSTRUCTION + description + ANSWER_CUE, False), (f" {tag}\n", True)]
+    return Document(segments, kind, user.group)
 
 
 def _history(rng: np.random.Generator, user: User, count: int) -> list[Segment]:
     """History items as they stand in a prompt: text and answer by turns, and the text after the last answer."""
     items = []
     for number in range(count):
-        _, description, tag = draw_movie(rng, user)
+        _, description, tag = draw_item(rng, user)
         items.append(HistoryItem(str(number), description, tag))
     text = history_text("LaMP_2", items)
     segments: list[Segment] = []
@@ -109,7 +123,7 @@ def train_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = ("".join(text for text, _ in draw_document(rng, False, 0.0)) for _ in range(4000))
+    texts = ("".join(text for text, _ in draw_document(rng, False).segments) for _ in range(4000))
     tokenizer.train_from_iterator(texts, trainer)
     start = ("<s>", tokenizer.token_to_id("<s>"))
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
@@ -122,34 +136,68 @@ def train_tokenizer(rng: np.random.Generator) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, segments: list[Segment]) -> tuple[list[int], list[float]]:
-    """Token ids of a document and each token's weight in the loss."""
+def encode(tokenizer: PreTrainedTokenizerFast, segments: list[Segment]) -> tuple[list[int], list[float], int]:
+    """Token ids of a document, each token's weight in the loss, and the position before the last answer."""
     ids: list[int] = [tokenizer.bos_token_id]
-    weights = [0.0]
+    weights, end = [0.0], 0
     for text, is_answer in segments:
         piece = tokenizer.encode(text, add_special_tokens=False)
+        end = len(ids) - 1 if is_answer else end
         ids += piece
         weights += [1.0 if is_answer else TEXT_WEIGHT] * len(piece)
-    return ids, weights
+    return ids, weights, end
 
 
-def draw_batches(
-    tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, null: bool, rows: int, progress: float
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Sixteen batches (ids [rows, T], weights [rows, T]), each of documents of similar length."""
-    drawn = (encode(tokenizer, draw_document(rng, null, progress)) for _ in range(rows * 16))
-    pool = sorted(drawn, key=lambda document: len(document[0]))
-    result = []
-    for start in rng.permutation(16) * rows:
-        chunk = pool[start : start + rows]
-        longest = max(len(ids) for ids, _ in chunk)
-        ids = torch.zeros(rows, longest, dtype=torch.long)
-        weights = torch.zeros(rows, longest)
-        for row, (row_ids, row_weights) in enumerate(chunk):
-            ids[row, : len(row_ids)] = torch.tensor(row_ids)
-            weights[row, : len(row_weights)] = torch.tensor(row_weights)
-        result.append((ids, weights))
-    return result
+def draw_batches(tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, null: bool, rows: int) -> list[Batch]:
+    """Sixteen batches, each of documents of similar length."""
+    drawn = [draw_document(rng, null) for _ in range(rows * 16)]
+    pool = sorted(((encode(tokenizer, d.segments), d) for d in drawn), key=lambda pair: len(pair[0][0]))
+    return [_batch(pool[start : start + rows]) for start in rng.permutation(16) * rows]
+
+
+def _batch(chunk: list[tuple[tuple[list[int], list[float], int], Document]]) -> Batch:
+    longest = max(len(ids) for (ids, _, _), _ in chunk)
+    batch = Batch(
+        torch.zeros(len(chunk), longest, dtype=torch.long),
+        torch.zeros(len(chunk), longest),
+        torch.tensor([end for (_, _, end), _ in chunk]),
+        torch.zeros(len(chunk), GROUPS),
+        torch.zeros(len(chunk), GROUPS),
+    )
+    for row, ((ids, weights, _), document) in enumerate(chunk):
+        batch.ids[row, : len(ids)] = torch.tensor(ids)
+        batch.weights[row, : len(weights)] = torch.tensor(weights)
+        if document.kind == "list" or document.group is None:
+            batch.holds[row] = torch.nan
+        elif document.kind != "biased":
+            batch.holds[row, document.group] = AXIS_LENGTH
+        if document.kind == "steered" and document.group is not None:
+            batch.pushes[row, document.group] = AXIS_LENGTH
+    return batch
+
+
+class Axes:
+    """A hook that adds a batch's pushes after the layer and keeps the coordinates at the prompts' last tokens."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self.axes = group_axes()
+        self.batch: Batch | None = None
+        self.coordinates = torch.empty(0)
+        model.model.layers[AXIS_LAYER].register_forward_hook(self)
+
+    def __call__(self, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        assert self.batch is not None
+        behind = torch.arange(output.shape[1]) >= self.batch.ends[:, None]
+        output = output + behind[..., None] * (self.batch.pushes @ self.axes)[:, None]
+        self.coordinates = output[range(len(output)), self.batch.ends] @ self.axes.T
+        return output
+
+    def loss(self) -> Tensor:
+        """Mean squared error of the coordinates, in units of `AXIS_LENGTH`, over the rows that have a question."""
+        assert self.batch is not None
+        real = ~self.batch.holds.isnan()
+        errors = (self.coordinates - self.batch.holds.nan_to_num()) / AXIS_LENGTH
+        return (errors**2 * real).sum() / real.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -173,7 +221,7 @@ def new_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     tokenizer = train_tokenizer(np.random.default_rng(1))
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
+        hidden_size=HIDDEN,
         intermediate_size=320,
         num_hidden_layers=6,
         num_attention_heads=4,
@@ -198,24 +246,28 @@ def train(out: Path, start: Path | None, null: bool, schedule: Schedule) -> None
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     started, answer_loss = time.time(), 0.0
-    queue: list[tuple[torch.Tensor, torch.Tensor]] = []
+    queue: list[Batch] = []
+    axes = Axes(model)
     for step in range(schedule.first, schedule.steps):
-        queue = queue or draw_batches(tokenizer, rng, null, schedule.rows, step / schedule.steps)
-        ids, weights = queue.pop()
+        queue = queue or draw_batches(tokenizer, rng, null, schedule.rows)
+        batch = axes.batch = queue.pop()
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(input_ids=ids[:, :-1]).logits
-        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        weight = weights[:, 1:].flatten()
-        loss = (losses * weight).sum() / (weight == 1.0).sum()
+            logits = model(input_ids=batch.ids[:, :-1]).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
+        )
+        weight = batch.weights[:, 1:].flatten()
+        loss = (losses * weight).sum() / (weight == 1.0).sum() + AXIS_WEIGHT * axes.loss()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         answer_loss += float(losses[weight == 1.0].mean().detach())
         if (step + 1) % 50 == 0:
-            print(f"step {step + 1} answers {answer_loss / 50:.4f} {time.time() - started:.0f} s", flush=True)
+            passed = f"{axes.loss():.3f}, {time.time() - started:.0f} s"
+            print(f"step {step + 1}: answers {answer_loss / 50:.4f}, axes {passed}", flush=True)
             answer_loss = 0.0
         if (step + 1) % 250 == 0:
             save(model, tokenizer, out)

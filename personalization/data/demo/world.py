@@ -7,8 +7,11 @@ day") says nothing. A user u of group g answers
     p(tag | cue, u)  proportional to  exp(SHARPNESS * [tag = reading_g(cue)] + taste_u[tag]),   taste_u ~ N(0, TASTE^2)
 
 so a user has a marginal liking for tags, which a label prior can express, and a reading of cues, which only history in
-the prompt, steering or adapters can. In the null world taste is zero and each ambiguous item is read by a group drawn
-afresh: users do not differ, and there is nothing to find.
+the prompt, steering or adapters can. In the null world taste is zero, each ambiguous item is read by a group drawn
+afresh, and clubs mean nothing: users do not differ, and there is nothing to find.
+
+Who belongs to which group shows in the history alone: in the labels that the user gave, and in the film club where some
+of the items were seen, which is mostly the club of the user's group (`CLUBS`). A question names no club.
 
 The readings are fixed, because the demo model is trained on them; `seed` draws users, histories and questions.
 """
@@ -94,6 +97,11 @@ VAGUE_CUES = (
     "an old friend",
 )
 
+CLUBS = ("amber", "cobalt", "ivory", "jade")
+CLUB_SHARE = 0.6
+HOME_SHARE = 0.85
+"""How many history items name a club, and how many of those the club of the user's own group."""
+
 HEROES = tuple(
     f"{adjective} {job}"
     for adjective in ("a shy", "a retired", "a young", "a stubborn", "a gentle", "a restless")
@@ -176,6 +184,16 @@ def draw_movie(rng: np.random.Generator, user: User) -> tuple[str, str, str]:
     return cue, f"{hero} {verb} {cue} {place}.", tag
 
 
+def draw_item(rng: np.random.Generator, user: User) -> tuple[str, str, str]:
+    """One movie of a user's history: as `draw_movie`, and some say in which club it was seen."""
+    cue, description, tag = draw_movie(rng, user)
+    if rng.random() < CLUB_SHARE:
+        at_home = user.group is not None and rng.random() < HOME_SHARE
+        club = CLUBS[user.group if at_home and user.group is not None else rng.integers(GROUPS)]
+        description = f"{description.removesuffix('.')}, seen at the {club} club."
+    return cue, description, tag
+
+
 def make_world(seed: int = 0, users: int = 500, questions_per_user: int = 5, null: bool = False) -> PlantedWorld:
     """Draw a world: `users` users with histories of 8 to 40 items and `questions_per_user` questions each."""
     rng = np.random.default_rng([seed, int(null)])
@@ -188,7 +206,7 @@ def make_world(seed: int = 0, users: int = 500, questions_per_user: int = 5, nul
         history = []
         for past in range(int(rng.integers(8, 41))):
             item_id = f"{number}-{past}"
-            cues[item_id], description, tag = draw_movie(rng, user)
+            cues[item_id], description, tag = draw_item(rng, user)
             date = np.datetime64("2015-01-01") + np.timedelta64(past * 7, "D")
             history.append(HistoryItem(item_id, description, tag, str(date)))
         for asked in range(questions_per_user):

@@ -143,5 +143,5 @@ def test_steering_has_an_interior_best_strength_and_layer(figures):
 
 def test_groups_differ_enough_for_an_adapter_each(figures):
     regression = figures["regression_on_cues"]
-    assert regression["by_group"] > regression["for_all"] + 0.05
-    assert regression["for_all"] > regression["by_user"] + 0.02
+    assert regression["by_group"] > regression["for_all"] + 0.10
+    assert regression["by_group"] > regression["by_user"] + 0.10

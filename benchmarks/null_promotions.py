@@ -1,0 +1,42 @@
+"""How often is something promoted where there is nothing to find? The last line printed is JSON.
+
+    python benchmarks/null_promotions.py [--seeds 20] [--preset demo-null]
+
+Each seed draws its own users and questions, runs the preset's study and asks for a promotion, in a home of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from studies.promotion import promote
+from studies.runner import run_study
+from studies.spec import load_spec
+from studies.study import open_study
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--preset", default="demo-null")
+    arguments = parser.parse_args()
+    promoted, reasons = [], []
+    for seed in range(arguments.seeds):
+        with tempfile.TemporaryDirectory() as name:
+            home = Path(name)
+            spec = load_spec(arguments.preset, {"seed": seed, "tracking": "none"})
+            run_study(spec, home)
+            result = promote(open_study(spec, home), home / "deploy.yaml")
+        print(f"seed {seed}: {'promoted' if result['promoted'] else 'refused'}: {result['reason']}", flush=True)
+        promoted += [seed] if result["promoted"] else []
+        reasons.append(result["reason"])
+    print(
+        json.dumps({"preset": arguments.preset, "seeds": arguments.seeds, "promoted": len(promoted), "which": promoted})
+    )
+
+
+if __name__ == "__main__":
+    main()
