@@ -14,11 +14,14 @@ from optuna.trial import TrialState
 
 from objectives.calibration import Calibration
 from personalization.errors import UsageError
+from personalization.methods.calibration import line_optimum
+from personalization.methods.priors import taste
 from studies.runner import run_study
-from studies.samplers import PRUNERS, SAMPLERS, derived_seed
+from studies.samplers import PRUNERS, SAMPLERS, derived_seed, make_sampler
+from studies.spec import load_spec
 from studies.storage import open_storage, recover_lost_trials, storage_url
 from studies.study import find_study, open_study, ranked
-from studies.trial import MEASURED
+from studies.trial import MEASURED, TrialRunner
 
 
 def trials_of(home, name="small"):
@@ -309,35 +312,24 @@ def test_a_signal_ends_the_study_after_the_running_trial(tmp_path, spec_of, star
     assert answer["trials"] == len(trials_of(home))
 
 
-def test_tpe_comes_within_a_point_of_the_exact_constrained_optimum(tmp_path, spec_of):
-    """Over a planted table, so that the optimum is not at the baseline."""
-    from objectives import load_objective
-    from personalization.data.demo.world import make_world
-    from personalization.data.splits import split_users
-    from personalization.methods.calibration import line_optimum
-    from personalization.methods.priors import taste
-    from search_spaces import calibration as space
-    from studies.trial import TrialRunner
-    from tests.objectives.test_objectives import PlantedScorer
-
-    world = make_world(11, users=160, questions_per_user=3)
-    objective = load_objective("calibration", split_users(world.dataset), PlantedScorer(world))
-    part = objective._part("tune")
+def test_tpe_comes_within_a_point_of_the_exact_constrained_optimum(tmp_path):
+    """On the demo's tune users; the yardstick is exact along gamma, on a grid of everything else."""
+    opened = open_study(load_spec("demo", {"tracking": "none"}), tmp_path)
+    part, tables = opened.objective._part("tune"), opened.objective.tables
     exact = 0.0
-    for kappa in np.geomspace(0.5, 50, 12):
-        log_pi, _ = taste(part.counts, objective.tables.global_probs, "user", kappa)
-        for source in objective.tables.log_model.values():
-            for beta in np.linspace(0, 2, 41):
+    for kappa in np.geomspace(0.5, 50, 6):
+        log_pi, _ = taste(part.counts, tables.global_probs, "user", kappa)
+        for source in tables.log_model.values():
+            for beta in np.linspace(0, 2, 17):
                 found = line_optimum(part.scores - beta * source, log_pi, part.gold, (-0.5, 2.0), 0.6, 0.55)
                 exact = max(exact, found.accuracy if found else 0.0)
-    study = optuna.create_study(direction="maximize", sampler=SAMPLERS["tpe"](0, space.SPACE))
-    from studies.constraints import parse_constraint
-
-    bounds = [parse_constraint("entropy", ">= 0.6"), parse_constraint("top1_share", "<= 0.55")]
-    baseline = objective.evaluate(space.BASELINE)
-    runner = TrialRunner(study, space.SPACE, space, objective, baseline, ["accuracy"], bounds, seed=0)
+    study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", 0, opened.space))
+    baseline = opened.baseline
+    runner = TrialRunner(
+        study, opened.space, opened.rooms, opened.objective, baseline, ["accuracy"], opened.constraints, seed=0
+    )
     for _ in range(200):
         runner.run_one()
     assert study.best_value >= exact - 0.01
-    assert study.best_value <= exact + 1e-9 + 0.01
-    assert exact > baseline.metrics["accuracy"] + 0.05
+    assert study.best_value <= exact + 0.01
+    assert exact > baseline.metrics["accuracy"] + 0.10
