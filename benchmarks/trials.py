@@ -52,7 +52,7 @@ def tuned(home: Path, cache: Path, trials: int) -> tuple[float, float]:
     (home / "cache").symlink_to(cache)
     spec = load_spec("demo", {"trials": trials})
     opened = open_study(spec, home)
-    spool = Spool(home, spec.name)
+    spool = Spool(home, spec.name, opened.record["id"])
     _catch_up(opened, spool)
     sender = Sender(spool, tracking_uri(home, None))
     started = time.perf_counter()

@@ -188,15 +188,14 @@ def judge(
     if broken:
         return Judgement(False, f"not feasible on the confirm users: {', '.join(broken)}", confirm)
     for name, result in against.items():
-        delta, p = result["delta_accuracy"], result["p_value"]
+        delta, p = result["delta"], result["p_value"]
         if not (delta > 0 and p < alpha):
-            reason = f"not better than the {name}: {delta:+.3f}, p = {p:.4f}, needed p < {alpha:.4f}"
+            reason = f"{test['metric']} not better than the {name}'s: {delta:+.3f}, p = {p:.4f}, needed p < {alpha:.4f}"
             return Judgement(False, reason, confirm)
         if delta < minimum:
-            return Judgement(False, f"gain over the {name} of {delta:+.3f} is below the minimum {minimum}", confirm)
-    reason = (
-        f"better by {test['delta_accuracy']:+.3f}, p = {test['p_value']:.4f} < {alpha:.4f}, on {test['users']} users"
-    )
+            reason = f"gain in {test['metric']} over the {name} of {delta:+.3f} is below the minimum {minimum}"
+            return Judgement(False, reason, confirm)
+    reason = f"{test['metric']} better by {test['delta']:+.3f}, p = {test['p_value']:.4f} < {alpha:.4f}"
     return Judgement(True, reason, confirm)
 
 

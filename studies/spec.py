@@ -77,7 +77,7 @@ class PromotionSpec(_Strict):
     """The gates of a promotion."""
 
     alpha: float = Field(0.05, gt=0, lt=1, description="total error rate that one confirm set may spend")
-    min_gain: float = Field(0.0, ge=0, description="smallest gain in accuracy worth deploying")
+    min_gain: float = Field(0.0, ge=0, description="smallest gain worth deploying, in the first optimised metric")
 
 
 class StudySpec(_Strict):

@@ -150,7 +150,7 @@ def test_the_deployed_config_must_be_beaten_too(tmp_path, make_study):
     more = make_study(trials=31)
     result = promote(more, out)
     assert not result["promoted"]
-    assert "not better than the deployed config" in result["reason"]
+    assert "not better than the deployed config's" in result["reason"]
     assert result["confirm"]["use"] == 2
     assert yaml.safe_load(out.read_text())["generation"] == 1
 
@@ -224,6 +224,18 @@ def test_a_study_of_likelihood_is_judged_by_likelihood(tmp_path, make_study):
     assert result["confirm"]["metric"] == "nll"
     assert result["promoted"]
     assert result["confirm"]["delta"] > 0
+    assert "nll better by" in result["reason"]
+
+
+def test_a_significant_loss_is_no_gain(make_study):
+    opened = make_study(optimize={"nll": "minimize"})
+    good = opened.objective.evaluate(shortlist(opened)[0].params, "confirm")
+    bad = opened.objective.evaluate(opened.rooms.BASELINE, "confirm")
+    assert promotion_module.judge(opened, bad, good, None, 0.05).promoted
+    opened.constraints = []
+    verdict = promotion_module.judge(opened, good, bad, None, 0.05)
+    assert not verdict.promoted
+    assert verdict.confirm["p_value"] < 0.05
 
 
 def test_a_relative_constraint_is_checked_on_confirm(tmp_path, make_study):
