@@ -191,6 +191,9 @@ def print_promotion(result: dict[str, Any]) -> None:
             f"hurt {confirm['hurt']}; "
             f"use {confirm['use']} of this set"
         )
+        for name, accuracy in confirm["references"].items():
+            if accuracy >= confirm["accuracy"]:
+                console.print(f"mind: without the model, {name}: accuracy {accuracy:.3f} on the same users, no worse")
         if confirm["detectable_difference"] is not None:
             console.print(
                 f"smallest difference that this set detects with 80 % power: {confirm['detectable_difference']:.3f}"

@@ -67,7 +67,7 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
         feasible=sum(map(feasible, ended)),
         baseline=opened.baseline.metrics,
         gold={"entropy": opened.baseline.gold_entropy(), "top1_share": opened.baseline.gold_top1_share()},
-        references=_references(opened),
+        references=references(opened, "tune"),
         detectable_difference=detectable_difference(len(opened.splits.confirm)),
         truncated_prompts=opened.scorer.truncated,
         best=None if best is None else _described(opened, best),
@@ -78,10 +78,10 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
     )
 
 
-def _references(opened: OpenStudy) -> dict[str, float]:
-    """Accuracy on the tune users of what needs no model."""
-    dataset = opened.splits.tune
-    log_pi, _ = taste(history_counts(dataset), global_prior(global_counts(dataset)), "user", 5.0)
+def references(opened: OpenStudy, part: str) -> dict[str, float]:
+    """Accuracy on one part of what needs no model."""
+    dataset = opened.splits.part(part)
+    log_pi, _ = taste(history_counts(dataset), global_prior(global_counts(opened.splits.tune)), "user", 5.0)
     frequent = [most_frequent_label(q) == q.gold for q in dataset.questions]
     return {
         "prior alone": float((log_pi.argmax(axis=1) == gold_indices(dataset)).mean()),
