@@ -27,10 +27,10 @@ from personalization.metrics import entropy_bits
 from personalization.scoring.packed import build_tree, score_packed
 
 HISTORY_ITEMS = 8
-STEERED_USERS = 120
+STEERED_USERS = 80
 SEARCH_USERS = 40
 """How many tune users calibrate the steered scores, and how many of them choose layers and strength."""
-STRENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 
 
 def scores_of(backbone: CausalBackbone, dataset: Dataset, items: int = 0) -> np.ndarray:
@@ -143,7 +143,7 @@ def group_regressions(world: PlantedWorld) -> dict[str, float]:
                 hits += sum(y == labels[0] for _, y in test)
                 continue
             eye = np.eye(len(cue_names))
-            model = LogisticRegression(C=3.0, max_iter=300).fit(eye[[c for c, _ in train]], labels)
+            model = LogisticRegression(C=3.0, max_iter=100).fit(eye[[c for c, _ in train]], labels)
             hits += int((model.predict(eye[[c for c, _ in test]]) == np.array([y for _, y in test])).sum())
         return hits / len(asked)
 
