@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -123,22 +125,25 @@ def test_an_outage_of_the_server_loses_nothing_and_sends_nothing_twice(tmp_path,
         while spool.waiting() and time.monotonic() < deadline:
             time.sleep(0.1)
         assert spool.waiting() == 0
-        server.kill()
-        server.wait()
+        kill(server)
         spool.append(trial(4))
         time.sleep(1)
+        assert spool.waiting() == 1
         server = start_server(store, tmp_path, free_port)
         assert sender.finish(60) == 0
         names = sorted(run.info.run_name for run in runs(store, "outage")[1])
         assert names == ["outage", *(f"trial-{n:04d}" for n in range(5))]
     finally:
-        server.kill()
-        server.wait()
+        kill(server)
+
+
+def kill(server: subprocess.Popen[bytes]) -> None:
+    """The launcher and the server that it started."""
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def start_server(store: str, home: Path, port: int) -> subprocess.Popen[bytes]:
-    import os
-
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (home / "server.log").open("ab") as log:
         server = subprocess.Popen(
@@ -149,6 +154,7 @@ def start_server(store: str, home: Path, port: int) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             env=environment,
+            start_new_session=True,
         )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
