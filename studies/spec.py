@@ -31,8 +31,6 @@ DIRECTIONS = {name: metric.direction for name, metric in METRICS.items()} | RELA
 RESUMABLE = ("trials", "timeout_s", "storage", "tracking", "promotion")
 """Keys that may differ when a study is resumed."""
 
-MetricName = str
-
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,8 +85,8 @@ class StudySpec(_Strict):
     data: DataSpec
     model: ModelSpec
     objective: Literal["calibration", "report_calibration"] = "calibration"
-    optimize: dict[MetricName, Literal["maximize", "minimize"]] = Field(default={"accuracy": "maximize"}, min_length=1)
-    constraints: dict[MetricName, str] = Field(default={}, description='for example entropy: ">= 0.6"')
+    optimize: dict[str, Literal["maximize", "minimize"]] = Field(default={"accuracy": "maximize"}, min_length=1)
+    constraints: dict[str, str] = Field(default={}, description='for example entropy: ">= 0.6"')
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid", "brute"] = "tpe"
     pruner: Literal["none", "median", "percentile", "halving", "hyperband", "wilcoxon"] = "none"
     trials: int = Field(100, ge=1, description="finished trials in all, those of earlier runs included")

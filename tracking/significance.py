@@ -120,15 +120,13 @@ def significance(baseline: Evaluation, candidate: Evaluation, metric: str = "acc
     }
 
 
-def detectable_difference(
-    n: int, discordance: float = 0.2, alpha: float = 0.05, power: float = 0.8, design_effect: float = 1.0
-) -> float | None:
+def detectable_difference(n: int, discordance: float = 0.2, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """Smallest paired difference found with this power; None where even the largest possible one is not."""
     z_alpha, z_power = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
 
     def excess(difference: float) -> float:
         spread = z_alpha * discordance**0.5 + z_power * (discordance - difference**2) ** 0.5
-        return float(spread**2 / difference**2 * design_effect - n)
+        return float(spread**2 / difference**2 - n)
 
     largest = min(discordance, discordance**0.5)
     if excess(largest) > 0:

@@ -102,8 +102,8 @@ class _Stream:
                 return
 
 
-def stream_records(path: Path) -> Iterator[tuple[int, Any, str | None]]:
-    """(number from 1, record, the file's "task" if already known) of a JSON list, a "golds" object or JSON Lines.
+def stream_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, record) of a JSON list, a "golds" object or JSON Lines.
 
     Raises DataError naming the file and record where the text is not what it must be.
     """
@@ -113,13 +113,12 @@ def stream_records(path: Path) -> Iterator[tuple[int, Any, str | None]]:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
-def _json(path: Path) -> Iterator[tuple[int, Any, str | None]]:
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
     stream = _Stream(path)
     with stream.file:
-        task: str | None = None
         if stream.peek() == "[":
             for record in stream.items():
-                yield stream.record, record, task
+                yield stream.record, record
         else:
             stream.take("{")
             while True:
@@ -127,23 +126,22 @@ def _json(path: Path) -> Iterator[tuple[int, Any, str | None]]:
                 stream.take(":")
                 if key == "golds" and stream.peek() == "[":
                     for record in stream.items():
-                        yield stream.record, record, task
+                        yield stream.record, record
                 else:
-                    value = stream.value()
-                    task = str(value) if key == "task" else task
+                    stream.value()
                 if stream.take(",}") == "}":
                     break
         if stream.peek():
             raise stream.fail("text after the end of the list")
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any, str | None]]:
+def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 if text:
-                    yield number, json.loads(text), None
+                    yield number, json.loads(text)
             except UnicodeDecodeError as error:
                 raise DataError(f"{path}: record {number}: byte {error.start} of the line is not UTF-8") from None
             except json.JSONDecodeError as error:

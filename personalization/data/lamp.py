@@ -275,10 +275,10 @@ def check_dataset(path: Path) -> Checked:
             reader.defect(questions, 0, "", "has no outputs file beside it; its questions are left out", fatal=False)
             continue
         try:
-            for number, raw, _ in stream_records(questions):
+            for number, raw in stream_records(questions):
                 reader.add_question(questions, number, raw)
             if outputs is not None:
-                for number, raw, _ in stream_records(outputs):
+                for number, raw in stream_records(outputs):
                     reader.add_gold(outputs, number, raw)
         except DataError as error:
             file, _, problem = str(error).partition(": ")

@@ -80,7 +80,7 @@ def test_detectable_difference_solves_connors_formula():
     assert detectable_difference(100, 0.2) == pytest.approx(0.125, abs=0.006)
     assert detectable_difference(1000, 0.2) == pytest.approx(0.039, abs=0.002)
     assert detectable_difference(10, 0.1) is None
-    assert detectable_difference(500, design_effect=2.0) > detectable_difference(500)
+    assert detectable_difference(500, alpha=0.01) > detectable_difference(500)
 
 
 def test_impact_counts_every_user_once(evaluations):

@@ -202,7 +202,7 @@ def test_stream_equals_json_load(tmp_path_factory, values, chunk, ascii_only):
     path.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("personalization.data.json_stream.CHUNK_BYTES", chunk)
-        assert [value for _, value, _ in stream_records(path)] == json.loads(text)
+        assert [value for _, value in stream_records(path)] == json.loads(text)
 
 
 @settings(max_examples=150, deadline=None)
