@@ -24,7 +24,10 @@ from personalization.evaluation import gold_indices
 from personalization.methods.calibration import line_optimum
 from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability, taste
 from personalization.metrics import entropy_bits
-from personalization.scoring.packed import build_tree, score_packed
+from personalization.scoring.candidates import build_tree
+from personalization.scoring.packed import Packed
+from personalization.scoring.products import fast_products
+from personalization.scoring.rows import lay_out
 
 HISTORY_ITEMS = 8
 STEERED_USERS = 80
@@ -75,17 +78,19 @@ def steered_scores(
 
     It is added from the prompt's last token on, where the direction was measured.
     """
-    tokenizer = backbone.tokenizer
-    prompts = tokenizer([prompt(dataset.task, q) for q in dataset.questions])["input_ids"]
-    tree = build_tree(tokenizer(continuations(dataset.labels), add_special_tokens=False)["input_ids"])
+    heads, tails = backbone.encoder.encode(
+        [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels)
+    )
+    tree = build_tree(tails[0])
+    route = Packed(backbone.model, backbone.router.head, heads, tree, share=False)
     out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), 64):
-        rows = order[start : start + 64]
-        longest = max(len(prompts[i]) for i in rows)
-        scope = torch.zeros(len(rows), longest + len(tree.tokens), 1)
-        scope[:, longest:] = 1
-        scope[range(len(rows)), [len(prompts[i]) - 1 for i in rows]] = 1
+    units = sorted(route.units, key=lambda unit: unit.width)
+    for start in range(0, len(units), 64):
+        batch = units[start : start + 64]
+        rows = [unit.prompts[0] for unit in batch]
+        layout = lay_out(batch, heads, 0, tree)
+        scope = torch.zeros(*layout.ids.shape, 1)
+        scope[layout.places[:, :1], layout.places[:, 1:]] = 1
         users = np.stack([directions[dataset.questions[i].user_id] for i in rows])
         handles = []
         try:
@@ -93,8 +98,8 @@ def steered_scores(
                 shift = torch.from_numpy(strength / len(layers) * users[:, layer])[:, None] * scope
                 block = backbone.model.model.layers[layer]
                 handles.append(block.register_forward_hook(lambda _m, _i, output, shift=shift: output + shift))
-            with torch.inference_mode():
-                out[rows] = score_packed(backbone.model, [prompts[i] for i in rows], tree).numpy()
+            with torch.inference_mode(), fast_products("cpu"):
+                out[rows] = route.score(batch).numpy()
         finally:
             for handle in handles:
                 handle.remove()

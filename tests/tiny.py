@@ -6,12 +6,23 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    MptConfig,
+    OPTConfig,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.models.auto import AutoModelForCausalLM
 
@@ -26,13 +37,33 @@ SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": 256,
 }
+WINDOW = {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8}
+FALCON = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 ARCHITECTURES = {
     "llama": lambda: LlamaConfig(**SIZES, num_key_value_heads=2),
     "qwen2": lambda: Qwen2Config(**SIZES, num_key_value_heads=2),
+    "qwen3": lambda: Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
     "mistral": lambda: MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=24),
-    "gpt2": lambda: GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=256),
     "gemma": lambda: GemmaConfig(**SIZES, num_key_value_heads=1, head_dim=8),
-}
+    "gemma2": lambda: Gemma2Config(**SIZES, **WINDOW, num_key_value_heads=2, query_pre_attn_scalar=8),
+    "gemma3": lambda: Gemma3TextConfig(**SIZES, **WINDOW, num_key_value_heads=2, query_pre_attn_scalar=8),
+    "gpt2": lambda: GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=256),
+    "gpt_neox": lambda: GPTNeoXConfig(**SIZES),
+    "phi": lambda: PhiConfig(**SIZES),
+    "opt": lambda: OPTConfig(
+        vocab_size=400, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, word_embed_proj_dim=16,
+    ),
+    "falcon": lambda: FalconConfig(**FALCON, max_position_embeddings=256),
+    "falcon-alibi": lambda: FalconConfig(**FALCON, max_position_embeddings=256, alibi=True, multi_query=False),
+    "bloom": lambda: BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=4),
+    "mpt": lambda: MptConfig(vocab_size=400, d_model=32, n_layers=2, n_heads=4, max_seq_len=256),
+    "gpt_neo": lambda: GPTNeoConfig(
+        vocab_size=400, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48, window_size=24,
+        attention_types=[[["global", "local"], 1]], max_position_embeddings=256,
+    ),
+    "mamba": lambda: MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=4),
+}  # fmt: skip
 
 
 def make_tokenizer(bos: bool) -> PreTrainedTokenizerFast:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from personalization.backbones.location import locate_model, model_fingerprint
 from personalization.files import sha256_of
-from personalization.scoring.store import key_of, stored_table
+from personalization.scoring.store import Keep, key_of, stored_table
 
 if TYPE_CHECKING:
     from personalization.backbones.causal import CausalBackbone
@@ -25,15 +25,16 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 @cache
 def _code() -> str:
     """SHA-256 of the code that makes scores: a mended scorer reads no old table."""
-    room = Path(__file__).parent.parent
-    files = ("backbones/causal.py", "scoring/packed.py")
-    return "".join(sha256_of(room / file) for file in files)
+    room = Path(__file__).parent
+    files = [room / "causal.py", room / "encoding.py", *sorted((room.parent / "scoring").glob("*.py"))]
+    return "".join(sha256_of(file) for file in files)
 
 
 class CachedScorer:
     """`label_logprobs` of one model, stored by content.
 
-    The key holds weights, tokenizer, prompts, continuations, dtype, device, chat mode, code and library versions.
+    The key holds weights, tokenizer, prompts, continuations, dtype, device, chat mode, code and library versions. A
+    pass that was killed goes on with the batch it was at.
     `truncated` counts the prompts that were cut to fit the context, also those read from the store.
     """
 
@@ -79,10 +80,11 @@ class CachedScorer:
             }
         )
 
-        def compute() -> tuple[NDArray[np.float32], int]:
+        def compute(table: NDArray[np.float32], keep: Keep) -> int:
             before = self.backbone.truncated
-            return self.backbone.label_logprobs(prompts, continuations, progress), self.backbone.truncated - before
+            table[:] = self.backbone.label_logprobs(prompts, continuations, progress, table, keep)
+            return self.backbone.truncated - before
 
-        table, truncated = stored_table(self.folder, key, compute)
+        table, truncated = stored_table(self.folder, key, (len(prompts), len(continuations)), compute)
         self.truncated += truncated
         return table

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,14 +10,14 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from personalization.backbones.encoding import PairEncoder
 from personalization.backbones.location import locate_model
 from personalization.errors import DataError, UnavailableError
-from personalization.scoring.packed import Progress, build_tree, score_all, score_packed, score_rows
-
-log = logging.getLogger(__name__)
-
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}
-"""Padded tokens in one batch, by device type."""
+from personalization.scoring.candidates import build_tree
+from personalization.scoring.passes import Progress, TokenBudget, score_all
+from personalization.scoring.routes import Router
+from personalization.scoring.rows import Tokens
+from personalization.scoring.store import Keep
 
 
 class CausalBackbone:
@@ -30,13 +27,12 @@ class CausalBackbone:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> None:
-        if chat and tokenizer.chat_template is None:
-            raise DataError("the model's tokenizer has no chat template; set chat: false")
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.chat = chat
+        self.encoder = PairEncoder(tokenizer, chat)
+        self.router = Router(model)
+        self.budget = TokenBudget(model.device.type)
         self.truncated = 0
-        self.token_budget = TOKEN_BUDGET.get(model.device.type, TOKEN_BUDGET["cpu"])
 
     @property
     def context(self) -> int | None:
@@ -45,107 +41,47 @@ class CausalBackbone:
         return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
     def label_logprobs(
-        self, prompts: Sequence[str], continuations: Sequence[str], progress: Progress | None = None
+        self,
+        prompts: Sequence[str],
+        continuations: Sequence[str],
+        progress: Progress | None = None,
+        known: NDArray[np.float32] | None = None,
+        keep: Keep | None = None,
     ) -> NDArray[np.float32]:
         """Natural-log probability of each exact continuation string after each prompt, float32 [n, K].
 
-        The caller gives leading space and terminator. Raises DataError where a tokenizer merges the end of a prompt
-        with the beginning of a continuation, so that the continuation alone has no tokens of its own.
+        The caller gives leading space and terminator. `known` [n, K] is what an earlier pass has found, NaN where it
+        has not; `keep(rows, scores)` is called after each batch. Raises DataError where a tokenizer merges the end of a
+        prompt with the beginning of a continuation, so that the continuation alone has no tokens of its own.
         """
-        groups: dict[tuple[tuple[int, ...], ...], tuple[list[int], list[list[int]]]] = {}
-        for row, (prompt, candidates) in enumerate(self._encode(prompts, continuations)):
-            rows, encoded = groups.setdefault(candidates, ([], []))
-            rows.append(row)
-            encoded.append(self._fit(prompt, max(map(len, candidates))))
-        out = np.empty((len(prompts), len(continuations)), dtype=np.float32)
-        before = 0
-        for candidates, (rows, encoded) in groups.items():
-            tree = build_tree(candidates)
-            longest = max(map(len, encoded)) + int(tree.depths.max(initial=0))
-            report = None if progress is None else _offset(progress, before, len(prompts))
-            route = score_packed if self._takes_tree(longest) else score_rows
-            out[rows] = score_all(self.model, encoded, tree, route, self.token_budget, report)
-            before += len(rows)
+        out = np.full((len(prompts), len(continuations)), np.nan, np.float32) if known is None else known.copy()
+        heads, tails = self.encoder.encode(prompts, continuations)
+        for candidates in dict.fromkeys(tails):
+            longest = max(map(len, candidates))
+            rows = np.array([row for row, tail in enumerate(tails) if tail == candidates])
+            fitted = [self._fit(heads[row], longest) for row in rows]
+            tree, part = build_tree(candidates), out[rows]
+            before = int((~np.isnan(out).any(axis=1)).sum() - (~np.isnan(part).any(axis=1)).sum())
+            score_all(
+                self.router.choose(fitted, tree),
+                part,
+                self.budget,
+                None if keep is None else lambda found, scores, rows=rows: keep(rows[found], scores),
+                None if progress is None else lambda done, _, before=before: progress(before + done, len(out)),
+            )
+            out[rows] = part
         return out
 
-    def _takes_tree(self, longest: int) -> bool:
-        """Whether a tree mask over rows of this length is exact for this architecture."""
-        config = self.model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        window = getattr(config, "sliding_window", None)
-        slides = "sliding_attention" in kinds or (
-            getattr(config, "layer_types", None) is None and getattr(config, "use_sliding_window", True)
-        )
-        reason = None
-        if not kinds <= {"full_attention", "sliding_attention"}:
-            reason = f"its layers are of kinds {', '.join(sorted(kinds))}"
-        elif hasattr(config, "attention_layers"):
-            reason = "some of its layers see a window of the row"
-        elif config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
-            reason = "its positions are ALiBi biases"
-        elif "position_ids" not in inspect.signature(self.model.forward).parameters:
-            reason = "it takes no position_ids"
-        elif slides and window is not None and longest > window:
-            reason = f"its attention window of {window} is shorter than a row of {longest} tokens"
-        if reason is not None:
-            log.info("one row a candidate for %s: %s", config.model_type, reason)
-        return reason is None
-
-    def _encode(
-        self, prompts: Sequence[str], continuations: Sequence[str]
-    ) -> list[tuple[list[int], tuple[tuple[int, ...], ...]]]:
-        """Tokens of each prompt and of each continuation behind it, from encoding both together."""
-        if self.chat:
-            prompts = [
-                str(
-                    self.tokenizer.apply_chat_template(
-                        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-                    )
-                )
-                for prompt in prompts
-            ]
-        alone = self._tokens(prompts)
-        joint = self._tokens([prompt + continuation for prompt in prompts for continuation in continuations])
-        encoded = []
-        for i, head in enumerate(alone):
-            tails = []
-            for k, continuation in enumerate(continuations):
-                whole = joint[i * len(continuations) + k]
-                if whole[: len(head)] != head or len(whole) == len(head):
-                    raise DataError(
-                        f"the tokenizer merges the end of prompt {prompts[i][-20:]!r} with continuation "
-                        f"{continuation!r}; end the prompt without a space and begin the continuation with one"
-                    )
-                tails.append(tuple(whole[len(head) :]))
-            encoded.append((head or [self._start_token()], tuple(tails)))
-        return encoded
-
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids, with the special tokens that the tokenizer adds, but never a second BOS before one in the text."""
-        bos = self.tokenizer.bos_token
-        special = not (self.chat or (bos and texts[0].startswith(bos)))
-        ids: Any = self.tokenizer(list(texts), add_special_tokens=special)["input_ids"]
-        return list(ids)
-
-    def _start_token(self) -> int:
-        """What stands before a continuation without a prompt."""
-        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
-            if token is not None:
-                return int(token)
-        raise DataError("an empty prompt cannot be scored: the tokenizer has neither a BOS nor an EOS token")
-
-    def _fit(self, prompt: list[int], longest_candidate: int) -> list[int]:
+    def _fit(self, prompt: Tokens, longest_candidate: int) -> Tokens:
         """Cut the beginning of a prompt, where the history stands, until the row fits; a leading BOS stays."""
         room = None if self.context is None else self.context - longest_candidate + 1
         if room is None or len(prompt) <= room:
             return prompt
+        if room < 1:
+            raise DataError(f"a label of {longest_candidate} tokens leaves no room in a context of {self.context}")
         self.truncated += 1
-        head = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else []
-        return head + prompt[len(prompt) - room + len(head) :]
-
-
-def _offset(progress: Progress, before: int, total: int) -> Callable[[int, int], None]:
-    return lambda done, _: progress(before + done, total)
+        head = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else prompt[:0]
+        return np.concatenate([head, prompt[len(prompt) - room + len(head) :]])
 
 
 def load_backbone(

@@ -6,8 +6,7 @@ from lm_eval.models.huggingface import HFLM
 
 from personalization.backbones.causal import CausalBackbone, load_backbone
 from personalization.errors import DataError
-from personalization.scoring import packed
-from tests.tiny import ARCHITECTURES, make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer
 
 LABELS = [" sci-fi\n", " comedy\n", " based on a book\n", " dark comedy\n", " dark\n", " 1\n", " 10\n"]
 PROMPTS = [
@@ -29,7 +28,7 @@ def one_at_a_time(model, tokenizer, prompt: str, continuation: str) -> float:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "bloom"])
 def test_scores_equal_lm_eval_and_one_at_a_time(architecture, seed):
     model, tokenizer = make_model(architecture, seed), make_tokenizer(bos=seed == 1)
     ours = CausalBackbone(model, tokenizer).label_logprobs(PROMPTS, LABELS)
@@ -61,7 +60,7 @@ def test_result_does_not_depend_on_batch_order_padding_side_or_budget():
     backbone = CausalBackbone(model, tokenizer)
     expected = backbone.label_logprobs(PROMPTS, LABELS)
     tokenizer.padding_side = "left"
-    backbone.token_budget = 1
+    backbone.budget.halve(1)
     shuffled = backbone.label_logprobs(PROMPTS[::-1], LABELS)[::-1]
     assert np.abs(expected - shuffled).max() <= 1e-5
 
@@ -72,25 +71,6 @@ def test_terminator_keeps_a_prefix_label_from_winning_by_construction():
     assert (scores[:, 0] >= scores[:, 1]).all()
     fair = CausalBackbone(model, tokenizer).label_logprobs(PROMPTS, [" 1\n", " 10\n"])
     assert not np.allclose(scores[:, 0], fair[:, 0])
-
-
-def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
-    model, tokenizer = make_model("llama"), make_tokenizer(bos=True)
-    backbone = CausalBackbone(model, tokenizer)
-    expected = backbone.label_logprobs(PROMPTS, LABELS)
-    sizes = []
-    real = packed.score_packed
-
-    def limited(model, prompts, tree):
-        sizes.append(len(prompts))
-        if len(prompts) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(model, prompts, tree)
-
-    monkeypatch.setattr("personalization.backbones.causal.score_packed", limited)
-    assert np.abs(backbone.label_logprobs(PROMPTS, LABELS) - expected).max() <= 1e-5
-    assert sizes[0] == len(PROMPTS)
-    assert sizes[-1] == 1
 
 
 def test_long_prompt_loses_its_beginning_and_is_counted():
@@ -111,6 +91,12 @@ def test_long_prompt_loses_its_beginning_and_is_counted():
     assert scores[0, 0] == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_label_longer_than_the_context_is_refused():
+    backbone = CausalBackbone(make_model("llama"), make_tokenizer(bos=True))
+    with pytest.raises(DataError, match="leaves no room in a context of 256"):
+        backbone.label_logprobs(PROMPTS, [" comedy" * 300])
+
+
 def test_merged_boundary_is_refused_by_name():
     backbone = CausalBackbone(make_model("llama"), make_tokenizer(bos=False))
     with pytest.raises(DataError, match=r"'answer: '.*'comedy"):
@@ -121,8 +107,8 @@ def test_chat_template_never_doubles_the_bos():
     tokenizer = make_tokenizer(bos=True)
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}:"
     backbone = CausalBackbone(make_model("llama"), tokenizer, chat=True)
-    (head, _), *_ = backbone._encode(["a movie"], [" comedy\n"])
-    assert head.count(tokenizer.bos_token_id) == 1
+    (head,), _ = backbone.encoder.encode(["a movie"], [" comedy\n"])
+    assert (head == tokenizer.bos_token_id).sum() == 1
     assert tokenizer.decode(head) == "<s>[a movie]:"
 
 

@@ -1,0 +1,165 @@
+"""Every route against the definition: one candidate at a time, one unpadded row, the model's own logits."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from personalization.scoring import routes
+from personalization.scoring.candidates import build_tree
+from personalization.scoring.packed import Packed
+from personalization.scoring.passes import TokenBudget, score_all
+from personalization.scoring.plain import PromptOnce, RowPerCandidate
+from personalization.scoring.routes import Router
+from tests.tiny import ARCHITECTURES, make_model
+
+CONTEXT = 256
+EAGER_ONLY = {"gemma2", "mamba"}
+ROUTE = dict.fromkeys(ARCHITECTURES, Packed) | {
+    "falcon-alibi": PromptOnce,
+    "bloom": PromptOnce,
+    "mpt": PromptOnce,
+    "gpt_neo": PromptOnce,
+    "mamba": RowPerCandidate,
+}
+
+
+def one_at_a_time(model, prompts, candidates):
+    """float64 [n, K]."""
+    out = np.empty((len(prompts), len(candidates)))
+    with torch.inference_mode():
+        for i, prompt in enumerate(prompts):
+            for k, candidate in enumerate(candidates):
+                row = torch.tensor([[*prompt, *candidate[:-1]]])
+                steps = model(row, use_cache=False).logits[0, len(prompt) - 1 :].double().log_softmax(-1)
+                out[i, k] = steps.gather(1, torch.tensor(candidate)[:, None]).sum()
+    return out
+
+
+def routed(router, prompts, candidates, tokens=None):
+    """(the route that was chosen, its scores float32 [n, K])."""
+    prompts, tree = [np.array(p, dtype=np.int32) for p in prompts], build_tree(candidates)
+    budget = TokenBudget()
+    if tokens is not None:
+        budget.halve(2 * tokens)
+    known = np.full((len(prompts), len(candidates)), np.nan, dtype=np.float32)
+    route = router.choose(prompts, tree)
+    score_all(route, known, budget)
+    return route, known
+
+
+@st.composite
+def tasks(draw):
+    """(prompts, candidates): shared beginnings, equal prompts, lengths up to the context, candidates in candidates."""
+    random = np.random.default_rng(draw(st.integers(0, 10_000)))
+    candidates: list[list[int]] = []
+    for _ in range(draw(st.sampled_from([1, 2, 5, 15, 60]))):
+        parent = candidates[random.integers(len(candidates))] if candidates and random.random() < 0.5 else []
+        grown = [*parent, *random.integers(0, 400, random.integers(1, 4)).tolist()][-8:]
+        if grown not in candidates:
+            candidates.append(grown)
+    room = CONTEXT - max(map(len, candidates)) + 1
+    shared = random.integers(0, 400, room).tolist()
+    prompts = []
+    for _ in range(draw(st.integers(1, 6))):
+        end = draw(st.sampled_from([1, 2, 9, 30, 200, room]))
+        start = draw(st.sampled_from([0, 0, end // 2, end - 1]))
+        prompts.append([*shared[:start], *random.integers(0, 400, end - start).tolist()])
+    return prompts, candidates
+
+
+@pytest.fixture(scope="module")
+def routers():
+    return {}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(task=tasks(), tokens=st.sampled_from([1, 100, 1000, None]))
+def test_scores_equal_one_candidate_at_a_time(routers, architecture, attention, task, tokens):
+    if attention == "sdpa" and architecture in EAGER_ONLY:
+        pytest.skip("the architecture has no sdpa attention")
+    if (architecture, attention) not in routers:
+        model = make_model(architecture)
+        if architecture != "mamba":
+            model.set_attn_implementation(attention)
+        routers[architecture, attention] = Router(model)
+    router = routers[architecture, attention]
+    prompts, candidates = task
+    route, ours = routed(router, prompts, candidates, tokens)
+    assert type(route) is ROUTE[architecture]
+    reference = one_at_a_time(router.model, prompts, candidates)
+    assert np.abs(ours - reference).max() <= 1e-4
+    winners = ours.argmax(axis=1)
+    assert (reference[range(len(prompts)), winners] >= reference.max(axis=1) - 1e-5).all()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "mamba"])
+def test_argmax_equals_one_candidate_at_a_time(architecture):
+    random = np.random.default_rng(3)
+    model = make_model(architecture, seed=1)
+    prompts = [random.integers(0, 400, size).tolist() for size in random.integers(1, 60, 20)]
+    candidates = [random.integers(0, 400, size).tolist() for size in random.integers(1, 5, 15)]
+    _, ours = routed(Router(model), prompts, candidates)
+    assert (ours.argmax(axis=1) == one_at_a_time(model, prompts, candidates).argmax(axis=1)).all()
+
+
+def test_the_log_says_why_a_slower_route_is_taken(caplog):
+    with caplog.at_level(logging.INFO):
+        routed(Router(make_model("bloom")), [[5, 6, 7]], [[1, 2]])
+        routed(Router(make_model("mamba")), [[5, 6, 7]], [[1, 2]])
+    assert "no packed rows for bloom: its positions are ALiBi biases" in caplog.text
+    assert "no prompts once for mamba: its layers are of kinds linear_attention" in caplog.text
+    assert "one row a candidate for mamba" in caplog.text
+
+
+def test_a_model_that_ignores_the_tree_mask_is_found_out(caplog):
+    model = make_model("llama")
+    real = model.model.forward
+    model.model.forward = lambda *args, attention_mask=None, position_ids=None, **kwargs: real(
+        *args,
+        attention_mask=None if attention_mask is None or attention_mask.ndim == 4 else attention_mask,
+        **kwargs,
+    )
+    model.model.forward.__signature__ = __import__("inspect").signature(real)
+    with caplog.at_level(logging.INFO):
+        route, ours = routed(Router(model), [[5, 6, 7], [5, 6, 9, 9]], [[1, 2], [3, 4, 5]])
+    assert type(route) is PromptOnce
+    assert "its scores differ from those of one row a candidate" in caplog.text
+    assert np.abs(ours - one_at_a_time(model, [[5, 6, 7], [5, 6, 9, 9]], [[1, 2], [3, 4, 5]])).max() <= 1e-4
+
+
+def test_a_head_of_unknown_form_is_left_to_the_model(monkeypatch):
+    model = make_model("llama")
+    real = model.forward
+
+    def squared(*args, **kwargs):
+        out = real(*args, **kwargs)
+        out["logits"] = out["logits"] ** 2 / 10
+        return out
+
+    model.forward = squared
+    router = Router(model)
+    assert router.head is None
+    route, ours = routed(router, [[5, 6, 7], [8]], [[1, 2], [3]])
+    assert type(route) is RowPerCandidate
+    assert np.abs(ours - one_at_a_time(model, [[5, 6, 7], [8]], [[1, 2], [3]])).max() <= 1e-4
+
+
+def test_moving_rotary_positions_are_scored_one_row_a_candidate():
+    model = make_model("llama")
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}
+    router = Router(model)
+    assert type(routed(router, [[5] * 10], [[1, 2]])[0]) is Packed
+    assert type(routed(router, [[5] * 20], [[1, 2]])[0]) is RowPerCandidate
+
+
+def test_every_route_in_the_table_is_tried_on_every_model_that_it_takes():
+    for architecture in ARCHITECTURES:
+        router = Router(make_model(architecture))
+        for name, (_, refuses) in routes.ROUTES.items():
+            assert refuses(router.model, 200) is not None or router._agrees(name)
