@@ -27,6 +27,8 @@ SHORTEST = 8
 """The shortest stem worth a row of its own."""
 MOST = 64
 """The largest number of prompts in a row."""
+ALIGNED = 4
+"""Batches have a multiple of this width: matrix libraries prepare, and keep, code for each shape that they meet."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class Layout:
 
 def lay_out(rows: Sequence[Row], prompts: Sequence[Tokens], trunk: int, tree: CandidateTree) -> Layout:
     """The arrays of a batch. Prompts come in the order of `rows`; their positions count the trunk."""
-    shape = len(rows), max(row.width for row in rows)
+    widest = max(row.width for row in rows)
+    shape = len(rows), widest + -widest % ALIGNED
     ids, positions, nodes = (np.zeros(shape, dtype=np.int64) for _ in range(3))
     branches = np.full(shape, -1, dtype=np.int64)
     places = []

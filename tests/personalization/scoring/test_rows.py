@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,11 @@ def test_layout_puts_each_prompt_behind_its_stem_and_the_tree_behind_each_prompt
     rows = sorted(cut_rows(prompts, 2, 1, 1000, 2048), key=lambda row: -row.width)
     assert [(row.prompts, row.stem) for row in rows] == [((0, 1), 10), ((2,), 0)]
     layout = lay_out(rows, prompts, 2, tree)
+    assert layout.ids.shape == (2, 16)
+    assert layout.branches[0, 15] == layout.branches[1, 2] == -1
+    layout = replace(
+        layout, **{name: getattr(layout, name)[:, :15] for name in ("ids", "positions", "branches", "nodes")}
+    )
     assert layout.ids[0].tolist() == [*range(10, 20), 1, 5, 2, 3, 5]
     assert layout.positions[0].tolist() == [*range(2, 12), 12, 13, 12, 13, 14]
     assert layout.branches[0].tolist() == [0] * 10 + [1, 1, 2, 2, 2]

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from personalization.scoring import products
+from personalization.scoring.products import OneDnnProducts, fast_products, onednn_is_faster
+
+HAVE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+needs_onednn = pytest.mark.skipif(not HAVE, reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The shapes of what goes to oneDNN."""
+    shapes, real = [], products._product
+
+    def spied(x, weight, bias):
+        shapes.append((*x.shape, *weight.shape))
+        return real(x, weight, bias)
+
+    monkeypatch.setattr(products, "_product", spied)
+    return shapes
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5, 7), (2, 130, 48)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_products_equal_double_precision(shape, bias, sent):
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(shape[-1], 9, bias=bias), torch.randn(shape)
+    with torch.inference_mode(), OneDnnProducts():
+        ours = layer(x)
+    assert len(sent) == 1
+    assert torch.allclose(ours.double(), layer.double()(x.double()), atol=1e-5)
+
+
+@needs_onednn
+def test_addmm_of_a_conv1d_goes_the_same_way(sent):
+    b, x, w = torch.randn(6), torch.randn(10, 4), torch.randn(4, 6)
+    with torch.inference_mode(), OneDnnProducts():
+        ours = torch.addmm(b, x, w)
+    assert len(sent) == 1
+    assert torch.allclose(ours, b + x @ w, atol=1e-5)
+
+
+@needs_onednn
+def test_gradients_other_dtypes_and_empty_inputs_are_left_alone(sent):
+    layer = torch.nn.Linear(4, 3)
+    with OneDnnProducts():
+        layer(torch.randn(2, 4)).sum().backward()
+    assert layer.weight.grad is not None
+    with torch.inference_mode(), OneDnnProducts():
+        assert layer(torch.randn(0, 4)).shape == (0, 3)
+        assert layer.to(torch.bfloat16)(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+        assert torch.addmm(torch.randn(2, 3), torch.randn(2, 4), torch.randn(4, 3)).shape == (2, 3)
+    assert sent == []
+
+
+def test_without_the_operator_nothing_changes(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    onednn_is_faster.cache_clear()
+    assert not onednn_is_faster()
+    onednn_is_faster.cache_clear()
+
+
+def test_a_gpu_keeps_its_own_products():
+    assert not isinstance(fast_products("cuda"), OneDnnProducts)
