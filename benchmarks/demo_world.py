@@ -24,7 +24,6 @@ from personalization.evaluation import gold_indices
 from personalization.methods.calibration import line_optimum
 from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability, taste
 from personalization.metrics import entropy_bits
-from personalization.scoring.candidates import build_tree
 from personalization.scoring.packed import Packed
 from personalization.scoring.products import fast_products
 from personalization.scoring.rows import lay_out
@@ -81,14 +80,13 @@ def steered_scores(
     heads, tails = backbone.encoder.encode(
         [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels)
     )
-    tree = build_tree(tails[0])
-    route = Packed(backbone.model, backbone.router.head, heads, tree, share=False)
+    route = Packed(backbone.model, backbone.router.head, heads, tails[0], share=False)
     out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
     units = sorted(route.units, key=lambda unit: unit.width)
     for start in range(0, len(units), 64):
         batch = units[start : start + 64]
         rows = [unit.prompts[0] for unit in batch]
-        layout = lay_out(batch, heads, 0, tree)
+        layout = lay_out(batch, heads, 0, route.trees[0])
         scope = torch.zeros(*layout.ids.shape, 1)
         scope[layout.places[:, :1], layout.places[:, 1:]] = 1
         users = np.stack([directions[dataset.questions[i].user_id] for i in rows])

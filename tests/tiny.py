@@ -91,7 +91,11 @@ def make_model(architecture: str, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
     config = ARCHITECTURES[architecture]()
     config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
-    model = AutoModelForCausalLM.from_config(config).eval()
+    return enlarged(AutoModelForCausalLM.from_config(config).eval())
+
+
+def enlarged(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with larger weights, so that a wrong mask or position shows."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:

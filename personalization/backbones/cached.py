@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import date
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.backbones.location import locate_model, model_fingerprint
+from personalization.backbones.location import locate_model, model_fingerprint, tells_the_day
 from personalization.files import sha256_of
 from personalization.scoring.store import Keep, key_of, stored_table
 
@@ -33,7 +34,8 @@ def _code() -> str:
 class CachedScorer:
     """`label_logprobs` of one model, stored by content.
 
-    The key holds weights, tokenizer, prompts, continuations, dtype, device, chat mode, code and library versions. A
+    The key holds weights, tokenizer, prompts, continuations, dtype, device, chat mode (and the day, where a
+    chat template tells it), code and library versions. A
     pass that was killed goes on with the batch it was at.
     `truncated` counts the prompts that were cut to fit the context, also those read from the store.
     """
@@ -73,6 +75,7 @@ class CachedScorer:
                 "dtype": self.dtype,
                 "device": self.device if self.device != "auto" else ("gpu" if NVIDIA_DRIVER.exists() else "cpu"),
                 "chat": self.chat,
+                "day": date.today().isoformat() if self.chat and tells_the_day(locate_model(self.model)) else None,
                 "code": _code(),
                 "libraries": [version(name) for name in ("torch", "transformers", "tokenizers")],
                 "prompts": list(prompts),

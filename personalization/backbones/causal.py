@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from personalization.backbones.encoding import PairEncoder
+from personalization.backbones.encoding import PairEncoder, Tails
 from personalization.backbones.location import locate_model
 from personalization.errors import DataError, UnavailableError
-from personalization.scoring.candidates import build_tree
 from personalization.scoring.passes import Progress, TokenBudget, score_all
 from personalization.scoring.routes import Router
 from personalization.scoring.rows import Tokens
@@ -55,21 +54,27 @@ class CausalBackbone:
         prompt with the beginning of a continuation, so that the continuation alone has no tokens of its own.
         """
         out = np.full((len(prompts), len(continuations)), np.nan, np.float32) if known is None else known.copy()
+        if out.size == 0:
+            return out
         heads, tails = self.encoder.encode(prompts, continuations)
-        for candidates in dict.fromkeys(tails):
+        same: dict[Tails, list[int]] = {}
+        for row, tail in enumerate(tails):
+            same.setdefault(tail, []).append(row)
+        for candidates, members in same.items():
             longest = max(map(len, candidates))
-            rows = np.array([row for row, tail in enumerate(tails) if tail == candidates])
-            fitted = [self._fit(heads[row], longest) for row in rows]
-            tree, part = build_tree(candidates), out[rows]
-            before = int((~np.isnan(out).any(axis=1)).sum() - (~np.isnan(part).any(axis=1)).sum())
-            score_all(
-                self.router.choose(fitted, tree),
-                part,
-                self.budget,
-                None if keep is None else lambda found, scores, rows=rows: keep(rows[found], scores),
-                None if progress is None else lambda done, _, before=before: progress(before + done, len(out)),
-            )
-            out[rows] = part
+            fitted = [self._fit(heads[row], longest) for row in members]
+            for some, route in self.router.routes(fitted, candidates):
+                rows = np.array(members)[some]
+                part = out[rows]
+                before = int((~np.isnan(out).any(axis=1)).sum() - (~np.isnan(part).any(axis=1)).sum())
+                score_all(
+                    route,
+                    part,
+                    self.budget,
+                    None if keep is None else lambda found, scores, rows=rows: keep(rows[found], scores),
+                    None if progress is None else lambda done, _, before=before: progress(before + done, len(out)),
+                )
+                out[rows] = part
         return out
 
     def _fit(self, prompt: Tokens, longest_candidate: int) -> Tokens:

@@ -9,7 +9,7 @@ it does not, every pair is encoded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,11 @@ log = logging.getLogger(__name__)
 
 Tails = tuple[tuple[int, ...], ...]
 
-CHUNK = 1024
+TAIL = 32
+"""Characters that stand for the last line of a prompt without lines."""
+CHAT_DATE = "26 Jul 2024"
+"""The day that a chat template which asks is told, so that a prompt is the same tomorrow; Llama 3's own default."""
+CHUNK = 256
 """Texts that are encoded at once."""
 
 
@@ -36,12 +40,16 @@ class PairEncoder:
             raise DataError("the model's tokenizer has no chat template; set chat: false")
         self.tokenizer = tokenizer
         self.chat = chat
+        begin = [] if tokenizer.bos_token is None else tokenizer(tokenizer.bos_token)["input_ids"]
+        self._doubles_bos = not chat and len(begin) > 1 and begin[0] == begin[1] == tokenizer.bos_token_id
 
     def encode(self, prompts: Sequence[str], continuations: Sequence[str]) -> tuple[list[Tokens], list[Tails]]:
         """Tokens of each prompt, and of each continuation behind it."""
+        if "" in continuations:
+            raise DataError("a continuation is empty: an empty text has no probability; check the labels")
         if self.chat:
             prompts = [self._templated(prompt) for prompt in prompts]
-        heads = self._tokens(prompts)
+        heads = list(self._tokens(prompts))
         tails = self._tails_of_last_lines(prompts, continuations, heads)
         if tails is None:
             log.info("the last line of a prompt does not settle its continuations' tokens: every pair is encoded")
@@ -54,7 +62,7 @@ class PairEncoder:
         """Tails found once for each last line, or None where a prompt disagrees."""
         groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
         for i, (prompt, head) in enumerate(zip(prompts, heads, strict=True)):
-            line = prompt[prompt.rfind("\n") :] if "\n" in prompt else prompt
+            line = prompt[prompt.rfind("\n") :] if "\n" in prompt else prompt[-TAIL:]
             groups.setdefault((line, tuple(head[-2:].tolist())), []).append(i)
         first = [rows[0] for rows in groups.values()]
         found = self._tails_of_pairs([prompts[i] for i in first], continuations, [heads[i] for i in first])
@@ -89,17 +97,23 @@ class PairEncoder:
 
     def _templated(self, prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                date_string=CHAT_DATE,
+            )
+        )
 
-    def _tokens(self, texts: Sequence[str]) -> list[Tokens]:
+    def _tokens(self, texts: Sequence[str]) -> Iterator[Tokens]:
         """Token ids, with the special tokens that the tokenizer adds, but never a second BOS before one in the text."""
-        bos = self.tokenizer.bos_token
-        special = not (self.chat or (bos and texts[0].startswith(bos)))
-        out: list[Tokens] = []
+        if self._doubles_bos:
+            texts = [text.removeprefix(self.tokenizer.bos_token) for text in texts]
         for start in range(0, len(texts), CHUNK):
-            ids: Any = self.tokenizer(list(texts[start : start + CHUNK]), add_special_tokens=special)["input_ids"]
-            out.extend(np.array(row, dtype=np.int32) for row in ids)
-        return out
+            chunk = list(texts[start : start + CHUNK])
+            ids: Any = self.tokenizer(chunk, add_special_tokens=not self.chat)["input_ids"]
+            yield from (np.array(row, dtype=np.int32) for row in ids)
 
     def _start_token(self) -> int:
         """What stands before a continuation without a prompt."""

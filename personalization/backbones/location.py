@@ -42,3 +42,10 @@ def model_fingerprint(folder: Path) -> str:
     for path in sorted({p for pattern in _PATTERNS for p in folder.glob(pattern)}):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+def tells_the_day(folder: Path) -> bool:
+    """Whether the model's chat template puts today's date into a prompt, and cannot be told another."""
+    files = (folder / "chat_template.jinja", folder / "tokenizer_config.json")
+    text = "".join(path.read_text(encoding="utf-8") for path in files if path.exists())
+    return "strftime_now" in text and "date_string" not in text

@@ -75,3 +75,17 @@ def build_tree(candidates: Sequence[Sequence[int]]) -> CandidateTree:
         slots=slots,
         lengths=np.array([len(c) for c in candidates], dtype=np.int64),
     )
+
+
+def split_candidates(candidates: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """The candidates (their indices) in groups whose trees have about `most` nodes, those that begin alike together."""
+    groups: list[list[int]] = [[]]
+    nodes: set[tuple[int, ...]] = set()
+    for k in sorted(range(len(candidates)), key=lambda k: list(candidates[k])):
+        fed = {tuple(candidates[k][:j]) for j in range(1, len(candidates[k]))}
+        if groups[-1] and len(nodes | fed) > most:
+            groups.append([])
+            nodes = set()
+        groups[-1].append(k)
+        nodes |= fed
+    return groups

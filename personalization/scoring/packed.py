@@ -21,12 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from personalization.scoring.candidates import CandidateTree
+from personalization.scoring.candidates import CandidateTree, build_tree, split_candidates
 from personalization.scoring.head import Head, read_labels
 from personalization.scoring.rows import Layout, Row, Tokens, cut_rows, lay_out, trunk_length
 
 LONGEST_ROW = 2048
 """Prompts share a row only up to this many tokens."""
+MOST_NODES = 512
+"""Candidates share a tree only up to this many tokens."""
 
 
 class TrunkLayer(DynamicLayer):
@@ -46,7 +48,11 @@ class TrunkLayer(DynamicLayer):
 
 
 class Packed:
-    """Route of tree-masked rows. `share=False` gives each prompt a row of its own and no trunk."""
+    """Route of tree-masked rows. `share=False` gives each prompt a row of its own and no trunk.
+
+    Very many candidates are cut into several trees, and the rows run once with each, because attention in a row and its
+    mask grow with the square of its length.
+    """
 
     same_width = False
 
@@ -55,28 +61,29 @@ class Packed:
         model: PreTrainedModel,
         head: Head,
         prompts: Sequence[Tokens],
-        tree: CandidateTree,
+        candidates: Sequence[Sequence[int]],
         share: bool = True,
     ) -> None:
-        self.model, self.head, self.prompts, self.tree = model, head, prompts, tree
-        nodes = len(tree.tokens)
+        self.model, self.head, self.prompts = model, head, prompts
+        self.columns = split_candidates(candidates, MOST_NODES)
+        self.trees = [build_tree([candidates[k] for k in group]) for group in self.columns]
+        nodes = max(len(tree.tokens) for tree in self.trees)
         self.trunk = trunk_length(prompts) if share else 0
         if share:
             hidden_size = model.config.get_text_config().hidden_size
             self.units = cut_rows(prompts, self.trunk, nodes, hidden_size, LONGEST_ROW)
         else:
             self.units = [Row((i,), 0, len(prompt) + nodes) for i, prompt in enumerate(prompts)]
-        self._sees = torch.zeros(1 + nodes, 1 + nodes, dtype=torch.bool)
-        self._sees[:, 0] = True
-        self._sees[1:, 1:] = torch.from_numpy(tree.sees)
-        self._sees = self._sees.to(model.device)
 
     def score(self, rows: Sequence[Row]) -> Tensor:
-        """One forward pass over a batch: float32 [prompts, K] in the order of the rows' prompts."""
-        layout = lay_out(rows, self.prompts, self.trunk, self.tree)
-        states = self._forward(layout, self._trunk)
-        places = torch.from_numpy(layout.places).to(states.device)
-        return read_labels(self.head, states[places[:, :1], places[:, 1:]], self.tree)
+        """One forward pass over a batch for each tree: float32 [prompts, K] in the order of the rows' prompts."""
+        out = torch.empty(sum(len(row.prompts) for row in rows), sum(map(len, self.columns)))
+        for columns, tree in zip(self.columns, self.trees, strict=True):
+            layout = lay_out(rows, self.prompts, self.trunk, tree)
+            states = self._forward(layout, tree, self._trunk)
+            places = torch.from_numpy(layout.places).to(states.device)
+            out[:, columns] = read_labels(self.head, states[places[:, :1], places[:, 1:]], tree)
+        return out
 
     @cached_property
     def _trunk(self) -> Cache | None:
@@ -86,10 +93,10 @@ class Packed:
         ids = self.prompts[0][None, : self.trunk].astype(np.int64)
         flat = np.zeros_like(ids)
         cache = DynamicCache()
-        self._forward(Layout(ids, np.arange(self.trunk)[None], flat, flat, flat), cache)
+        self._forward(Layout(ids, np.arange(self.trunk)[None], flat, flat, flat), self.trees[0], cache)
         return Cache(layers=[TrunkLayer(layer.keys, layer.values) for layer in cache.layers])
 
-    def _forward(self, layout: Layout, past: Cache | None) -> Tensor:
+    def _forward(self, layout: Layout, tree: CandidateTree, past: Cache | None) -> Tensor:
         """Last hidden states [B, T, d]."""
         ids, positions, branches, nodes = (
             torch.from_numpy(a).to(self.model.device)
@@ -99,8 +106,10 @@ class Packed:
         width = ids.shape[1]
         visible = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
         visible = visible & ((branches[:, None] == 0) | (branches[:, None] == branches[..., None]))
-        if len(self._sees) > 1:
-            visible &= self._sees[nodes[..., None], nodes[:, None]]
+        if len(tree.tokens):
+            sees = torch.nn.functional.pad(torch.from_numpy(tree.sees), (1, 0, 1, 0))
+            sees[:, 0] = True
+            visible &= sees.to(ids.device)[nodes[..., None], nodes[:, None]]
         visible = torch.nn.functional.pad(visible, (before, 0), value=True)
         seen_from = torch.arange(before, device=ids.device).expand(len(ids), -1)
         return self.model.base_model(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from personalization.errors import DataError
 from personalization.scoring.products import fast_products
 from personalization.scoring.routes import Route
 from personalization.scoring.rows import Row
@@ -26,6 +27,7 @@ START = {"cpu": 256, "cuda": 8192}
 """Padded tokens in the first batch, by device type."""
 LARGEST = {"cpu": 8192, "cuda": 1 << 20}
 GAIN = 1.02
+HINT = "try another dtype (bfloat16 or float32), or look for damaged weights"
 SAMPLES = 2
 """Batches timed at each size; the faster one counts."""
 
@@ -68,7 +70,8 @@ def score_all(
 ) -> None:
     """Fill the rows of `known` [n, K] that are NaN, widest units first.
 
-    `keep(rows, scores)` is called after each batch, before the next one starts.
+    `keep(rows, scores)` is called after each batch, before the next one starts. Raises DataError for a score that is
+    not finite.
     """
     done = int((~np.isnan(known).any(axis=1)).sum())
     waiting = [unit for unit in route.units if np.isnan(known[list(unit.prompts)]).any()]
@@ -84,6 +87,9 @@ def score_all(
             continue
         budget.observe(tokens, time.perf_counter() - started)
         rows = np.array([index for unit in batch for index in unit.prompts])
+        if not np.isfinite(scores).all():
+            dtype = str(route.model.dtype).removeprefix("torch.")
+            raise DataError(f"the model gives a label the score {scores[~np.isfinite(scores)][0]} in {dtype}; {HINT}")
         known[rows] = scores
         if keep is not None:
             keep(rows, scores)

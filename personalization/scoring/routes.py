@@ -16,17 +16,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from personalization.scoring.candidates import CandidateTree, build_tree
-from personalization.scoring.head import find_head
+from personalization.scoring.head import DISAGREES, find_head
 from personalization.scoring.packed import Packed, attention_kinds
-from personalization.scoring.plain import PromptOnce, RowPerCandidate
+from personalization.scoring.plain import Candidates, PromptOnce, RowPerCandidate
 from personalization.scoring.rows import Row, Tokens
 
 log = logging.getLogger(__name__)
 
+TRIAL = 18
+"""Tokens in the row of the first trial."""
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference in nats between a route and one row a candidate; HALF for dtypes of 16 bits."""
-HALF = 0.5
+HALF = 0.25
+MOVING = ("dynamic", "longrope")
+"""Rotary positions that depend on the length of the row."""
 
 
 class Route(Protocol):
@@ -57,26 +60,29 @@ def no_tree(model: PreTrainedModel, longest: int) -> str | None:
         return "it takes no position_ids"
     if len(kinds) > 1 and window is not None and longest > window and not _takes_masks_by_kind(model):
         return f"its window of {window} is shorter than a row of {longest} tokens, and it takes one mask for all layers"
-    return moving_positions(model, longest)
+    return None
 
 
-def no_cache(model: PreTrainedModel, longest: int) -> str | None:
+def no_cache(model: PreTrainedModel, _: int) -> str | None:
     """Why a prompt's cache cannot be continued by several candidates."""
-    _, kinds = attention_kinds(model)
+    kinds = attention_kinds(model)[1]
     if not kinds <= {"full_attention", "sliding_attention"}:
         return f"its layers are of kinds {', '.join(sorted(kinds))}"
-    return moving_positions(model, longest)
+    return None
 
 
-def moving_positions(model: PreTrainedModel, longest: int) -> str | None:
-    """Whether the rotary positions of a token depend on how long its row is."""
+def steady_length(model: PreTrainedModel) -> int | None:
+    """The row length up to which a token's rotary position does not depend on how long its row is; None: always."""
     config = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {rope.get("rope_type")} | {v.get("rope_type") for v in rope.values() if isinstance(v, dict)}
-    trained = rope.get("original_max_position_embeddings") or getattr(config, "max_position_embeddings", None) or 0
-    if kinds & {"dynamic", "longrope"} and longest > trained:
-        return f"its rotary positions change in rows longer than {trained} tokens"
-    return None
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    trained = getattr(config, "max_position_embeddings", None)
+    lengths = [
+        (kind.get("original_max_position_embeddings") or trained or 1) - 1
+        for kind in kinds
+        if kind.get("rope_type") in MOVING
+    ]
+    return min(lengths, default=None)
 
 
 ROUTES: dict[str, tuple[type[Packed] | type[PromptOnce], Callable[[PreTrainedModel, int], str | None]]] = {
@@ -87,57 +93,82 @@ ROUTES: dict[str, tuple[type[Packed] | type[PromptOnce], Callable[[PreTrainedMod
 
 
 class Router:
-    """Chooses the route for one model. `head` is found, and each route tried, once."""
+    """Chooses the routes for one model. Its head is found once; a route is tried for every greater length of row."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.head = find_head(model)
-        self._tried: dict[str, bool] = {}
+        self._tried: dict[str, tuple[int, bool]] = {}
 
-    def choose(self, prompts: Sequence[Tokens], tree: CandidateTree) -> Route:
-        """The fastest exact route for these prompts and candidates."""
-        longest = max(map(len, prompts)) + int(tree.depths.max(initial=0))
+    def routes(self, prompts: Sequence[Tokens], candidates: Candidates) -> list[tuple[list[int], Route]]:
+        """Routes, each with the prompts (their indices) that it serves."""
+        longest = max(map(len, candidates)) - 1
+        lengths = np.array([len(prompt) + longest for prompt in prompts])
+        steady = steady_length(self.model)
+        if steady is None or (lengths <= steady).all():
+            return [(list(range(len(prompts))), self._choose(prompts, candidates, int(lengths.max())))]
+        log.info(
+            "one row at a time for rows longer than %d tokens: there the rotary positions of %s change with the length",
+            steady,
+            self.model.config.model_type,
+        )
+        chosen: list[tuple[list[int], Route]] = []
+        short, long = (np.flatnonzero(lengths <= steady).tolist(), np.flatnonzero(lengths > steady).tolist())
+        if short:
+            part = [prompts[i] for i in short]
+            chosen.append((short, self._choose(part, candidates, int(lengths[short].max()))))
+        part = [prompts[i] for i in long]
+        return [*chosen, (long, RowPerCandidate(self.model, self.head, part, candidates, alone=True))]
+
+    def _choose(self, prompts: Sequence[Tokens], candidates: Candidates, longest: int) -> Route:
+        """The fastest exact route."""
         name = self.model.config.model_type
         if self.head is not None:
             for title, (route, refuses) in ROUTES.items():
                 reason = refuses(self.model, longest)
-                if reason is None and not self._agrees(title):
-                    reason = "its scores differ from those of one row a candidate on a few tokens"
+                if reason is None and not self._agrees(title, longest):
+                    reason = f"its scores differ from those of one row a candidate on a trial row of {longest} tokens"
                 if reason is None:
                     log.debug("%s for %s", title, name)
-                    return route(self.model, self.head, prompts, tree)
+                    return route(self.model, self.head, prompts, candidates)
                 log.info("no %s for %s: %s", title, name, reason)
         log.info("one row a candidate for %s", name)
-        return RowPerCandidate(self.model, self.head, prompts, tree)
+        return RowPerCandidate(self.model, self.head, prompts, candidates)
 
-    def _agrees(self, title: str) -> bool:
-        """Whether a route gives the scores of one row a candidate for three short prompts."""
-        if title not in self._tried:
-            assert self.head is not None
-            random = np.random.default_rng(0)
-            vocabulary = self.model.config.get_text_config().vocab_size
-            shared = random.integers(0, vocabulary, 12)
-            prompts = [
-                np.concatenate([shared[:end], random.integers(0, vocabulary, own)]).astype(np.int32)
-                for end, own in ((12, 3), (12, 3), (3, 12))
-            ]
-            a, b, c, d = (int(i) for i in random.integers(0, vocabulary, 4))
-            tree = build_tree([[a], [a, b], [b, c, d], [c]])
-            route = ROUTES[title][0](self.model, self.head, prompts, tree)
-            plain = RowPerCandidate(self.model, None, prompts, tree)
+    def _agrees(self, title: str, longest: int) -> bool:
+        """Whether a route gives the scores of one row a candidate on prompts with rows of this length, and of 18."""
+        length, agreed = self._tried.get(title, (0, True))
+        if agreed and longest > length:
+            lengths = {min(longest, TRIAL), longest} if length == 0 else {longest}
+            agreed = all(self._trial(title, size) for size in lengths)
+            self._tried[title] = (longest, agreed)
+        return agreed
+
+    def _trial(self, title: str, longest: int) -> bool:
+        """Three prompts, two of them with a common beginning; the longest one is compared."""
+        assert self.head is not None
+        random = np.random.default_rng(0)
+        size, vocabulary = max(1, longest - 2), self.model.config.get_text_config().vocab_size
+        text = random.integers(0, vocabulary, size + 1).astype(np.int32)
+        prompts = [text[:size], np.append(text[: size // 2], text[size:]), text[-min(size, 3) :]]
+        a, b, c, d = (int(i) for i in random.integers(0, vocabulary, 4))
+        candidates = [[a], [a, b], [b, c, d], [c]]
+        try:
             with torch.inference_mode():
-                ours, theirs = (_in_order(r) for r in (route, plain))
-            limit = AGREEMENT.get(self.model.dtype, HALF)
-            self._tried[title] = bool((ours - theirs).abs().max() <= limit)
-        return self._tried[title]
+                ours = _first(ROUTES[title][0](self.model, self.head, prompts, candidates))
+                theirs = _first(RowPerCandidate(self.model, None, prompts, candidates, alone=True))
+        except torch.OutOfMemoryError:
+            raise
+        except DISAGREES as error:
+            log.info("%s for %s: %s", title, self.model.config.model_type, str(error).splitlines()[0])
+            return False
+        return bool((ours - theirs).abs().max() <= AGREEMENT.get(self.model.dtype, HALF))
 
 
-def _in_order(route: Route) -> Tensor:
-    scores = {}
-    for unit in route.units:
-        for index, row in zip(unit.prompts, route.score([unit]), strict=True):
-            scores[index] = row
-    return torch.stack([scores[i] for i in sorted(scores)])
+def _first(route: Route) -> Tensor:
+    """The scores of a route's first prompt."""
+    unit = next(unit for unit in route.units if 0 in unit.prompts)
+    return route.score([unit])[unit.prompts.index(0)]
 
 
 def _takes_masks_by_kind(model: PreTrainedModel) -> bool:

@@ -99,8 +99,10 @@ class Layout:
 
 def lay_out(rows: Sequence[Row], prompts: Sequence[Tokens], trunk: int, tree: CandidateTree) -> Layout:
     """The arrays of a batch. Prompts come in the order of `rows`; their positions count the trunk."""
-    widest = max(row.width for row in rows)
-    shape = len(rows), widest + -widest % ALIGNED
+    widths = [
+        row.stem + sum(len(prompts[i]) - trunk - row.stem + len(tree.tokens) for i in row.prompts) for row in rows
+    ]
+    shape = len(rows), max(widths) + -max(widths) % ALIGNED
     ids, positions, nodes = (np.zeros(shape, dtype=np.int64) for _ in range(3))
     branches = np.full(shape, -1, dtype=np.int64)
     places = []

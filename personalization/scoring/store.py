@@ -69,13 +69,14 @@ def stored_table(folder: Path, key: str, shape: tuple[int, int], compute: Comput
     with _journal(folder / f"{key}.partial") as journal:
         found = _read(path, warn=False)
         if found is not None:
+            Path(journal.name).unlink(missing_ok=True)
             return found
         table = np.full(shape, np.nan, dtype=np.float32)
         _replay(journal, table)
         truncated = compute(table, lambda rows, scores: _append(journal, rows, scores))
         header = {"sha256": _digest(table, truncated), "truncated": str(truncated)}
         write_atomic(path, save({"scores": table}, metadata=header))
-        Path(journal.name).unlink()
+        Path(journal.name).unlink(missing_ok=True)
     evict(folder, limit, path)
     return table, truncated
 
@@ -85,33 +86,47 @@ def size_limit() -> int:
     text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_GB))
     try:
         return int(float(text) * 1e9)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(f"{LIMIT_VARIABLE}={text!r} is no number; give gigabytes, as in {LIMIT_VARIABLE}=20") from None
 
 
 def evict(folder: Path, limit: int, newest: Path) -> list[Path]:
-    """Remove the least recently used tables and journals until the folder fits; never `newest`, nor one in use."""
-    entries = []
-    for path in folder.iterdir():
-        with suppress(FileNotFoundError):
-            stat = path.stat()
-            if path.name.startswith("."):
-                if time.time() - stat.st_mtime > STALE_SECONDS:
-                    path.unlink()
-            else:
-                entries.append((stat.st_mtime, stat.st_size, path))
+    """Remove the least recently used tables and journals until the folder fits; never `newest`, nor one in use.
+
+    Only files that this module writes are looked at. What cannot be removed stays, and is logged.
+    """
+    entries: list[tuple[float, int, Path]] = []
+    for pattern in ("*.safetensors", "*.partial", ".*.safetensors.*"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                stat = path.stat()
+                if path.name.startswith("."):
+                    if time.time() - stat.st_mtime > STALE_SECONDS:
+                        path.unlink()
+                else:
+                    entries.append((stat.st_mtime, stat.st_size, path))
     total, removed = sum(size for _, size, _ in entries), []
     for _, size, path in sorted(entries):
         if total <= limit:
             break
-        if path == newest or (path.suffix == ".partial" and _in_use(path)):
-            continue
-        path.unlink(missing_ok=True)
-        removed.append(path)
-        total -= size
+        if path != newest and _remove(path):
+            removed.append(path)
+            total -= size
     if removed:
         log.info("%d score tables not read for longest were removed from %s", len(removed), folder)
     return removed
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file, unless another process holds it locked or owns it."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except OSError as error:
+        log.info("%s stays: %s", path, error.strerror)
+        return False
+    return True
 
 
 def _digest(table: Table, truncated: int) -> str:
@@ -129,7 +144,8 @@ def _read(path: Path, warn: bool = True) -> tuple[Table, int] | None:
             truncated = int(header["truncated"])
             intact = header["sha256"] == _digest(table, truncated)
         if intact:
-            os.utime(path)
+            with suppress(OSError):
+                os.utime(path)
             return table, truncated
     except FileNotFoundError:
         return None
@@ -150,19 +166,17 @@ def _journal(path: Path) -> Iterator[BinaryIO]:
             except BlockingIOError:
                 log.info("another process computes the same scores; waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                continue
-            yield file
-            return
+            if _is_at(path, file):
+                yield file
+                return
 
 
-def _in_use(path: Path) -> bool:
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    """Whether an open file still stands at a path: it may have been removed while its lock was waited for."""
+    try:
+        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _append(journal: BinaryIO, rows: NDArray[np.int64], scores: Table) -> None:

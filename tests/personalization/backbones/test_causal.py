@@ -127,6 +127,12 @@ def test_empty_prompt_starts_from_bos():
     assert scores[0, 0] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("prompts", "continuations"), [([], LABELS), (PROMPTS, [])])
+def test_nothing_to_score_is_an_empty_table(prompts, continuations):
+    backbone = CausalBackbone(make_model("llama"), make_tokenizer(bos=True))
+    assert backbone.label_logprobs(prompts, continuations).shape == (len(prompts), len(continuations))
+
+
 def test_loading_from_a_folder_gives_the_same_scores(tiny_model):
     loaded = load_backbone(str(tiny_model)).label_logprobs(PROMPTS, LABELS)
     direct = CausalBackbone(make_model("llama"), make_tokenizer(bos=True)).label_logprobs(PROMPTS, LABELS)

@@ -7,7 +7,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from personalization.backbones.encoding import PairEncoder
+from personalization.backbones.location import tells_the_day
 from personalization.data.demo.world import make_world
+from personalization.errors import DataError
 from tests.tiny import make_tokenizer
 
 
@@ -84,3 +86,36 @@ def test_a_tokenizer_that_looks_further_back_has_every_pair_encoded(caplog):
     assert "every pair is encoded" in caplog.text
     assert tails[1][1][-1] == ord("!") + 1000
     assert tails[0][1][-1] == tails[2][1][-1] == ord("!")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_each_text_gets_one_bos_whether_it_brings_its_own_or_not(order):
+    tokenizer = TOKENIZERS["byte-level with BOS"]
+    prompts = ["<s>a pilot\nanswer:", "a pilot\nanswer:"][::order]
+    heads, _ = PairEncoder(tokenizer, chat=False).encode(prompts, [" x"])
+    assert heads[0].tolist() == heads[1].tolist()
+    assert (heads[0] == tokenizer.bos_token_id).sum() == 1
+
+
+def test_a_chat_template_that_asks_is_told_the_same_day_every_day(tmp_path):
+    tokenizer = make_tokenizer(bos=True)
+    asks = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    tokenizer.chat_template = asks + "{{ date_string }} {{ messages[0]['content'] }}:"
+    assert PairEncoder(tokenizer, chat=True)._templated("a film") == "26 Jul 2024 a film:"
+    tokenizer.save_pretrained(tmp_path)
+    assert not tells_the_day(tmp_path)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}:"
+    tokenizer.save_pretrained(tmp_path)
+    assert tells_the_day(tmp_path)
+
+
+def test_an_empty_continuation_is_named():
+    with pytest.raises(DataError, match="a continuation is empty"):
+        PairEncoder(TOKENIZERS["byte-level"], chat=False).encode(["a"], [" x", ""])
+
+
+def test_prompts_without_lines_are_grouped_by_their_end():
+    tokenizer = Counting()
+    prompts = [f"question {i} {'so it goes ' * 4}" for i in range(50)]
+    PairEncoder(tokenizer, chat=False).encode(prompts, [f" label {k}" for k in range(50)])
+    assert tokenizer.encoded == 50 + 50 + 50

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from personalization.scoring.candidates import build_tree
 from personalization.scoring.passes import TokenBudget, next_batch, score_all
 from personalization.scoring.routes import Router
 from personalization.scoring.rows import Row
@@ -76,7 +75,8 @@ class Recorder:
 def route():
     random = np.random.default_rng(0)
     prompts = [random.integers(0, 400, size).astype(np.int32) for size in random.integers(5, 40, 24)]
-    return Router(make_model("llama")).choose(prompts, build_tree(CANDIDATES))
+    ((_, chosen),) = Router(make_model("llama")).routes(prompts, CANDIDATES)
+    return chosen
 
 
 def empty():

@@ -1,5 +1,6 @@
 """Every route against the definition: one candidate at a time, one unpadded row, the model's own logits."""
 
+import inspect
 import logging
 
 import numpy as np
@@ -7,14 +8,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import BertConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen3MoeConfig
+from transformers.models.auto import AutoModelForCausalLM
 
-from personalization.scoring import routes
-from personalization.scoring.candidates import build_tree
+from personalization.errors import DataError
+from personalization.scoring import packed, routes
 from personalization.scoring.packed import Packed
 from personalization.scoring.passes import TokenBudget, score_all
 from personalization.scoring.plain import PromptOnce, RowPerCandidate
 from personalization.scoring.routes import Router
-from tests.tiny import ARCHITECTURES, make_model
+from tests.tiny import ARCHITECTURES, SIZES, enlarged, make_model
 
 CONTEXT = 256
 EAGER_ONLY = {"gemma2", "mamba"}
@@ -40,14 +43,16 @@ def one_at_a_time(model, prompts, candidates):
 
 
 def routed(router, prompts, candidates, tokens=None):
-    """(the route that was chosen, its scores float32 [n, K])."""
-    prompts, tree = [np.array(p, dtype=np.int32) for p in prompts], build_tree(candidates)
+    """(the last route that was chosen, the scores float32 [n, K])."""
+    prompts = [np.array(p, dtype=np.int32) for p in prompts]
     budget = TokenBudget()
     if tokens is not None:
         budget.halve(2 * tokens)
     known = np.full((len(prompts), len(candidates)), np.nan, dtype=np.float32)
-    route = router.choose(prompts, tree)
-    score_all(route, known, budget)
+    for rows, route in router.routes(prompts, candidates):
+        part = known[rows]
+        score_all(route, part, budget)
+        known[rows] = part
     return route, known
 
 
@@ -125,7 +130,7 @@ def test_a_model_that_ignores_the_tree_mask_is_found_out(caplog):
         attention_mask=None if attention_mask is None or attention_mask.ndim == 4 else attention_mask,
         **kwargs,
     )
-    model.model.forward.__signature__ = __import__("inspect").signature(real)
+    model.model.forward.__signature__ = inspect.signature(real)
     with caplog.at_level(logging.INFO):
         route, ours = routed(Router(model), [[5, 6, 7], [5, 6, 9, 9]], [[1, 2], [3, 4, 5]])
     assert type(route) is PromptOnce
@@ -150,16 +155,110 @@ def test_a_head_of_unknown_form_is_left_to_the_model(monkeypatch):
     assert np.abs(ours - one_at_a_time(model, [[5, 6, 7], [8]], [[1, 2], [3]])).max() <= 1e-4
 
 
-def test_moving_rotary_positions_are_scored_one_row_a_candidate():
-    model = make_model("llama")
-    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_positions_that_move_with_the_length_are_scored_one_row_at_a_time(kind):
+    random = np.random.default_rng(0)
+    lengths = [20, 90, 61, 62, 63, 64, 65, 100, 30]
+    prompts = [random.integers(0, 400, size).tolist() for size in lengths]
+    candidates = [[1], [2, 3], [4, 5, 6]]
+    reference = np.concatenate([one_at_a_time(moving(kind), [prompt], candidates) for prompt in prompts])
+    model = moving(kind)
+    fixed = np.concatenate([one_at_a_time(model, [[*p[:1], *p]], candidates) for p in prompts])
+    assert not np.allclose(fixed, reference)
     router = Router(model)
-    assert type(routed(router, [[5] * 10], [[1, 2]])[0]) is Packed
-    assert type(routed(router, [[5] * 20], [[1, 2]])[0]) is RowPerCandidate
+    for _ in range(2):
+        route, ours = routed(router, prompts, candidates)
+        assert isinstance(route, RowPerCandidate)
+        assert np.abs(ours - reference).max() <= 1e-4
+
+
+def moving(kind):
+    """A tiny Phi-3 or Llama whose rotary positions change in rows of 64 tokens and more."""
+    torch.manual_seed(0)
+    if kind == "dynamic":
+        sizes = SIZES | {"max_position_embeddings": 64}
+        config = LlamaConfig(**sizes, rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0})
+    else:
+        rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 8.0]}
+        rope |= {"rope_theta": 10_000.0, "original_max_position_embeddings": 64, "factor": 4.0}
+        config = Phi3Config(**SIZES, original_max_position_embeddings=64, rope_parameters=rope, pad_token_id=0)
+    return enlarged(AutoModelForCausalLM.from_config(config).eval())
+
+
+@pytest.mark.parametrize("config", [MistralConfig, Qwen3MoeConfig])
+def test_a_window_that_the_model_does_not_use_as_its_config_says_is_found_out(config, caplog):
+    kinds = {"sliding_window": 16, "layer_types": ["full_attention"] * 2}
+    torch.manual_seed(0)
+    model = enlarged(AutoModelForCausalLM.from_config(config(**SIZES, **kinds, num_key_value_heads=2)).eval())
+    prompts = [np.random.default_rng(0).integers(0, 400, size).tolist() for size in (60, 40, 5)]
+    with caplog.at_level(logging.INFO):
+        _, ours = routed(Router(model), prompts, [[1], [2, 3]])
+    assert np.abs(ours - one_at_a_time(model, prompts, [[1], [2, 3]])).max() <= 1e-4
+
+
+def test_a_model_that_is_not_causal_is_refused():
+    config = BertConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        is_decoder=False,
+    )
+    with pytest.raises(DataError, match="sees what comes after a token"):
+        Router(enlarged(AutoModelForCausalLM.from_config(config).eval()))
+
+
+def test_a_model_that_chokes_on_a_route_gets_the_next_one(caplog):
+    model = make_model("llama")
+    real = model.model.forward
+
+    def choking(*args, attention_mask=None, **kwargs):
+        if attention_mask is not None and attention_mask.ndim == 4:
+            raise ValueError("no such mask")
+        return real(*args, attention_mask=attention_mask, **kwargs)
+
+    model.model.forward = choking
+    model.model.forward.__signature__ = inspect.signature(real)
+    with caplog.at_level(logging.INFO):
+        route, _ = routed(Router(model), [[5, 6, 7], [5, 6, 9, 9]], [[1, 2], [3, 4, 5]])
+    assert type(route) is PromptOnce
+    assert "packed rows for llama: no such mask" in caplog.text
+
+
+def test_very_many_candidates_are_cut_into_several_trees(monkeypatch):
+    monkeypatch.setattr(packed, "MOST_NODES", 20)
+    random = np.random.default_rng(0)
+    candidates = [random.integers(0, 400, size).tolist() for size in random.integers(1, 8, 60)]
+    prompts = [[5, 6, 7], random.integers(0, 400, 30).tolist()]
+    model = make_model("llama")
+    route, ours = routed(Router(model), prompts, candidates)
+    assert len(route.trees) > 5
+    assert max(len(tree.tokens) for tree in route.trees) <= 20
+    assert np.abs(ours - one_at_a_time(model, prompts, candidates)).max() <= 1e-4
+
+
+def test_a_label_of_probability_zero_leaves_the_others_alone():
+    model = make_model("llama")
+    model.lm_head = torch.nn.Linear(32, 400)
+    with torch.no_grad():
+        model.lm_head.bias[7] = -torch.inf
+    with pytest.raises(DataError, match="score -inf in float32"):
+        routed(Router(model), [[1, 2, 3]], [[7, 8], [5], [6, 9]])
+    _, ours = routed(Router(model), [[1, 2, 3]], [[5], [6, 9]])
+    assert np.isfinite(ours).all()
+
+
+def test_a_damaged_model_gives_an_error_and_no_table():
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(DataError, match="score nan in float32; try another dtype"):
+        routed(Router(model), [[1, 2, 3]], [[7, 8], [5]])
 
 
 def test_every_route_in_the_table_is_tried_on_every_model_that_it_takes():
     for architecture in ARCHITECTURES:
         router = Router(make_model(architecture))
         for name, (_, refuses) in routes.ROUTES.items():
-            assert refuses(router.model, 200) is not None or router._agrees(name)
+            assert refuses(router.model, 200) is not None or router._agrees(name, 200)

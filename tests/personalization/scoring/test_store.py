@@ -1,3 +1,4 @@
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from personalization.backbones.cached import CachedScorer
 from personalization.errors import UsageError
-from personalization.scoring.store import key_of, stored_table
+from personalization.scoring.store import evict, key_of, stored_table
 
 ROOT = Path(__file__).parent.parent.parent.parent
 TABLE = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -127,6 +128,45 @@ def test_the_tables_read_longest_ago_go_first(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.safetensors", "d.safetensors"]
 
 
+def test_what_others_put_into_the_folder_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHAMTUNE_CACHE_GB", "0")
+    (tmp_path / "fresh").mkdir()
+    for name in ("notes.txt", ".gitignore"):
+        (tmp_path / name).write_bytes(b"x" * 1000)
+        os.utime(tmp_path / name, (0, 0))
+    stored_table(tmp_path, "old", (2, 3), gives(TABLE))
+    stored_table(tmp_path, "new", (2, 3), gives(TABLE))
+    assert {path.name for path in tmp_path.iterdir()} == {"fresh", "notes.txt", ".gitignore", "new.safetensors"}
+
+
+def test_a_journal_in_use_is_not_removed_and_an_abandoned_one_is(tmp_path):
+    for name in ("used", "left"):
+        (tmp_path / f"{name}.partial").write_bytes(b"x" * 100)
+    with (tmp_path / "used.partial").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        removed = evict(tmp_path, 0, tmp_path / "none")
+    assert [path.name for path in removed] == ["left.partial"]
+
+
+def test_a_journal_that_vanishes_costs_no_result(tmp_path):
+    def compute(out, keep):
+        (tmp_path / "k.partial").unlink()
+        out[:] = TABLE
+        return 0
+
+    assert (stored_table(tmp_path, "k", (2, 3), compute)[0] == TABLE).all()
+
+
+def test_a_table_that_may_not_be_touched_is_read_all_the_same(tmp_path, monkeypatch):
+    stored_table(tmp_path, "k", (2, 3), gives(TABLE))
+
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert (stored_table(tmp_path, "k", (2, 3), fail)[0] == TABLE).all()
+
+
 def test_the_temporary_file_of_a_killed_process_goes_after_a_day(tmp_path):
     for name, age in ((".k.safetensors.old", 90_000), (".k.safetensors.new", 60)):
         (tmp_path / name).write_bytes(b"x")
@@ -169,12 +209,12 @@ def start_worker(folder, key="k"):
 def test_two_processes_share_one_pass_and_the_second_takes_over_when_the_first_dies(tmp_path):
     with start_worker(tmp_path) as first, start_worker(tmp_path, "other") as other:
         computed = [int(first.stdout.readline()) for _ in range(5)]
-        with start_worker(tmp_path) as second:
+        with start_worker(tmp_path) as second, start_worker(tmp_path) as third:
             time.sleep(0.3)
             first.kill()
             computed += [int(line) for line in first.stdout]
-            taken_over = [int(line) for line in second.stdout]
-    assert (first.returncode, second.returncode, other.returncode) == (-9, 0, 0)
+            taken_over = [int(line) for line in [*second.stdout, *third.stdout]]
+    assert (first.returncode, second.returncode, third.returncode, other.returncode) == (-9, 0, 0, 0)
     assert sorted({*computed, *taken_over}) == list(range(40))
     assert len(set(computed) & set(taken_over)) <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["k.safetensors", "other.safetensors"]
