@@ -21,7 +21,6 @@ import re
 import resource
 import signal
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -33,8 +32,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 from transformers.models.auto import AutoModelForCausalLM
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import CausalBackbone

@@ -62,7 +62,7 @@ class CausalBackbone:
             same.setdefault(tail, []).append(row)
         for candidates, members in same.items():
             longest = max(map(len, candidates))
-            fitted = [self._fit(heads[row], longest) for row in members]
+            fitted = [self.fit(heads[row], longest) for row in members]
             for some, route in self.router.routes(fitted, candidates):
                 rows = np.array(members)[some]
                 part = out[rows]
@@ -77,7 +77,7 @@ class CausalBackbone:
                 out[rows] = part
         return out
 
-    def _fit(self, prompt: Tokens, longest_candidate: int) -> Tokens:
+    def fit(self, prompt: Tokens, longest_candidate: int) -> Tokens:
         """Cut the beginning of a prompt, where the history stands, until the row fits; a leading BOS stays."""
         room = None if self.context is None else self.context - longest_candidate + 1
         if room is None or len(prompt) <= room:

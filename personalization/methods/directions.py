@@ -1,0 +1,109 @@
+"""A user's direction at each layer, from hidden states of the user's history.
+
+Each history item is asked twice: with the user's other items in front of it (personal) and alone (neutral). P and N are
+the states [m, d] at the prompts' last token. The directions:
+
+    mean_difference   mean(P - N)
+    svd               the first right singular vector of P (Chameleon's personal side, Zhang et al. 2025), signed to
+                      agree with mean(P - N)
+    preference        the weighted mean of the normalised states of the items alone, the newest weighing most (the
+                      second report behind this project)
+
+A user with m items is shrunk towards all users: (m d_user + kappa d_all) / (m + kappa). The general direction is
+`mean_difference` over all users, or `ccs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+HALF_LIFE = 4
+"""Items after which an item weighs half as much in `preference`."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """States of one user's m history items at one layer: `personal` and `neutral` float32 [m, d], oldest first."""
+
+    personal: Floats
+    neutral: Floats
+
+
+def mean_difference(pairs: Pairs) -> Floats:
+    """mean(P - N), [d]."""
+    return np.asarray((pairs.personal - pairs.neutral).mean(axis=0), dtype=np.float32)
+
+
+def svd(pairs: Pairs) -> Floats:
+    """First right singular vector of P (uncentred), as long as the mean difference and signed like it, [d]."""
+    toward = mean_difference(pairs)
+    first = np.linalg.svd(pairs.personal.astype(np.float64), full_matrices=False)[2][0]
+    sign = 1.0 if first @ toward >= 0 else -1.0
+    return np.asarray(sign * np.linalg.norm(toward) * first, dtype=np.float32)
+
+
+def preference(pairs: Pairs) -> Floats:
+    """Weighted mean of the normalised neutral states, [d]."""
+    age = np.arange(len(pairs.neutral))[::-1]
+    weights = 0.5 ** (age / HALF_LIFE)
+    lengths = np.linalg.norm(pairs.neutral, axis=1, keepdims=True)
+    normal = np.divide(pairs.neutral, lengths, out=np.zeros_like(pairs.neutral), where=lengths > 0)
+    return np.asarray(weights @ normal / weights.sum(), dtype=np.float32)
+
+
+DIRECTIONS = {"mean_difference": mean_difference, "svd": svd, "preference": preference}
+"""name -> direction [d] of one user at one layer."""
+
+
+def personal_directions(pairs: Mapping[str, list[Pairs]], kind: str, kappa: float) -> NDArray[np.float32]:
+    """Unit directions float32 [U, L, d] of users -> pairs a layer, shrunk towards all users by `kappa` items."""
+    estimate = DIRECTIONS[kind]
+    own = np.stack([[estimate(layer) for layer in layers] for layers in pairs.values()])
+    items = np.array([len(layers[0].personal) for layers in pairs.values()], dtype=np.float64)[:, None, None]
+    pooled = own.mean(axis=0, keepdims=True)
+    return unit((items * own + kappa * pooled) / (items + kappa))
+
+
+def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Vectors of length one; zero stays zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0), dtype=np.float32)
+
+
+def ccs(personal: Floats, neutral: Floats, seed: int = 0, restarts: int = 10) -> tuple[Floats, float]:
+    """Contrast-consistent search (Burns et al. 2022, arXiv 2212.03827): (unit direction [d], its loss).
+
+    p(x) = sigmoid(w phi(x) + b) with phi normalised within each side; minimises (p+ - (1 - p-))^2 + min(p+, p-)^2 over
+    pairs, the best of several restarts by L-BFGS. The sign of w is arbitrary; here personal states score higher.
+    """
+    from scipy.optimize import minimize
+
+    def normalised(x: Floats) -> NDArray[np.float64]:
+        spread = x.std(axis=0)
+        return np.asarray((x - x.mean(axis=0)) / np.where(spread > 0, spread, 1.0), dtype=np.float64)
+
+    plus, minus = normalised(personal), normalised(neutral)
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        w, b = parameters[:-1], parameters[-1]
+        p, q = (1 / (1 + np.exp(-np.clip(x @ w + b, -30, 30))) for x in (plus, minus))
+        consistency, least = p + q - 1, np.minimum(p, q)
+        value = float((consistency**2 + least**2).mean())
+        dp = (2 * consistency + 2 * least * (p <= q)) * p * (1 - p) / len(p)
+        dq = (2 * consistency + 2 * least * (p > q)) * q * (1 - q) / len(q)
+        return value, np.append(dp @ plus + dq @ minus, dp.sum() + dq.sum())
+
+    random = np.random.default_rng(seed)
+    starts = random.normal(size=(restarts, plus.shape[1] + 1))
+    starts /= np.linalg.norm(starts, axis=1, keepdims=True)
+    found = min((minimize(loss, start, jac=True, method="L-BFGS-B") for start in starts), key=lambda result: result.fun)
+    direction = found.x[:-1] / np.where(personal.std(axis=0) > 0, personal.std(axis=0), 1.0)
+    if (personal - neutral).mean(axis=0) @ direction < 0:
+        direction = -direction
+    return unit(direction), float(found.fun)

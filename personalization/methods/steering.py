@@ -1,0 +1,184 @@
+"""Chameleon steering: hidden states moved along a direction of the user whose question it is.
+
+For an edited token with state h at layer l, unit vectors u (its user's personal direction) and w (the general
+direction, shared by all users), the layer's residual norm s, and the gate g of its row:
+
+    additive     h + g s (a_p u + a_g w)
+    projection   p - g a_g <p, w> w   with   p = h + g a_p <h, u> u
+
+`projection` with a_p = a_g = 1 is the edit of Chameleon (Zhang et al. 2025, arXiv 2503.01048): the part along the
+personal direction doubles, the part along the general one goes. `additive` has strengths in units of the residual norm,
+so that they mean the same at every layer. An edit is made at a block's output or at its MLP's output.
+
+Each edited token has its own user, so one batch holds many users, packed or padded as it likes. No other token moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
+from torch import Tensor, nn
+
+from personalization.errors import DataError
+from personalization.files import write_atomic
+
+EDITS = ("additive", "projection")
+SITES = ("block", "mlp")
+MLPS = ("mlp", "feed_forward", "ffn", "fc2")
+"""Where the MLP of a block is found; its output is the `mlp` site."""
+
+
+@dataclass(frozen=True)
+class SteeringVectors:
+    """Directions of U users at the L layers of a model with width d.
+
+    `personal`: float32 [U, L, d], unit length, or zero for a user without a direction; `general`: float32 [L, d], unit
+    length or zero; `norms`: float32 [L], the mean length of the residual at each layer's output.
+    """
+
+    users: tuple[str, ...]
+    personal: NDArray[np.float32]
+    general: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors; users and metadata stand in the header."""
+        arrays = {"personal": self.personal, "general": self.general, "norms": self.norms}
+        write_atomic(path, save(arrays, metadata={**self.meta, "users": "\n".join(self.users)}))
+
+    @classmethod
+    def load(cls, path: Path) -> SteeringVectors:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="numpy") as file:
+            meta = dict(file.metadata())
+            users = tuple(meta.pop("users").split("\n"))
+            personal, general, norms = (file.get_tensor(name) for name in ("personal", "general", "norms"))
+        return cls(users, personal, general, norms, meta)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Which layers are edited, how, and how strongly."""
+
+    layers: tuple[int, ...]
+    kind: str = "additive"
+    site: str = "block"
+    alpha_personal: float = 0.0
+    alpha_general: float = 0.0
+
+
+@dataclass(frozen=True)
+class EditedTokens:
+    """M tokens of a batch of `width` columns: their places, the user of each (index into the vectors), and its gate."""
+
+    width: int
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    users: NDArray[np.int64]
+    gates: NDArray[np.float32]
+
+
+@dataclass
+class Firings:
+    """What steering did: hook calls a layer, and the edits' lengths as a share of the states' lengths, summed."""
+
+    calls: dict[int, int] = field(default_factory=dict)
+    tokens: int = 0
+    relative: float = 0.0
+
+    @property
+    def mean_relative_edit(self) -> float:
+        """Mean of ||edit|| / ||h|| over edited tokens and layers."""
+        return self.relative / self.tokens if self.tokens else 0.0
+
+
+@contextmanager
+def steered(layers: nn.ModuleList, vectors: SteeringVectors, edit: Edit, tokens: EditedTokens) -> Iterator[Firings]:
+    """Steer every forward pass inside. Afterwards the model is what it was, whatever happened inside."""
+    firings = Firings(dict.fromkeys(edit.layers, 0))
+    on = np.flatnonzero(tokens.gates != 0)
+    handles = []
+    try:
+        for layer in edit.layers:
+            move = _mover(vectors, edit, layer, tokens, on, firings)
+            handles.append(_site(layers[layer], edit.site).register_forward_hook(move, prepend=True))
+        yield firings
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _mover(
+    vectors: SteeringVectors, edit: Edit, layer: int, tokens: EditedTokens, on: NDArray[np.int64], firings: Firings
+) -> Any:
+    """The forward hook of one layer."""
+    users, general, norm = (
+        vectors.personal[tokens.users[on], layer],
+        vectors.general[layer],
+        float(vectors.norms[layer]),
+    )
+    gates = tokens.gates[on, None]
+
+    def move(_: nn.Module, __: Any, output: Any) -> Any:
+        h = output[0] if isinstance(output, tuple) else output
+        firings.calls[layer] += 1
+        if len(on):
+            place = torch.from_numpy(tokens.rows[on] * tokens.width + tokens.columns[on]).to(h.device)
+            u, w, g = (torch.from_numpy(np.ascontiguousarray(a)).to(h.device) for a in (users, general, gates))
+            flat = h.reshape(-1, h.shape[-1])
+            before = flat[place].float()
+            after = moved(before, u, w, edit, g, norm)
+            h = flat.index_copy(0, place, after.to(h.dtype)).view_as(h)
+            firings.tokens += len(on)
+            firings.relative += float(((after - before).norm(dim=1) / before.norm(dim=1)).sum())
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    return move
+
+
+def moved(h: Tensor, u: Tensor, w: Tensor, edit: Edit, gates: Tensor, norm: float) -> Tensor:
+    """The edited states [M, d] of states h [M, d] with personal directions u [M, d] and the general direction w [d]."""
+    if edit.kind == "additive":
+        return h + gates * norm * (edit.alpha_personal * u + edit.alpha_general * w)
+    if edit.kind == "projection":
+        p = h + gates * edit.alpha_personal * (h * u).sum(dim=1, keepdim=True) * u
+        return p - gates * edit.alpha_general * (p * w).sum(dim=1, keepdim=True) * w
+    raise ValueError(f"edit must be one of {', '.join(EDITS)}, but got {edit.kind!r}")
+
+
+def _site(layer: nn.Module, site: str) -> nn.Module:
+    if site == "block":
+        return layer
+    if site != "mlp":
+        raise ValueError(f"site must be one of {', '.join(SITES)}, but got {site!r}")
+    for name in MLPS:
+        if hasattr(layer, name):
+            found: nn.Module = getattr(layer, name)
+            return found
+    raise DataError(f"{type(layer).__name__} has no MLP under the names {', '.join(MLPS)}; use site: block")
+
+
+def cosine_gate(states: NDArray[np.floating], directions: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Agreement of states [n, d] with their users' directions [n, d], in [-1, 1]; 0 where either is zero."""
+    lengths = np.linalg.norm(states, axis=1) * np.linalg.norm(directions, axis=1)
+    products = (states * directions).sum(axis=1)
+    return np.asarray(np.divide(products, lengths, out=np.zeros(len(states)), where=lengths > 0))
+
+
+def product_gate(personal: NDArray[np.floating], general: NDArray[np.floating]) -> NDArray[np.float64]:
+    """||p|| ||g|| cos(p, g) of scaled directions p [n, d] and g [d], as the second report behind this project has it.
+
+    Its threshold there is 0.022. It does not look at the question; and where alpha_general is negative it is negative
+    for every user whose direction agrees with the general one, so that it then never opens.
+    """
+    return np.asarray(personal @ general, dtype=np.float64)

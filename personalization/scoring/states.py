@@ -1,0 +1,77 @@
+"""Hidden states of many batches in one memory-mapped file.
+
+The file holds the batches' states one after another, in the model's own dtype, as raw bytes. Beside it stands a JSON
+file with the SHA-256 of the bytes, written when all batches are there: without it, or where it does not agree, the
+states are computed anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from personalization.files import sha256_of, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+class StoredStates:
+    """States [B, T, d] of a list of batches, `shapes` giving B and T of each.
+
+    `fill` yields the states of every batch in order; it is called where the file is not there or is damaged.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shapes: Sequence[tuple[int, int]],
+        width: int,
+        dtype: torch.dtype,
+        fill: Callable[[], Iterable[Tensor]],
+    ) -> None:
+        self.path, self.shapes, self.width, self.dtype = path, shapes, width, dtype
+        sizes = [b * t * width * dtype.itemsize for b, t in shapes]
+        self._starts = [0, *np.cumsum(sizes).tolist()]
+        if not self._intact():
+            self._write(fill())
+        os.utime(path)
+        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
+
+    def __getitem__(self, batch: int) -> Tensor:
+        """The states of one batch [B, T, d], on the CPU."""
+        raw = torch.from_numpy(np.array(self._bytes[self._starts[batch] : self._starts[batch + 1]]))
+        return raw.view(self.dtype).view(*self.shapes[batch], self.width)
+
+    def _intact(self) -> bool:
+        seal = self.path.with_suffix(".json")
+        if not self.path.exists() or not seal.exists() or self.path.stat().st_size != self._starts[-1]:
+            return False
+        try:
+            intact = bool(json.loads(seal.read_text())["sha256"] == sha256_of(self.path))
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            log.warning("%s is damaged; the hidden states are computed anew", self.path)
+        return intact
+
+    def _write(self, batches: Iterable[Tensor]) -> None:
+        log.info("storing %.0f MB of hidden states in %s", self._starts[-1] / 1e6, self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                for states in batches:
+                    file.write(states.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        write_atomic(self.path.with_suffix(".json"), json.dumps({"sha256": sha256_of(self.path)}))
