@@ -7,7 +7,7 @@ from datetime import date
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,33 @@ class CachedScorer:
 
         return load_backbone(self.model, self.dtype, self.device, self.chat)
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that a score depends on besides its text."""
+        return {
+            "model": self.fingerprint,
+            "dtype": self.dtype,
+            "device": self.device if self.device != "auto" else ("gpu" if NVIDIA_DRIVER.exists() else "cpu"),
+            "chat": self.chat,
+            "day": date.today().isoformat() if self.chat and tells_the_day(locate_model(self.model)) else None,
+            "code": _code(),
+            "libraries": [version(name) for name in ("torch", "transformers", "tokenizers")],
+        }
+
+    def last_states(
+        self, prompts: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """The state of each prompt's last token where it leaves each layer, float32 [n, L, d], stored like scores."""
+        layers, width = self.backbone.depth, self.backbone.width
+
+        def compute(table: NDArray[np.float32], _: Keep) -> int:
+            table[:] = self.backbone.last_states(prompts, progress).reshape(len(prompts), -1)
+            return 0
+
+        key = key_of({**self.identity, "states_of": list(prompts)})
+        table, _ = stored_table(self.folder, key, (len(prompts), layers * width), compute)
+        return table.reshape(len(prompts), layers, width)
+
     def label_logprobs(
         self,
         prompts: Sequence[str],
@@ -69,19 +96,7 @@ class CachedScorer:
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float32]:
         """Natural-log probabilities float32 [n, K], from the store where they were computed before."""
-        key = key_of(
-            {
-                "model": self.fingerprint,
-                "dtype": self.dtype,
-                "device": self.device if self.device != "auto" else ("gpu" if NVIDIA_DRIVER.exists() else "cpu"),
-                "chat": self.chat,
-                "day": date.today().isoformat() if self.chat and tells_the_day(locate_model(self.model)) else None,
-                "code": _code(),
-                "libraries": [version(name) for name in ("torch", "transformers", "tokenizers")],
-                "prompts": list(prompts),
-                "continuations": list(continuations),
-            }
-        )
+        key = key_of({**self.identity, "prompts": list(prompts), "continuations": list(continuations)})
 
         def compute(table: NDArray[np.float32], keep: Keep) -> int:
             before = self.backbone.truncated

@@ -13,7 +13,10 @@ from transformers.utils import logging as transformers_logging
 from personalization.backbones.encoding import PairEncoder, Tails
 from personalization.backbones.location import locate_model
 from personalization.errors import DataError, UnavailableError
+from personalization.scoring.last_states import LastStates
+from personalization.scoring.packed import Packed
 from personalization.scoring.passes import Progress, TokenBudget, score_all
+from personalization.scoring.resume import decoder_layers
 from personalization.scoring.routes import Router
 from personalization.scoring.rows import Tokens
 from personalization.scoring.store import Keep
@@ -38,6 +41,21 @@ class CausalBackbone:
         """The longest row that the model can take, in tokens."""
         config = self.model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+    @property
+    def name(self) -> str:
+        """The architecture."""
+        return str(self.model.config.model_type)
+
+    @property
+    def width(self) -> int:
+        """Length of a hidden state."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
 
     def label_logprobs(
         self,
@@ -75,6 +93,21 @@ class CausalBackbone:
                     None if progress is None else lambda done, _, before=before: progress(before + done, len(out)),
                 )
                 out[rows] = part
+        return out
+
+    def last_states(self, prompts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """The state of each prompt's last token where it leaves each layer, float32 [n, L, d].
+
+        Raises UnavailableError for a model that cannot take packed rows.
+        """
+        heads = [self.fit(head, 1) for head in self.encoder.heads(prompts)]
+        ((_, route),) = self.router.routes(heads, [[0]])
+        if not isinstance(route, Packed):
+            raise UnavailableError(f"hidden states are read from packed rows, which {self.name} models cannot take")
+        layers = decoder_layers(self.model)
+        out = np.empty((len(prompts), len(layers), self.width), dtype=np.float32)
+        scores = np.full((len(prompts), 1), np.nan, dtype=np.float32)
+        score_all(LastStates(route, layers, out), scores, self.budget, None, progress)
         return out
 
     def fit(self, prompt: Tokens, longest_candidate: int) -> Tokens:

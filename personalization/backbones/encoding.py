@@ -54,7 +54,16 @@ class PairEncoder:
         if tails is None:
             log.info("the last line of a prompt does not settle its continuations' tokens: every pair is encoded")
             tails = self._tails_of_pairs(prompts, continuations, heads)
-        return [head if len(head) else np.array([self._start_token()], np.int32) for head in heads], tails
+        return self._never_empty(heads), tails
+
+    def heads(self, prompts: Sequence[str]) -> list[Tokens]:
+        """Tokens of each prompt."""
+        if self.chat:
+            prompts = [self._templated(prompt) for prompt in prompts]
+        return self._never_empty(list(self._tokens(prompts)))
+
+    def _never_empty(self, heads: Sequence[Tokens]) -> list[Tokens]:
+        return [head if len(head) else np.array([self._start_token()], np.int32) for head in heads]
 
     def _tails_of_last_lines(
         self, prompts: Sequence[str], continuations: Sequence[str], heads: Sequence[Tokens]

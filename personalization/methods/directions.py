@@ -61,13 +61,18 @@ DIRECTIONS = {"mean_difference": mean_difference, "svd": svd, "preference": pref
 """name -> direction [d] of one user at one layer."""
 
 
-def personal_directions(pairs: Mapping[str, list[Pairs]], kind: str, kappa: float) -> NDArray[np.float32]:
-    """Unit directions float32 [U, L, d] of users -> pairs a layer, shrunk towards all users by `kappa` items."""
+def personal_directions(pairs: Mapping[str, list[Pairs]], kind: str) -> NDArray[np.float32]:
+    """Directions float32 [U, L, d], as long as they were found, of users -> pairs a layer."""
     estimate = DIRECTIONS[kind]
-    own = np.stack([[estimate(layer) for layer in layers] for layers in pairs.values()])
-    items = np.array([len(layers[0].personal) for layers in pairs.values()], dtype=np.float64)[:, None, None]
-    pooled = own.mean(axis=0, keepdims=True)
-    return unit((items * own + kappa * pooled) / (items + kappa))
+    return np.stack([[estimate(layer) for layer in layers] for layers in pairs.values()])
+
+
+def shrunk(
+    own: NDArray[np.float32], items: NDArray[np.int64], pooled: NDArray[np.float32], kappa: float
+) -> NDArray[np.float32]:
+    """Unit directions [U, L, d] of users with so many items [U], shrunk towards the pooled ones [L, d]."""
+    weight = items[:, None, None].astype(np.float64)
+    return unit((weight * own + kappa * pooled) / (weight + kappa))
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

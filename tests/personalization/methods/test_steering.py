@@ -6,7 +6,7 @@ import torch
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError
-from personalization.methods.directions import DIRECTIONS, Pairs, ccs, personal_directions, svd
+from personalization.methods.directions import DIRECTIONS, Pairs, ccs, personal_directions, shrunk, svd
 from personalization.methods.steered_scorer import SteeredScorer
 from personalization.methods.steering import (
     EDITS,
@@ -205,6 +205,17 @@ def test_last_states_are_those_of_each_prompt_alone(backbones, tmp_path):
         assert np.abs(ours[row] - run(backbone.model, ids)[1][0, -1].numpy()).max() <= 1e-5
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
+def test_states_of_all_layers_are_those_of_each_prompt_alone(backbones, architecture):
+    backbone = backbones[architecture]
+    ours = backbone.last_states([*PROMPTS, "a shy baker discovers a film"])
+    assert ours.shape == (10, 2, 32)
+    for row, prompt in enumerate(PROMPTS):
+        first, second, _ = run(backbone.model, torch.tensor([backbone.tokenizer(prompt)["input_ids"]]))
+        assert np.abs(ours[row, 0] - first[0, -1].numpy()).max() <= 1e-5
+        assert np.abs(ours[row, 1] - second[0, -1].numpy()).max() <= 1e-5
+
+
 def test_vectors_come_back_from_disk(tmp_path):
     vectors = random_vectors()
     vectors = SteeringVectors(vectors.users, vectors.personal, vectors.general, vectors.norms, {"kind": "svd"})
@@ -264,13 +275,13 @@ def test_ccs_finds_a_planted_truth_direction():
 def test_a_user_with_few_items_is_shrunk_towards_all():
     many, axis = planted(0, items=200)
     few, _ = planted(1, items=2)
-    alone = personal_directions({"m": [many], "f": [few]}, "mean_difference", kappa=0.0)
-    shrunk = personal_directions({"m": [many], "f": [few]}, "mean_difference", kappa=20.0)
-    pooled = alone[0, 0] + alone[1, 0]
-    pooled /= np.linalg.norm(pooled)
-    assert shrunk[1, 0] @ pooled > alone[1, 0] @ pooled
-    assert np.allclose(np.linalg.norm(shrunk, axis=-1), 1)
-    assert shrunk[0, 0] @ axis > 0.95
+    own = personal_directions({"m": [many], "f": [few]}, "mean_difference")
+    pooled, items = own.mean(axis=0), np.array([200, 2])
+    alone, together = shrunk(own, items, pooled, 0.0), shrunk(own, items, pooled, 20.0)
+    toward = pooled[0] / np.linalg.norm(pooled[0])
+    assert together[1, 0] @ toward > alone[1, 0] @ toward
+    assert np.allclose(np.linalg.norm(together, axis=-1), 1)
+    assert together[0, 0] @ axis > 0.95
 
 
 def test_gates_are_what_their_formulas_say():
