@@ -20,6 +20,7 @@ from personalization.evaluation import Evaluation
 OBJECTIVES = {
     "calibration": "objectives.calibration:Calibration",
     "report_calibration": "objectives.calibration:ReportCalibration",
+    "steering": "objectives.steering:Steering",
 }
 """name -> "module:class"."""
 

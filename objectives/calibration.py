@@ -6,6 +6,7 @@ the select and confirm users are scored when promotion first asks for them; they
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
@@ -29,6 +30,8 @@ from personalization.methods.calibration import (
 from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability, taste
 from personalization.metrics import accuracy
 
+log = logging.getLogger(__name__)
+
 PRUNING_STEPS = 5
 
 
@@ -37,6 +40,7 @@ class _Part:
 
     def __init__(self, splits: Splits, name: str, scorer: Scorer, progress: Callable[[int, int], None] | None) -> None:
         dataset = splits.part(name)
+        self.name = name
         self.dataset = dataset
         self.counts = history_counts(dataset)
         self.gold = gold_indices(dataset)
@@ -117,13 +121,20 @@ class Calibration:
         return replace(params, tau=params.tau * fit_temperature(log_probs, part.gold))
 
     def warm_start(self) -> list[dict[str, Any]]:
-        """The optimum of NLL (convex) and of accuracy along gamma through it (exact), at kappa = 5."""
+        """The optimum of NLL (convex) and of accuracy along gamma through it (exact), at kappa = 5.
+
+        None where there are no history labels, or where the scores speak against the gold labels.
+        """
         part = self._part("tune")
         if self.tables.global_probs is None:
             return []
         log_model = self.tables.log_model["batch"]
         log_pi, _ = taste(part.counts, self.tables.global_probs, "user", 5.0)
-        fit = fit_nll(part.scores, log_model, log_pi, part.gold)
+        try:
+            fit = fit_nll(part.scores, log_model, log_pi, part.gold)
+        except ValueError as error:
+            log.warning("the study starts without the exact optima: %s", error)
+            return []
         raw = {"kappa": 5.0, "prior_mode": "user", "source": "batch", "beta": fit.beta, "tau": fit.tau}
         found = line_optimum(part.scores - fit.beta * log_model, log_pi, part.gold, (-0.5, 2.0))
         return [{**raw, "gamma": fit.gamma}, *([{**raw, "gamma": found.point}] if found else [])]

@@ -10,7 +10,7 @@ without history (`fallback`), a generation number and where it came from. It is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +26,20 @@ from personalization.methods.calibration import Calibrated, PriorTables, calibra
 from personalization.methods.priors import history_counts
 
 FORMAT = 1
+
+
+def steered_calibrate(
+    scores: NDArray[np.floating], counts: NDArray[np.int64], tables: PriorTables, **params: Any
+) -> Calibrated:
+    """`calibrate` with its own of the steering method's parameters; the scores are steered already."""
+    own = ("beta", "gamma", "kappa", "tau", "prior_mode", "source")
+    return calibrate(scores, counts, tables, **{name: params[name] for name in own})
+
+
 METHODS: dict[str, Callable[..., Calibrated]] = {
     "calibration": calibrate,
     "report_calibration": report_calibrate,
+    "steering": steered_calibrate,
 }
 """method name -> function of (scores, history counts, prior tables, **params)."""
 
@@ -95,15 +106,25 @@ class Deployment:
             for question, row, mode in zip(questions, log_probs, modes, strict=True)
         ]
 
+    def _scores(self, dataset: Dataset) -> NDArray[np.float32]:
+        """The model's label scores, steered where the config says so."""
+        if "steering" in self.config:
+            from personalization.methods.user_steering import Learned, Settings, UserSteering
+
+            settings = Settings(**{field.name: self.config["params"][field.name] for field in fields(Settings)})
+            steering = UserSteering(self.scorer, dataset)
+            return steering.scores(settings, Learned.from_listed(self.config["steering"])).scores
+        return self.scorer.label_logprobs(
+            [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels)
+        )
+
     def log_probs(self, dataset: Dataset) -> Calibrated:
         """Log-probabilities [n, K] and prior modes of a data set with the config's labels."""
         if set(dataset.labels) != set(self.config["labels"]):
             odd = sorted(set(dataset.labels) ^ set(self.config["labels"]))
             raise DataError(f"the questions' labels differ from the deploy config's in {', '.join(odd)}")
         dataset = Dataset(dataset.task, tuple(self.config["labels"]), dataset.questions)
-        scores = self.scorer.label_logprobs(
-            [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels)
-        )
+        scores = self._scores(dataset)
         counts, tables, params = history_counts(dataset), _tables(self.config["priors"]), self.config["params"]
         method = METHODS[self.config["method"]]
         log_probs = np.empty(scores.shape)

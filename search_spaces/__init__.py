@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 SPACES = {
     "calibration": "search_spaces.calibration",
     "report_calibration": "search_spaces.report_calibration",
+    "steering": "search_spaces.steering",
 }
 """objective name -> module of its search space."""
 

@@ -157,12 +157,7 @@ def _run_trials(opened: OpenStudy, stop: StopRequest, watcher: Watcher, spool: S
 
 def _enqueue_warm_start(opened: OpenStudy) -> None:
     """Queue the exact solvers' optima, as far as the space holds them."""
-    try:
-        points = opened.objective.warm_start()
-    except ValueError as error:
-        log.warning("no warm start: %s", error)
-        return
-    for raw in points:
+    for raw in opened.objective.warm_start():
         inside = {name: value for name, value in raw.items() if _holds(opened.space[name], value)}
         if inside:
             opened.study.enqueue_trial(inside, user_attrs={"warm_start": True})

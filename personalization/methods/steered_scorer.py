@@ -1,16 +1,16 @@
 """Score tables of one list of questions under any edit, each for the cost of the layers above the first edited one.
 
 The questions' batches are fixed, so a batch run again from stored states gives the bits of the full run. The states
-that leave a layer are stored on disk when an edit first starts there. Each question has a row of its own and shares no
-token with another one, because with scope `all` its prompt moves along its own user's direction.
+that leave a layer are stored on disk when an edit first starts there. With scope `last` nothing before the end of a
+prompt moves, so questions share their beginnings as in a plain pass; with scope `all` each has a row of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from personalization.scoring.packed import Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
 from personalization.scoring.resume import captured_output, decoder_layers, resumed_after, returns_tuples
-from personalization.scoring.rows import lay_out
+from personalization.scoring.rows import Row, lay_out
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
 
@@ -41,8 +41,40 @@ class SteeredTable(NamedTuple):
     firings: Firings
 
 
+class Batches:
+    """The fixed batches of a scope: rows, their layout, and the states that have been stored for them."""
+
+    def __init__(self, route: Packed, tokens: int) -> None:
+        self.route = route
+        waiting = sorted(route.units, key=lambda unit: -unit.width)
+        self.rows: list[Sequence[Row]] = []
+        at = 0
+        while at < len(waiting):
+            self.rows.append(next_batch(waiting, at, tokens, False))
+            at += len(self.rows[-1])
+        self.layouts = [lay_out(rows, route.prompts, route.trunk, route.trees[0]) for rows in self.rows]
+        self.prompts = [np.array([index for row in rows for index in row.prompts]) for rows in self.rows]
+        self.stored: dict[int, StoredStates] = {}
+
+    def edited(self, number: int, users: NDArray[np.int64], gates: NDArray[np.floating], scope: str) -> EditedTokens:
+        """The tokens of a batch that move, for users [n] and gates [n] of all prompts."""
+        layout, prompts = self.layouts[number], self.prompts[number]
+        if scope == "last":
+            places = layout.places.shape[1] - 1
+            rows, columns = np.repeat(layout.places[:, 0], places), layout.places[:, 1:].reshape(-1)
+            owners = np.repeat(prompts, places)
+        else:
+            rows, columns = np.nonzero(layout.branches >= 0)
+            owners = prompts[rows]
+        return EditedTokens(layout.ids.shape[1], rows, columns, users[owners], gates[owners].astype(np.float32))
+
+
 class SteeredScorer:
-    """Questions of many users, ready to be scored under edits. `model_key` names the model's weights."""
+    """Questions of many users, ready to be scored under edits.
+
+    `identity` (JSON-able): all else that the states depend on, above all the weights. `layers`: the path of the model's
+    list of blocks, where it cannot be found.
+    """
 
     def __init__(
         self,
@@ -50,7 +82,7 @@ class SteeredScorer:
         prompts: Sequence[str],
         continuations: Sequence[str],
         folder: Path,
-        model_key: str,
+        identity: Mapping[str, Any] | str,
         layers: str | None = None,
     ) -> None:
         heads, tails = backbone.encoder.encode(prompts, continuations)
@@ -60,21 +92,22 @@ class SteeredScorer:
         heads = [backbone.fit(head, max(map(len, tails[0]))) for head in heads]
         ((_, route),) = backbone.router.routes(heads, tails[0])
         if not isinstance(route, Packed) or len(route.trees) > 1:
-            raise UnavailableError(f"steering needs packed rows, which {self.model.config.model_type} cannot take")
-        self.route = Packed(self.model, route.head, heads, tails[0], share=False)
+            raise UnavailableError(f"steering needs packed rows, which {backbone.name} models cannot take")
         self.layers = decoder_layers(self.model, layers)
         self.tuples = returns_tuples(self.model, self.layers)
-        waiting = sorted(self.route.units, key=lambda unit: -unit.width)
-        tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
-        self.batches, at = [], 0
-        while at < len(waiting):
-            self.batches.append(next_batch(waiting, at, tokens, False))
-            at += len(self.batches[-1])
-        self.layouts = [lay_out(batch, heads, 0, self.route.trees[0]) for batch in self.batches]
-        self._key = {"model": model_key, "dtype": str(self.model.dtype), "device": self.model.device.type,
-                     "attention": self.model.config._attn_implementation, "prompts": list(prompts),
-                     "continuations": list(continuations), "batch_tokens": tokens}  # fmt: skip
-        self._stored: dict[int, StoredStates] = {}
+        self.tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
+        self._routes = {
+            "last": lambda: route,
+            "all": lambda: Packed(self.model, route.head, heads, tails[0], share=False),
+        }
+        self._batches: dict[str, Batches] = {}
+        self._key = {
+            "identity": identity,
+            "attention": self.model.config._attn_implementation,
+            "prompts": list(prompts),
+            "continuations": list(continuations),
+            "batch_tokens": self.tokens,
+        }
 
     def table(
         self,
@@ -89,61 +122,68 @@ class SteeredScorer:
 
         `resume=False` runs the whole model; the result is the same.
         """
-        out = np.empty((len(users), len(self.route.trees[0].lengths)), dtype=np.float32)
+        batches = self.batches(scope)
+        out = np.empty((len(users), len(batches.route.trees[0].lengths)), dtype=np.float32)
         total = Firings(dict.fromkeys(edit.layers, 0))
         after = min(edit.layers) - (edit.site == "mlp") if resume else -1
-        states = self.states_after(after) if after >= 0 else None
-        for number, batch in enumerate(self.batches):
-            rows = np.array([unit.prompts[0] for unit in batch])
-            tokens = self._tokens(number, users[rows], gates[rows], scope)
+        states = self.states_after(after, scope) if after >= 0 else None
+        for number, prompts in enumerate(batches.prompts):
+            tokens = batches.edited(number, users, gates, scope)
             with ExitStack() as stack:
                 if states is not None:
                     given = states[number].to(self.model.device)
                     stack.enter_context(resumed_after(self.layers, after, given, self.tuples))
                 firings = stack.enter_context(steered(self.layers, vectors, edit, tokens))
-                out[rows] = self._scores(number)
+                out[prompts] = self._scores(batches, number)
             for layer, calls in firings.calls.items():
                 total.calls[layer] += calls
             total.tokens += firings.tokens
             total.relative += firings.relative
         return SteeredTable(out, total)
 
-    def states_after(self, layer: int) -> StoredStates:
-        """What leaves a layer in every batch, without steering."""
-        if layer not in self._stored:
-            path = self.folder / f"{key_of({**self._key, 'after': layer})}.states"
-            shapes = [(int(layout.ids.shape[0]), int(layout.ids.shape[1])) for layout in self.layouts]
+    def batches(self, scope: str) -> Batches:
+        """The batches of a scope; the trunk that they share is run at once, without steering."""
+        if scope not in SCOPES:
+            raise ValueError(f"scope must be one of {', '.join(SCOPES)}, but got {scope!r}")
+        if scope not in self._batches:
+            self._batches[scope] = Batches(self._routes[scope](), self.tokens)
+            with self._running():
+                self._batches[scope].route.prepare()
+        return self._batches[scope]
+
+    def states_after(self, layer: int, scope: str = "last") -> StoredStates:
+        """What leaves a layer in every batch of a scope, without steering."""
+        batches = self.batches(scope)
+        if layer not in batches.stored:
+            path = self.folder / f"{key_of({**self._key, 'after': layer, 'scope': scope})}.states"
+            shapes = [(int(layout.ids.shape[0]), int(layout.ids.shape[1])) for layout in batches.layouts]
             width = self.model.config.get_text_config().hidden_size
-            self._stored[layer] = StoredStates(path, shapes, width, self.model.dtype, lambda: self._run(layer))
-        return self._stored[layer]
+            batches.stored[layer] = StoredStates(
+                path, shapes, width, self.model.dtype, lambda: self._run(batches, layer)
+            )
+        return batches.stored[layer]
 
     def last_states(self, layer: int) -> NDArray[np.float32]:
         """The state of each prompt's last token where it leaves a layer, float32 [n, d]."""
-        states = self.states_after(layer)
-        out = np.empty((len(self.route.prompts), states.width), dtype=np.float32)
-        for number, batch in enumerate(self.batches):
-            places = torch.from_numpy(self.layouts[number].places)
-            out[[unit.prompts[0] for unit in batch]] = states[number][places[:, 0], places[:, 1]].float().numpy()
+        states, batches = self.states_after(layer), self.batches("last")
+        out = np.empty((len(batches.route.prompts), states.width), dtype=np.float32)
+        for number, prompts in enumerate(batches.prompts):
+            places = torch.from_numpy(batches.layouts[number].places)
+            out[prompts] = states[number][places[:, 0], places[:, 1]].float().numpy()
         return out
 
-    def _run(self, layer: int) -> Iterator[Tensor]:
-        for number in range(len(self.batches)):
+    def _run(self, batches: Batches, layer: int) -> Iterator[Tensor]:
+        for number in range(len(batches.rows)):
             with captured_output(self.layers[layer]) as seen:
-                self._scores(number)
+                self._scores(batches, number)
             yield seen[0]
 
-    def _scores(self, number: int) -> NDArray[np.float32]:
-        with torch.inference_mode(), fast_products(self.model.device.type):
-            scores: NDArray[np.float32] = self.route.score(self.batches[number]).numpy()
+    def _scores(self, batches: Batches, number: int) -> NDArray[np.float32]:
+        with self._running():
+            scores: NDArray[np.float32] = batches.route.score(batches.rows[number]).numpy()
             return scores
 
-    def _tokens(self, number: int, users: NDArray[np.int64], gates: NDArray[np.floating], scope: str) -> EditedTokens:
-        layout = self.layouts[number]
-        if scope == "last":
-            rows = np.repeat(layout.places[:, 0], layout.places.shape[1] - 1)
-            columns = layout.places[:, 1:].reshape(-1)
-        elif scope == "all":
-            rows, columns = np.nonzero(layout.branches >= 0)
-        else:
-            raise ValueError(f"scope must be one of {', '.join(SCOPES)}, but got {scope!r}")
-        return EditedTokens(layout.ids.shape[1], rows, columns, users[rows], gates[rows].astype(np.float32))
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with torch.inference_mode(), fast_products(self.model.device.type):
+            yield

@@ -85,6 +85,10 @@ class Packed:
             out[:, columns] = read_labels(self.head, states[places[:, :1], places[:, 1:]], tree)
         return out
 
+    def prepare(self) -> None:
+        """Run the trunk now, and not within the first batch."""
+        self._trunk  # noqa: B018
+
     @cached_property
     def _trunk(self) -> Cache | None:
         """Keys and values of the trunk for every layer."""

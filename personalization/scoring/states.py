@@ -2,7 +2,7 @@
 
 The file holds the batches' states one after another, in the model's own dtype, as raw bytes. Beside it stands a JSON
 file with the SHA-256 of the bytes, written when all batches are there: without it, or where it does not agree, the
-states are computed anew.
+states are computed anew. The folder keeps to the same size limit as the one of the score tables.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from personalization.files import sha256_of, write_atomic
+from personalization.scoring.store import evict, size_limit
 
 log = logging.getLogger(__name__)
 
@@ -75,3 +76,4 @@ class StoredStates:
         finally:
             temporary.unlink(missing_ok=True)
         write_atomic(self.path.with_suffix(".json"), json.dumps({"sha256": sha256_of(self.path)}))
+        evict(self.path.parent, size_limit(), self.path)

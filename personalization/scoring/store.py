@@ -91,12 +91,12 @@ def size_limit() -> int:
 
 
 def evict(folder: Path, limit: int, newest: Path) -> list[Path]:
-    """Remove the least recently used tables and journals until the folder fits; never `newest`, nor one in use.
+    """Remove the least recently used files until the folder fits; never `newest`, nor a journal in use.
 
     Only files that this module writes are looked at. What cannot be removed stays, and is logged.
     """
     entries: list[tuple[float, int, Path]] = []
-    for pattern in ("*.safetensors", "*.partial", ".*.safetensors.*"):
+    for pattern in ("*.safetensors", "*.partial", "*.states", ".*.safetensors.*", ".*.states.*"):
         for path in folder.glob(pattern):
             with suppress(OSError):
                 stat = path.stat()
@@ -113,7 +113,7 @@ def evict(folder: Path, limit: int, newest: Path) -> list[Path]:
             removed.append(path)
             total -= size
     if removed:
-        log.info("%d score tables not read for longest were removed from %s", len(removed), folder)
+        log.info("%d files not read for longest were removed from %s", len(removed), folder)
     return removed
 
 
@@ -123,6 +123,8 @@ def _remove(path: Path) -> bool:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+            if path.suffix == ".states":
+                path.with_suffix(".json").unlink(missing_ok=True)
     except OSError as error:
         log.info("%s stays: %s", path, error.strerror)
         return False

@@ -16,8 +16,9 @@ def test_presets_are_valid_and_named_after_their_file(name):
     assert load_spec(name).name == name
 
 
-def test_the_five_presets_are_there():
-    assert presets() == ["demo", "demo-null", "demo-pareto", "sweep-global", "sweep-user"]
+def test_the_presets_are_there():
+    demos = ["demo", "demo-null", "demo-null-steering", "demo-pareto", "demo-steering"]
+    assert presets() == [*demos, "sweep-global", "sweep-user"]
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,7 @@ def test_resuming_is_bit_equal_to_the_whole_model(backbones, architecture, kind,
     assert np.abs(whole.scores[2] - plain[2]).max() <= 1e-5
     assert np.abs(whole.scores[[0, 1, 3]] - plain[[0, 1, 3]]).max() > 1e-3
     assert not any("forward" in vars(layer) for layer in scorer.layers)
+    assert (scorer.batches(scope).route.trunk > 0) == (scope == "last")
 
 
 def test_a_question_moves_along_its_own_users_vector_only(backbones, tmp_path):
@@ -194,6 +195,14 @@ def test_stored_states_are_read_by_the_next_scorer_and_checked(backbones, tmp_pa
     mended = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny")
     assert (mended.table(random_vectors(), edit, USERS, ones).scores == expected.scores).all()
     assert "is damaged; the hidden states are computed anew" in caplog.text
+
+
+def test_states_keep_to_the_size_limit(backbones, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHAMTUNE_CACHE_GB", "0.0000001")
+    scorer = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny")
+    first = [scorer.last_states(layer) for layer in (0, 1)]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".states"]
+    assert (scorer.last_states(0) == first[0]).all()
 
 
 def test_last_states_are_those_of_each_prompt_alone(backbones, tmp_path):

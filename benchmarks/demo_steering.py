@@ -1,0 +1,89 @@
+"""Does steering beat calibration alone on users that no trial saw, and is it the user's direction that does it?
+
+    python benchmarks/demo_steering.py [--trials 80] [--home DIR]
+
+Runs the presets `demo` and `demo-steering`, selects in each as a promotion does, and compares the two on the confirm
+users. Then the steering that was chosen again, with random directions of the same length, and with the directions of
+other users. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from personalization.evaluation import Evaluation
+from personalization.methods.user_steering import UserSteering
+from studies.runner import run_study
+from studies.selection import choose, feasible_on_select, shortlist
+from studies.spec import load_spec
+from studies.study import open_study
+from tracking.significance import significance
+
+
+def chosen(preset: str, home: Path, trials: int) -> tuple[Any, Any, Evaluation]:
+    """(study, chosen parameters, their evaluation on the confirm users)."""
+    spec = load_spec(preset, {"trials": trials, "tracking": "none"})
+    run_study(spec, home)
+    opened = open_study(spec, home)
+    params = choose(feasible_on_select(opened, shortlist(opened)), "accuracy").params
+    return opened, params, opened.objective.evaluate(params, "confirm")
+
+
+def controlled(opened: Any, params: Any, own: Any) -> Evaluation:
+    """The same steering with other directions: `own` changes float32 [U, L, d] as it came from the histories."""
+    real = UserSteering._own
+    UserSteering._own = lambda self, kind: own(real(self, kind))
+    try:
+        fresh = open_study(opened.spec, opened.home)
+        return fresh.objective.evaluate(params, "confirm")
+    finally:
+        UserSteering._own = real
+
+
+def at_random(directions: np.ndarray) -> np.ndarray:
+    random = np.random.default_rng(0).normal(size=directions.shape)
+    lengths = np.linalg.norm(directions, axis=-1, keepdims=True) / np.linalg.norm(random, axis=-1, keepdims=True)
+    return (random * lengths).astype(np.float32)
+
+
+def of_others(directions: np.ndarray) -> np.ndarray:
+    return np.roll(directions, len(directions) // 2, axis=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trials", type=int, default=80)
+    parser.add_argument("--home", default="")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(options.home or name)
+        _, _, calibrated = chosen("demo", home, 200)
+        opened, params, steered = chosen("demo-steering", home, options.trials)
+        print(f"chosen: {asdict(params)}")
+        arms = {
+            "steering and calibration": steered,
+            "random directions": controlled(opened, params, at_random),
+            "other users' directions": controlled(opened, params, of_others),
+        }
+        result: dict[str, Any] = {"calibration_alone": round(calibrated.metrics["accuracy"], 4), "arms": {}}
+        for arm, evaluation in arms.items():
+            test = significance(calibrated, evaluation)
+            result["arms"][arm] = {
+                "accuracy": round(evaluation.metrics["accuracy"], 4),
+                "over_calibration": round(test["delta"], 4),
+                "interval": [round(bound, 4) for bound in test["ci95"]],
+                "p": round(test["p_value"], 5),
+            }
+            print(f"{arm}: {result['arms'][arm]}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

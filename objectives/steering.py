@@ -1,0 +1,99 @@
+"""Steering, and calibration on top of it. A trial runs the layers above the first edited one; calibration is free.
+
+The tune users' table is scored once without steering. Tables of the latest edits are kept, so that trials which differ
+in calibration only cost arithmetic. The model's label bias is taken from the steered scores of the tune users.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from objectives import Scorer
+from objectives.calibration import Calibration, _listed, _Part
+from personalization.data.splits import Splits
+from personalization.methods.calibration import Calibrated, calibrate
+from personalization.methods.priors import log_mean_probability
+from personalization.methods.user_steering import Learned, Settings, UserSteering
+
+KEPT_TABLES = 64
+
+STEERING = tuple(field.name for field in fields(Settings))
+
+
+class Steering(Calibration):
+    """Hidden states moved along each user's direction, and the calibration of what the model then says."""
+
+    method = "steering"
+
+    def __init__(self, splits: Splits, scorer: Scorer, progress: Callable[[int, int], None] | None = None) -> None:
+        super().__init__(splits, scorer, progress)
+        self._users: dict[str, UserSteering] = {}
+        self._learned: OrderedDict[Settings, Learned] = OrderedDict()
+        self._tables: OrderedDict[tuple[str, Settings], NDArray[np.float32]] = OrderedDict()
+
+    def _apply(self, part: _Part, params: Any) -> Calibrated:
+        scores, tables = self._scores(part.name, params), self.tables
+        if _steers(params):
+            bias = log_mean_probability(self._scores("tune", params))
+            tables = replace(tables, log_model={**tables.log_model, "batch": bias})
+        return calibrate(scores, part.counts, tables, **_calibration(params))
+
+    def _scores(self, part: str, params: Any) -> NDArray[np.float32]:
+        if not _steers(params):
+            return self._part(part).scores
+        settings = Settings(**{name: getattr(params, name) for name in STEERING})
+        if (part, settings) not in self._tables:
+            table = self._steering(part).scores(settings, self._learn(settings)).scores
+            self._tables[part, settings] = table
+            if len(self._tables) > KEPT_TABLES:
+                self._tables.popitem(last=False)
+        return self._tables[part, settings]
+
+    def _learn(self, settings: Settings) -> Learned:
+        if settings not in self._learned:
+            self._learned[settings] = self._steering("tune").learn(settings)
+            if len(self._learned) > KEPT_TABLES:
+                self._learned.popitem(last=False)
+        return self._learned[settings]
+
+    def _steering(self, part: str) -> UserSteering:
+        if part not in self._users:
+            scorer: Any = self._scorer
+            self._users[part] = UserSteering(scorer, self._splits.part(part), self._progress)
+        return self._users[part]
+
+    def deployment(self, params: Any) -> dict[str, Any]:
+        """That of the calibration, and what steering learned from the tune users."""
+        config = super().deployment(params)
+        if _steers(params):
+            settings = Settings(**{name: getattr(params, name) for name in STEERING})
+            learned = self._learn(settings)
+            bias = log_mean_probability(self._scores("tune", params))
+            config["priors"]["log_model"]["batch"] = _listed(bias)
+            config["steering"] = learned.listed(settings.layers(len(learned.norms)))
+        return config
+
+    def warm_start(self) -> list[dict[str, Any]]:
+        """The calibration's optima without steering, and with the plainest edit, one residual norm long, at thirds."""
+        plain = {
+            "direction": "mean_difference", "general": "mean_difference", "shrink": 1.0, "edit": "additive",
+            "site": "block", "scope": "last", "alpha_personal": 0.0, "alpha_general": 0.0, "start": 0.0, "count": 1,
+            "gate": "none", "open_share": 1.0,
+        }  # fmt: skip
+        points = [{**plain, **point} for point in super().warm_start()]
+        edits = [{"alpha_personal": 1.0, "start": start} for start in (0.34, 0.51, 0.67)]
+        return [*points, *({**points[-1], **edit} for edit in edits if points)]
+
+
+def _steers(params: Any) -> bool:
+    return bool(params.alpha_personal != 0 or params.alpha_general != 0)
+
+
+def _calibration(params: Any) -> dict[str, Any]:
+    return {name: value for name, value in asdict(params).items() if name not in STEERING}

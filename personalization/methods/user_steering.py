@@ -1,0 +1,191 @@
+"""Steered scores of a data set's questions: history -> directions -> edit -> table.
+
+A user's last `HISTORY_ITEMS` items are asked in the manner of the user's own question, once with the other items in
+front (personal) and once alone (neutral); see `directions`. What is learned from all users together (pooled direction,
+general direction, residual norms, gate threshold) is learned on the tune users and goes with a deployment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.backbones.cached import CachedScorer
+from personalization.data.prompts import continuations, history_text, prompt, prompt_about
+from personalization.data.records import Dataset
+from personalization.methods.directions import Pairs, ccs, personal_directions, shrunk, unit
+from personalization.methods.steered_scorer import SteeredScorer, SteeredTable
+from personalization.methods.steering import Edit, SteeringVectors, cosine_gate, product_gate
+
+HISTORY_ITEMS = 8
+PRODUCT_THRESHOLD = 0.022
+"""The second report's threshold for the product gate."""
+GATES = ("none", "cosine", "product")
+GENERAL = ("mean_difference", "ccs")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One way to steer. `start`: the first edited layer as a share of the depth; `count`: edited layers from there.
+
+    `open_share`: with the cosine gate, the share of the tune questions that are steered: those that agree most with
+    their users' directions.
+    """
+
+    direction: str
+    general: str
+    shrink: float
+    edit: str
+    site: str
+    scope: str
+    alpha_personal: float
+    alpha_general: float
+    start: float
+    count: int
+    gate: str
+    open_share: float
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """The edited layers of a model with so many."""
+        first = min(int(self.start * depth), depth - 1)
+        return tuple(range(first, min(first + self.count, depth)))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What steering takes from the tune users: `pooled`, `general` float32 [L, d], `norms` [L], and a threshold."""
+
+    pooled: NDArray[np.float32]
+    general: NDArray[np.float32]
+    norms: NDArray[np.float32]
+    threshold: float
+
+    def listed(self, layers: Sequence[int]) -> dict[str, Any]:
+        """JSON-able: the edited layers and the one before them, which the gate reads."""
+        kept = sorted({max(0, min(layers) - 1), *layers})
+        rounded = {name: getattr(self, name)[kept].tolist() for name in ("pooled", "general", "norms")}
+        return {"layers": kept, "depth": len(self.norms), "threshold": self.threshold, **rounded}
+
+    @classmethod
+    def from_listed(cls, listed: Mapping[str, Any]) -> Learned:
+        """What `listed` wrote; zero at the other layers."""
+        arrays = []
+        for name in ("pooled", "general", "norms"):
+            values = np.array(listed[name], dtype=np.float32)
+            full = np.zeros((listed["depth"], *values.shape[1:]), dtype=np.float32)
+            full[listed["layers"]] = values
+            arrays.append(full)
+        return cls(arrays[0], arrays[1], arrays[2], float(listed["threshold"]))
+
+
+class UserSteering:
+    """The questions of one data set, ready to be steered."""
+
+    def __init__(
+        self, scorer: CachedScorer, dataset: Dataset, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        self.scorer, self.dataset, self.progress = scorer, dataset, progress
+        self._directions: dict[str, NDArray[np.float32]] = {}
+
+    @cached_property
+    def pairs(self) -> dict[str, list[Pairs]]:
+        """user -> states of the history items at each layer; users without history are left out."""
+        personal, neutral, owners = [], [], []
+        for user, question in {q.user_id: q for q in self.dataset.questions}.items():
+            recent = question.history[-HISTORY_ITEMS:]
+            for item in recent:
+                others = [other for other in recent if other is not item]
+                alone = prompt_about(self.dataset.task, question, item.text)
+                neutral.append(alone)
+                personal.append(history_text(self.dataset.task, others) + alone)
+                owners.append(user)
+        if not owners:
+            return {}
+        states = self.scorer.last_states([*personal, *neutral], self.progress)
+        with_history, without = states[: len(owners)], states[len(owners) :]
+        rows: dict[str, list[int]] = {}
+        for row, owner in enumerate(owners):
+            rows.setdefault(owner, []).append(row)
+        return {
+            user: [Pairs(with_history[own, layer], without[own, layer]) for layer in range(states.shape[1])]
+            for user, own in rows.items()
+        }
+
+    @cached_property
+    def questions(self) -> SteeredScorer:
+        """The questions, with the states that their trials start from."""
+        return SteeredScorer(
+            self.scorer.backbone,
+            [prompt(self.dataset.task, q) for q in self.dataset.questions],
+            continuations(self.dataset.labels),
+            self.scorer.folder.parent / "states",
+            self.scorer.identity,
+        )
+
+    def learn(self, settings: Settings) -> Learned:
+        """Pooled and general directions, norms and the gate's threshold of these users."""
+        pooled = self._own(settings.direction).mean(axis=0)
+        neutral = [np.concatenate([layers[i].neutral for layers in self.pairs.values()]) for i in range(len(pooled))]
+        norms = np.array([np.linalg.norm(states, axis=1).mean() for states in neutral], dtype=np.float32)
+        general = unit(self._own("mean_difference").mean(axis=0))
+        if settings.general == "ccs":
+            for layer in settings.layers(len(pooled)):
+                personal = np.concatenate([layers[layer].personal for layers in self.pairs.values()])
+                general[layer] = ccs(personal, neutral[layer])[0]
+        learned = Learned(pooled, general, norms, PRODUCT_THRESHOLD)
+        if settings.gate != "cosine":
+            return learned
+        vectors = self._vectors(settings, learned)
+        values, known = self._gate_values(settings, vectors)
+        threshold = float(np.quantile(values[known], 1 - settings.open_share)) if known.any() else 0.0
+        return Learned(pooled, general, norms, threshold)
+
+    def scores(self, settings: Settings, learned: Learned) -> SteeredTable:
+        """The steered table; users without history are not steered."""
+        vectors = self._vectors(settings, learned)
+        values, known = self._gate_values(settings, vectors)
+        gates = known if settings.gate == "none" else known & (values >= learned.threshold)
+        depth = len(learned.norms)
+        edit = Edit(
+            settings.layers(depth), settings.edit, settings.site, settings.alpha_personal, settings.alpha_general
+        )
+        users, _ = self._users(vectors)
+        return self.questions.table(vectors, edit, users, gates.astype(np.float32), settings.scope)
+
+    def _own(self, kind: str) -> NDArray[np.float32]:
+        if kind not in self._directions:
+            self._directions[kind] = personal_directions(self.pairs, kind)
+        return self._directions[kind]
+
+    def _vectors(self, settings: Settings, learned: Learned) -> SteeringVectors:
+        if not self.pairs:
+            nobody = np.zeros((1, *learned.pooled.shape), dtype=np.float32)
+            return SteeringVectors(("",), nobody, learned.general, learned.norms)
+        items = np.array([len(layers[0].neutral) for layers in self.pairs.values()])
+        personal = shrunk(self._own(settings.direction), items, learned.pooled, settings.shrink)
+        return SteeringVectors(tuple(self.pairs), personal, learned.general, learned.norms)
+
+    def _users(self, vectors: SteeringVectors) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The vectors of each question, and whether there are any."""
+        index = {user: i for i, user in enumerate(vectors.users)}
+        found = np.array([index.get(q.user_id, -1) for q in self.dataset.questions])
+        return np.maximum(found, 0), found >= 0
+
+    def _gate_values(
+        self, settings: Settings, vectors: SteeringVectors
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """What the gate compares with its threshold, for each question, and whether its user has a direction."""
+        users, known = self._users(vectors)
+        layers = settings.layers(len(vectors.norms))
+        if settings.gate == "product":
+            scaled = settings.alpha_personal * vectors.personal[users, layers[0]]
+            return product_gate(scaled, settings.alpha_general * vectors.general[layers[0]]), known
+        if settings.gate == "none":
+            return np.ones(len(users)), known
+        at = max(0, layers[0] - (settings.site == "mlp"))
+        return cosine_gate(self.questions.last_states(at), vectors.personal[users, at]), known
