@@ -19,6 +19,7 @@ from torch import Tensor
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError, UnavailableError
+from personalization.files import sha256_of
 from personalization.methods.steering import Edit, EditedTokens, Firings, SteeringVectors, steered
 from personalization.scoring.packed import Packed
 from personalization.scoring.passes import next_batch
@@ -103,6 +104,7 @@ class SteeredScorer:
         self._batches: dict[str, Batches] = {}
         self._key = {
             "identity": identity,
+            "code": sha256_of(Path(__file__)),
             "attention": self.model.config._attn_implementation,
             "prompts": list(prompts),
             "continuations": list(continuations),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from personalization.backbones.cached import CachedScorer
 from personalization.data.prompts import continuations, history_text, prompt, prompt_about
 from personalization.data.records import Dataset
+from personalization.errors import DataError
 from personalization.methods.directions import Pairs, ccs, personal_directions, shrunk, unit
 from personalization.methods.steered_scorer import SteeredScorer, SteeredTable
 from personalization.methods.steering import Edit, SteeringVectors, cosine_gate, product_gate
@@ -128,7 +129,9 @@ class UserSteering:
         )
 
     def learn(self, settings: Settings) -> Learned:
-        """Pooled and general directions, norms and the gate's threshold of these users."""
+        """Pooled and general directions, norms and the gate's threshold of these users; DataError without histories."""
+        if not self.pairs:
+            raise DataError("steering needs histories, and none of the tune users has any; use objective: calibration")
         pooled = self._own(settings.direction).mean(axis=0)
         neutral = [np.concatenate([layers[i].neutral for layers in self.pairs.values()]) for i in range(len(pooled))]
         norms = np.array([np.linalg.norm(states, axis=1).mean() for states in neutral], dtype=np.float32)

@@ -1,0 +1,101 @@
+"""From histories to steered scores."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from personalization.backbones.cached import CachedScorer
+from personalization.data.demo.world import make_world
+from personalization.data.records import Dataset
+from personalization.errors import DataError
+from personalization.methods.user_steering import HISTORY_ITEMS, Learned, Settings, UserSteering
+
+SETTINGS = Settings(
+    direction="mean_difference",
+    general="mean_difference",
+    shrink=1.0,
+    edit="additive",
+    site="block",
+    scope="last",
+    alpha_personal=1.0,
+    alpha_general=0.2,
+    start=0.5,
+    count=1,
+    gate="none",
+    open_share=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(7, users=12, questions_per_user=2).dataset
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model, tmp_path_factory):
+    return CachedScorer(str(tiny_model), tmp_path_factory.mktemp("cache") / "scores")
+
+
+@pytest.fixture
+def steering(scorer, world):
+    return UserSteering(scorer, world)
+
+
+def without_history(world: Dataset, user: str) -> Dataset:
+    questions = tuple(replace(q, history=()) if q.user_id == user else q for q in world.questions)
+    return Dataset(world.task, world.labels, questions)
+
+
+def test_every_user_has_pairs_of_the_latest_items_at_every_layer(steering, world):
+    histories = {q.user_id: q.history for q in world.questions}
+    assert set(steering.pairs) == set(histories)
+    for user, layers in steering.pairs.items():
+        assert len(layers) == 2
+        assert all(pairs.personal.shape == (min(HISTORY_ITEMS, len(histories[user])), 32) for pairs in layers)
+        assert not np.allclose(layers[1].personal, layers[1].neutral)
+
+
+def test_a_user_without_history_is_not_steered_and_the_others_are(steering, scorer, world):
+    user = world.questions[0].user_id
+    learned = steering.learn(SETTINGS)
+    plain = steering.scores(replace(SETTINGS, alpha_personal=0.0, alpha_general=0.0), learned).scores
+    lacking = UserSteering(scorer, without_history(world, user)).scores(SETTINGS, learned).scores
+    own = np.array([q.user_id == user for q in world.questions])
+    assert (lacking[own] == plain[own]).all()
+    assert (lacking[~own] != plain[~own]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_the_cosine_gate_opens_for_the_share_that_agrees_most(steering, share):
+    settings = replace(SETTINGS, gate="cosine", open_share=share)
+    learned = steering.learn(settings)
+    moved = steering.scores(settings, learned).firings.tokens
+    everyone = steering.scores(SETTINGS, learned).firings.tokens
+    assert moved / everyone == pytest.approx(share, abs=0.05)
+
+
+def test_the_edits_length_is_alpha_times_the_norm_of_the_states(steering):
+    settings = replace(SETTINGS, alpha_general=0.0, alpha_personal=0.7)
+    table = steering.scores(settings, steering.learn(settings))
+    assert table.firings.mean_relative_edit == pytest.approx(0.7, rel=0.25)
+
+
+def test_what_was_learned_survives_a_config(steering):
+    learned = steering.learn(SETTINGS)
+    again = Learned.from_listed(learned.listed(SETTINGS.layers(2)))
+    assert (steering.scores(SETTINGS, again).scores == steering.scores(SETTINGS, learned).scores).all()
+
+
+def test_the_general_direction_may_come_from_ccs(steering):
+    settings = replace(SETTINGS, general="ccs")
+    learned = steering.learn(settings)
+    (layer,) = settings.layers(2)
+    assert np.linalg.norm(learned.general[layer]) == pytest.approx(1, abs=1e-5)
+    assert not np.allclose(learned.general[layer], steering.learn(SETTINGS).general[layer])
+
+
+def test_tune_users_without_any_history_are_named(scorer, world):
+    bare = Dataset(world.task, world.labels, tuple(replace(q, history=()) for q in world.questions))
+    with pytest.raises(DataError, match="none of the tune users has any"):
+        UserSteering(scorer, bare).learn(SETTINGS)
