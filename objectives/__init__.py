@@ -45,6 +45,9 @@ class Objective(Protocol):
     def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
         """Measure these parameters on one part of the data."""
 
+    def observed(self, params: Any) -> dict[str, float]:
+        """What the method did on the tune users, beyond its predictions; stored with the trial's metrics."""
+
     def deployment(self, params: Any) -> dict[str, Any]:
         """JSON-able: all that serving these parameters needs besides the model."""
 

@@ -99,6 +99,10 @@ class Calibration:
                 report(step, accuracy(log_probs[rows], predicted[rows], scored.gold[rows]))
         return Evaluation(scored.dataset.labels, scored.question_ids, scored.user_ids, scored.gold, log_probs, modes)
 
+    def observed(self, params: Any) -> dict[str, float]:  # noqa: ARG002
+        """Nothing: the predictions say it all."""
+        return {}
+
     def deployment(self, params: Any) -> dict[str, Any]:
         """Method, parameters and prior tables."""
         dataset = self._splits.tune

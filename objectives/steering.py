@@ -19,6 +19,7 @@ from objectives.calibration import Calibration, _listed, _Part
 from personalization.data.splits import Splits
 from personalization.methods.calibration import Calibrated, calibrate
 from personalization.methods.priors import log_mean_probability
+from personalization.methods.steered_scorer import SteeredTable
 from personalization.methods.user_steering import Learned, Settings, UserSteering
 
 KEPT_TABLES = 64
@@ -35,7 +36,7 @@ class Steering(Calibration):
         super().__init__(splits, scorer, progress)
         self._users: dict[str, UserSteering] = {}
         self._learned: OrderedDict[Settings, Learned] = OrderedDict()
-        self._tables: OrderedDict[tuple[str, Settings], NDArray[np.float32]] = OrderedDict()
+        self._tables: OrderedDict[tuple[str, Settings], SteeredTable] = OrderedDict()
 
     def _apply(self, part: _Part, params: Any) -> Calibrated:
         scores, tables = self._scores(part.name, params), self.tables
@@ -47,13 +48,27 @@ class Steering(Calibration):
     def _scores(self, part: str, params: Any) -> NDArray[np.float32]:
         if not _steers(params):
             return self._part(part).scores
-        settings = Settings(**{name: getattr(params, name) for name in STEERING})
+        return self._steered(part, _settings(params)).scores
+
+    def _steered(self, part: str, settings: Settings) -> SteeredTable:
         if (part, settings) not in self._tables:
-            table = self._steering(part).scores(settings, self._learn(settings)).scores
-            self._tables[part, settings] = table
+            self._tables[part, settings] = self._steering(part).scores(settings, self._learn(settings))
             if len(self._tables) > KEPT_TABLES:
                 self._tables.popitem(last=False)
         return self._tables[part, settings]
+
+    def observed(self, params: Any) -> dict[str, float]:
+        """Hook calls a layer, the share of questions steered, mean ||edit|| / ||h||, and the largest score change."""
+        if not _steers(params):
+            return {}
+        table, plain = self._steered("tune", _settings(params)), self._part("tune").scores
+        moved = np.abs(table.scores - plain)
+        return {
+            "steering_hook_calls": float(max(table.firings.calls.values())),
+            "steering_steered_share": float(table.steered.mean()),
+            "steering_relative_edit": table.firings.mean_relative_edit,
+            "steering_largest_score_change": float(moved.max()),
+        }
 
     def _learn(self, settings: Settings) -> Learned:
         if settings not in self._learned:
@@ -72,7 +87,7 @@ class Steering(Calibration):
         """That of the calibration, and what steering learned from the tune users."""
         config = super().deployment(params)
         if _steers(params):
-            settings = Settings(**{name: getattr(params, name) for name in STEERING})
+            settings = _settings(params)
             learned = self._learn(settings)
             bias = log_mean_probability(self._scores("tune", params))
             config["priors"]["log_model"]["batch"] = _listed(bias)
@@ -89,6 +104,10 @@ class Steering(Calibration):
         points = [{**plain, **point} for point in super().warm_start()]
         edits = [{"alpha_personal": 1.0, "start": start} for start in (0.34, 0.51, 0.67)]
         return [*points, *({**points[-1], **edit} for edit in edits if points)]
+
+
+def _settings(params: Any) -> Settings:
+    return Settings(**{name: getattr(params, name) for name in STEERING})
 
 
 def _steers(params: Any) -> bool:

@@ -104,7 +104,7 @@ class TrialRunner:
                 duplicate, metrics = self.measured[key]
             else:
                 evaluation = self.objective.evaluate(params, report=self._report(trial))
-                metrics = all_metrics(evaluation, self.baseline)
+                metrics = {**all_metrics(evaluation, self.baseline), **self.objective.observed(params)}
                 self.measured[key] = (trial.number, metrics)
             values = [_finite(name, metrics[name]) for name in self.optimize]
             violations = {c.metric: c.violation(_finite(c.metric, metrics[c.metric])) for c in self.constraints}

@@ -36,9 +36,10 @@ SCOPES = ("all", "last")
 
 
 class SteeredTable(NamedTuple):
-    """`scores` float32 [n, K], and what the hooks did."""
+    """`scores` float32 [n, K], which questions were steered, bool [n], and what the hooks did."""
 
     scores: NDArray[np.float32]
+    steered: NDArray[np.bool_]
     firings: Firings
 
 
@@ -141,7 +142,7 @@ class SteeredScorer:
                 total.calls[layer] += calls
             total.tokens += firings.tokens
             total.relative += firings.relative
-        return SteeredTable(out, total)
+        return SteeredTable(out, gates != 0, total)
 
     def batches(self, scope: str) -> Batches:
         """The batches of a scope; the trunk that they share is run at once, without steering."""

@@ -92,6 +92,15 @@ def test_a_trial_costs_no_scoring_and_repeats_exactly(name, objective, scorer):
     assert scorer.calls == calls
 
 
+def test_what_is_observed_are_finite_numbers(name, objective):
+    for params in [load_space(name).BASELINE, *some_params(name)]:
+        observed = objective.observed(params)
+        assert all(isinstance(value, float) and np.isfinite(value) for value in observed.values())
+        if name == "steering":
+            assert bool(observed) == (params != load_space(name).BASELINE)
+            assert observed.get("steering_steered_share", 0) <= 1
+
+
 def test_parts_are_measured_on_their_own_users(name, objective, world):
     splits = split_users(world.dataset)
     for part in ("tune", "select", "confirm"):
