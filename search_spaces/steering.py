@@ -20,7 +20,7 @@ SPACE: dict[str, BaseDistribution] = {
     "alpha_personal": FloatDistribution(0.0, 2.0),
     "alpha_general": FloatDistribution(-1.0, 1.0),
     "start": FloatDistribution(0.0, 1.0),
-    "count": IntDistribution(1, 3),
+    "count": IntDistribution(1, 8),
     "gate": CategoricalDistribution(["none", "cosine", "product"]),
     "open_share": FloatDistribution(0.1, 1.0),
     **calibration.SPACE,

@@ -18,7 +18,7 @@ def test_presets_are_valid_and_named_after_their_file(name):
 
 def test_the_presets_are_there():
     demos = ["demo", "demo-null", "demo-null-steering", "demo-pareto", "demo-steering"]
-    assert presets() == [*demos, "sweep-global", "sweep-user"]
+    assert presets() == [*demos, "sweep-global", "sweep-steering", "sweep-user"]
 
 
 @pytest.mark.parametrize(
