@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from personalization.evaluation import Evaluation
-from personalization.methods.user_steering import UserSteering
+from personalization.methods.steering import SteeringVectors
 from studies.runner import run_study
 from studies.selection import choose, feasible_on_select, shortlist
 from studies.spec import load_spec
@@ -36,15 +36,18 @@ def chosen(preset: str, home: Path, trials: int) -> tuple[Any, Any, Evaluation]:
     return opened, params, opened.objective.evaluate(params, "confirm")
 
 
-def controlled(opened: Any, params: Any, own: Any) -> Evaluation:
-    """The same steering with other directions: `own` changes float32 [U, L, d] as it came from the histories."""
-    real = UserSteering._own
-    UserSteering._own = lambda self, kind: own(real(self, kind))
-    try:
-        fresh = open_study(opened.spec, opened.home)
-        return fresh.objective.evaluate(params, "confirm")
-    finally:
-        UserSteering._own = real
+def controlled(opened: Any, params: Any, change: Any) -> Evaluation:
+    """The same steering with other personal directions [H, L, d] for the confirm users; nothing is learned anew."""
+    objective = open_study(opened.spec, opened.home).objective
+    steering = objective._steering("confirm")
+    real = steering._vectors
+
+    def changed(settings: Any, learned: Any) -> SteeringVectors:
+        vectors = real(settings, learned)
+        return replace(vectors, personal=change(vectors.personal))
+
+    steering._vectors = changed
+    return objective.evaluate(params, "confirm")
 
 
 def at_random(directions: np.ndarray) -> np.ndarray:

@@ -108,7 +108,7 @@ class Deployment:
 
     def _scores(self, dataset: Dataset) -> NDArray[np.float32]:
         """The model's label scores, steered where the config says so."""
-        if "steering" in self.config:
+        if "steering" in self.config and dataset.questions:
             from personalization.methods.user_steering import Learned, Settings, UserSteering
 
             settings = Settings(**{field.name: self.config["params"][field.name] for field in fields(Settings)})

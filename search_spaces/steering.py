@@ -70,7 +70,8 @@ def decode(raw: Mapping[str, Any]) -> Params:
     values = {**raw, **_calibration(raw)}
     if values["alpha_general"] == 0:
         values["general"] = _NONE["general"]
-    if values["alpha_personal"] == 0 and values["alpha_general"] == 0:
+    shut = values["gate"] == "product" and (values["alpha_general"] <= 0 or values["alpha_personal"] == 0)
+    if shut or (values["alpha_personal"] == 0 and values["alpha_general"] == 0):
         values |= _NONE
     if values["gate"] != "cosine":
         values["open_share"] = _NONE["open_share"]

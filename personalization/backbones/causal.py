@@ -16,6 +16,7 @@ from personalization.errors import DataError, UnavailableError
 from personalization.scoring.last_states import LastStates
 from personalization.scoring.packed import Packed
 from personalization.scoring.passes import Progress, TokenBudget, score_all
+from personalization.scoring.plain import Candidates
 from personalization.scoring.resume import decoder_layers
 from personalization.scoring.routes import Router
 from personalization.scoring.rows import Tokens
@@ -101,14 +102,21 @@ class CausalBackbone:
         Raises UnavailableError for a model that cannot take packed rows.
         """
         heads = [self.fit(head, 1) for head in self.encoder.heads(prompts)]
-        ((_, route),) = self.router.routes(heads, [[0]])
-        if not isinstance(route, Packed):
-            raise UnavailableError(f"hidden states are read from packed rows, which {self.name} models cannot take")
+        route = self.packed(heads, [[0]])
         layers = decoder_layers(self.model)
         out = np.empty((len(prompts), len(layers), self.width), dtype=np.float32)
         scores = np.full((len(prompts), 1), np.nan, dtype=np.float32)
         score_all(LastStates(route, layers, out), scores, self.budget, None, progress)
         return out
+
+    def packed(self, heads: Sequence[Tokens], candidates: Candidates) -> Packed:
+        """The route of packed rows; UnavailableError where the model cannot take all of these prompts in it."""
+        (_, route), *others = self.router.routes(heads, candidates)
+        if others or not isinstance(route, Packed):
+            raise UnavailableError(
+                f"hidden states are read from packed rows, which {self.name} models cannot take here"
+            )
+        return route
 
     def fit(self, prompt: Tokens, longest_candidate: int) -> Tokens:
         """Cut the beginning of a prompt, where the history stands, until the row fits; a leading BOS stays."""

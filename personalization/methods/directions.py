@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ Floats = NDArray[np.float32]
 
 HALF_LIFE = 4
 """Items after which an item weighs half as much in `preference`."""
+NOISE = 1e-4
+"""Differences of states below this share of their length are rounding."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,10 @@ class Pairs:
 
 
 def mean_difference(pairs: Pairs) -> Floats:
-    """mean(P - N), [d]."""
-    return np.asarray((pairs.personal - pairs.neutral).mean(axis=0), dtype=np.float32)
+    """mean(P - N), [d]; zero where it is no longer than the rounding of the states."""
+    found = np.asarray((pairs.personal - pairs.neutral).mean(axis=0), dtype=np.float32)
+    rounding = NOISE * np.linalg.norm(pairs.neutral, axis=1).mean()
+    return found if np.linalg.norm(found) > rounding else np.zeros_like(found)
 
 
 def svd(pairs: Pairs) -> Floats:
@@ -61,8 +66,8 @@ DIRECTIONS = {"mean_difference": mean_difference, "svd": svd, "preference": pref
 """name -> direction [d] of one user at one layer."""
 
 
-def personal_directions(pairs: Mapping[str, list[Pairs]], kind: str) -> NDArray[np.float32]:
-    """Directions float32 [U, L, d], as long as they were found, of users -> pairs a layer."""
+def personal_directions(pairs: Mapping[Any, list[Pairs]], kind: str) -> NDArray[np.float32]:
+    """Directions float32 [U, L, d], as long as they were found, of histories -> pairs a layer."""
     estimate = DIRECTIONS[kind]
     return np.stack([[estimate(layer) for layer in layers] for layers in pairs.values()])
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from personalization.backbones.causal import CausalBackbone
-from personalization.errors import DataError, UnavailableError
+from personalization.errors import DataError
 from personalization.files import sha256_of
 from personalization.methods.steering import Edit, EditedTokens, Firings, SteeringVectors, steered
-from personalization.scoring.packed import Packed
+from personalization.scoring.packed import MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
 from personalization.scoring.resume import captured_output, decoder_layers, resumed_after, returns_tuples
@@ -92,9 +92,9 @@ class SteeredScorer:
             raise DataError("steering needs labels whose tokens are the same behind every prompt; end prompts alike")
         self.model, self.folder = backbone.model, folder
         heads = [backbone.fit(head, max(map(len, tails[0]))) for head in heads]
-        ((_, route),) = backbone.router.routes(heads, tails[0])
-        if not isinstance(route, Packed) or len(route.trees) > 1:
-            raise UnavailableError(f"steering needs packed rows, which {backbone.name} models cannot take")
+        route = backbone.packed(heads, tails[0])
+        if len(route.trees) > 1:
+            raise DataError(f"steering takes labels of at most {MOST_NODES} tokens together")
         self.layers = decoder_layers(self.model, layers)
         self.tuples = returns_tuples(self.model, self.layers)
         self.tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])

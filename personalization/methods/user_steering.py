@@ -1,8 +1,10 @@
 """Steered scores of a data set's questions: history -> directions -> edit -> table.
 
-A user's last `HISTORY_ITEMS` items are asked in the manner of the user's own question, once with the other items in
-front (personal) and once alone (neutral); see `directions`. What is learned from all users together (pooled direction,
-general direction, residual norms, gate threshold) is learned on the tune users and goes with a deployment.
+The last `HISTORY_ITEMS` items of a question's history are asked in the manner of the question, once with the other
+items in front (personal) and once alone (neutral); see `directions`. The direction comes from the history that comes
+with the question, so an answer does not depend on what else is asked; an item that is the question itself is left out.
+What is learned from all users together (pooled direction, general direction, residual norms, gate threshold) is learned
+on the tune users and goes with a deployment.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.prompts import continuations, history_text, prompt, prompt_about
-from personalization.data.records import Dataset
+from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.errors import DataError
 from personalization.methods.directions import Pairs, ccs, personal_directions, shrunk, unit
 from personalization.methods.steered_scorer import SteeredScorer, SteeredTable
@@ -28,6 +30,8 @@ PRODUCT_THRESHOLD = 0.022
 """The second report's threshold for the product gate."""
 GATES = ("none", "cosine", "product")
 GENERAL = ("mean_difference", "ccs")
+
+History = tuple[HistoryItem, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,11 @@ class Learned:
         return cls(arrays[0], arrays[1], arrays[2], float(listed["threshold"]))
 
 
+def _recent(question: Question) -> History:
+    """The latest items of a question's history, without one that is the question itself."""
+    return tuple(item for item in question.history if item.text not in question.text)[-HISTORY_ITEMS:]
+
+
 class UserSteering:
     """The questions of one data set, ready to be steered."""
 
@@ -94,27 +103,26 @@ class UserSteering:
         self._directions: dict[str, NDArray[np.float32]] = {}
 
     @cached_property
-    def pairs(self) -> dict[str, list[Pairs]]:
-        """user -> states of the history items at each layer; users without history are left out."""
+    def pairs(self) -> dict[History, list[Pairs]]:
+        """history -> states of its items at each layer; a history of fewer than two items has nothing to compare."""
         personal, neutral, owners = [], [], []
-        for user, question in {q.user_id: q for q in self.dataset.questions}.items():
-            recent = question.history[-HISTORY_ITEMS:]
-            for item in recent:
+        for recent, question in {_recent(q): q for q in self.dataset.questions}.items():
+            for item in recent if len(recent) > 1 else ():
                 others = [other for other in recent if other is not item]
                 alone = prompt_about(self.dataset.task, question, item.text)
                 neutral.append(alone)
                 personal.append(history_text(self.dataset.task, others) + alone)
-                owners.append(user)
+                owners.append(recent)
         if not owners:
             return {}
         states = self.scorer.last_states([*personal, *neutral], self.progress)
         with_history, without = states[: len(owners)], states[len(owners) :]
-        rows: dict[str, list[int]] = {}
+        rows: dict[History, list[int]] = {}
         for row, owner in enumerate(owners):
             rows.setdefault(owner, []).append(row)
         return {
-            user: [Pairs(with_history[own, layer], without[own, layer]) for layer in range(states.shape[1])]
-            for user, own in rows.items()
+            recent: [Pairs(with_history[own, layer], without[own, layer]) for layer in range(states.shape[1])]
+            for recent, own in rows.items()
         }
 
     @cached_property
@@ -131,7 +139,7 @@ class UserSteering:
     def learn(self, settings: Settings) -> Learned:
         """Pooled and general directions, norms and the gate's threshold of these users; DataError without histories."""
         if not self.pairs:
-            raise DataError("steering needs histories, and none of the tune users has any; use objective: calibration")
+            raise DataError("steering needs histories, and no tune user has two items; use objective: calibration")
         pooled = self._own(settings.direction).mean(axis=0)
         neutral = [np.concatenate([layers[i].neutral for layers in self.pairs.values()]) for i in range(len(pooled))]
         norms = np.array([np.linalg.norm(states, axis=1).mean() for states in neutral], dtype=np.float32)
@@ -145,7 +153,7 @@ class UserSteering:
             return learned
         vectors = self._vectors(settings, learned)
         values, known = self._gate_values(settings, vectors)
-        threshold = float(np.quantile(values[known], 1 - settings.open_share)) if known.any() else 0.0
+        threshold = float(np.quantile(values[known], 1 - settings.open_share))
         return Learned(pooled, general, norms, threshold)
 
     def scores(self, settings: Settings, learned: Learned) -> SteeredTable:
@@ -157,7 +165,7 @@ class UserSteering:
         edit = Edit(
             settings.layers(depth), settings.edit, settings.site, settings.alpha_personal, settings.alpha_general
         )
-        users, _ = self._users(vectors)
+        users, _ = self._users()
         return self.questions.table(vectors, edit, users, gates.astype(np.float32), settings.scope)
 
     def _own(self, kind: str) -> NDArray[np.float32]:
@@ -171,19 +179,20 @@ class UserSteering:
             return SteeringVectors(("",), nobody, learned.general, learned.norms)
         items = np.array([len(layers[0].neutral) for layers in self.pairs.values()])
         personal = shrunk(self._own(settings.direction), items, learned.pooled, settings.shrink)
-        return SteeringVectors(tuple(self.pairs), personal, learned.general, learned.norms)
+        names = tuple(f"{recent[0].id} to {recent[-1].id}" for recent in self.pairs)
+        return SteeringVectors(names, personal, learned.general, learned.norms)
 
-    def _users(self, vectors: SteeringVectors) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _users(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The vectors of each question, and whether there are any."""
-        index = {user: i for i, user in enumerate(vectors.users)}
-        found = np.array([index.get(q.user_id, -1) for q in self.dataset.questions])
+        index = {recent: i for i, recent in enumerate(self.pairs)}
+        found = np.array([index.get(_recent(q), -1) for q in self.dataset.questions])
         return np.maximum(found, 0), found >= 0
 
     def _gate_values(
         self, settings: Settings, vectors: SteeringVectors
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """What the gate compares with its threshold, for each question, and whether its user has a direction."""
-        users, known = self._users(vectors)
+        users, known = self._users()
         layers = settings.layers(len(vectors.norms))
         if settings.gate == "product":
             scaled = settings.alpha_personal * vectors.personal[users, layers[0]]

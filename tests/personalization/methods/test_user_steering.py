@@ -48,11 +48,10 @@ def without_history(world: Dataset, user: str) -> Dataset:
 
 
 def test_every_user_has_pairs_of_the_latest_items_at_every_layer(steering, world):
-    histories = {q.user_id: q.history for q in world.questions}
-    assert set(steering.pairs) == set(histories)
-    for user, layers in steering.pairs.items():
+    assert set(steering.pairs) == {q.history[-HISTORY_ITEMS:] for q in world.questions}
+    for recent, layers in steering.pairs.items():
         assert len(layers) == 2
-        assert all(pairs.personal.shape == (min(HISTORY_ITEMS, len(histories[user])), 32) for pairs in layers)
+        assert all(pairs.personal.shape == (len(recent), 32) for pairs in layers)
         assert not np.allclose(layers[1].personal, layers[1].neutral)
 
 
@@ -64,6 +63,34 @@ def test_a_user_without_history_is_not_steered_and_the_others_are(steering, scor
     own = np.array([q.user_id == user for q in world.questions])
     assert (lacking[own] == plain[own]).all()
     assert (lacking[~own] != plain[~own]).any(axis=1).all()
+
+
+def test_a_question_is_steered_by_its_own_history_whatever_else_is_asked(steering, scorer, world):
+    learned = steering.learn(SETTINGS)
+    first, second = world.questions[:2]
+    assert first.user_id == second.user_id
+    alone = UserSteering(scorer, Dataset(world.task, world.labels, (first,))).scores(SETTINGS, learned).scores[0]
+    for history in ((), second.history[:3], second.history):
+        both = Dataset(world.task, world.labels, (first, replace(second, history=history)))
+        assert np.abs(UserSteering(scorer, both).scores(SETTINGS, learned).scores[0] - alone).max() <= 1e-5
+
+
+def test_an_item_that_is_the_question_itself_tells_nothing(steering, scorer, world):
+    learned = steering.learn(SETTINGS)
+    question = world.questions[0]
+    same = replace(question.history[0], text=question.text.rsplit(": ", 1)[-1], label=world.labels[3])
+    tables = [
+        UserSteering(scorer, Dataset(world.task, world.labels, (replace(question, history=history),)))
+        for history in (question.history, (*question.history, same))
+    ]
+    plain, told = (table.scores(SETTINGS, learned).scores for table in tables)
+    assert (plain == told).all()
+
+
+def test_one_item_is_no_direction(steering, scorer, world):
+    learned = steering.learn(SETTINGS)
+    bare = Dataset(world.task, world.labels, tuple(replace(q, history=q.history[:1]) for q in world.questions))
+    assert not UserSteering(scorer, bare).scores(SETTINGS, learned).steered.any()
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
@@ -97,5 +124,5 @@ def test_the_general_direction_may_come_from_ccs(steering):
 
 def test_tune_users_without_any_history_are_named(scorer, world):
     bare = Dataset(world.task, world.labels, tuple(replace(q, history=()) for q in world.questions))
-    with pytest.raises(DataError, match="none of the tune users has any"):
+    with pytest.raises(DataError, match="none of the tune users has two items"):
         UserSteering(scorer, bare).learn(SETTINGS)
