@@ -124,5 +124,5 @@ def test_the_general_direction_may_come_from_ccs(steering):
 
 def test_tune_users_without_any_history_are_named(scorer, world):
     bare = Dataset(world.task, world.labels, tuple(replace(q, history=()) for q in world.questions))
-    with pytest.raises(DataError, match="none of the tune users has two items"):
+    with pytest.raises(DataError, match="no tune user has two items"):
         UserSteering(scorer, bare).learn(SETTINGS)
