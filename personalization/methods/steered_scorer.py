@@ -142,6 +142,8 @@ class SteeredScorer:
                 total.calls[layer] += calls
             total.tokens += firings.tokens
             total.relative += firings.relative
+        if not np.isfinite(out).all():
+            raise DataError("a steered score is not finite; give smaller strengths, or another dtype")
         return SteeredTable(out, gates != 0, total)
 
     def batches(self, scope: str) -> Batches:

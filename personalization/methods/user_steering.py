@@ -132,7 +132,7 @@ class UserSteering:
             self.scorer.backbone,
             [prompt(self.dataset.task, q) for q in self.dataset.questions],
             continuations(self.dataset.labels),
-            self.scorer.folder.parent / "states",
+            self.scorer.folder / "states",
             self.scorer.identity,
         )
 

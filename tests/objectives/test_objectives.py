@@ -139,6 +139,11 @@ def test_deployment_answers_as_the_trial_did(name, objective, world, scorer):
         assert [a.prior_mode for a in answers] == list(evaluation.prior_modes)
 
 
+def test_nothing_to_answer_is_answered_by_nothing(name, objective, scorer):
+    for params in some_params(name):
+        assert Deployment({**objective.deployment(params), "fallback": {}}, scorer).predict([]) == []
+
+
 def test_warm_start_is_inside_the_space(name, objective):
     for raw in objective.warm_start():
         assert set(raw) == set(load_space(name).SPACE)

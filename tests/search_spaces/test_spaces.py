@@ -79,3 +79,10 @@ def test_wrong_overrides_are_one_line(override, message):
     with pytest.raises(ValueError, match="space") as caught:
         overridden(calibration_space.SPACE, override)
     assert message in str(caught.value)
+
+
+def test_a_product_gate_that_cannot_open_is_no_steering():
+    space = load_space("steering")
+    raw = asdict(space.BASELINE) | {"gate": "product", "alpha_personal": 1.0, "alpha_general": -0.5, "start": 0.7}
+    assert space.decode(raw) == space.BASELINE
+    assert space.decode(raw | {"alpha_general": 0.5}) != space.BASELINE

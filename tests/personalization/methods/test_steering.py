@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from personalization.backbones.causal import CausalBackbone
-from personalization.errors import DataError
+from personalization.errors import DataError, UnavailableError
 from personalization.methods.directions import DIRECTIONS, Pairs, ccs, personal_directions, shrunk, svd
 from personalization.methods.steered_scorer import SteeredScorer
 from personalization.methods.steering import (
@@ -168,6 +168,21 @@ def test_resuming_is_bit_equal_to_the_whole_model(backbones, architecture, kind,
     assert (scorer.batches(scope).route.trunk > 0) == (scope == "last")
 
 
+@pytest.mark.parametrize("architecture", ["bloom", "mamba"])
+def test_a_model_without_packed_rows_is_refused_by_name(architecture, tmp_path):
+    backbone = CausalBackbone(make_model(architecture), make_tokenizer(bos=True))
+    with pytest.raises(UnavailableError, match=f"packed rows, which {architecture} models cannot take"):
+        SteeredScorer(backbone, PROMPTS, LABELS, tmp_path, "tiny")
+
+
+def test_rows_with_moving_rotary_positions_are_refused(tmp_path):
+    model = make_model("llama")
+    model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 40}
+    backbone = CausalBackbone(model, make_tokenizer(bos=True))
+    with pytest.raises(UnavailableError, match="packed rows, which llama models cannot take"):
+        SteeredScorer(backbone, PROMPTS, LABELS, tmp_path, "tiny")
+
+
 def test_a_question_moves_along_its_own_users_vector_only(backbones, tmp_path):
     scorer = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny")
     edit, ones = Edit((0, 1), alpha_personal=0.8), np.ones(9)
@@ -178,6 +193,12 @@ def test_a_question_moves_along_its_own_users_vector_only(backbones, tmp_path):
     after = scorer.table(mixed, edit, USERS, ones).scores
     assert (before[USERS != 2] == after[USERS != 2]).all()
     assert (before[USERS == 2] != after[USERS == 2]).any(axis=1).all()
+
+
+def test_an_edit_that_ends_in_nan_is_an_error(backbones, tmp_path):
+    scorer = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny")
+    with pytest.raises(DataError, match="a steered score is not finite"):
+        scorer.table(random_vectors(), Edit((1,), alpha_personal=float("inf")), USERS, np.ones(9))
 
 
 def test_stored_states_are_read_by_the_next_scorer_and_checked(backbones, tmp_path, caplog):

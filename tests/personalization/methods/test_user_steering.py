@@ -126,3 +126,9 @@ def test_tune_users_without_any_history_are_named(scorer, world):
     bare = Dataset(world.task, world.labels, tuple(replace(q, history=()) for q in world.questions))
     with pytest.raises(DataError, match="no tune user has two items"):
         UserSteering(scorer, bare).learn(SETTINGS)
+
+
+def test_states_lie_inside_the_folder_that_was_given(steering, scorer):
+    steering.scores(SETTINGS, steering.learn(SETTINGS))
+    assert list((scorer.folder / "states").glob("*.states"))
+    assert [path.name for path in scorer.folder.parent.iterdir()] == ["scores"]
