@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from objectives import Scorer
 from objectives.calibration import Calibration, _listed, _Part
 from personalization.data.splits import Splits
-from personalization.methods.calibration import Calibrated, calibrate
+from personalization.methods.calibration import Calibrated, PriorTables, calibrate
 from personalization.methods.priors import log_mean_probability
 from personalization.methods.steered_scorer import SteeredTable
 from personalization.methods.user_steering import Learned, Settings, UserSteering
+from search_spaces.steering import BASELINE
 
 KEPT_TABLES = 64
 
@@ -39,11 +40,14 @@ class Steering(Calibration):
         self._tables: OrderedDict[tuple[str, Settings], SteeredTable] = OrderedDict()
 
     def _apply(self, part: _Part, params: Any) -> Calibrated:
-        scores, tables = self._scores(part.name, params), self.tables
-        if _steers(params):
-            bias = log_mean_probability(self._scores("tune", params))
-            tables = replace(tables, log_model={**tables.log_model, "batch": bias})
-        return calibrate(scores, part.counts, tables, **_calibration(params))
+        return calibrate(self._scores(part.name, params), part.counts, self._priors(params), **_calibration(params))
+
+    def _priors(self, params: Any) -> PriorTables:
+        """The prior tables, with the model's label bias as it is when steered."""
+        if not _steers(params):
+            return self.tables
+        bias = log_mean_probability(self._scores("tune", params))
+        return replace(self.tables, log_model={**self.tables.log_model, "batch": bias})
 
     def _scores(self, part: str, params: Any) -> NDArray[np.float32]:
         if not _steers(params):
@@ -89,19 +93,13 @@ class Steering(Calibration):
         if _steers(params):
             settings = _settings(params)
             learned = self._learn(settings)
-            bias = log_mean_probability(self._scores("tune", params))
-            config["priors"]["log_model"]["batch"] = _listed(bias)
+            config["priors"]["log_model"]["batch"] = _listed(self._priors(params).log_model["batch"])
             config["steering"] = learned.listed(settings.layers(len(learned.norms)))
         return config
 
     def warm_start(self) -> list[dict[str, Any]]:
         """The calibration's optima without steering, and with the plainest edit, one residual norm long, at thirds."""
-        plain = {
-            "direction": "mean_difference", "general": "mean_difference", "shrink": 1.0, "edit": "additive",
-            "site": "block", "scope": "last", "alpha_personal": 0.0, "alpha_general": 0.0, "start": 0.0, "count": 1,
-            "gate": "none", "open_share": 1.0,
-        }  # fmt: skip
-        points = [{**plain, **point} for point in super().warm_start()]
+        points = [{**asdict(BASELINE), **point} for point in super().warm_start()]
         edits = [{"alpha_personal": 1.0, "start": start} for start in (0.34, 0.51, 0.67)]
         return [*points, *({**points[-1], **edit} for edit in edits if points)]
 

@@ -113,7 +113,7 @@ class Deployment:
 
             settings = Settings(**{field.name: self.config["params"][field.name] for field in fields(Settings)})
             steering = UserSteering(self.scorer, dataset)
-            return steering.scores(settings, Learned.from_listed(self.config["steering"])).scores
+            return steering.scores(settings, Learned.from_listed(self.config["steering"]), resume=False).scores
         return self.scorer.label_logprobs(
             [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -28,8 +28,8 @@ SPACE: dict[str, BaseDistribution] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Params:
-    """One way to steer and to calibrate. What has no effect is set to its baseline, so that equal ones are equal."""
+class Params(calibration.Params):
+    """A calibration and one way to steer. What has no effect is set to its baseline, so that equal ones are equal."""
 
     direction: str
     general: str
@@ -43,12 +43,6 @@ class Params:
     count: int
     gate: str
     open_share: float
-    beta: float
-    gamma: float
-    kappa: float
-    tau: float
-    prior_mode: str
-    source: str
 
 
 _NONE: dict[str, Any] = {
@@ -80,6 +74,5 @@ def decode(raw: Mapping[str, Any]) -> Params:
 
 def complexity(params: Params) -> float:
     """That of the calibration, and the parts and strengths of the edit."""
-    own = calibration.Params(**{field.name: getattr(params, field.name) for field in fields(calibration.Params)})
     parts = (params.alpha_personal != 0) + (params.alpha_general != 0) + (params.gate != "none") + (params.count > 1)
-    return calibration.complexity(own) + parts + 0.1 * (abs(params.alpha_personal) + abs(params.alpha_general))
+    return calibration.complexity(params) + parts + 0.1 * (abs(params.alpha_personal) + abs(params.alpha_general))

@@ -10,7 +10,7 @@ on the tune users and goes with a deployment.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,8 +28,6 @@ from personalization.methods.steering import Edit, SteeringVectors, cosine_gate,
 HISTORY_ITEMS = 8
 PRODUCT_THRESHOLD = 0.022
 """The second report's threshold for the product gate."""
-GATES = ("none", "cosine", "product")
-GENERAL = ("mean_difference", "ccs")
 
 History = tuple[HistoryItem, ...]
 
@@ -101,6 +99,7 @@ class UserSteering:
     ) -> None:
         self.scorer, self.dataset, self.progress = scorer, dataset, progress
         self._directions: dict[str, NDArray[np.float32]] = {}
+        self._found: dict[int, NDArray[np.float32]] = {}
 
     @cached_property
     def pairs(self) -> dict[History, list[Pairs]]:
@@ -141,23 +140,18 @@ class UserSteering:
         if not self.pairs:
             raise DataError("steering needs histories, and no tune user has two items; use objective: calibration")
         pooled = self._own(settings.direction).mean(axis=0)
-        neutral = [np.concatenate([layers[i].neutral for layers in self.pairs.values()]) for i in range(len(pooled))]
-        norms = np.array([np.linalg.norm(states, axis=1).mean() for states in neutral], dtype=np.float32)
         general = unit(self._own("mean_difference").mean(axis=0))
         if settings.general == "ccs":
             for layer in settings.layers(len(pooled)):
-                personal = np.concatenate([layers[layer].personal for layers in self.pairs.values()])
-                general[layer] = ccs(personal, neutral[layer])[0]
-        learned = Learned(pooled, general, norms, PRODUCT_THRESHOLD)
+                general[layer] = self._ccs(layer)
+        learned = Learned(pooled, general, self._norms, PRODUCT_THRESHOLD)
         if settings.gate != "cosine":
             return learned
-        vectors = self._vectors(settings, learned)
-        values, known = self._gate_values(settings, vectors)
-        threshold = float(np.quantile(values[known], 1 - settings.open_share))
-        return Learned(pooled, general, norms, threshold)
+        values, known = self._gate_values(settings, self._vectors(settings, learned))
+        return replace(learned, threshold=float(np.quantile(values[known], 1 - settings.open_share)))
 
-    def scores(self, settings: Settings, learned: Learned) -> SteeredTable:
-        """The steered table; users without history are not steered."""
+    def scores(self, settings: Settings, learned: Learned, resume: bool = True) -> SteeredTable:
+        """The steered table; users without history are not steered. `resume=False`: one pass, and no states kept."""
         vectors = self._vectors(settings, learned)
         values, known = self._gate_values(settings, vectors)
         gates = known if settings.gate == "none" else known & (values >= learned.threshold)
@@ -166,7 +160,21 @@ class UserSteering:
             settings.layers(depth), settings.edit, settings.site, settings.alpha_personal, settings.alpha_general
         )
         users, _ = self._users()
-        return self.questions.table(vectors, edit, users, gates.astype(np.float32), settings.scope)
+        return self.questions.table(vectors, edit, users, gates.astype(np.float32), settings.scope, resume)
+
+    @cached_property
+    def _norms(self) -> NDArray[np.float32]:
+        """Mean length of the neutral states at each layer."""
+        layers = zip(*self.pairs.values(), strict=True)
+        lengths = [np.concatenate([np.linalg.norm(pairs.neutral, axis=1) for pairs in layer]) for layer in layers]
+        return np.array([length.mean() for length in lengths], dtype=np.float32)
+
+    def _ccs(self, layer: int) -> NDArray[np.float32]:
+        if layer not in self._found:
+            here = [layers[layer] for layers in self.pairs.values()]
+            personal, neutral = (np.concatenate([getattr(p, side) for p in here]) for side in ("personal", "neutral"))
+            self._found[layer] = ccs(personal, neutral)[0]
+        return self._found[layer]
 
     def _own(self, kind: str) -> NDArray[np.float32]:
         if kind not in self._directions:

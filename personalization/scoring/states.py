@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from personalization.files import sha256_of, write_atomic
+from personalization.files import atomic_file, sha256_of, write_atomic
 from personalization.scoring.store import evict, size_limit
 
 log = logging.getLogger(__name__)
@@ -64,16 +64,8 @@ class StoredStates:
 
     def _write(self, batches: Iterable[Tensor]) -> None:
         log.info("storing %.0f MB of hidden states in %s", self._starts[-1] / 1e6, self.path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                for states in batches:
-                    file.write(states.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_file(self.path) as file:
+            for states in batches:
+                file.write(states.contiguous().cpu().view(torch.uint8).numpy().tobytes())
         write_atomic(self.path.with_suffix(".json"), json.dumps({"sha256": sha256_of(self.path)}))
         evict(self.path.parent, size_limit(), self.path)

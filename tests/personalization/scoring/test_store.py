@@ -28,6 +28,11 @@ def fail(out, keep):
     raise AssertionError("computed although it was stored")
 
 
+def flipped(content, place):
+    """The bytes with one bit turned."""
+    return content[:place] + bytes([content[place] ^ 0x01]) + content[place + 1 :]
+
+
 def test_a_table_is_computed_once(tmp_path):
     assert stored_table(tmp_path, "k", (2, 3), gives(TABLE, 2))[1] == 2
     table, truncated = stored_table(tmp_path, "k", (2, 3), fail)
@@ -41,9 +46,7 @@ def test_every_flipped_byte_is_named_and_the_table_computed_anew(tmp_path):
     path = tmp_path / "k.safetensors"
     intact = path.read_bytes()
     for place in range(len(intact)):
-        data = bytearray(intact)
-        data[place] ^= 0x01
-        path.write_bytes(data)
+        path.write_bytes(flipped(intact, place))
         with pytest.warns(UserWarning, match="k.safetensors is damaged"):
             table, _ = stored_table(tmp_path, "k", (2, 3), gives(TABLE + 1))
         assert (table == TABLE + 1).all()
@@ -103,9 +106,7 @@ def test_a_flipped_byte_in_the_journal_is_seen(tmp_path, caplog):
     journal = tmp_path / "k.partial"
     intact = journal.read_bytes()
     for place in range(len(intact)):
-        data = bytearray(intact)
-        data[place] ^= 0x10
-        journal.write_bytes(data)
+        journal.write_bytes(flipped(intact, place))
         again = []
         with pytest.raises(Killed):
             stored_table(tmp_path, "k", (9, 3), batch_by_batch(again, kill_after=1))
