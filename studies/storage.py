@@ -132,18 +132,19 @@ def recover_lost_trials(study: optuna.Study, parameters: Collection[str], stamp:
 
     Call only when no other worker of the study lives. Where `stamp` is given, only trials with it are this home's. The
     new trial starts clean: it inherits parameters, and neither constraints nor attributes. A trial that died while it
-    was asked for, without all `parameters`, is asked for anew, a grid's point by its number. A crash in between repeats
-    nothing, since a trial already retried is not queued again.
+    was asked for, without all `parameters`, is left to the sampler, unless it came from a queue or a grid: those know
+    their point. A crash in between repeats nothing, since a trial already retried is not queued again.
     """
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get("retry_of") for trial in trials}
     lost = [t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get(STAMP) == stamp]
     for trial in lost:
-        point = trial.params
+        queued = trial.system_attrs.get("fixed_params", {})
+        point = {**queued, **trial.params}
         if "grid_id" in trial.system_attrs and isinstance(study.sampler, optuna.samplers.GridSampler):
             grid = study.sampler
             point = dict(zip(grid._param_names, grid._all_grids[trial.system_attrs["grid_id"]], strict=True))
-        if trial.number not in retried and set(point) == set(parameters):
+        if trial.number not in retried and (queued or set(point) == set(parameters)):
             study.enqueue_trial(point, user_attrs={"retry_of": trial.number})
         study._storage.set_trial_user_attr(trial._trial_id, "failure", WORKER_LOST)
         study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)

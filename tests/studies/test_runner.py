@@ -207,6 +207,27 @@ def test_lost_trials_fail_and_are_retried_once_and_clean(tmp_path):
     assert study.trials[0].user_attrs["failure"] == "worker_lost"
 
 
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_a_queued_point_lost_while_it_was_asked_for_is_queued_again(tmp_path, asked):
+    study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
+    space = {name: optuna.distributions.FloatDistribution(0, 1) for name in "xyz"}
+    study.enqueue_trial({"x": 0.25, "y": 0.75})
+    dying = study.ask()
+    for name in "xyz"[:asked]:
+        dying.suggest_float(name, 0, 1)
+    assert recover_lost_trials(study, space, None) == [0]
+    retry = study.ask(space)
+    assert (retry.params["x"], retry.params["y"], retry.user_attrs["retry_of"]) == (0.25, 0.75, 0)
+
+
+def test_a_sampled_point_lost_while_it_was_asked_for_is_left_to_the_sampler(tmp_path):
+    study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
+    space = {name: optuna.distributions.FloatDistribution(0, 1) for name in "xyz"}
+    study.ask().suggest_float("x", 0, 1)
+    assert recover_lost_trials(study, space, None) == [0]
+    assert [t.state for t in study.trials] == [TrialState.FAIL]
+
+
 @pytest.mark.parametrize("asked", [0, 1, 6])
 def test_a_grid_point_lost_while_it_was_asked_for_is_measured_after_all(tmp_path, spec_of, asked):
     space = {"kappa": 5.0, "tau": 1.0, "source": "batch", "prior_mode": "user", "beta": [0.5, 1], "gamma": [0.5, 1]}
@@ -293,7 +314,8 @@ def test_kill_9_loses_no_finished_trial_and_leaves_none_running(tmp_path, spec_o
     assert {n: trials[n].value for n in seen} == seen
     lost = [t for t in trials if t.user_attrs.get("failure") == "worker_lost"]
     retried = {t.user_attrs.get("retry_of") for t in trials}
-    assert all(t.number in retried for t in lost if t.params)
+    parameters = set(trials[0].params)
+    assert all(t.number in retried for t in lost if set(t.params) == parameters)
 
 
 @pytest.mark.timeout(120)
