@@ -3,7 +3,7 @@
     python benchmarks/scoring.py --peer sequential,lm-eval     # the 12-layer shape against its peers
     python benchmarks/scoring.py --growth                      # with n, K and the prompt's length; peak memory
     python benchmarks/scoring.py --kill 10                     # kill -9 and go on; reading the store; a flipped byte
-    python benchmarks/scoring.py --gpu --peer lm-eval          # a 3B shape in bfloat16 on a GPU
+    python benchmarks/scoring.py --gpu --n 1000 --peer lm-eval # a 3B shape in bfloat16 on a GPU
 
 Peers get the same model, tokenizer and texts in the same process, one after the other, and the machine's own rate of
 matrix products is taken before and after each of our passes: by PyTorch's default library, and by the faster of it and
@@ -369,7 +369,7 @@ def main() -> None:
     elif options.kill:
         result = killed(options.kill, max(options.n, 400))
     elif options.gpu:
-        result = on_gpu(peers, max(options.n, 1000), options.repeats)
+        result = on_gpu(peers, options.n, options.repeats)
     else:
         result = on_cpu(peers, options.n, options.repeats)
     print(json.dumps(result))

@@ -16,6 +16,7 @@ from personalization.scoring import packed, routes
 from personalization.scoring.packed import Packed
 from personalization.scoring.passes import TokenBudget, score_all
 from personalization.scoring.plain import PromptOnce, RowPerCandidate
+from personalization.scoring.resume import decoder_layers
 from personalization.scoring.routes import Router
 from tests.tiny import ARCHITECTURES, SIZES, enlarged, make_model
 
@@ -120,8 +121,31 @@ def test_the_log_says_why_a_slower_route_is_taken(caplog):
     assert "one row a candidate for mamba" in caplog.text
 
 
-def test_a_model_that_ignores_the_tree_mask_is_found_out(caplog):
-    model = make_model("llama")
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "opt"])
+@pytest.mark.parametrize("loudness", [1.0, 100.0])
+def test_rounding_in_16_bits_does_not_cost_a_model_its_fast_route(architecture, loudness):
+    """Every block rounds anew in each pass, as kernels for other shapes do; a loud head makes nats of it."""
+    model = make_model(architecture).to(torch.bfloat16)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(loudness)
+
+    def rounds(_, __, states):
+        sign = 2 * torch.randint(0, 2, states.shape) - 1
+        return states + states * torch.finfo(states.dtype).eps * sign.to(states.dtype)
+
+    router = Router(model)
+    for layer in decoder_layers(model):
+        layer.register_forward_hook(rounds)
+    prompts, candidates = [list(range(5, 150)), [9, 8, 7]], [[1, 2], [3, 4, 5]]
+    route, first = routed(router, prompts, candidates)
+    assert type(route) is ROUTE[architecture]
+    again = routed(router, prompts, candidates)[1]
+    assert np.abs(first - again).max() > (0.001 if loudness == 1 else 0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_ignores_the_tree_mask_is_found_out(caplog, dtype):
+    model = make_model("llama").to(dtype)
     real = model.model.forward
     model.model.forward = lambda *args, attention_mask=None, position_ids=None, **kwargs: real(
         *args,
@@ -133,7 +157,8 @@ def test_a_model_that_ignores_the_tree_mask_is_found_out(caplog):
         route, ours = routed(Router(model), [[5, 6, 7], [5, 6, 9, 9]], [[1, 2], [3, 4, 5]])
     assert type(route) is PromptOnce
     assert "its scores differ from those of one row a candidate" in caplog.text
-    assert np.abs(ours - one_at_a_time(model, [[5, 6, 7], [5, 6, 9, 9]], [[1, 2], [3, 4, 5]])).max() <= 1e-4
+    difference = np.abs(ours - one_at_a_time(model, [[5, 6, 7], [5, 6, 9, 9]], [[1, 2], [3, 4, 5]])).max()
+    assert difference <= (1e-4 if dtype == torch.float32 else 0.1)
 
 
 def test_a_head_of_unknown_form_is_left_to_the_model(monkeypatch):
