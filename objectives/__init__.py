@@ -24,8 +24,8 @@ OBJECTIVES = {
 }
 """name -> "module:class"."""
 
-Report = Callable[[int, float], None]
-"""Called with (step, running value) where a trial can be judged early; may raise to end the trial."""
+Report = Callable[[Evaluation], None]
+"""Called with what the first users gave, where a trial can be judged early; may raise to end the trial."""
 
 
 class Scorer(Protocol):
@@ -47,6 +47,9 @@ class Objective(Protocol):
 
     def observed(self, params: Any) -> dict[str, float]:
         """What the method did on the tune users, beyond its predictions; stored with the trial's metrics."""
+
+    def remarks(self, params: Any) -> list[str]:
+        """Why these parameters did on the tune users what their figures show; a sentence each."""
 
     def deployment(self, params: Any) -> dict[str, Any]:
         """JSON-able: all that serving these parameters needs besides the model."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from objectives import Report, Scorer
 from personalization.data.prompts import CONTENT_FREE, continuations, prompt, prompt_about
-from personalization.data.splits import Splits
+from personalization.data.splits import Splits, user_blocks
 from personalization.evaluation import Evaluation, gold_indices
 from personalization.methods.calibration import (
     Calibrated,
@@ -28,11 +28,11 @@ from personalization.methods.calibration import (
     report_calibrate,
 )
 from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability, taste
-from personalization.metrics import accuracy
 
 log = logging.getLogger(__name__)
 
-PRUNING_STEPS = 5
+BLOCKS = 5
+"""Blocks of users after each of which, but the last, a trial may be stopped."""
 
 
 class _Part:
@@ -49,6 +49,13 @@ class _Part:
         )
         self.question_ids = tuple(q.id for q in dataset.questions)
         self.user_ids = tuple(q.user_id for q in dataset.questions)
+        self.blocks = user_blocks(self.user_ids, BLOCKS)
+
+    def evaluation(self, calibrated: Calibrated, rows: NDArray[np.int64] | None = None) -> Evaluation:
+        """The evaluation of these rows, or of all."""
+        rows = np.arange(len(self.gold)) if rows is None else rows
+        questions, users = ([ids[i] for i in rows] for ids in (self.question_ids, self.user_ids))
+        return Evaluation(self.dataset.labels, tuple(questions), tuple(users), self.gold[rows], *calibrated)
 
 
 class Calibration:
@@ -89,19 +96,22 @@ class Calibration:
         return calibrate(part.scores, part.counts, self.tables, **asdict(params))
 
     def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
-        """Measure on one part; with `report`, first the accuracy of growing shares of its users."""
+        """Measure on one part; with `report`, first on growing blocks of its users."""
         scored = self._part(part)
-        log_probs, modes = self._apply(scored, params)
+        evaluation = scored.evaluation(self._apply(scored, params))
         if report is not None:
-            predicted = np.asarray(log_probs.argmax(axis=1), dtype=np.int64)
-            for step in range(1, PRUNING_STEPS):
-                rows = slice(len(predicted) * step // PRUNING_STEPS)
-                report(step, accuracy(log_probs[rows], predicted[rows], scored.gold[rows]))
-        return Evaluation(scored.dataset.labels, scored.question_ids, scored.user_ids, scored.gold, log_probs, modes)
+            for end in range(1, len(scored.blocks)):
+                report(evaluation.only(np.concatenate(scored.blocks[:end])))
+        return evaluation
 
     def observed(self, params: Any) -> dict[str, float]:  # noqa: ARG002
         """Nothing: the predictions say it all."""
         return {}
+
+    def remarks(self, params: Any) -> list[str]:
+        """Why no label changes."""
+        still = params.beta == 0 and params.gamma == 0
+        return ["beta and gamma are 0: every label is the model's own"] if still else []
 
     def deployment(self, params: Any) -> dict[str, Any]:
         """Method, parameters and prior tables."""
@@ -148,6 +158,10 @@ class ReportCalibration(Calibration):
     """The formula of the reports behind this project: a label prior subtracted, then divided by a temperature."""
 
     method = "report_calibration"
+
+    def remarks(self, params: Any) -> list[str]:  # noqa: ARG002
+        """None: a prior is always subtracted."""
+        return []
 
     def _apply(self, part: _Part, params: Any) -> Calibrated:
         return report_calibrate(part.scores, part.counts, self.tables, **asdict(params))

@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from objectives import Scorer
-from objectives.calibration import Calibration, _listed, _Part
+from objectives import Report, Scorer
+from objectives.calibration import BLOCKS, Calibration, _listed, _Part
 from personalization.data.splits import Splits
+from personalization.evaluation import Evaluation
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate
 from personalization.methods.priors import log_mean_probability
-from personalization.methods.steered_scorer import SteeredTable
+from personalization.methods.steered_scorer import SteeredTable, joined
 from personalization.methods.user_steering import Learned, Settings, UserSteering
 from search_spaces.steering import BASELINE
 
 KEPT_TABLES = 64
+COLLAPSED = 0.9
+"""Share of one label in the answers above which steering is said to break the model."""
 
 STEERING = tuple(field.name for field in fields(Settings))
 
@@ -56,10 +59,35 @@ class Steering(Calibration):
 
     def _steered(self, part: str, settings: Settings) -> SteeredTable:
         if (part, settings) not in self._tables:
-            self._tables[part, settings] = self._steering(part).scores(settings, self._learn(settings))
-            if len(self._tables) > KEPT_TABLES:
-                self._tables.popitem(last=False)
+            self._keep(part, settings, self._steering(part).scores(settings, self._learn(settings)))
         return self._tables[part, settings]
+
+    def _keep(self, part: str, settings: Settings, table: SteeredTable) -> None:
+        self._tables[part, settings] = table
+        if len(self._tables) > KEPT_TABLES:
+            self._tables.popitem(last=False)
+
+    def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
+        """Measure on one part; with `report`, after each block of users, before the next one is scored."""
+        if report is None or not _steers(params) or (part, _settings(params)) in self._tables:
+            return super().evaluate(params, part, report)
+        scored, settings = self._part(part), _settings(params)
+        tables: list[SteeredTable] = []
+        for table in self._steering(part).tables(settings, self._learn(settings)):
+            tables.append(table)
+            if len(tables) < len(scored.blocks):
+                report(self._so_far(scored, params, tables))
+        self._keep(part, settings, joined(tables, scored.blocks))
+        return super().evaluate(params, part)
+
+    def _so_far(self, scored: _Part, params: Any, tables: list[SteeredTable]) -> Evaluation:
+        """The evaluation of the first blocks, with the label bias of these."""
+        rows = np.concatenate(scored.blocks[: len(tables)])
+        scores = np.concatenate([table.scores for table in tables])
+        bias = {**self.tables.log_model, "batch": log_mean_probability(scores)}
+        priors = replace(self.tables, log_model=bias)
+        first = calibrate(scores, scored.counts[rows], priors, **_calibration(params))
+        return scored.evaluation(first, rows)
 
     def observed(self, params: Any) -> dict[str, float]:
         """Hook calls a layer, the share of questions steered, mean ||edit|| / ||h||, and the largest score change."""
@@ -74,6 +102,34 @@ class Steering(Calibration):
             "steering_largest_score_change": float(moved.max()),
         }
 
+    def remarks(self, params: Any) -> list[str]:
+        """Why steering changes no label, or breaks the model."""
+        said = super().remarks(params)
+        if not _steers(params):
+            return ["nothing is steered: alpha_personal and alpha_general are 0", *said]
+        settings = _settings(params)
+        table, plain = self._steered("tune", settings), self._part("tune").scores
+        if not table.steered.any():
+            return [f"nothing is steered: the {params.gate} gate opened for no question", *said]
+        if (table.scores.argmax(axis=1) == plain.argmax(axis=1)).all():
+            two = np.sort(plain[table.steered], axis=1)[:, -2:]
+            closest, moved = float(np.diff(two).min()), float(np.abs(table.scores - plain).max())
+            layers = ", ".join(map(str, self._learn(settings).layers))
+            return [
+                f"steering changes no label: at layers {layers} its direction is orthogonal to what tells labels "
+                f"apart, or too short; scores move by at most {moved:.2g} nats, and the closest decision is "
+                f"{closest:.2g} wide",
+                *said,
+            ]
+        before, after = (float(np.bincount(t.argmax(axis=1)).max() / len(t)) for t in (plain, table.scores))
+        if after > max(COLLAPSED, before):
+            said = [
+                f"steering breaks the model: one label takes {after:.0%} of the answers ({before:.0%} without), at "
+                f"edits of {table.firings.mean_relative_edit:.2g} times the states' length; take smaller strengths",
+                *said,
+            ]
+        return said
+
     def _learn(self, settings: Settings) -> Learned:
         if settings not in self._learned:
             self._learned[settings] = self._steering("tune").learn(settings)
@@ -84,7 +140,7 @@ class Steering(Calibration):
     def _steering(self, part: str) -> UserSteering:
         if part not in self._users:
             scorer: Any = self._scorer
-            self._users[part] = UserSteering(scorer, self._splits.part(part), self._progress)
+            self._users[part] = UserSteering(scorer, self._splits.part(part), self._progress, BLOCKS)
         return self._users[part]
 
     def deployment(self, params: Any) -> dict[str, Any]:
@@ -92,9 +148,8 @@ class Steering(Calibration):
         config = super().deployment(params)
         if _steers(params):
             settings = _settings(params)
-            learned = self._learn(settings)
             config["priors"]["log_model"]["batch"] = _listed(self._priors(params).log_model["batch"])
-            config["steering"] = learned.listed(settings.layers(len(learned.norms)))
+            config["steering"] = self._learn(settings).listed()
         return config
 
     def warm_start(self) -> list[dict[str, Any]]:

@@ -37,6 +37,17 @@ class Evaluation:
             row = int(np.flatnonzero(~np.isfinite(self.log_probs).all(axis=1))[0])
             raise ChamtuneError(f"log-probability of question {self.question_ids[row]} is not finite")
 
+    def only(self, rows: NDArray[np.int64]) -> Evaluation:
+        """The evaluation of some questions."""
+        return Evaluation(
+            self.labels,
+            tuple(self.question_ids[i] for i in rows),
+            tuple(self.user_ids[i] for i in rows),
+            self.gold[rows],
+            self.log_probs[rows],
+            [self.prior_modes[i] for i in rows],
+        )
+
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
         """Column of the most probable label, int [n]; the first of equals."""
@@ -104,3 +115,8 @@ def changes(baseline: Evaluation, candidate: Evaluation) -> Mapping[str, float]:
         "helped": float(helped),
         "hurt": float(hurt),
     }
+
+
+def all_metrics(evaluation: Evaluation, baseline: Evaluation) -> dict[str, float]:
+    """The evaluation's own metrics and those against the baseline."""
+    return {**evaluation.metrics, **changes(baseline, evaluation)}

@@ -19,6 +19,7 @@ SPACE: dict[str, BaseDistribution] = {
     "scope": CategoricalDistribution(["last", "all"]),
     "alpha_personal": FloatDistribution(0.0, 2.0),
     "alpha_general": FloatDistribution(-1.0, 1.0),
+    "place": CategoricalDistribution(["start", "auto"]),
     "start": FloatDistribution(0.0, 1.0),
     "count": IntDistribution(1, 8),
     "gate": CategoricalDistribution(["none", "cosine", "product"]),
@@ -39,6 +40,7 @@ class Params(calibration.Params):
     scope: str
     alpha_personal: float
     alpha_general: float
+    place: str
     start: float
     count: int
     gate: str
@@ -47,8 +49,8 @@ class Params(calibration.Params):
 
 _NONE: dict[str, Any] = {
     "direction": "mean_difference", "general": "mean_difference", "shrink": 1.0, "edit": "additive", "site": "block",
-    "scope": "last", "alpha_personal": 0.0, "alpha_general": 0.0, "start": 0.0, "count": 1, "gate": "none",
-    "open_share": 1.0,
+    "scope": "last", "alpha_personal": 0.0, "alpha_general": 0.0, "place": "start", "start": 0.0, "count": 1,
+    "gate": "none", "open_share": 1.0,
 }  # fmt: skip
 
 
@@ -67,6 +69,8 @@ def decode(raw: Mapping[str, Any]) -> Params:
     shut = values["gate"] == "product" and (values["alpha_general"] <= 0 or values["alpha_personal"] == 0)
     if shut or (values["alpha_personal"] == 0 and values["alpha_general"] == 0):
         values |= _NONE
+    if values["place"] == "auto":
+        values["start"] = _NONE["start"]
     if values["gate"] != "cosine":
         values["open_share"] = _NONE["open_share"]
     return Params(**values)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from optuna.trial import FrozenTrial, TrialState
+
 _FORM = re.compile(r"^\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s*$")
 
 UNMEASURED = 1.0e9
@@ -31,3 +33,8 @@ def parse_constraint(metric: str, text: str) -> Constraint:
     if match is None:
         raise ValueError(f'{text!r} is no bound; write for example ">= 0.6" or "<= 0.55"')
     return Constraint(metric, 1 if match[1] == "<=" else -1, float(match[2]))
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Complete, and no constraint broken."""
+    return trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())

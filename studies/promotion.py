@@ -19,7 +19,7 @@ from personalization.data.prompts import TEMPLATE
 from personalization.data.records import Dataset
 from personalization.deployment import Deployment, read_config
 from personalization.errors import UsageError
-from personalization.evaluation import Evaluation
+from personalization.evaluation import Evaluation, all_metrics
 from personalization.scoring.store import key_of
 from studies.deployments import publish, published, registry_name, roll_back
 from studies.ledger import Ledger, spent_alpha
@@ -27,7 +27,6 @@ from studies.record import versions
 from studies.results import figure_name, references, study_figure
 from studies.selection import Candidate, choose, feasible_on_select, mean_and_error, shortlist, verdict_metric
 from studies.study import OpenStudy, finished
-from studies.trial import all_metrics
 from tracking.report import write_report
 from tracking.significance import detectable_difference, significance
 from tracking.spool import OFF, Sender, Spool, tracking_uri

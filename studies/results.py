@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from personalization.evaluation import gold_indices
 from personalization.methods.priors import global_counts, global_prior, history_counts, taste
-from studies.study import OpenStudy, feasible, finished, ranked
+from studies.constraints import feasible
+from studies.study import OpenStudy, finished, ranked
 from studies.trial import MEASURED
 from tracking import figures
 from tracking.data_report import most_frequent_label
@@ -94,6 +95,7 @@ def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
         "trial": trial.number,
         "params": asdict(opened.rooms.decode(trial.params)),
         "metrics": trial.user_attrs[MEASURED]["metrics"],
+        "remarks": opened.objective.remarks(opened.rooms.decode(trial.params)),
         "constraints": dict(trial.constraints),
     }
 
@@ -112,7 +114,8 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
     for name, key, params, extra in wanted:
         candidate = opened.objective.evaluate(params)
         folder = result.folder / name
-        write_report(folder, baseline, candidate, TUNE_NOTE, extra)
+        note = "\n\n".join([TUNE_NOTE, *(f"Note: {remark}." for remark in opened.objective.remarks(params))])
+        write_report(folder, baseline, candidate, note, extra)
         if spool is not None:
             spool.append(
                 {

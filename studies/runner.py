@@ -137,6 +137,7 @@ def _run_trials(opened: OpenStudy, stop: StopRequest, watcher: Watcher, spool: S
         list(spec.optimize),
         opened.constraints,
         seed=opened.sampler_seed,
+        pruner=spec.pruner,
         stamp=home_stamp(opened.home, opened.url),
     )
     runner.remember(trials)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from optuna import pruners, samplers
+from optuna import samplers
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 
@@ -63,23 +63,8 @@ SAMPLERS: dict[str, Callable[[int, Space], samplers.BaseSampler]] = {
     "brute": _brute,
 }
 
-PRUNERS: dict[str, Callable[[], pruners.BasePruner]] = {
-    "none": pruners.NopPruner,
-    "median": pruners.MedianPruner,
-    "percentile": lambda: pruners.PercentilePruner(25.0),
-    "halving": pruners.SuccessiveHalvingPruner,
-    "hyperband": pruners.HyperbandPruner,
-    "wilcoxon": pruners.WilcoxonPruner,
-}
-
 
 def make_sampler(name: str, seed: int, space: Space) -> samplers.BaseSampler:
     """A sampler by name. Optuna's notes that one is experimental are left out: the user chose it."""
     with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
         return SAMPLERS[name](seed, space)
-
-
-def make_pruner(name: str) -> pruners.BasePruner:
-    """A pruner by name."""
-    with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
-        return PRUNERS[name]()

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from personalization.evaluation import Evaluation
+from personalization.evaluation import Evaluation, all_metrics
 from studies.study import OpenStudy, finished, ranked
-from studies.trial import all_metrics
 from tracking.significance import user_totals
 
 SHORTLIST = 5

@@ -10,8 +10,9 @@ import optuna
 from optuna.trial import TrialState
 
 from search_spaces import load_space
+from studies.constraints import feasible
 from studies.storage import open_storage, storage_url
-from studies.study import RECORD, feasible, find_study, finished, ranked, stored_spec
+from studies.study import RECORD, find_study, finished, ranked, stored_spec
 from studies.trial import MEASURED
 
 TOP = 10

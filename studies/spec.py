@@ -88,7 +88,7 @@ class StudySpec(_Strict):
     optimize: dict[str, Literal["maximize", "minimize"]] = Field(default={"accuracy": "maximize"}, min_length=1)
     constraints: dict[str, str] = Field(default={}, description='for example entropy: ">= 0.6"')
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid", "brute"] = "tpe"
-    pruner: Literal["none", "median", "percentile", "halving", "hyperband", "wilcoxon"] = "none"
+    pruner: Literal["none", "median", "percentile", "halving", "hyperband", "wilcoxon", "dominated"] = "none"
     trials: int = Field(100, ge=1, description="finished trials in all, those of earlier runs included")
     timeout_s: float | None = Field(None, gt=0, description="stop asking for trials after this many seconds")
     seed: int = Field(0, ge=0)
@@ -112,8 +112,8 @@ class StudySpec(_Strict):
     def _consistent(self) -> StudySpec:
         for name, text in self.constraints.items():
             parse_constraint(name, text)
-        if self.pruner != "none" and len(self.optimize) > 1:
-            raise ValueError("pruner: Optuna cannot prune with several metrics to optimise; set pruner: none")
+        if self.pruner not in ("none", "dominated") and len(self.optimize) > 1:
+            raise ValueError("pruner: Optuna cannot prune with several metrics to optimise; set pruner: dominated")
         return self
 
     def parsed_constraints(self) -> list[Constraint]:

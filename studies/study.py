@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from objectives import Objective, load_objective
 from personalization.backbones.cached import CachedScorer
@@ -19,10 +19,11 @@ from personalization.data.splits import Splits
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
 from search_spaces import Space, load_space, overridden
-from studies.constraints import Constraint
+from studies.constraints import Constraint, feasible
 from studies.data import load_splits
+from studies.pruning import make_pruner
 from studies.record import refuse_changes, versions
-from studies.samplers import derived_seed, make_pruner, make_sampler
+from studies.samplers import derived_seed, make_sampler
 from studies.spec import StudySpec, parse_spec
 from studies.storage import WORKER_LOST, open_storage, storage_url
 
@@ -140,11 +141,6 @@ def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
 def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Trials that count towards the budget: ended, and not because their worker died."""
     return [t for t in trials if t.state.is_finished() and t.user_attrs.get("failure") != WORKER_LOST]
-
-
-def feasible(trial: FrozenTrial) -> bool:
-    """Complete, and no constraint broken."""
-    return trial.state == TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
 
 
 def ranked(trials: list[FrozenTrial], optimize: dict[str, str]) -> Iterator[FrozenTrial]:

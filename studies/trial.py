@@ -13,11 +13,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from objectives import Objective, Report
+from objectives import Objective
 from personalization.errors import ChamtuneError
-from personalization.evaluation import Evaluation, changes
+from personalization.evaluation import Evaluation, all_metrics
 from search_spaces import Space
 from studies.constraints import UNMEASURED, Constraint
+from studies.pruning import watch
 from studies.storage import STAMP
 
 MEASURED = "measured"
@@ -37,16 +38,12 @@ class Outcome:
     ended_ms: int
     failure: str | None = None
     duplicate_of: int | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def feasible(self) -> bool:
         """Complete, and no constraint broken."""
         return self.state == "COMPLETE" and all(value <= 0 for value in self.violations.values())
-
-
-def all_metrics(evaluation: Evaluation, baseline: Evaluation) -> dict[str, float]:
-    """The evaluation's own metrics and those against the baseline."""
-    return {**evaluation.metrics, **changes(baseline, evaluation)}
 
 
 def outcome_of(trial: FrozenTrial) -> Outcome:
@@ -62,6 +59,7 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
         ended_ms=int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else 0,
         failure=trial.user_attrs.get("failure"),
         duplicate_of=measured.get("duplicate_of"),
+        remarks=measured.get("remarks", []),
     )
 
 
@@ -80,6 +78,7 @@ class TrialRunner:
     optimize: list[str]
     constraints: list[Constraint]
     seed: int
+    pruner: str = "none"
     stamp: str | None = None
     measured: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
 
@@ -97,14 +96,18 @@ class TrialRunner:
         if self.stamp is not None:
             trial.set_user_attr(STAMP, self.stamp)
         duplicate: int | None = None
+        remarks: list[str] = []
         try:
             params = self.rooms.decode(trial.params)
             key = _canonical(params)
             if key in self.measured:
                 duplicate, metrics = self.measured[key]
             else:
-                evaluation = self.objective.evaluate(params, report=self._report(trial))
+                evaluation = self.objective.evaluate(
+                    params, report=watch(self.pruner, trial, self.optimize, self.baseline)
+                )
                 metrics = {**all_metrics(evaluation, self.baseline), **self.objective.observed(params)}
+                remarks = self.objective.remarks(params)
                 self.measured[key] = (trial.number, metrics)
             values = [_finite(name, metrics[name]) for name in self.optimize]
             violations = {c.metric: c.violation(_finite(c.metric, metrics[c.metric])) for c in self.constraints}
@@ -117,14 +120,13 @@ class TrialRunner:
             return self._end(trial, started, TrialState.FAIL, failure=traceback.format_exc())
         for name, violation in violations.items():
             trial.set_constraint(name, violation)
-        measured: dict[str, Any] = {"metrics": metrics, "seed": self.seed}
+        measured: dict[str, Any] = {"metrics": metrics, "seed": self.seed, "remarks": remarks}
         if duplicate is not None:
             measured["duplicate_of"] = duplicate
         trial.set_user_attr(MEASURED, measured)
         self.study.tell(trial, values)
-        return Outcome(
-            trial.number, "COMPLETE", trial.params, metrics, violations, started, _now_ms(), duplicate_of=duplicate
-        )
+        ended, state = _now_ms(), "COMPLETE"
+        return Outcome(trial.number, state, trial.params, metrics, violations, started, ended, None, duplicate, remarks)
 
     def _end(self, trial: optuna.Trial, started: int, state: TrialState, failure: str | None = None) -> Outcome:
         """Tell a trial that has no value. It is infeasible, so that nothing takes it for a good one."""
@@ -135,18 +137,6 @@ class TrialRunner:
             trial.set_user_attr("failure", failure)
         self.study.tell(trial, state=state)
         return Outcome(trial.number, state.name, trial.params, {}, violations, started, _now_ms(), failure=failure)
-
-    def _report(self, trial: optuna.Trial) -> Report | None:
-        """A callback for running values, where the study prunes."""
-        if isinstance(self.study.pruner, optuna.pruners.NopPruner):
-            return None
-
-        def report(step: int, value: float) -> None:
-            trial.report(value, step)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        return report
 
 
 def _canonical(params: Any) -> str:

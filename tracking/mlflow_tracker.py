@@ -125,6 +125,8 @@ def log_trial(projection: Projection, record: Record) -> None:
         "optuna.state": record["state"],
         "feasible": str(record["feasible"]).lower(),
     }
+    if record.get("remarks"):
+        tags["remarks"] = "; ".join(record["remarks"])[:5000]
     if record["duplicate_of"] is not None:
         tags["duplicate_of"] = str(record["duplicate_of"])
     if record["failure"]:

@@ -7,8 +7,11 @@ studies on the same data, whatever their seeds, never swap confirm users for tun
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from personalization.data.records import Dataset
 from personalization.errors import DataError
@@ -44,6 +47,14 @@ class Splits:
     def fingerprints(self) -> dict[str, str]:
         """part -> SHA-256 of its records."""
         return {part: self.part(part).fingerprint() for part in PARTS}
+
+
+def user_blocks(user_ids: Sequence[str], count: int) -> list[NDArray[np.int64]]:
+    """Rows of about equally many users, whole users in order of appearance; fewer blocks of fewer users."""
+    names = list(dict.fromkeys(user_ids))
+    block = {name: i * count // len(names) for i, name in enumerate(names)}
+    blocks = np.array([block[user] for user in user_ids])
+    return [np.flatnonzero(blocks == number) for number in np.unique(blocks)]
 
 
 def split_users(dataset: Dataset, shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:

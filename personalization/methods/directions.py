@@ -72,6 +72,33 @@ def personal_directions(pairs: Mapping[Any, list[Pairs]], kind: str) -> NDArray[
     return np.stack([[estimate(layer) for layer in layers] for layers in pairs.values()])
 
 
+def separation(pairs: Mapping[Any, list[Pairs]], kind: str) -> NDArray[np.float64]:
+    """How well a direction tells states with the history from states without, at each layer: AUC, [L].
+
+    A direction is found from every second item of a history and judged on the others, and the other way round, so that
+    it cannot know the states that it is judged on. Histories of fewer than four items are left out; one half each.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    estimate = DIRECTIONS[kind]
+    large = [layers for layers in pairs.values() if len(layers[0].neutral) >= 4]
+    if not large:
+        return np.full(len(next(iter(pairs.values()))), 0.5)
+    found = []
+    for layer in zip(*large, strict=True):
+        with_history, without = [], []
+        for own in layer:
+            for half in (0, 1):
+                known = Pairs(own.personal[half::2], own.neutral[half::2])
+                axis = unit(estimate(known)[None])[0]
+                with_history.append(own.personal[1 - half :: 2] @ axis)
+                without.append(own.neutral[1 - half :: 2] @ axis)
+        values = np.concatenate([*with_history, *without])
+        truth = np.arange(len(values)) < sum(map(len, with_history))
+        found.append(roc_auc_score(truth, values))
+    return np.array(found)
+
+
 def shrunk(
     own: NDArray[np.float32], items: NDArray[np.int64], pooled: NDArray[np.float32], kappa: float
 ) -> NDArray[np.float32]:

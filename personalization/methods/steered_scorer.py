@@ -43,6 +43,18 @@ class SteeredTable(NamedTuple):
     firings: Firings
 
 
+def joined(tables: Sequence[SteeredTable], blocks: Sequence[NDArray[np.int64]]) -> SteeredTable:
+    """One table of tables whose questions are these rows of it."""
+    n = sum(map(len, blocks))
+    whole = SteeredTable(
+        np.empty((n, tables[0].scores.shape[1]), dtype=np.float32), np.empty(n, dtype=np.bool_), Firings()
+    )
+    for table, rows in zip(tables, blocks, strict=True):
+        whole.scores[rows], whole.steered[rows] = table.scores, table.steered
+        whole.firings.add(table.firings)
+    return whole
+
+
 class Batches:
     """The fixed batches of a scope: rows, their layout, and the states that have been stored for them."""
 
@@ -138,10 +150,7 @@ class SteeredScorer:
                     stack.enter_context(resumed_after(self.layers, after, given, self.tuples))
                 firings = stack.enter_context(steered(self.layers, vectors, edit, tokens))
                 out[prompts] = self._scores(batches, number)
-            for layer, calls in firings.calls.items():
-                total.calls[layer] += calls
-            total.tokens += firings.tokens
-            total.relative += firings.relative
+            total.add(firings)
         if not np.isfinite(out).all():
             raise DataError("a steered score is not finite; give smaller strengths, or another dtype")
         return SteeredTable(out, gates != 0, total)

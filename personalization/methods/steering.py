@@ -96,6 +96,13 @@ class Firings:
     tokens: int = 0
     relative: float = 0.0
 
+    def add(self, other: Firings) -> None:
+        """Count what another pass did as well."""
+        for layer, calls in other.calls.items():
+            self.calls[layer] = self.calls.get(layer, 0) + calls
+        self.tokens += other.tokens
+        self.relative += other.relative
+
     @property
     def mean_relative_edit(self) -> float:
         """Mean of ||edit|| / ||h|| over edited tokens and layers."""

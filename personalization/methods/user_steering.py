@@ -9,7 +9,7 @@ on the tune users and goes with a deployment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from personalization.backbones.cached import CachedScorer
 from personalization.data.prompts import continuations, history_text, prompt, prompt_about
 from personalization.data.records import Dataset, HistoryItem, Question
+from personalization.data.splits import user_blocks
 from personalization.errors import DataError
-from personalization.methods.directions import Pairs, ccs, personal_directions, shrunk, unit
-from personalization.methods.steered_scorer import SteeredScorer, SteeredTable
+from personalization.methods.directions import Pairs, ccs, personal_directions, separation, shrunk, unit
+from personalization.methods.steered_scorer import SteeredScorer, SteeredTable, joined
 from personalization.methods.steering import Edit, SteeringVectors, cosine_gate, product_gate
 
 HISTORY_ITEMS = 8
@@ -34,10 +35,11 @@ History = tuple[HistoryItem, ...]
 
 @dataclass(frozen=True)
 class Settings:
-    """One way to steer. `start`: the first edited layer as a share of the depth; `count`: edited layers from there.
+    """One way to steer.
 
-    `open_share`: with the cosine gate, the share of the tune questions that are steered: those that agree most with
-    their users' directions.
+    `place`: "start" edits `count` layers from `start`, a share of the depth; "auto" edits the `count` layers where the
+    direction best separates states with and without the history. `open_share`: with the cosine gate, the share of the
+    tune questions that are steered: those that agree most with their users' directions.
     """
 
     direction: str
@@ -48,31 +50,29 @@ class Settings:
     scope: str
     alpha_personal: float
     alpha_general: float
+    place: str
     start: float
     count: int
     gate: str
     open_share: float
 
-    def layers(self, depth: int) -> tuple[int, ...]:
-        """The edited layers of a model with so many."""
-        first = min(int(self.start * depth), depth - 1)
-        return tuple(range(first, min(first + self.count, depth)))
-
 
 @dataclass(frozen=True)
 class Learned:
-    """What steering takes from the tune users: `pooled`, `general` float32 [L, d], `norms` [L], and a threshold."""
+    """What steering takes from the tune users: `pooled`, `general` float32 [L, d], `norms` [L], layers, a threshold."""
 
+    layers: tuple[int, ...]
     pooled: NDArray[np.float32]
     general: NDArray[np.float32]
     norms: NDArray[np.float32]
     threshold: float
 
-    def listed(self, layers: Sequence[int]) -> dict[str, Any]:
+    def listed(self) -> dict[str, Any]:
         """JSON-able: the edited layers and the one before them, which the gate reads."""
-        kept = sorted({max(0, min(layers) - 1), *layers})
+        kept = sorted({max(0, min(self.layers) - 1), *self.layers})
         rounded = {name: getattr(self, name)[kept].tolist() for name in ("pooled", "general", "norms")}
-        return {"layers": kept, "depth": len(self.norms), "threshold": self.threshold, **rounded}
+        whole = {"edited": list(self.layers), "depth": len(self.norms), "threshold": self.threshold}
+        return {**whole, "layers": kept, **rounded}
 
     @classmethod
     def from_listed(cls, listed: Mapping[str, Any]) -> Learned:
@@ -83,7 +83,7 @@ class Learned:
             full = np.zeros((listed["depth"], *values.shape[1:]), dtype=np.float32)
             full[listed["layers"]] = values
             arrays.append(full)
-        return cls(arrays[0], arrays[1], arrays[2], float(listed["threshold"]))
+        return cls(tuple(listed["edited"]), arrays[0], arrays[1], arrays[2], float(listed["threshold"]))
 
 
 def _recent(question: Question) -> History:
@@ -92,14 +92,20 @@ def _recent(question: Question) -> History:
 
 
 class UserSteering:
-    """The questions of one data set, ready to be steered."""
+    """The questions of one data set, ready to be steered, in so many blocks of whole users."""
 
     def __init__(
-        self, scorer: CachedScorer, dataset: Dataset, progress: Callable[[int, int], None] | None = None
+        self,
+        scorer: CachedScorer,
+        dataset: Dataset,
+        progress: Callable[[int, int], None] | None = None,
+        blocks: int = 1,
     ) -> None:
         self.scorer, self.dataset, self.progress = scorer, dataset, progress
+        self.blocks = user_blocks([q.user_id for q in dataset.questions], blocks)
         self._directions: dict[str, NDArray[np.float32]] = {}
         self._found: dict[int, NDArray[np.float32]] = {}
+        self._separations: dict[str, NDArray[np.float64]] = {}
 
     @cached_property
     def pairs(self) -> dict[History, list[Pairs]]:
@@ -125,42 +131,59 @@ class UserSteering:
         }
 
     @cached_property
-    def questions(self) -> SteeredScorer:
-        """The questions, with the states that their trials start from."""
-        return SteeredScorer(
-            self.scorer.backbone,
-            [prompt(self.dataset.task, q) for q in self.dataset.questions],
-            continuations(self.dataset.labels),
-            self.scorer.folder / "states",
-            self.scorer.identity,
-        )
+    def questions(self) -> list[SteeredScorer]:
+        """The questions of each block, with the states that their trials start from."""
+        return [
+            SteeredScorer(
+                self.scorer.backbone,
+                [prompt(self.dataset.task, self.dataset.questions[i]) for i in rows],
+                continuations(self.dataset.labels),
+                self.scorer.folder / "states",
+                self.scorer.identity,
+            )
+            for rows in self.blocks
+        ]
 
     def learn(self, settings: Settings) -> Learned:
         """Pooled and general directions, norms and the gate's threshold of these users; DataError without histories."""
         if not self.pairs:
             raise DataError("steering needs histories, and no tune user has two items; use objective: calibration")
-        pooled = self._own(settings.direction).mean(axis=0)
+        layers, pooled = self._layers(settings), self._own(settings.direction).mean(axis=0)
         general = unit(self._own("mean_difference").mean(axis=0))
         if settings.general == "ccs":
-            for layer in settings.layers(len(pooled)):
+            for layer in layers:
                 general[layer] = self._ccs(layer)
-        learned = Learned(pooled, general, self._norms, PRODUCT_THRESHOLD)
+        learned = Learned(layers, pooled, general, self._norms, PRODUCT_THRESHOLD)
         if settings.gate != "cosine":
             return learned
-        values, known = self._gate_values(settings, self._vectors(settings, learned))
+        values, known = self._gate_values(settings, learned, self._vectors(settings, learned))
         return replace(learned, threshold=float(np.quantile(values[known], 1 - settings.open_share)))
 
     def scores(self, settings: Settings, learned: Learned, resume: bool = True) -> SteeredTable:
         """The steered table; users without history are not steered. `resume=False`: one pass, and no states kept."""
+        return joined(list(self.tables(settings, learned, resume)), self.blocks)
+
+    def tables(self, settings: Settings, learned: Learned, resume: bool = True) -> Iterator[SteeredTable]:
+        """The steered table of each block, one after the other."""
         vectors = self._vectors(settings, learned)
-        values, known = self._gate_values(settings, vectors)
-        gates = known if settings.gate == "none" else known & (values >= learned.threshold)
-        depth = len(learned.norms)
-        edit = Edit(
-            settings.layers(depth), settings.edit, settings.site, settings.alpha_personal, settings.alpha_general
-        )
+        values, known = self._gate_values(settings, learned, vectors)
+        opened = known if settings.gate == "none" else known & (values >= learned.threshold)
+        gates = opened.astype(np.float32)
+        edit = Edit(learned.layers, settings.edit, settings.site, settings.alpha_personal, settings.alpha_general)
         users, _ = self._users()
-        return self.questions.table(vectors, edit, users, gates.astype(np.float32), settings.scope, resume)
+        for rows, questions in zip(self.blocks, self.questions, strict=True):
+            yield questions.table(vectors, edit, users[rows], gates[rows], settings.scope, resume)
+
+    def _layers(self, settings: Settings) -> tuple[int, ...]:
+        """The edited layers."""
+        depth = len(self._norms)
+        if settings.place == "auto":
+            if settings.direction not in self._separations:
+                self._separations[settings.direction] = separation(self.pairs, settings.direction)
+            best = np.argsort(-self._separations[settings.direction], kind="stable")[: settings.count]
+            return tuple(sorted(best.tolist()))
+        first = min(int(settings.start * depth), depth - 1)
+        return tuple(range(first, min(first + settings.count, depth)))
 
     @cached_property
     def _norms(self) -> NDArray[np.float32]:
@@ -197,15 +220,18 @@ class UserSteering:
         return np.maximum(found, 0), found >= 0
 
     def _gate_values(
-        self, settings: Settings, vectors: SteeringVectors
+        self, settings: Settings, learned: Learned, vectors: SteeringVectors
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """What the gate compares with its threshold, for each question, and whether its user has a direction."""
         users, known = self._users()
-        layers = settings.layers(len(vectors.norms))
+        first = learned.layers[0]
         if settings.gate == "product":
-            scaled = settings.alpha_personal * vectors.personal[users, layers[0]]
-            return product_gate(scaled, settings.alpha_general * vectors.general[layers[0]]), known
+            scaled = settings.alpha_personal * vectors.personal[users, first]
+            return product_gate(scaled, settings.alpha_general * vectors.general[first]), known
         if settings.gate == "none":
             return np.ones(len(users)), known
-        at = max(0, layers[0] - (settings.site == "mlp"))
-        return cosine_gate(self.questions.last_states(at), vectors.personal[users, at]), known
+        at = max(0, first - (settings.site == "mlp"))
+        states = np.empty((len(users), vectors.personal.shape[2]), dtype=np.float32)
+        for rows, questions in zip(self.blocks, self.questions, strict=True):
+            states[rows] = questions.last_states(at)
+        return cosine_gate(states, vectors.personal[users, at]), known

@@ -1,5 +1,8 @@
 """Contract: every objective listed in OBJECTIVES, on planted scores."""
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import optuna
 import pytest
@@ -10,6 +13,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import TAGS, make_world
 from personalization.data.splits import split_users
 from personalization.deployment import Deployment
+from personalization.methods.steered_scorer import SteeredScorer
 from search_spaces import load_space
 
 
@@ -101,6 +105,29 @@ def test_what_is_observed_are_finite_numbers(name, objective):
             assert observed.get("steering_steered_share", 0) <= 1
 
 
+def test_remarks_say_why_nothing_changes(name, objective):
+    space = load_space(name)
+    for params in some_params(name):
+        assert all(isinstance(remark, str) for remark in objective.remarks(params))
+    said = " ".join(objective.remarks(space.BASELINE))
+    if name == "calibration":
+        assert "every label is the model's own" in said
+    if name != "steering":
+        return
+    assert "nothing is steered: alpha_personal and alpha_general are 0" in said
+    weak = replace(space.BASELINE, alpha_personal=1e-4, start=0.9)
+    (first, _) = objective.remarks(weak)
+    assert first.startswith("steering changes no label: at layers 1 its direction is orthogonal")
+    assert (objective.evaluate(weak).predicted == objective.evaluate(space.BASELINE).predicted).all()
+    shut = replace(weak, gate="product", alpha_general=1e-4)
+    assert "the product gate opened for no question" in objective.remarks(shut)[0]
+    broken = replace(space.BASELINE, alpha_general=200.0)
+    assert "steering breaks the model: one label takes 100%" in objective.remarks(broken)[0]
+    before, after = objective.evaluate(space.BASELINE), objective.evaluate(broken)
+    assert after.metrics["entropy"] == 0 < before.metrics["entropy"]
+    assert after.metrics["nll"] > before.metrics["nll"]
+
+
 def test_parts_are_measured_on_their_own_users(name, objective, world):
     splits = split_users(world.dataset)
     for part in ("tune", "select", "confirm"):
@@ -115,11 +142,37 @@ def test_scoring_confirm_users_changes_nothing_on_tune(name, objective):
     assert (objective.evaluate(params).log_probs == before).all()
 
 
-def test_reported_steps_end_before_the_last(name, objective):
+def test_first_users_are_reported_before_all_are_measured(name, objective):
     seen = []
-    objective.evaluate(some_params(name)[0], report=lambda step, value: seen.append((step, value)))
-    assert [step for step, _ in seen] == [1, 2, 3, 4]
-    assert all(0 <= value <= 1 for _, value in seen)
+    whole = objective.evaluate(some_params(name)[0], report=seen.append)
+    assert len(seen) == 4
+    users = [set(part.user_ids) for part in seen]
+    assert all(before < after for before, after in pairwise([*users, set(whole.user_ids)]))
+    for part in seen:
+        rows = [i for i, user in enumerate(whole.user_ids) if user in set(part.user_ids)]
+        assert sorted(part.question_ids) == sorted(whole.question_ids[i] for i in rows)
+        golds = dict(zip(whole.question_ids, whole.gold, strict=True))
+        assert [golds[question] for question in part.question_ids] == part.gold.tolist()
+        if name != "steering":
+            assert part.metrics["accuracy"] == pytest.approx(whole.only(np.array(rows)).metrics["accuracy"])
+
+
+def test_a_trial_that_is_stopped_runs_no_further_block(name, objective, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(_):
+        raise Stopped
+
+    ran = []
+    real = SteeredScorer.table
+    monkeypatch.setattr(SteeredScorer, "table", lambda *args: ran.append(1) or real(*args))
+    params = some_params(name)[0]
+    with pytest.raises(Stopped):
+        objective.evaluate(params, report=stop)
+    assert len(ran) == (name == "steering")
+    objective.evaluate(params)
+    assert len(ran) == (6 if name == "steering" else 0)
 
 
 def test_settling_moves_no_label_and_worsens_no_likelihood(name, objective):

@@ -9,6 +9,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
 from personalization.data.records import Dataset
 from personalization.errors import DataError
+from personalization.methods.directions import Pairs, separation
 from personalization.methods.user_steering import HISTORY_ITEMS, Learned, Settings, UserSteering
 
 SETTINGS = Settings(
@@ -20,6 +21,7 @@ SETTINGS = Settings(
     scope="last",
     alpha_personal=1.0,
     alpha_general=0.2,
+    place="start",
     start=0.5,
     count=1,
     gate="none",
@@ -110,14 +112,58 @@ def test_the_edits_length_is_alpha_times_the_norm_of_the_states(steering):
 
 def test_what_was_learned_survives_a_config(steering):
     learned = steering.learn(SETTINGS)
-    again = Learned.from_listed(learned.listed(SETTINGS.layers(2)))
+    again = Learned.from_listed(learned.listed())
     assert (steering.scores(SETTINGS, again).scores == steering.scores(SETTINGS, learned).scores).all()
+
+
+@pytest.mark.parametrize("blocks", [2, 5])
+def test_blocks_of_users_give_the_same_table(steering, scorer, world, blocks):
+    settings = replace(SETTINGS, gate="cosine", open_share=0.5)
+    whole = steering.scores(settings, steering.learn(settings))
+    parts = UserSteering(scorer, world, blocks=blocks)
+    table = parts.scores(settings, parts.learn(settings))
+    assert np.abs(table.scores - whole.scores).max() <= 1e-5
+    assert (table.steered == whole.steered).all()
+    assert table.firings.tokens == whole.firings.tokens
+    assert all(len({world.questions[i].user_id for i in rows}) == 12 / blocks for rows in parts.blocks if blocks == 2)
+
+
+def test_a_batch_of_50_users_is_one_question_at_a_time(scorer):
+    world = make_world(8, users=50, questions_per_user=4).dataset
+    steering = UserSteering(scorer, world)
+    learned = steering.learn(SETTINGS)
+    together = steering.scores(SETTINGS, learned).scores
+    for row in range(0, 200, 7):
+        alone = UserSteering(scorer, Dataset(world.task, world.labels, (world.questions[row],)))
+        assert np.abs(alone.scores(SETTINGS, learned, resume=False).scores[0] - together[row]).max() <= 1e-5
+
+
+def test_layers_are_chosen_by_how_well_the_direction_separates(steering):
+    rng = np.random.default_rng(0)
+    axis = np.eye(6)[2] * 4
+    sides = [(rng.normal(size=(8, 6)), rng.normal(size=(8, 6))) for _ in range(20)]
+    planted = {i: [Pairs(p, n), Pairs(p + axis, n), Pairs(n + 1e-9, n)] for i, (p, n) in enumerate(sides)}
+    found = separation(planted, "mean_difference")
+    assert found.argmax() == 1
+    assert found[1] > 0.95
+    assert abs(found[0] - 0.5) < 0.1
+    assert found[2] == pytest.approx(0.5, abs=0.05)
+    steering._separations["mean_difference"] = np.array([0.6, 0.9])
+    for count, layers in ((1, (1,)), (2, (0, 1)), (8, (0, 1))):
+        settings = replace(SETTINGS, place="auto", count=count)
+        assert steering.learn(settings).layers == layers
+    assert steering.scores(settings, steering.learn(settings)).firings.calls.keys() == {0, 1}
+
+
+def test_histories_too_short_to_judge_give_no_preference():
+    few = {0: [Pairs(np.ones((3, 2)), np.zeros((3, 2)))] * 4}
+    assert separation(few, "svd").tolist() == [0.5] * 4
 
 
 def test_the_general_direction_may_come_from_ccs(steering):
     settings = replace(SETTINGS, general="ccs")
     learned = steering.learn(settings)
-    (layer,) = settings.layers(2)
+    (layer,) = learned.layers
     assert np.linalg.norm(learned.general[layer]) == pytest.approx(1, abs=1e-5)
     assert not np.allclose(learned.general[layer], steering.learn(SETTINGS).general[layer])
 

@@ -1,0 +1,95 @@
+"""When a trial is stopped early: pruners by name, and what a trial tells them after each block of users.
+
+With one metric to optimise these are Optuna's pruners. They see the running value of that metric, step by step; the
+Wilcoxon pruner sees the mean score of each user, the user being the step, since it compares trials on the same users.
+
+Optuna's pruners take one metric. `dominated` takes several: it stops a trial whose running values were worse in every
+metric, after this block and after the one before, than those of one and the same feasible trial.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import optuna
+from optuna import pruners
+from optuna.exceptions import ExperimentalWarning
+from optuna.study import StudyDirection
+
+from objectives import Report
+from personalization.evaluation import Evaluation, all_metrics
+from studies.constraints import feasible
+
+PRUNERS: dict[str, Callable[[], pruners.BasePruner]] = {
+    "none": pruners.NopPruner,
+    "median": pruners.MedianPruner,
+    "percentile": lambda: pruners.PercentilePruner(25.0),
+    "halving": pruners.SuccessiveHalvingPruner,
+    "hyperband": pruners.HyperbandPruner,
+    "wilcoxon": pruners.WilcoxonPruner,
+    "dominated": pruners.NopPruner,
+}
+PATIENCE = 2
+"""Blocks in a row after which `dominated` stops a trial."""
+RUNNING = "running"
+"""Trial attribute of `dominated`: the metrics after each block."""
+
+
+def make_pruner(name: str) -> pruners.BasePruner:
+    """A pruner by name."""
+    with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+        return PRUNERS[name]()
+
+
+def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Evaluation) -> Report | None:
+    """What a trial calls after each block of users, under a pruner; it raises TrialPruned to stop the trial."""
+    if name == "none":
+        return None
+    values: list[list[float]] = []
+    users: set[str] = set()
+    place = {question: row for row, question in enumerate(baseline.question_ids)}
+
+    def report(first: Evaluation) -> None:
+        rows = np.array([place[question] for question in first.question_ids])
+        metrics = all_metrics(first, baseline.only(rows))
+        values.append([metrics[metric] for metric in optimize])
+        if name == "dominated":
+            trial.set_user_attr(RUNNING, values)
+            stop = _dominated(trial, values)
+        else:
+            if name == "wilcoxon":
+                _report_users(trial, first, optimize[0], users)
+            else:
+                trial.report(values[-1][0], len(values))
+            stop = trial.should_prune()
+        if stop:
+            raise optuna.TrialPruned
+
+    return report
+
+
+def _report_users(trial: optuna.Trial, first: Evaluation, metric: str, reported: set[str]) -> None:
+    """Report the mean score of each user that was not reported yet, in the direction of the study."""
+    sign = 1.0 if trial.study.direction == StudyDirection.MAXIMIZE else -1.0
+    scores, (names, owners) = first.question_scores(metric), first.users
+    for step, name in enumerate(names):
+        if name not in reported:
+            reported.add(name)
+            trial.report(sign * float(scores[owners == step].mean()), step)
+
+
+def _dominated(trial: optuna.Trial, values: list[list[float]]) -> bool:
+    """Whether some feasible trial was better in every metric after each of the last PATIENCE blocks."""
+    if len(values) < PATIENCE:
+        return False
+    sign = np.array([1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in trial.study.directions])
+    mine = sign * np.array(values)
+    for other in trial.study.get_trials(deepcopy=False):
+        theirs = other.user_attrs.get(RUNNING, [])
+        if feasible(other) and len(theirs) >= len(mine):
+            better = sign * np.array(theirs[: len(mine)]) > mine
+            if better[-PATIENCE:].all():
+                return True
+    return False

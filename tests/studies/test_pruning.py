@@ -1,0 +1,96 @@
+"""What a trial tells its pruner, and when it is stopped."""
+
+import numpy as np
+import optuna
+import pytest
+
+from personalization.evaluation import Evaluation, all_metrics
+from studies.pruning import make_pruner, watch
+
+LABELS = ("a", "b")
+USERS = tuple(f"u{i // 4}" for i in range(80))
+
+
+def evaluation(share_right, seed=0, users=20):
+    """Questions of the first users, so many of them right."""
+    n = 4 * users
+    right = np.random.default_rng(seed).random(80)[:n] < share_right
+    gold = np.zeros(n, dtype=np.int64)
+    log_probs = np.log(np.where(right[:, None], [0.8, 0.2], [0.3, 0.7]))
+    return Evaluation(LABELS, tuple(f"q{i}" for i in range(n)), USERS[:n], gold, log_probs, ["user"] * n)
+
+
+BASELINE = evaluation(0.5, seed=9)
+
+
+def run(study, name, optimize, share):
+    """One trial over five blocks of four users; whether it was stopped, and after which block."""
+    trial = study.ask()
+    report = watch(name, trial, optimize, BASELINE)
+    whole = evaluation(share, seed=trial.number)
+    for block in range(1, 5):
+        try:
+            report(whole.only(np.arange(16 * block)))
+        except optuna.TrialPruned:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            return block
+    measured = all_metrics(whole, BASELINE)
+    study.tell(trial, [measured[name] for name in optimize])
+    return None
+
+
+def test_wilcoxon_compares_the_same_users():
+    study = optuna.create_study(direction="maximize", pruner=make_pruner("wilcoxon"))
+    assert run(study, "wilcoxon", ["accuracy"], 0.9) is None
+    best = study.trials[0].intermediate_values
+    assert list(best) == list(range(16))
+    assert best[3] == evaluation(0.9).correct[12:16].mean()
+    assert run(study, "wilcoxon", ["accuracy"], 0.1) == 1
+    assert run(study, "wilcoxon", ["accuracy"], 0.95) is None
+
+
+@pytest.mark.parametrize("name", ["wilcoxon", "median"])
+def test_a_loss_is_stopped_when_it_is_high(name):
+    study = optuna.create_study(direction="minimize", pruner=make_pruner(name))
+    for _ in range(6):
+        assert run(study, name, ["nll"], 0.9) is None or study.trials[-1].number > 0
+    assert run(study, name, ["nll"], 0.1) is not None
+    assert run(study, name, ["nll"], 1.0) is None
+
+
+def test_metrics_against_the_baseline_are_taken_on_the_users_seen():
+    study = optuna.create_study(direction="maximize", pruner=make_pruner("median"))
+    run(study, "median", ["accuracy_gain"], 0.9)
+    first = study.trials[0].intermediate_values[1]
+    assert first == pytest.approx(evaluation(0.9).correct[:16].mean() - BASELINE.correct[:16].mean())
+
+
+def test_dominated_stops_what_is_worse_in_every_metric_twice_in_a_row():
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    goals = ["accuracy", "nll"]
+    assert run(study, "dominated", goals, 0.9) is None
+    assert run(study, "dominated", goals, 0.1) == 2
+    assert run(study, "dominated", goals, 1.0) is None
+    assert study.trials[0].user_attrs["running"][0] == [
+        evaluation(0.9).only(np.arange(16)).metrics[goal] for goal in goals
+    ]
+
+
+def test_dominated_spares_what_is_better_in_one_metric():
+    study = optuna.create_study(directions=["maximize", "maximize"])
+    assert run(study, "dominated", ["accuracy", "entropy"], 1.0) is None
+    assert run(study, "dominated", ["accuracy", "entropy"], 0.5) is None
+
+
+def test_an_infeasible_trial_dominates_nothing():
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    trial = study.ask()
+    trial.set_constraint("entropy", 1.0)
+    trial.set_user_attr("running", [[1.0, 0.0]] * 4)
+    study.tell(trial, [1.0, 0.0])
+    assert run(study, "dominated", ["accuracy", "nll"], 0.5) is None
+
+
+def test_without_a_pruner_nothing_is_watched():
+    study = optuna.create_study(direction="maximize")
+    assert watch("none", study.ask(), ["accuracy"], BASELINE) is None
