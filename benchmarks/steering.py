@@ -4,7 +4,7 @@
 
 The 12-layer shape of benchmarks/scoring.py. For each K the block K is edited, once with the whole model and once from
 the stored states, in turns; both give the same bits. `cost_over_ideal` is the ratio of times over (N - K) / N: at most
-1.15 is wanted. The last line is JSON.
+1.15 is wanted. Then 200 questions of 50 users in one call against a call for each user. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,6 +33,36 @@ def vectors_of(users: int, layers: int, width: int) -> SteeringVectors:
     personal /= np.linalg.norm(personal, axis=-1, keepdims=True)
     norms = np.ones(layers, dtype=np.float32)
     return SteeringVectors(tuple(f"u{i}" for i in range(users)), personal, personal[0], norms)
+
+
+def user_by_user(repeats: int) -> dict[str, float]:
+    """Four questions of each of 50 users, behind their histories: all in one call, and a call for each user."""
+    users = np.repeat(np.arange(50), 4)
+    histories = scoring.texts(50, 60, seed=2)
+    prompts = [f"{histories[user]} {text}" for user, text in zip(users, scoring.texts(200, 20), strict=True)]
+    tokenizer = scoring.tokenizer_of([*scoring.texts(2000, 90, seed=1), *prompts], scoring.SHAPE["vocab_size"])
+    backbone = CausalBackbone(scoring.model_of(scoring.SHAPE), tokenizer)
+    labels = [f" {tag}" for tag in scoring.LAMP_2_TAGS]
+    depth = scoring.SHAPE["num_hidden_layers"]
+    vectors, edit = vectors_of(50, depth, scoring.SHAPE["hidden_size"]), Edit((depth // 2,), alpha_personal=0.5)
+
+    def table(rows: np.ndarray, folder: str) -> np.ndarray:
+        scorer = SteeredScorer(backbone, [prompts[i] for i in rows], labels, Path(folder), "benchmark")
+        return scorer.table(vectors, edit, users[rows], np.ones(len(rows)), resume=False).scores
+
+    together, apart, difference = [], [], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(repeats):
+            a, whole = scoring.timed(lambda: table(np.arange(200), folder))
+            b, single = scoring.timed(
+                lambda: np.concatenate([table(np.flatnonzero(users == user), folder) for user in range(50)])
+            )
+            together.append(a)
+            apart.append(b)
+            difference = max(difference, float(np.abs(whole - single).max()))
+    print(f"200 questions of 50 users: together {min(together):.2f} s, user by user {min(apart):.2f} s")
+    times = statistics.median(y / x for x, y in zip(together, apart, strict=True))
+    return {"times_user_by_user": round(times, 2), "max_abs_diff": difference}
 
 
 def main() -> None:
@@ -67,7 +97,7 @@ def main() -> None:
             result["cost_over_ideal"][str(k)] = round(share * depth / (depth - k), 3)
             result["share_of_full"][str(k)] = round(share, 3)
             result["stored_mb"][str(k)] = round(scorer.states_after(k).path.stat().st_size / 1e6, 1)
-    print(json.dumps(result))
+    print(json.dumps({**result, **user_by_user(3)}))
 
 
 if __name__ == "__main__":
