@@ -15,7 +15,7 @@ import json
 import numpy as np
 import torch
 
-from personalization.backbones.causal import CausalBackbone, load_backbone
+from personalization.backbones.causal import CausalBackbone, load_causal
 from personalization.data.demo.world import INSTRUCTION, PlantedWorld, make_world
 from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset, Question
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     arguments = parser.parse_args()
     world = make_world(arguments.seed, arguments.users)
-    result = measure(load_backbone(arguments.model), world)
+    result = measure(load_causal(arguments.model), world)
     for name, value in result.items():
         print(f"{name:24} {value}")
     print(json.dumps(result))

@@ -21,6 +21,7 @@ OBJECTIVES = {
     "calibration": "objectives.calibration:Calibration",
     "report_calibration": "objectives.calibration:ReportCalibration",
     "steering": "objectives.steering:Steering",
+    "retrieval": "objectives.retrieval:Retrieval",
 }
 """name -> "module:class"."""
 
@@ -29,13 +30,20 @@ Report = Callable[[Evaluation], None]
 
 
 class Scorer(Protocol):
-    """Whatever gives float32 [n, K] log-probabilities of exact continuations."""
+    """Whatever gives float32 [n, K] log-probabilities of labels. `kind`: how it is asked, one of `WORDINGS`."""
+
+    @property
+    def kind(self) -> str: ...
 
     def label_logprobs(
         self,
         prompts: Sequence[str],
         continuations: Sequence[str],
         progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]: ...
+
+    def embeddings(
+        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]: ...
 
 

@@ -7,7 +7,7 @@ the select and confirm users are scored when promotion first asks for them; they
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives import Report, Scorer
-from personalization.data.prompts import CONTENT_FREE, continuations, prompt, prompt_about
+from personalization.data.prompts import CONTENT_FREE, WORDINGS, continuations
 from personalization.data.splits import Splits, user_blocks
 from personalization.evaluation import Evaluation, gold_indices
 from personalization.methods.calibration import (
@@ -44,9 +44,9 @@ class _Part:
         self.dataset = dataset
         self.counts = history_counts(dataset)
         self.gold = gold_indices(dataset)
-        self.scores = scorer.label_logprobs(
-            [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels), progress
-        )
+        wording = WORDINGS[scorer.kind]
+        self.prompts = [wording.prompt(dataset.task, q) for q in dataset.questions]
+        self.scores = scorer.label_logprobs(self.prompts, _spoken(scorer, dataset.labels), progress)
         self.question_ids = tuple(q.id for q in dataset.questions)
         self.user_ids = tuple(q.user_id for q in dataset.questions)
         self.blocks = user_blocks(self.user_ids, BLOCKS)
@@ -75,22 +75,25 @@ class Calibration:
 
     def _prior_tables(self) -> PriorTables:
         tune = self._part("tune")
-        task, labels = tune.dataset.task, tune.dataset.labels
-        questions = {prompt_about(task, q, ""): q for q in tune.dataset.questions}
-        stems = list(questions.values())[:1] if task != "LaMP_1" else list(questions.values())[:20]
-        spoken = continuations(labels)
-        neutral = self._scorer.label_logprobs([prompt_about(task, q, "") for q in stems], spoken)
-        blank = [prompt_about(task, q, item) for q in stems for item in CONTENT_FREE]
         pooled = global_counts(tune.dataset)
+        tables = {"batch": tune.scores, **self._neutral(_spoken(self._scorer, tune.dataset.labels))}
         return PriorTables(
-            log_model={
-                "batch": log_mean_probability(tune.scores),
-                "neutral": log_mean_probability(neutral),
-                "content_free": log_mean_probability(self._scorer.label_logprobs(blank, spoken)),
-            },
+            log_model={source: log_mean_probability(table) for source, table in tables.items()},
             global_probs=global_prior(pooled),
             global_counts=pooled,
         )
+
+    def _neutral(self, spoken: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Scores of labels, spoken so, for prompts with nothing to classify: the other sources of label bias."""
+        tune = self._splits.tune
+        about = WORDINGS[self._scorer.kind].about
+        questions = {about(tune.task, q, ""): q for q in tune.questions}
+        stems = list(questions.values())[:1] if tune.task != "LaMP_1" else list(questions.values())[:20]
+        blank = [about(tune.task, q, item) for q in stems for item in CONTENT_FREE]
+        return {
+            "neutral": self._scorer.label_logprobs([about(tune.task, q, "") for q in stems], spoken),
+            "content_free": self._scorer.label_logprobs(blank, spoken),
+        }
 
     def _apply(self, part: _Part, params: Any) -> Calibrated:
         return calibrate(part.scores, part.counts, self.tables, **asdict(params))
@@ -140,10 +143,14 @@ class Calibration:
         None where there are no history labels, or where the scores speak against the gold labels.
         """
         part = self._part("tune")
+        return self._exact(part, part.counts)
+
+    def _exact(self, part: _Part, counts: NDArray[np.number[Any]]) -> list[dict[str, Any]]:
+        """The optima with these label counts as what is known of the users."""
         if self.tables.global_probs is None:
             return []
         log_model = self.tables.log_model["batch"]
-        log_pi, _ = taste(part.counts, self.tables.global_probs, "user", 5.0)
+        log_pi, _ = taste(counts, self.tables.global_probs, "user", 5.0)
         try:
             fit = fit_nll(part.scores, log_model, log_pi, part.gold)
         except ValueError as error:
@@ -169,6 +176,10 @@ class ReportCalibration(Calibration):
     def warm_start(self) -> list[dict[str, Any]]:
         """None: its exact optimum is a corner of `Calibration`."""
         return []
+
+
+def _spoken(scorer: Scorer, labels: Sequence[str]) -> list[str]:
+    return continuations(labels, WORDINGS[scorer.kind].template["continuation"])
 
 
 def _listed(table: NDArray[np.float64]) -> list[float]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from objectives import Report, Scorer
 from objectives.calibration import BLOCKS, Calibration, _listed, _Part
 from personalization.data.splits import Splits
+from personalization.errors import DataError
 from personalization.evaluation import Evaluation
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate
 from personalization.methods.priors import log_mean_probability
@@ -37,6 +38,8 @@ class Steering(Calibration):
     method = "steering"
 
     def __init__(self, splits: Splits, scorer: Scorer, progress: Callable[[int, int], None] | None = None) -> None:
+        if scorer.kind != "causal":
+            raise DataError(f"steering takes a causal language model, and this one is an {scorer.kind}")
         super().__init__(splits, scorer, progress)
         self._users: dict[str, UserSteering] = {}
         self._learned: OrderedDict[Settings, Learned] = OrderedDict()

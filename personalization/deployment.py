@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +20,12 @@ import yaml
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import TEMPLATE, continuations, prompt
+from personalization.data.prompts import WORDINGS, continuations
 from personalization.data.records import Dataset, Question
 from personalization.errors import DataError
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate, report_calibrate
 from personalization.methods.priors import history_counts
+from personalization.methods.retrieval import Histories, retrieval_calibrate
 
 FORMAT = 1
 
@@ -40,6 +42,7 @@ METHODS: dict[str, Callable[..., Calibrated]] = {
     "calibration": calibrate,
     "report_calibration": report_calibrate,
     "steering": steered_calibrate,
+    "retrieval": retrieval_calibrate,
 }
 """method name -> function of (scores, history counts, prior tables, **params)."""
 
@@ -108,6 +111,7 @@ class Deployment:
 
     def _scores(self, dataset: Dataset) -> NDArray[np.float32]:
         """The model's label scores, steered where the config says so."""
+        wording = WORDINGS[self.scorer.kind]
         if "steering" in self.config and dataset.questions:
             from personalization.methods.user_steering import Learned, Settings, UserSteering
 
@@ -115,7 +119,8 @@ class Deployment:
             steering = UserSteering(self.scorer, dataset)
             return steering.scores(settings, Learned.from_listed(self.config["steering"]), resume=False).scores
         return self.scorer.label_logprobs(
-            [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels)
+            [wording.prompt(dataset.task, q) for q in dataset.questions],
+            continuations(dataset.labels, wording.template["continuation"]),
         )
 
     def log_probs(self, dataset: Dataset) -> Calibrated:
@@ -124,12 +129,19 @@ class Deployment:
             odd = sorted(set(dataset.labels) ^ set(self.config["labels"]))
             raise DataError(f"the questions' labels differ from the deploy config's in {', '.join(odd)}")
         dataset = Dataset(dataset.task, tuple(self.config["labels"]), dataset.questions)
-        scores = self._scores(dataset)
-        counts, tables, params = history_counts(dataset), _tables(self.config["priors"]), self.config["params"]
+        tables, params = _tables(self.config["priors"]), self.config["params"]
+        plain = history_counts(dataset)
+        known = plain.sum(axis=1) > 0
+        counts: NDArray[np.number[Any]] = plain
+        if self.config["method"] == "retrieval":
+            histories, wanted = Histories(self.scorer, dataset), SimpleNamespace(**params)
+            scores = histories.scores(wanted)
+            counts = histories.counts(wanted) if params["prior_mode"] == "similar" else plain
+        else:
+            scores = self._scores(dataset)
         method = METHODS[self.config["method"]]
         log_probs = np.empty(scores.shape)
         modes = [""] * len(dataset)
-        known = counts.sum(axis=1) > 0
         for rows, chosen in (
             (np.flatnonzero(known), params),
             (np.flatnonzero(~known), params | self.config["fallback"]),
@@ -158,10 +170,9 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: format {config['format']} with method {config['method']!r} is not known here; "
             f"known are format {FORMAT} with {', '.join(METHODS)}"
         )
-    if config["template"] != TEMPLATE:
-        raise DataError(
-            f"{path}: its prompts are put together as {config['template']}, here as {TEMPLATE}; promote again"
-        )
+    known = [wording.template for wording in WORDINGS.values()]
+    if config["template"] not in known:
+        raise DataError(f"{path}: its prompts are put together as {config['template']}, here as {known}; promote again")
     return config
 
 

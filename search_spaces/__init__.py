@@ -1,7 +1,8 @@
 """What may vary: names, ranges, decoding. No torch, no model.
 
 A space module holds `SPACE` (name -> Optuna distribution; static), a frozen `Params`, `BASELINE` (the parameters that
-change nothing), `decode(raw) -> Params` and `complexity(params)` (how far from doing nothing; smaller is simpler).
+change nothing), `decode(raw) -> Params` and `complexity(params)` (how far from doing nothing; smaller is simpler), and
+where wanted `ONLY` (parameter -> the one kind of backbone that reads it).
 To add one: write the file, list it in `SPACES`.
 """
 
@@ -17,6 +18,7 @@ SPACES = {
     "calibration": "search_spaces.calibration",
     "report_calibration": "search_spaces.report_calibration",
     "steering": "search_spaces.steering",
+    "retrieval": "search_spaces.retrieval",
 }
 """objective name -> module of its search space."""
 
@@ -40,6 +42,12 @@ def load_space(name: str) -> Space:
     return module  # type: ignore[no-any-return]
 
 
+def parameters(space: Space, kind: str) -> dict[str, BaseDistribution]:
+    """The parameters that a kind of backbone reads. A module's `ONLY` names those of one kind alone."""
+    only: Mapping[str, str] = getattr(space, "ONLY", {})
+    return {name: found for name, found in space.SPACE.items() if only.get(name, kind) == kind}
+
+
 def overridden(space: Mapping[str, BaseDistribution], overrides: Mapping[str, Override]) -> dict[str, BaseDistribution]:
     """The space with some parameters replaced: a value fixes one, a list gives choices, a dict gives a range.
 
@@ -49,7 +57,9 @@ def overridden(space: Mapping[str, BaseDistribution], overrides: Mapping[str, Ov
     result = dict(space)
     for name, override in overrides.items():
         if name not in space:
-            raise ValueError(f"space.{name}: no such parameter; this objective has {', '.join(space)}")
+            raise ValueError(
+                f"space.{name}: no such parameter; this objective has, with this model, {', '.join(space)}"
+            )
         try:
             result[name] = _replacement(space[name], override)
         except (TypeError, ValueError, KeyError) as error:

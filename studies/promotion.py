@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from personalization.backbones.location import EMBEDDED
-from personalization.data.prompts import TEMPLATE
+from personalization.backbones.location import EMBEDDED, PACKAGED
+from personalization.data.prompts import WORDINGS
 from personalization.data.records import Dataset
 from personalization.deployment import Deployment, read_config
 from personalization.errors import UsageError
@@ -202,7 +202,7 @@ def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any], state
     """The deploy config, without its generation."""
     spec = opened.spec
     path = spec.model.path
-    local = path not in EMBEDDED and Path(path).is_dir()
+    local = path not in (*EMBEDDED, *PACKAGED) and Path(path).is_dir()
     return {
         "format": 1,
         "model": {
@@ -210,9 +210,9 @@ def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any], state
             "path": str(Path(path).resolve()) if local else path,
             "fingerprint": opened.record["model"],
         },
-        "template": TEMPLATE,
+        "template": WORDINGS[opened.scorer.kind].template,
         **opened.objective.deployment(chosen.params),
-        "fallback": {"prior_mode": "global"} if asdict(chosen.params)["prior_mode"] == "user" else {},
+        "fallback": {"prior_mode": "global"} if asdict(chosen.params)["prior_mode"] in ("user", "similar") else {},
         "provenance": {
             "study": spec.name,
             "study_id": opened.record["id"],

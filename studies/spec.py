@@ -65,7 +65,7 @@ class DataSpec(_Strict):
 class ModelSpec(_Strict):
     """Which model scores the labels, and how it is loaded."""
 
-    path: str = Field(description="demo, demo-null, a folder, or a hub id owner/name")
+    path: str = Field(description="demo, demo-null, minilm, a folder, or a hub id owner/name")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     chat: bool = Field(False, description="wrap each prompt in the model's chat template")
@@ -84,7 +84,7 @@ class StudySpec(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     data: DataSpec
     model: ModelSpec
-    objective: Literal["calibration", "report_calibration", "steering"] = "calibration"
+    objective: Literal["calibration", "report_calibration", "steering", "retrieval"] = "calibration"
     optimize: dict[str, Literal["maximize", "minimize"]] = Field(default={"accuracy": "maximize"}, min_length=1)
     constraints: dict[str, str] = Field(default={}, description='for example entropy: ">= 0.6"')
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid", "brute"] = "tpe"

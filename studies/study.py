@@ -18,7 +18,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.splits import Splits
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
-from search_spaces import Space, load_space, overridden
+from search_spaces import Space, load_space, overridden, parameters
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
 from studies.pruning import make_pruner
@@ -55,15 +55,15 @@ class OpenStudy:
 def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, worker: str = "0") -> OpenStudy:
     """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume."""
     rooms = load_space(spec.objective)
+    scorer = CachedScorer(
+        spec.model.path, home / "cache" / "scores", spec.model.dtype, spec.model.device, spec.model.chat
+    )
     try:
-        space = overridden(rooms.SPACE, spec.space)
+        space = overridden(parameters(rooms, scorer.kind), spec.space)
     except ValueError as error:
         raise UsageError(f"spec {spec.name}: {error}") from None
     make_sampler(spec.sampler, 0, space)
     splits = load_splits(spec)
-    scorer = CachedScorer(
-        spec.model.path, home / "cache" / "scores", spec.model.dtype, spec.model.device, spec.model.chat
-    )
     record = {
         "spec": spec.identity(),
         "order": list(spec.optimize),

@@ -7,17 +7,15 @@ from datetime import date
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.backbones.location import locate_model, model_fingerprint, tells_the_day
+from personalization.backbones import Backbone, load_backbone
+from personalization.backbones.location import locate_model, model_fingerprint, model_kind, tells_the_day
 from personalization.files import sha256_of
 from personalization.scoring.store import Keep, key_of, stored_table
-
-if TYPE_CHECKING:
-    from personalization.backbones.causal import CausalBackbone
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """Tells what device "auto" will be without importing torch."""
@@ -27,7 +25,12 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 def _code() -> str:
     """SHA-256 of the code that makes scores: a mended scorer reads no old table."""
     room = Path(__file__).parent
-    files = [room / "causal.py", room / "encoding.py", *sorted((room.parent / "scoring").glob("*.py"))]
+    files = [
+        room / "causal.py",
+        room / "encoder.py",
+        room / "encoding.py",
+        *sorted((room.parent / "scoring").glob("*.py")),
+    ]
     return "".join(sha256_of(file) for file in files)
 
 
@@ -56,11 +59,15 @@ class CachedScorer:
         return model_fingerprint(locate_model(self.model))
 
     @cached_property
-    def backbone(self) -> CausalBackbone:
-        """The model itself, loaded on first use."""
-        from personalization.backbones.causal import load_backbone
+    def kind(self) -> str:
+        """Which of `BACKBONES` the model is."""
+        return model_kind(locate_model(self.model))
 
-        return load_backbone(self.model, self.dtype, self.device, self.chat)
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The model itself, loaded on first use."""
+        loaded: Backbone = load_backbone(self.kind, self.model, self.dtype, self.device, self.chat)
+        return loaded
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -88,6 +95,30 @@ class CachedScorer:
         key = key_of({**self.identity, "states_of": list(prompts)})
         table, _ = stored_table(self.folder, key, (len(prompts), layers * width), compute)
         return table.reshape(len(prompts), layers, width)
+
+    def too_long(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[int]:
+        """Which prompts of a causal model do not fit its context."""
+        causal: Any = self.backbone
+        return list(causal.too_long(prompts, continuations))
+
+    def shortened(self, frame: str, texts: Sequence[str], continuations: Sequence[str]) -> list[str]:
+        """Texts cut to equal shares of the room that a causal model's context has beside `frame`."""
+        causal: Any = self.backbone
+        return list(causal.shortened(frame, texts, continuations))
+
+    def embeddings(
+        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Embeddings of length one, float32 [n, d], stored like scores."""
+
+        def compute(table: NDArray[np.float32], _: Keep) -> int:
+            table[:] = self.backbone.embeddings(texts, progress)
+            return 0
+
+        if not texts:
+            return np.empty((0, self.backbone.width), dtype=np.float32)
+        key = key_of({**self.identity, "embeddings_of": list(texts)})
+        return stored_table(self.folder, key, (len(texts), self.backbone.width), compute)[0]
 
     def label_logprobs(
         self,

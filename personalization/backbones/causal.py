@@ -11,16 +11,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from personalization.backbones.encoding import PairEncoder, Tails
-from personalization.backbones.location import locate_model
+from personalization.backbones.location import locate_model, usable_device
 from personalization.errors import DataError, UnavailableError
 from personalization.scoring.last_states import LastStates
 from personalization.scoring.packed import Packed
 from personalization.scoring.passes import Progress, TokenBudget, score_all
 from personalization.scoring.plain import Candidates
+from personalization.scoring.products import fast_products
 from personalization.scoring.resume import decoder_layers
 from personalization.scoring.routes import Router
 from personalization.scoring.rows import Tokens
 from personalization.scoring.store import Keep
+
+ITEM_FRAME = 24
+"""Tokens that the template around a history item may take."""
+EMBEDDED_TOKENS = 4096
+"""Tokens in a batch of texts to embed."""
 
 
 class CausalBackbone:
@@ -109,6 +115,48 @@ class CausalBackbone:
         score_all(LastStates(route, layers, out), scores, self.budget, None, progress)
         return out
 
+    def embeddings(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """The mean over each text's tokens of what leaves the last layer, at length one, float32 [n, d]."""
+        heads = [self.fit(head, 1) for head in self.encoder.heads(texts)]
+        out = np.empty((len(texts), self.width), dtype=np.float32)
+        order = sorted(range(len(texts)), key=lambda row: -len(heads[row]))
+        done = 0
+        while done < len(order):
+            rows = order[done : done + max(1, EMBEDDED_TOKENS // len(heads[order[done]]))]
+            ids = torch.zeros(len(rows), len(heads[rows[0]]), dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for at, row in enumerate(rows):
+                ids[at, : len(heads[row])] = torch.from_numpy(heads[row].astype(np.int64))
+                mask[at, : len(heads[row])] = 1
+            ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+            with torch.inference_mode(), fast_products(self.model.device.type):
+                states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0].float()
+                out[rows] = torch.nn.functional.normalize((states * mask[..., None]).sum(1), dim=-1).cpu().numpy()
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(order))
+        return out
+
+    def too_long(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[int]:
+        """Which prompts do not fit the context together with the longest continuation."""
+        if self.context is None:
+            return []
+        room = self.context + 1 - max(map(len, self.encoder.encode(prompts[:1], continuations)[1][0]), default=0)
+        return [row for row, head in enumerate(self.encoder.heads(prompts)) if len(head) > room]
+
+    def shortened(self, frame: str, texts: Sequence[str], continuations: Sequence[str]) -> list[str]:
+        """Texts cut at their ends to equal shares of the room that the context has beside `frame`."""
+        if self.context is None:
+            return list(texts)
+        longest = max(map(len, self.encoder.encode([frame], continuations)[1][0]))
+        room = self.context + 1 - longest - len(self.encoder.heads([frame])[0])
+        share = max(0, room // max(len(texts), 1) - ITEM_FRAME)
+        offsets = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return [
+            text[: at[share - 1][1] if share else 0] if len(at) > share else text
+            for text, at in zip(texts, offsets, strict=True)
+        ]
+
     def packed(self, heads: Sequence[Tokens], candidates: Candidates) -> Packed:
         """The route of packed rows; UnavailableError where the model cannot take all of these prompts in it."""
         (_, route), *others = self.router.routes(heads, candidates)
@@ -130,18 +178,14 @@ class CausalBackbone:
         return np.concatenate([head, prompt[len(prompt) - room + len(head) :]])
 
 
-def load_backbone(
+def load_causal(
     path_or_hub_id: str, dtype: str = "float32", device: str = "auto", chat: bool = False
 ) -> CausalBackbone:
     """Load a model from a folder, the hub or the package: safetensors only, no code from the model's repository.
 
     `dtype`: float32, bfloat16 or float16. `device`: "cpu", "cuda", "cuda:1", ..., or "auto".
     """
-    folder = locate_model(path_or_hub_id)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device.startswith("cuda") and not torch.cuda.is_available():
-        raise UnavailableError(f"device {device!r} is not available here; use device: cpu or auto")
+    folder, device = locate_model(path_or_hub_id), usable_device(device)
     transformers_logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -8,14 +8,17 @@ LaMP retrieval baseline and joined by " , and ".
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from personalization.data.records import HistoryItem, Question
 
 ANSWER_CUE = "\nanswer:"
 
 TEMPLATE = {"prompt": "{history}{input}" + ANSWER_CUE, "continuation": " {label}\n"}
-"""How prompt and continuation are put together, for the record in a deploy config."""
+"""How a causal model is asked, for the record in a deploy config."""
+ENCODER_TEMPLATE = {"prompt": "{item}", "continuation": "{label}"}
+"""How an encoder is asked; a study may search another text for the label."""
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """Inputs that say nothing (Zhao et al. 2021, contextual calibration)."""
@@ -43,9 +46,24 @@ def prompt(task: str, question: Question, history: Sequence[HistoryItem] = ()) -
     return history_text(task, history) + question.text + ANSWER_CUE
 
 
-def continuations(labels: Sequence[str]) -> list[str]:
-    """The exact continuation string of each label."""
-    return [TEMPLATE["continuation"].format(label=label) for label in labels]
+def continuations(labels: Sequence[str], template: str = TEMPLATE["continuation"]) -> list[str]:
+    """The exact continuation string, or text, of each label."""
+    return [template.replace("{label}", label) for label in labels]
+
+
+def item_text(task: str, question: Question) -> str:
+    """What is to be classified, without the instruction in front of it."""
+    if task == "LaMP_1":
+        return question.text
+    _, mark, item = question.text.partition(_ITEM_MARK[task])
+    return item.strip() if mark else question.text
+
+
+def is_asked(task: str, question: Question, item: HistoryItem) -> bool:
+    """Whether a history item is what the question asks about."""
+    if task == "LaMP_1":
+        return f'"{item.text}"' in question.text
+    return item.text.strip() == item_text(task, question)
 
 
 def prompt_about(task: str, question: Question, item: str) -> str:
@@ -56,3 +74,18 @@ def prompt_about(task: str, question: Question, item: str) -> str:
         stem, mark, _ = question.text.partition(_ITEM_MARK[task])
         text = f"{stem}{mark} {item}".rstrip() if mark else item
     return text + ANSWER_CUE
+
+
+class Wording(NamedTuple):
+    """How a kind of backbone is asked. `about(task, question, item)`: with `item` in the place of what is asked."""
+
+    template: dict[str, str]
+    prompt: Callable[..., str]
+    about: Callable[[str, Question, str], str]
+
+
+WORDINGS = {
+    "causal": Wording(TEMPLATE, prompt, prompt_about),
+    "encoder": Wording(ENCODER_TEMPLATE, item_text, lambda _task, _question, item: item),
+}
+"""kind of backbone -> wording."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class PriorTables:
 
 def calibrate(
     scores: Floats,
-    counts: Ints,
+    counts: NDArray[np.number[Any]],
     tables: PriorTables,
     *,
     beta: float,

@@ -18,6 +18,7 @@ Cost: one pass over the score table.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ def global_prior(counts: NDArray[np.int64]) -> NDArray[np.float64] | None:
 
 
 def taste(
-    counts: NDArray[np.integer], global_probs: Floats | None, mode: str, kappa: float
+    counts: NDArray[np.number[Any]], global_probs: Floats | None, mode: str, kappa: float
 ) -> tuple[NDArray[np.float64], Sequence[str]]:
     """log pi of each question, float [n, K], and the mode that each question really got.
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import continuations, history_text, prompt, prompt_about
+from personalization.data.prompts import continuations, history_text, is_asked, prompt, prompt_about
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.data.splits import user_blocks
 from personalization.errors import DataError
@@ -86,9 +86,9 @@ class Learned:
         return cls(tuple(listed["edited"]), arrays[0], arrays[1], arrays[2], float(listed["threshold"]))
 
 
-def _recent(question: Question) -> History:
+def _recent(task: str, question: Question) -> History:
     """The latest items of a question's history, without one that is the question itself."""
-    return tuple(item for item in question.history if item.text not in question.text)[-HISTORY_ITEMS:]
+    return tuple(item for item in question.history if not is_asked(task, question, item))[-HISTORY_ITEMS:]
 
 
 class UserSteering:
@@ -111,7 +111,7 @@ class UserSteering:
     def pairs(self) -> dict[History, list[Pairs]]:
         """history -> states of its items at each layer; a history of fewer than two items has nothing to compare."""
         personal, neutral, owners = [], [], []
-        for recent, question in {_recent(q): q for q in self.dataset.questions}.items():
+        for recent, question in {_recent(self.dataset.task, q): q for q in self.dataset.questions}.items():
             for item in recent if len(recent) > 1 else ():
                 others = [other for other in recent if other is not item]
                 alone = prompt_about(self.dataset.task, question, item.text)
@@ -133,9 +133,10 @@ class UserSteering:
     @cached_property
     def questions(self) -> list[SteeredScorer]:
         """The questions of each block, with the states that their trials start from."""
+        backbone: Any = self.scorer.backbone
         return [
             SteeredScorer(
-                self.scorer.backbone,
+                backbone,
                 [prompt(self.dataset.task, self.dataset.questions[i]) for i in rows],
                 continuations(self.dataset.labels),
                 self.scorer.folder / "states",
@@ -216,7 +217,7 @@ class UserSteering:
     def _users(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The vectors of each question, and whether there are any."""
         index = {recent: i for i, recent in enumerate(self.pairs)}
-        found = np.array([index.get(_recent(q), -1) for q in self.dataset.questions])
+        found = np.array([index.get(_recent(self.dataset.task, q), -1) for q in self.dataset.questions])
         return np.maximum(found, 0), found >= 0
 
     def _gate_values(

@@ -14,17 +14,25 @@ from personalization.data.demo.world import TAGS, make_world
 from personalization.data.splits import split_users
 from personalization.deployment import Deployment
 from personalization.methods.steered_scorer import SteeredScorer
-from search_spaces import load_space
+from search_spaces import load_space, parameters
 
 
 class PlantedScorer:
     """Scores that lean to the gold label and strongly to "true story". Counts its calls."""
 
     fingerprint = "planted"
+    kind = "causal"
 
     def __init__(self, world):
         self.golds = {q.text: q.gold for q in world.dataset.questions}
         self.calls = 0
+
+    def embeddings(self, texts, progress=None):
+        vectors = np.random.default_rng(1).normal(size=(len(texts), 8)).astype(np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def too_long(self, prompts, continuations):
+        return []
 
     def label_logprobs(self, prompts, continuations, progress=None):
         self.calls += 1
@@ -32,7 +40,7 @@ class PlantedScorer:
         scores = rng.normal(size=(len(prompts), len(continuations))).astype(np.float32)
         scores[:, TAGS.index("true story")] += 3.0
         for row, prompt in enumerate(prompts):
-            gold = self.golds.get(prompt.removesuffix("\nanswer:"))
+            gold = self.golds.get(prompt.removesuffix("\nanswer:").rpartition('". ')[2])
             if gold is not None:
                 scores[row, TAGS.index(gold)] += 1.0
         return scores
@@ -76,7 +84,7 @@ def objective(name, world, scorer):
 def some_params(name, count=5):
     space = load_space(name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    return [space.decode(study.ask(dict(space.SPACE)).params) for _ in range(count)]
+    return [space.decode(study.ask(parameters(space, "causal")).params) for _ in range(count)]
 
 
 def test_baseline_is_the_untuned_model(name, objective):
@@ -90,10 +98,25 @@ def test_a_trial_costs_no_scoring_and_repeats_exactly(name, objective, scorer):
     objective.evaluate(load_space(name).BASELINE)
     calls = scorer.calls
     for params in some_params(name):
+        params = replace(params, k=0) if name == "retrieval" else params
         first, again = objective.evaluate(params), objective.evaluate(params)
         assert (first.log_probs == again.log_probs).all()
         assert all(np.isfinite(v) for v in first.metrics.values())
     assert scorer.calls == calls
+
+
+def test_items_in_the_prompt_are_scored_once_for_each_number_and_ranking(name, objective, scorer):
+    if name != "retrieval":
+        return
+    base = replace(load_space(name).BASELINE, k=2, ranking="bm25")
+    objective.evaluate(base)
+    calls = scorer.calls
+    for change in ({"beta": 1.0}, {"tau": 2.0}, {"prior_mode": "user", "gamma": 1.0}):
+        objective.evaluate(replace(base, **change))
+    assert scorer.calls == calls
+    objective.evaluate(replace(base, k=3))
+    objective.evaluate(replace(base, ranking="recency"))
+    assert scorer.calls == calls + 2
 
 
 def test_what_is_observed_are_finite_numbers(name, objective):

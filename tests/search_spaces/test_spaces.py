@@ -66,7 +66,7 @@ def test_overrides(override, expected):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"gama": 1.0}, "space.gama: no such parameter; this objective has beta, gamma"),
+        ({"gama": 1.0}, "space.gama: no such parameter; this objective has, with this model, beta, gamma"),
         ({"prior_mode": "users"}, "allowed are user, global, uniform"),
         ({"gamma": "high"}, "must be a number"),
         ({"gamma": {"low": 0}}, "'high'"),

@@ -4,7 +4,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from personalization.backbones.causal import CausalBackbone, load_backbone
+from personalization.backbones.causal import CausalBackbone, load_causal
 from personalization.errors import DataError
 from tests.tiny import make_model, make_tokenizer
 
@@ -134,7 +134,7 @@ def test_nothing_to_score_is_an_empty_table(prompts, continuations):
 
 
 def test_loading_from_a_folder_gives_the_same_scores(tiny_model):
-    loaded = load_backbone(str(tiny_model)).label_logprobs(PROMPTS, LABELS)
+    loaded = load_causal(str(tiny_model)).label_logprobs(PROMPTS, LABELS)
     direct = CausalBackbone(make_model("llama"), make_tokenizer(bos=True)).label_logprobs(PROMPTS, LABELS)
     assert np.abs(loaded - direct).max() <= 1e-5
 
@@ -143,4 +143,4 @@ def test_pickled_weights_are_refused(tiny_model, tmp_path):
     (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
     with pytest.raises(DataError, match="safetensors"):
-        load_backbone(str(tmp_path))
+        load_causal(str(tmp_path))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from personalization.backbones.causal import load_backbone
+from personalization.backbones.causal import load_causal
 from personalization.backbones.location import EMBEDDED
 from personalization.data.demo.world import (
     AMBIGUOUS_CUES,
@@ -43,7 +43,7 @@ def world():
 @pytest.fixture(scope="module")
 def figures(world):
     """Everything that the benchmark measures."""
-    return benchmark().measure(load_backbone("demo"), world)
+    return benchmark().measure(load_causal("demo"), world)
 
 
 def test_readings_are_four_for_ambiguous_cues_and_one_for_clear_ones():

@@ -1,0 +1,162 @@
+"""A sentence encoder as a classifier: the label whose text is most like the question's.
+
+    log p(y | x) = log softmax_y (SCALE * cos(E(x), E(label text)))
+
+E is any sentence-transformers model (Reimers & Gurevych 2019, arXiv:1908.10084) with its own pooling. Another scale is
+a temperature on this table, so nothing is embedded again for it. One pass over the distinct texts, longest first; a
+text longer than the model's window loses its end.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from personalization.backbones import SCALE
+from personalization.backbones.location import locate_model, usable_device
+from personalization.errors import DataError
+from personalization.scoring.passes import Progress
+from personalization.scoring.products import fast_products
+from personalization.scoring.resume import decoder_layers
+from personalization.scoring.store import Keep
+
+BATCH = {"cpu": 32, "cuda": 512}
+"""Texts in a batch, by device type."""
+REMEMBERED = 4
+"""Lists of texts whose embeddings stay in memory: the same questions are asked for several label texts."""
+
+
+class EncoderBackbone:
+    """A sentence encoder. It knows texts, and no user. `truncated` counts the prompts that lost their end."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder = encoder.eval()
+        self.model = encoder.transformers_model
+        self.truncated = 0
+        self._seen: OrderedDict[tuple[str, ...], NDArray[np.float32]] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        """The architecture."""
+        return str(self.model.config.model_type)
+
+    @property
+    def width(self) -> int:
+        """Length of a hidden state."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """The blocks, in order."""
+        return decoder_layers(self.model)
+
+    def label_logprobs(
+        self,
+        prompts: Sequence[str],
+        continuations: Sequence[str],
+        progress: Progress | None = None,
+        known: NDArray[np.float32] | None = None,  # noqa: ARG002
+        keep: Keep | None = None,
+    ) -> NDArray[np.float32]:
+        """Log-probability of each label text for each prompt, float32 [n, K]; it sums to one over the labels."""
+        if not prompts or not continuations:
+            return np.empty((len(prompts), len(continuations)), dtype=np.float32)
+        window = self.encoder.max_seq_length
+        self.truncated += sum(length > window for length in self._lengths(prompts)) if window else 0
+        cosines = self.embeddings(prompts, progress) @ self.embeddings(continuations).T
+        scores = torch.from_numpy(SCALE * cosines).log_softmax(dim=1).numpy()
+        if keep is not None:
+            keep(np.arange(len(prompts)), scores)
+        return scores
+
+    def embeddings(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """Embeddings of length one, float32 [n, d]; zero for a text whose embedding is zero."""
+        key = tuple(texts)
+        if key not in self._seen:
+            distinct = list(dict.fromkeys(texts))
+            found = self._embed(distinct, progress)
+            place = {text: row for row, text in enumerate(distinct)}
+            self._seen[key] = found[[place[text] for text in texts]]
+            if len(self._seen) > REMEMBERED:
+                self._seen.popitem(last=False)
+        self._seen.move_to_end(key)
+        return self._seen[key]
+
+    def last_states(self, prompts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
+        """The mean over each prompt's tokens of what leaves each layer, float32 [n, L, d]."""
+        out = np.empty((len(prompts), self.depth, self.width), dtype=np.float32)
+        for rows, features in self._batches(prompts, progress):
+            mask = features["attention_mask"][..., None]
+            inputs = {name: value for name, value in features.items() if name in ("input_ids", "attention_mask")}
+            with torch.inference_mode(), fast_products(self.model.device.type):
+                layers = self.model(**inputs, output_hidden_states=True).hidden_states[1:]
+                means = torch.stack([(states.float() * mask).sum(1) / mask.sum(1) for states in layers], 1)
+            out[rows] = means.cpu().numpy()
+        return out
+
+    def one_batch(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings [B, d] of texts in one forward pass, row i being text i; hooks on the layers see [B, T, d]."""
+        with torch.inference_mode(), fast_products(self.model.device.type):
+            embedded: Tensor = self.encoder(self._features(texts))["sentence_embedding"]
+            return torch.nn.functional.normalize(embedded.float(), dim=-1)
+
+    def _embed(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
+        out = np.empty((len(texts), self.encoder.get_embedding_dimension()), dtype=np.float32)
+        for rows, features in self._batches(texts, progress):
+            with torch.inference_mode(), fast_products(self.model.device.type):
+                embedded = self.encoder(features)["sentence_embedding"]
+                out[rows] = torch.nn.functional.normalize(embedded.float(), dim=-1).cpu().numpy()
+        if not np.isfinite(out).all():
+            raise DataError(f"the {self.name} model gives an embedding that is not finite; try dtype float32")
+        return out
+
+    def _batches(self, texts: Sequence[str], progress: Progress | None) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """(rows, features) of batches of texts of like length, the longest first."""
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        size = BATCH.get(self.model.device.type, BATCH["cpu"])
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            yield rows, self._features([texts[row] for row in rows])
+            if progress is not None:
+                progress(min(start + size, len(order)), len(order))
+
+    def _features(self, texts: Sequence[str]) -> dict[str, Any]:
+        """What the encoder's modules take: token ids [B, T], cut to the window, and their mask."""
+        features = self.encoder.preprocess(list(texts))
+        device = self.model.device
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in features.items()}
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special ones included."""
+        ids = self.encoder.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return [len(text) for text in ids]
+
+
+def load_encoder(path_or_hub_id: str, dtype: str = "float32", device: str = "auto") -> EncoderBackbone:
+    """Load a sentence-transformers model from a folder, the hub or a package: safetensors only, none of its code."""
+    from sentence_transformers import SentenceTransformer
+
+    folder, device = locate_model(path_or_hub_id), usable_device(device)
+    transformers_logging.disable_progress_bar()
+    weights = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    try:
+        encoder = SentenceTransformer(
+            str(folder), device=device, trust_remote_code=False, local_files_only=True, model_kwargs=weights
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise DataError(f"encoder folder {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if getattr(encoder, "transformers_model", None) is None:
+        raise DataError(f"encoder folder {folder} holds no transformer; give a sentence-transformers model that does")
+    return EncoderBackbone(encoder)

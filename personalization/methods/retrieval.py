@@ -1,0 +1,209 @@
+"""A user's history, ranked for each question, and what the ranking is good for.
+
+Relevance r_i of item i, over the history that comes with the question, without an item that is the question itself:
+
+    similarity   cos(E(question), E(item)), E the backbone's embedding
+    bm25         BM25 of the item for the question's words over that history, as a share of its largest (Robertson and
+                 Zaragoza 2009, in Lucene's form, by bm25s)
+    mix          m * similarity + (1 - m) * bm25
+    recency      equal for all; of equally relevant items the newer comes first
+
+Two uses. The label prior of a question weights items by relevance and age (counted in items, 0 for the newest):
+
+    w_i = exp((r_i - max r) / width) * 0.5 ** (age_i / half_life)
+    n_y = n_eff * sum_{i: y_i = y} w_i / sum_i w_i,    n_eff = (sum w)^2 / sum w^2
+
+n_y takes the place of the plain label counts, so that a prior from few relevant items shrinks as one of few items
+does (n_eff is Kish's effective sample size); with endless width and half-life it is the plain count. The other use
+puts the k most relevant items in front of the question. Cost: one embedding of each text, arithmetic for a prior, and
+one scoring pass for each (k, ranking) in the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import bm25s
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.backbones import SCALE
+from personalization.data.prompts import WORDINGS, continuations, is_asked, item_text, prompt
+from personalization.data.records import Dataset, HistoryItem
+from personalization.methods.calibration import Calibrated, PriorTables, calibrate
+from personalization.methods.priors import log_mean_probability
+
+RANKINGS = ("similarity", "bm25", "mix", "recency")
+CALIBRATION = ("beta", "gamma", "kappa", "tau", "prior_mode", "source")
+
+Floats = NDArray[np.floating]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, as BM25 counts them."""
+    return re.findall(r"\w+", text.lower())
+
+
+def bm25(query: str, corpus: Sequence[str]) -> NDArray[np.float64]:
+    """BM25 of each text for the query's words, float [m]; zero without a common word."""
+    tokens, wanted = [words(text) for text in corpus], words(query)
+    if not {word for text in tokens for word in text} & set(wanted):
+        return np.zeros(len(corpus))
+    index = bm25s.BM25(method="lucene")
+    index.index(tokens, show_progress=False)
+    return np.asarray(index.get_scores(wanted), dtype=np.float64)
+
+
+def most_relevant(relevance: Floats, k: int) -> NDArray[np.intp]:
+    """The k most relevant items [<= k], best first, of items given oldest first; of equals the newer comes first."""
+    m = len(relevance)
+    if k >= m:
+        candidates = np.arange(m)
+    else:
+        threshold = np.partition(relevance, m - k)[m - k]
+        above = np.flatnonzero(relevance > threshold)
+        equal = np.flatnonzero(relevance == threshold)
+        candidates = np.concatenate([above, equal[len(equal) - (k - len(above)) :]])
+    return candidates[np.lexsort((-candidates, -relevance[candidates]))]
+
+
+class Histories:
+    """The questions of one data set with their ranked histories.
+
+    Parameters come as an object with the fields of `search_spaces.retrieval.Params`. `shortened` counts the prompts
+    whose items were cut to fit the model.
+    """
+
+    def __init__(self, scorer: Any, dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
+        self.scorer, self.dataset, self.progress = scorer, dataset, progress
+        self.items: list[tuple[HistoryItem, ...]] = [
+            tuple(item for item in q.history if not is_asked(dataset.task, q, item)) for q in dataset.questions
+        ]
+        self.asked = [item_text(dataset.task, q) for q in dataset.questions]
+        self.starts = np.cumsum([0, *map(len, self.items)])
+        self.shortened = 0
+        self._tables: dict[tuple[Any, ...], NDArray[np.float32]] = {}
+
+    @cached_property
+    def owners(self) -> NDArray[np.int64]:
+        """The question of each history item, int [M]; items of all questions stand in one row of arrays."""
+        return np.repeat(np.arange(len(self.items)), np.diff(self.starts))
+
+    @cached_property
+    def ages(self) -> NDArray[np.int64]:
+        """0 for a question's newest item, int [M]."""
+        return self.starts[1:][self.owners] - 1 - np.arange(len(self.owners))
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Column of each item's label, int [M]; -1 for one that is not a label of the task."""
+        column = {label: i for i, label in enumerate(self.dataset.labels)}
+        return np.array([column.get(item.label or "", -1) for items in self.items for item in items], dtype=np.int64)
+
+    @cached_property
+    def similarity(self) -> NDArray[np.float64]:
+        """Cosine of question and item, [M]."""
+        place: dict[str, int] = {}
+        for text in (*self.asked, *(item.text for items in self.items for item in items)):
+            place.setdefault(text, len(place))
+        embedded = self.scorer.embeddings(list(place), self.progress)
+        out = np.empty(len(self.owners))
+        for row, items in enumerate(self.items):
+            rows = [place[item.text] for item in items]
+            out[self.starts[row] : self.starts[row + 1]] = embedded[rows] @ embedded[place[self.asked[row]]]
+        return out
+
+    @cached_property
+    def bm25(self) -> NDArray[np.float64]:
+        """BM25 of the items, as a share of the question's largest, [M]."""
+        out = np.zeros(len(self.owners))
+        for row, items in enumerate(self.items):
+            if items:
+                found = bm25(self.asked[row], [item.text for item in items])
+                out[self.starts[row] : self.starts[row + 1]] = found / (found.max() or 1.0)
+        return out
+
+    def relevance(self, ranking: str, mix: float = 0.0) -> NDArray[np.float64]:
+        """Relevance of every item, [M]."""
+        if ranking == "recency":
+            return np.zeros(len(self.owners))
+        if ranking == "mix":
+            return mix * self.similarity + (1 - mix) * self.bm25
+        return {"similarity": self.similarity, "bm25": self.bm25}[ranking] if ranking in RANKINGS else _unknown(ranking)
+
+    def top(self, ranking: str, mix: float, k: int) -> list[list[HistoryItem]]:
+        """The k most relevant items of each question, best first."""
+        found = self.relevance(ranking, mix)
+        parts = [found[self.starts[row] : self.starts[row + 1]] for row in range(len(self.items))]
+        return [[items[i] for i in most_relevant(part, k)] for items, part in zip(self.items, parts, strict=True)]
+
+    def counts(self, params: Any) -> NDArray[np.float64]:
+        """Weighted label counts of each question, float [n, K]; items without a label of the task do not count."""
+        n, k = len(self.items), len(self.dataset.labels)
+        relevance = self.relevance(params.ranking, params.mix)
+        best = np.full(n, -np.inf)
+        np.maximum.at(best, self.owners, relevance)
+        near = np.exp((relevance - best[self.owners]) / params.width)
+        weights: NDArray[np.float64] = near * 0.5 ** (self.ages / params.half_life)
+        weights[self.labels < 0] = 0.0
+        total = np.bincount(self.owners, weights, n)
+        squares = np.bincount(self.owners, weights**2, n)
+        cells = np.bincount(self.owners * k + np.maximum(self.labels, 0), weights, n * k).reshape(n, k)
+        scale = np.divide(total, squares, out=np.zeros(n), where=squares > 0)
+        return np.asarray(cells * scale[:, None], dtype=np.float64)
+
+    def scores(self, params: Any) -> NDArray[np.float32]:
+        """The backbone's scores float32 [n, K], with these items in the prompt, or this text for each label."""
+        ranking = (params.ranking, params.mix if params.ranking == "mix" else 0.0)
+        key = (params.template,) if self.scorer.kind == "encoder" else (params.k, *(ranking if params.k else ()))
+        if key not in self._tables:
+            wording = WORDINGS[self.scorer.kind]
+            template = params.template if self.scorer.kind == "encoder" else wording.template["continuation"]
+            spoken = continuations(self.dataset.labels, template)
+            if self.scorer.kind != "encoder" and params.k:
+                prompts = self._with_items(self.top(*ranking, params.k), spoken)
+            else:
+                prompts = [wording.prompt(self.dataset.task, q) for q in self.dataset.questions]
+            self._tables[key] = self.scorer.label_logprobs(prompts, spoken, self.progress)
+        return self._tables[key]
+
+    def _with_items(self, chosen: Sequence[Sequence[HistoryItem]], spoken: Sequence[str]) -> list[str]:
+        """Prompts with these items, each item cut to its share of the room where they do not fit."""
+        task, questions = self.dataset.task, self.dataset.questions
+        whole = [prompt(task, q, items) for q, items in zip(questions, chosen, strict=True)]
+        rows = self.scorer.too_long(whole, spoken)
+        self.shortened += len(rows)
+        for row in rows:
+            items = chosen[row]
+            texts = self.scorer.shortened(prompt(task, questions[row]), [item.text for item in items], spoken)
+            cut = [HistoryItem(i.id, text, i.label, i.date) for i, text in zip(items, texts, strict=True)]
+            whole[row] = prompt(task, questions[row], cut)
+        return whole
+
+
+def retrieval_calibrate(
+    scores: Floats, counts: NDArray[np.number[Any]], tables: PriorTables, **params: Any
+) -> Calibrated:
+    """`calibrate` of scores at the encoder's scale; `counts` are the weighted ones where the prior is `similar`."""
+    own = {name: params[name] for name in CALIBRATION}
+    if params["prior_mode"] != "similar":
+        return calibrate(scaled(scores, params["scale"]), counts, tables, **own)
+    found = calibrate(scaled(scores, params["scale"]), counts, tables, **own | {"prior_mode": "user"})
+    return Calibrated(found.log_probs, ["similar" if mode == "user" else mode for mode in found.prior_modes])
+
+
+def scaled(scores: Floats, scale: float) -> Floats:
+    """An encoder's scores at another scale of its similarities, up to a constant a question."""
+    return np.asarray(scores * (scale / SCALE))
+
+
+def label_bias(scores: Floats, scale: float) -> NDArray[np.float64]:
+    """log of the mean probability of each label at this scale, [K]."""
+    return log_mean_probability(scaled(scores, scale))
+
+
+def _unknown(ranking: str) -> NDArray[np.float64]:
+    raise ValueError(f"ranking must be one of {', '.join(RANKINGS)}, but got {ranking!r}")
