@@ -39,6 +39,7 @@ def options(_debug: Annotated[bool, typer.Option("--debug", help="Show the trace
 @app.command()
 def run(
     spec: Annotated[str, typer.Argument(metavar="SPEC_OR_PRESET", help="A YAML file, or a preset's name.")],
+    data: Annotated[Path | None, typer.Option(help="LaMP files, in the place of the spec's.")] = None,
     trials: Annotated[int | None, typer.Option(help="Finished trials in all, earlier runs included.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed; the study is then named NAME-seedS.")] = None,
     name: Annotated[str | None, typer.Option(help="Another name for the study.")] = None,
@@ -53,6 +54,8 @@ def run(
     changes: dict[str, Any] = {}
     if trials is not None:
         changes["trials"] = trials
+    if data is not None:
+        changes["data"] = {"path": str(data)}
     loaded = load_spec(spec, changes)
     if seed is not None and seed != loaded.seed:
         loaded = load_spec(spec, {**changes, "seed": seed, "name": f"{loaded.name}-seed{seed}"})
@@ -142,6 +145,33 @@ def predict(
     answers = {p.id: p.label for p in deployment.predict(dataset.questions)}
     write_predictions(out, dataset.task, answers)
     typer.echo(f"{len(answers)} predictions in {out}")
+
+
+@app.command()
+def compare(
+    studies: Annotated[list[str], typer.Argument(help="Studies of the same data; gains are over the first.")],
+    out: Annotated[Path, typer.Option(help="Where the figure goes.")] = Path("comparison.png"),
+    home: HomeOption = HOME,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the best feasible trials of studies on the select users."""
+    from personalization.files import write_atomic
+    from studies.comparison import compare as compare_studies
+    from studies.comparison import comparison_figure
+    from studies.display import ScoringDisplay, print_comparison
+    from studies.study import find_study, open_study, stored_spec
+
+    with ScoringDisplay() as display:
+        opened = []
+        for study in dict.fromkeys(studies):
+            spec = stored_spec(find_study(study, home, storage)).model_copy(update={"storage": storage})
+            opened.append(open_study(spec, home, display.scoring))
+        result = compare_studies(opened)
+    write_atomic(out, comparison_figure(result))
+    print_comparison(result, out)
+    if as_json:
+        print(json.dumps(result))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from personalization.data.records import Dataset
 from personalization.errors import ChamtuneError, DataError
-from personalization.metrics import METRICS, entropy_bits, label_counts
+from personalization.metrics import entropy_bits, label_counts, metrics_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class Evaluation:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """Every metric of `METRICS`."""
-        return {name: metric.measure(self.log_probs, self.predicted, self.gold) for name, metric in METRICS.items()}
+        """Every metric of `metrics_of(labels)`."""
+        measured = metrics_of(self.labels)
+        return {name: metric.measure(self.log_probs, self.predicted, self.gold) for name, metric in measured.items()}
 
     @cached_property
     def users(self) -> tuple[list[str], NDArray[np.int64]]:

@@ -8,7 +8,7 @@ The calibration error is the debiased squared error of the top label over 10 equ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -93,6 +93,16 @@ class Metric(NamedTuple):
     direction: Direction
 
 
+def mae(log_probs: Floats, predicted: Ints, gold: Ints) -> float:
+    """Mean absolute distance of prediction and gold label, for labels that are numbers in a row."""
+    return float(np.abs(predicted - gold).mean())
+
+
+def rmse(log_probs: Floats, predicted: Ints, gold: Ints) -> float:
+    """Root of the mean squared distance of prediction and gold label, for labels that are numbers in a row."""
+    return float(((predicted - gold) ** 2).mean() ** 0.5)
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(accuracy, "maximize"),
     "macro_f1": Metric(macro_f1, "maximize"),
@@ -103,3 +113,13 @@ METRICS: dict[str, Metric] = {
     "entropy": Metric(entropy, "maximize"),
     "top1_share": Metric(top1_share, "minimize"),
 }
+
+ORDERED: dict[str, Metric] = {"mae": Metric(mae, "minimize"), "rmse": Metric(rmse, "minimize")}
+"""Metrics of tasks whose labels are numbers in a row, as the scores 1 to 5 of LaMP-3."""
+
+
+def metrics_of(labels: Sequence[str]) -> dict[str, Metric]:
+    """The metrics that make sense for these labels, in the order of the table's columns."""
+    numbers = [int(label) if label.isdecimal() else None for label in labels]
+    row = numbers[0] is not None and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return METRICS | ORDERED if row and len(numbers) > 2 else METRICS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -103,6 +104,9 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
     console.print(table)
     for name, accuracy in result.references.items():
         console.print(f"without the model, {name}: accuracy {_number(accuracy)}")
+    if result.taste:
+        said = ", ".join(f"{value:.3f} {name}" for name, value in result.taste.items())
+        console.print(f"accuracy with the user's taste (gamma): {said}")
     if result.best is not None:
         console.print(f"best trial {result.best['trial']}: {_params(result.best['params'])}")
         for remark in result.best["remarks"]:
@@ -195,15 +199,40 @@ def print_promotion(result: dict[str, Any]) -> None:
             f"hurt {confirm['hurt']}; "
             f"use {confirm['use']} of this set"
         )
-        for name, accuracy in confirm["references"].items():
-            if accuracy >= confirm["accuracy"]:
-                console.print(f"mind: without the model, {name}: accuracy {accuracy:.3f} on the same users, no worse")
+        for name, beside in confirm["references"].items():
+            low, high = beside["ci95"]
+            console.print(
+                f"against the {name} (no model): {beside['accuracy']:.3f} -> {confirm['accuracy']:.3f}, "
+                f"difference {beside['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {beside['p_value']:.4f}"
+            )
+            if beside["delta"] <= 0:
+                console.print(f"mind: without the model, {name} is no worse")
         if confirm["detectable_difference"] is not None:
             console.print(
                 f"smallest difference that this set detects with 80 % power: {confirm['detectable_difference']:.3f}"
             )
     if result["deploy"]:
         console.print(f"deploy config: {result['deploy']}, generation {result['generation']}")
+
+
+def print_comparison(result: dict[str, Any], figure: Path) -> None:
+    """One row a study, gains over the first."""
+    title = f"{result['questions']} questions of {result['users']} select users; gains over {result['against']}"
+    table = Table(title=title, title_justify="left")
+    names = ["accuracy", "macro_f1", "nll", *(name for name in ("mae", "rmse") if name in result["rows"][0])]
+    for heading in ("study", "trial", *names, "ms a question"):
+        table.add_column(heading, justify="left" if heading == "study" else "right")
+    for row in result["rows"]:
+        table.add_row(row["study"], str(row["trial"]), *(f"{row[name]:.3f}" for name in names), f"{row['cost_ms']:.1f}")
+    console.print(table)
+    for row in result["rows"][1:]:
+        gain = row["gain"]
+        low, high = gain["ci95"]
+        console.print(
+            f"{row['study']}: accuracy {gain['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {gain['p_corrected']:.4f} "
+            f"(Holm); users better {gain['users_better']}, worse {gain['users_worse']}, equal {gain['users_equal']}"
+        )
+    console.print(f"figure: {figure}")
 
 
 def print_summary(summary: Summary) -> None:

@@ -24,7 +24,8 @@ from personalization.scoring.store import key_of
 from studies.deployments import publish, published, registry_name, roll_back
 from studies.ledger import Ledger, spent_alpha
 from studies.record import versions
-from studies.results import figure_name, references, study_figure
+from studies.references import against_references
+from studies.results import figure_name, study_figure
 from studies.selection import Candidate, choose, feasible_on_select, mean_and_error, shortlist, verdict_metric
 from studies.study import OpenStudy, finished
 from tracking.report import write_report
@@ -127,7 +128,8 @@ def _judge(opened: OpenStudy, out: Path, ledger: Ledger, state: str) -> dict[str
     candidate = opened.objective.evaluate(chosen.params, "confirm")
     deployed = None if incumbent is None else _answers(incumbent, opened, baseline)
     judgement = judge(opened, baseline, candidate, deployed, alpha)
-    confirm = {**judgement.confirm, "use": use, "alpha": alpha, "references": references(opened, "confirm")}
+    beside = against_references(opened, "confirm", candidate)
+    confirm = {**judgement.confirm, "use": use, "alpha": alpha, "references": beside}
     figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
     write_report(opened.home / "results" / opened.spec.name / "confirm", baseline, candidate, CONFIRM_NOTE, figure)
     result |= {"promoted": judgement.promoted, "reason": judgement.reason, "confirm": confirm}

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from personalization.evaluation import gold_indices
-from personalization.methods.priors import global_counts, global_prior, history_counts, taste
 from studies.constraints import feasible
+from studies.references import PRIOR, references
 from studies.study import OpenStudy, finished, ranked
 from studies.trial import MEASURED
 from tracking import figures
-from tracking.data_report import most_frequent_label
 from tracking.report import write_report
 from tracking.significance import detectable_difference
 from tracking.spool import Spool
@@ -39,6 +37,7 @@ class StudyResult(NamedTuple):
     references: dict[str, float]
     detectable_difference: float | None
     truncated_prompts: int
+    taste: dict[str, float]
     best: dict[str, Any] | None
     closest: dict[str, Any] | None
     lost: list[int]
@@ -71,6 +70,7 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
         references=references(opened, "tune"),
         detectable_difference=detectable_difference(len(opened.splits.confirm)),
         truncated_prompts=opened.scorer.truncated,
+        taste={} if best is None else taste_profile(opened, opened.rooms.decode(best.params)),
         best=None if best is None else _described(opened, best),
         closest=None if best is not None or closest is None else _described(opened, closest),
         lost=lost,
@@ -79,15 +79,25 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
     )
 
 
-def references(opened: OpenStudy, part: str) -> dict[str, float]:
-    """Accuracy on one part of what needs no model."""
-    dataset = opened.splits.part(part)
-    log_pi, _ = taste(history_counts(dataset), global_prior(global_counts(opened.splits.tune)), "user", 5.0)
-    frequent = [most_frequent_label(q) == q.gold for q in dataset.questions]
+def taste_profile(opened: OpenStudy, params: Any) -> dict[str, float]:
+    """Accuracy on tune with the taste of users added, left out and subtracted, all else equal; {} without it."""
+    if not getattr(params, "gamma", 0.0):
+        return {}
+    strength = abs(params.gamma)
+    signs = {"added": strength, "left out": 0.0, "subtracted": -strength}
     return {
-        "prior alone": float((log_pi.argmax(axis=1) == gold_indices(dataset)).mean()),
-        "most frequent label of the history": sum(frequent) / len(frequent),
+        name: opened.objective.evaluate(replace(params, gamma=gamma)).metrics["accuracy"]
+        for name, gamma in signs.items()
     }
+
+
+def taste_figure(opened: OpenStudy, params: Any) -> bytes:
+    """Accuracy on tune over gamma, all else equal."""
+    reach = max(2.0, abs(params.gamma))
+    gammas = np.linspace(-reach, reach, 41)
+    evaluations = [opened.objective.evaluate(replace(params, gamma=float(gamma))) for gamma in gammas]
+    accuracies = [evaluation.metrics["accuracy"] for evaluation in evaluations]
+    return figures.taste(gammas, np.array(accuracies), params.gamma, references(opened, "tune")[PRIOR])
 
 
 def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
@@ -110,7 +120,9 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
     ]
     if result.best is not None:
         chosen = opened.study.trials[result.best["trial"]]
-        wanted.append(("best", f"best-{chosen.number}", opened.rooms.decode(chosen.params), figure))
+        params = opened.rooms.decode(chosen.params)
+        more = {"gamma.png": taste_figure(opened, params)} if result.taste else {}
+        wanted.append(("best", f"best-{chosen.number}", params, {**figure, **more}))
     for name, key, params, extra in wanted:
         candidate = opened.objective.evaluate(params)
         folder = result.folder / name

@@ -158,8 +158,9 @@ def _run_trials(opened: OpenStudy, stop: StopRequest, watcher: Watcher, spool: S
 
 def _enqueue_warm_start(opened: OpenStudy) -> None:
     """Queue the exact solvers' optima, as far as the space holds them."""
+    space = opened.space
     for raw in opened.objective.warm_start():
-        inside = {name: value for name, value in raw.items() if _holds(opened.space[name], value)}
+        inside = {name: value for name, value in raw.items() if name in space and _holds(space[name], value)}
         if inside:
             opened.study.enqueue_trial(inside, user_attrs={"warm_start": True})
 

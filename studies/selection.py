@@ -40,11 +40,9 @@ def shortlist(opened: OpenStudy) -> list[Candidate]:
     """
     found: list[Candidate] = []
     seen: set[bytes] = set()
-    labels_only = not {*opened.spec.optimize, *opened.spec.constraints} & PROBABILITY_METRICS
+    labels_only = judges_labels_only(opened)
     for trial in ranked(finished(opened.study.get_trials(deepcopy=False)), dict(opened.spec.optimize)):
-        params = opened.rooms.decode(trial.params)
-        if labels_only and "tau" not in opened.spec.space:
-            params = opened.objective.settle(params)
+        params = settled(opened, opened.rooms.decode(trial.params))
         measured = opened.objective.evaluate(params)
         identity = (measured.predicted if labels_only else measured.log_probs).tobytes()
         if len(found) == SHORTLIST:
@@ -61,6 +59,18 @@ def shortlist(opened: OpenStudy) -> list[Candidate]:
                 )
             )
     return found
+
+
+def judges_labels_only(opened: OpenStudy) -> bool:
+    """Whether no metric of the study sees probabilities."""
+    return not {*opened.spec.optimize, *opened.spec.constraints} & PROBABILITY_METRICS
+
+
+def settled(opened: OpenStudy, params: Any) -> Any:
+    """The parameters with tau settled by NLL on tune, where the study judged labels only and left tau open."""
+    if judges_labels_only(opened) and "tau" not in opened.spec.space:
+        return opened.objective.settle(params)
+    return params
 
 
 def feasible_on_select(opened: OpenStudy, candidates: list[Candidate]) -> list[Candidate]:

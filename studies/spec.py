@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from personalization.errors import UsageError
-from personalization.metrics import METRICS
+from personalization.metrics import METRICS, ORDERED
 from studies.constraints import Constraint, parse_constraint
 
 PRESETS = Path(__file__).parent / "presets"
@@ -27,7 +27,7 @@ RELATIVE_METRICS = {
 }
 """Metrics against the baseline, with the direction in which they improve."""
 
-DIRECTIONS = {name: metric.direction for name, metric in METRICS.items()} | RELATIVE_METRICS
+DIRECTIONS = {name: metric.direction for name, metric in (METRICS | ORDERED).items()} | RELATIVE_METRICS
 RESUMABLE = ("trials", "timeout_s", "storage", "tracking", "promotion")
 """Keys that may differ when a study is resumed."""
 
@@ -49,6 +49,9 @@ class DataSpec(_Strict):
 
     path: str | None = Field(None, description="demo, demo-null, a folder of LaMP files, or one questions file")
     files: SplitFiles | None = Field(None, description="instead of path: one file or folder for each part")
+    split: Literal["users", "files"] = Field(
+        "users", description="users: all users by shares; files: train_* for tune and select, dev_* for confirm"
+    )
     shares: dict[Literal["tune", "select", "confirm"], Annotated[float, Field(gt=0, lt=1)]] = Field(
         default={"tune": 0.5, "select": 0.2, "confirm": 0.3}, description="share of users in each part"
     )
@@ -56,7 +59,7 @@ class DataSpec(_Strict):
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
         if (self.path is None) == (self.files is None):
-            raise ValueError("give either path or files")
+            raise ValueError("give either path (on the command line: --data PATH) or files")
         if set(self.shares) != {"tune", "select", "confirm"} or abs(sum(self.shares.values()) - 1) > 1e-9:
             raise ValueError(f"shares must name tune, select and confirm and add up to 1, but are {self.shares}")
         return self
@@ -151,7 +154,11 @@ def load_spec(name_or_path: str, changes: Mapping[str, Any] | None = None) -> St
         raise UsageError(f"{path}: {place}not YAML: {getattr(error, 'problem', error)}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{path}: a spec is a mapping of keys, but this is a {type(raw).__name__}")
-    return parse_spec({**raw, **(changes or {})}, str(path))
+    changed = {**raw, **(changes or {})}
+    if changes and "data" in changes:
+        kept = {key: value for key, value in (raw.get("data") or {}).items() if key not in ("path", "files")}
+        changed["data"] = {**kept, **changes["data"]}
+    return parse_spec(changed, str(path))
 
 
 def parse_spec(raw: Mapping[str, Any], source: str) -> StudySpec:

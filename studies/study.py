@@ -18,6 +18,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.splits import Splits
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
+from personalization.metrics import ORDERED
 from search_spaces import Space, load_space, overridden, parameters
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
@@ -78,6 +79,11 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
     study.sampler = make_sampler(spec.sampler, sampler_seed, space)
     objective = load_objective(spec.objective, splits, scorer, progress)
     baseline = objective.evaluate(rooms.BASELINE)
+    for name in (*spec.optimize, *spec.constraints):
+        if name in ORDERED and name not in baseline.metrics:
+            raise UsageError(
+                f"metric {name} needs labels that are numbers in a row, and these are {splits.tune.labels}"
+            )
     return OpenStudy(
         spec=spec,
         home=home,

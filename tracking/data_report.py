@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from personalization.data.lamp import check_dataset
-from personalization.data.records import Dataset, Question
+from personalization.data.records import Dataset, Question, chronological
 from personalization.data.splits import split_users
 from personalization.errors import DataError
 from tracking.significance import detectable_difference
@@ -79,8 +79,5 @@ def most_frequent_label(question: Question) -> str | None:
 
 def last_label(question: Question) -> str | None:
     """The label of the user's newest item: by date where all have one, else the last in the file."""
-    items = [item for item in question.history if item.label is not None]
-    if not items:
-        return None
-    dated = all(item.date is not None for item in items)
-    return (max(items, key=lambda item: item.date or "") if dated else items[-1]).label
+    items = chronological(tuple(item for item in question.history if item.label is not None))
+    return items[-1].label if items else None

@@ -7,6 +7,7 @@ from io import BytesIO
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from personalization.evaluation import Evaluation
 
@@ -95,4 +96,33 @@ def pareto(names: tuple[str, str], points: np.ndarray, feasible: Sequence[bool],
         axes.scatter(points[chosen, 0], points[chosen, 1], s=16, color=color, label=label)
     axes.set(xlabel=f"{names[0]} (tune users)", ylabel=f"{names[1]} (tune users)")
     axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def taste(gammas: NDArray[np.float64], accuracies: NDArray[np.float64], chosen: float, prior: float) -> bytes:
+    """Accuracy over the weight of the user's taste: below 0 it is subtracted, above 0 added."""
+    figure = Figure(figsize=(5.2, 3.6))
+    axes = figure.add_subplot()
+    axes.axvspan(gammas[0], 0, color=ORANGE, alpha=0.08, lw=0)
+    axes.plot(gammas, accuracies, color=BLUE, lw=1.8, label="the best trial with another gamma")
+    axes.axvline(chosen, color=BLUE, lw=0.8, ls=":", label=f"its own gamma, {chosen:.2f}")
+    axes.axhline(prior, color=GREY, lw=1, ls="--", label=f"the users' priors alone, {prior:.3f}")
+    axes.text(gammas[0], axes.get_ylim()[1], " subtracted", va="top", fontsize=8, color=ORANGE)
+    axes.set(xlabel="gamma, weight of the user's taste", ylabel="accuracy on the tune users")
+    axes.legend(fontsize=7, loc="lower right")
+    return _png(figure)
+
+
+def comparison(names: Sequence[str], accuracies: Sequence[float], intervals: Sequence[tuple[float, float]]) -> bytes:
+    """Accuracy of several studies with its interval over users, the first on top."""
+    figure = Figure(figsize=(6.0, 1.0 + 0.42 * len(names)))
+    axes = figure.add_subplot()
+    rows = np.arange(len(names))
+    low, high = np.array(intervals).T
+    values = np.array(accuracies)
+    spread = np.maximum(np.array([values - low, high - values]), 0.0)
+    axes.errorbar(values, rows, xerr=spread, fmt="o", color=BLUE, capsize=3, ecolor=GREY)
+    axes.set_yticks(rows, names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy on the select users, 95 % interval over users")
     return _png(figure)

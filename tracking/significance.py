@@ -10,6 +10,7 @@ The smallest detectable difference solves Connor's 1987 sample-size formula for 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,6 +119,22 @@ def significance(baseline: Evaluation, candidate: Evaluation, metric: str = "acc
         "hurt": int(changed["hurt"]),
         "prior_modes": candidate.mode_counts(),
     }
+
+
+def paired(before: NDArray[np.bool_], candidate: Evaluation) -> dict[str, Any]:
+    """The candidate's gain in accuracy over answers that were right so, bool [n], on the same questions."""
+    gains, sizes = user_totals(candidate, candidate.correct.astype(np.int64) - before.astype(np.int64))
+    low, high = user_interval(gains, sizes)
+    return {"delta": float(gains.sum() / sizes.sum()), "ci95": [low, high], "p_value": sign_flip(gains)}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): no share of false claims above the level in any of them."""
+    order = np.argsort(p_values, kind="stable")
+    raised = np.maximum.accumulate([(len(order) - rank) * p_values[i] for rank, i in enumerate(order)])
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(raised, 1.0)
+    return [float(p) for p in corrected]
 
 
 def detectable_difference(n: int, discordance: float = 0.2, alpha: float = 0.05, power: float = 0.8) -> float | None:

@@ -29,6 +29,13 @@ class Question:
     gold: str | None
 
 
+def chronological(history: tuple[HistoryItem, ...]) -> tuple[HistoryItem, ...]:
+    """Oldest first: by date where all items have one, else as they stand in the file."""
+    if any(item.date is None for item in history):
+        return history
+    return tuple(sorted(history, key=lambda item: item.date or ""))
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """Questions that share one label list. `labels` is in the order of the score table's columns."""

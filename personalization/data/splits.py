@@ -57,10 +57,22 @@ def user_blocks(user_ids: Sequence[str], count: int) -> list[NDArray[np.int64]]:
     return [np.flatnonzero(blocks == number) for number in np.unique(blocks)]
 
 
+def split_train_dev(train: Dataset, dev: Dataset, shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
+    """Tune and select users from `train`, in proportion to their shares; all users of `dev` confirm."""
+    if not train.questions or not dev.questions:
+        raise DataError("the train and dev files must both hold questions")
+    if set(train.labels) != set(dev.labels):
+        odd = ", ".join(sorted(set(train.labels) ^ set(dev.labels)))
+        raise DataError(f"the labels of the train and dev files differ in {odd}")
+    users = _ordered(train)
+    end = round(shares["tune"] / (shares["tune"] + shares["select"]) * len(users))
+    confirm = Dataset(dev.task, train.labels, dev.questions)
+    return Splits(train.of_users(users[:end]), train.of_users(users[end:]), confirm)
+
+
 def split_users(dataset: Dataset, shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
     """Split by user with the given shares of users, which must be positive and add up to 1."""
-    users = {q.user_id for q in dataset.questions}
-    ordered = sorted(users, key=lambda user: hashlib.sha256(user.encode()).digest())
+    ordered = _ordered(dataset)
     parts: dict[str, Dataset] = {}
     start, passed = 0, 0.0
     for part in PARTS:
@@ -69,3 +81,8 @@ def split_users(dataset: Dataset, shares: Mapping[str, float] = DEFAULT_SHARES) 
         parts[part] = dataset.of_users(ordered[start:end])
         start = end
     return Splits(**parts)
+
+
+def _ordered(dataset: Dataset) -> list[str]:
+    """The users, by SHA-256 of their ids."""
+    return sorted({q.user_id for q in dataset.questions}, key=lambda user: hashlib.sha256(user.encode()).digest())

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from personalization.backbones import SCALE
 from personalization.data.prompts import WORDINGS, continuations, is_asked, item_text, prompt
-from personalization.data.records import Dataset, HistoryItem
+from personalization.data.records import Dataset, HistoryItem, chronological
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate
 from personalization.methods.priors import log_mean_probability
 
@@ -80,7 +80,8 @@ class Histories:
     def __init__(self, scorer: Any, dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
         self.scorer, self.dataset, self.progress = scorer, dataset, progress
         self.items: list[tuple[HistoryItem, ...]] = [
-            tuple(item for item in q.history if not is_asked(dataset.task, q, item)) for q in dataset.questions
+            tuple(item for item in chronological(q.history) if not is_asked(dataset.task, q, item))
+            for q in dataset.questions
         ]
         self.asked = [item_text(dataset.task, q) for q in dataset.questions]
         self.starts = np.cumsum([0, *map(len, self.items)])

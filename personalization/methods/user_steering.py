@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.prompts import continuations, history_text, is_asked, prompt, prompt_about
-from personalization.data.records import Dataset, HistoryItem, Question
+from personalization.data.records import Dataset, HistoryItem, Question, chronological
 from personalization.data.splits import user_blocks
 from personalization.errors import DataError
 from personalization.methods.directions import Pairs, ccs, personal_directions, separation, shrunk, unit
@@ -88,7 +88,9 @@ class Learned:
 
 def _recent(task: str, question: Question) -> History:
     """The latest items of a question's history, without one that is the question itself."""
-    return tuple(item for item in question.history if not is_asked(task, question, item))[-HISTORY_ITEMS:]
+    return tuple(item for item in chronological(question.history) if not is_asked(task, question, item))[
+        -HISTORY_ITEMS:
+    ]
 
 
 class UserSteering:
