@@ -110,7 +110,7 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
     if result.best is not None:
         console.print(f"best trial {result.best['trial']}: {_params(result.best['params'])}")
         for remark in result.best["remarks"]:
-            console.print(f"mind: {remark}")
+            console.print(f"note: {remark}")
         console.print(
             "These figures come from the tune users. `chamtune promote` tests them on users that no trial saw."
         )
@@ -120,7 +120,7 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
         broken = {k: round(v, 3) for k, v in result.closest["constraints"].items() if v > 0}
         console.print(f"no feasible trial; closest: trial {result.closest['trial']}, over its bounds by {broken}")
         for remark in result.closest["remarks"]:
-            console.print(f"mind: {remark}")
+            console.print(f"note: {remark}")
     _print_incidents(result)
 
 

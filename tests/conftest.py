@@ -12,7 +12,7 @@ import torch
 from personalization.data.demo.world import make_world
 from personalization.data.lamp import write_dataset
 from personalization.evaluation import Evaluation
-from tests.tiny import make_model, make_tokenizer, random_evaluation
+from tests.tiny import make_model, make_tokenizer, random_evaluation, save_encoder
 
 torch.set_num_threads(2)
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,6 +25,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model("llama").save_pretrained(folder)
     make_tokenizer(bos=True).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random sentence encoder."""
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    save_encoder(folder)
+    return folder / "encoder"
 
 
 @pytest.fixture(scope="session")

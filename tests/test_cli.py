@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes' exit codes and one-line errors."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -115,3 +116,23 @@ def test_promote_refuses_with_three_and_writes_nothing(chamtune, spec_file, tmp_
     assert json.loads(out.splitlines()[-1])["promoted"] is False
     assert "no feasible trial" in err
     assert not (tmp_path / "deploy.yaml").exists()
+
+
+def test_data_from_the_command_line_takes_the_place_of_the_specs(chamtune, spec_file, small_data):
+    code, _, _ = chamtune("run", spec_file(trials=2, constraints={}), "--data", small_data, "--home", "h", "--json")
+    assert code == 0
+    code, _, err = chamtune("run", "news", "--home", "h")
+    assert code == 64
+    assert "give either path (on the command line: --data PATH) or files" in err
+
+
+def test_compare_prints_a_table_and_writes_a_figure(chamtune, spec_file):
+    for name in ("one", "two"):
+        chamtune("run", spec_file(trials=2, constraints={}), "--home", "h", "--name", name)
+    code, out, err = chamtune("compare", "one", "two", "--home", "h", "--json", "--out", "c.png")
+    result = json.loads(out.splitlines()[-1])
+    assert (code, [row["study"] for row in result["rows"]]) == (0, ["one", "two"])
+    assert "two: accuracy +0.000" in err
+    assert Path("c.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = chamtune("compare", "one", "three", "--home", "h")
+    assert (code, "no study 'three'" in err) == (64, True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    BertConfig,
+    BertModel,
     BloomConfig,
     FalconConfig,
     Gemma2Config,
@@ -119,3 +123,24 @@ def random_evaluation(seed: int, n: int = 60, users: int = 12, k: int = 5, skill
         log_probs,
         ["user"] * n,
     )
+
+
+def save_encoder(folder: Path, window: int = 64) -> None:
+    """A random sentence encoder, its layers' weights large, saved as sentence-transformers saves one."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48
+    )
+    model = BertModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4.0)
+    model.save_pretrained(folder / "plain")
+    make_tokenizer(bos=False).save_pretrained(folder / "plain")
+    transformer = Transformer(str(folder / "plain"), max_seq_length=window)
+    pooling = Pooling(32, pooling_mode="mean")
+    SentenceTransformer(modules=[transformer, pooling], device="cpu").save_pretrained(str(folder / "encoder"))

@@ -123,6 +123,7 @@ def comparison(names: Sequence[str], accuracies: Sequence[float], intervals: Seq
     spread = np.maximum(np.array([values - low, high - values]), 0.0)
     axes.errorbar(values, rows, xerr=spread, fmt="o", color=BLUE, capsize=3, ecolor=GREY)
     axes.set_yticks(rows, names, fontsize=8)
+    axes.margins(y=0.3)
     axes.invert_yaxis()
     axes.set(xlabel="accuracy on the select users, 95 % interval over users")
     return _png(figure)

@@ -82,7 +82,7 @@ class EncoderBackbone:
         return scores
 
     def embeddings(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """Embeddings of length one, float32 [n, d]; zero for a text whose embedding is zero."""
+        """Embeddings of length one, float32 [n, d]; zero for a text without a token."""
         key = tuple(texts)
         if key not in self._seen:
             distinct = list(dict.fromkeys(texts))
@@ -102,7 +102,7 @@ class EncoderBackbone:
             inputs = {name: value for name, value in features.items() if name in ("input_ids", "attention_mask")}
             with torch.inference_mode(), fast_products(self.model.device.type):
                 layers = self.model(**inputs, output_hidden_states=True).hidden_states[1:]
-                means = torch.stack([(states.float() * mask).sum(1) / mask.sum(1) for states in layers], 1)
+                means = torch.stack([(states.float() * mask).sum(1) / mask.sum(1).clamp(min=1) for states in layers], 1)
             out[rows] = means.cpu().numpy()
         return out
 
@@ -115,6 +115,9 @@ class EncoderBackbone:
     def _embed(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
         out = np.empty((len(texts), self.encoder.get_embedding_dimension()), dtype=np.float32)
         for rows, features in self._batches(texts, progress):
+            if not features["input_ids"].shape[1]:
+                out[rows] = 0
+                continue
             with torch.inference_mode(), fast_products(self.model.device.type):
                 embedded = self.encoder(features)["sentence_embedding"]
                 out[rows] = torch.nn.functional.normalize(embedded.float(), dim=-1).cpu().numpy()

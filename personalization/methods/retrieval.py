@@ -60,6 +60,8 @@ def bm25(query: str, corpus: Sequence[str]) -> NDArray[np.float64]:
 def most_relevant(relevance: Floats, k: int) -> NDArray[np.intp]:
     """The k most relevant items [<= k], best first, of items given oldest first; of equals the newer comes first."""
     m = len(relevance)
+    if k <= 0:
+        return np.arange(0)
     if k >= m:
         candidates = np.arange(m)
     else:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
-from personalization.metrics import METRICS, calibration_error, entropy_bits
+from personalization.metrics import METRICS, calibration_error, entropy_bits, mae, metrics_of, rmse
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,3 +48,26 @@ def test_calibration_error_is_unbiased_where_calibration_is_perfect():
 @given(hnp.arrays(np.int64, st.integers(1, 8), elements=st.integers(0, 50)).filter(lambda c: c.sum() > 0))
 def test_entropy_is_between_zero_and_log2_k(counts):
     assert 0 <= entropy_bits(counts) <= np.log2(len(counts)) + 1e-9
+
+
+def test_errors_of_scores_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    log_probs = rng.normal(size=(200, 5))
+    predicted, gold = log_probs.argmax(axis=1), rng.integers(0, 5, 200)
+    assert mae(log_probs, predicted, gold) == pytest.approx(sk.mean_absolute_error(gold, predicted))
+    assert rmse(log_probs, predicted, gold) == pytest.approx(sk.root_mean_squared_error(gold, predicted))
+
+
+@pytest.mark.parametrize(
+    ("labels", "ordered"),
+    [
+        (("1", "2", "3", "4", "5"), True),
+        (("0", "1", "2"), True),
+        (("1", "3", "5"), False),
+        (("5", "4", "3"), False),
+        (("[1]", "[2]"), False),
+        (("drama", "comedy"), False),
+    ],
+)
+def test_only_numbers_in_a_row_have_errors(labels, ordered):
+    assert ("mae" in metrics_of(labels)) == ordered

@@ -26,6 +26,7 @@ class BiasedScorer:
     bias = 3.0
     skill = 1.0
     truncated = 0
+    kind = "causal"
 
     def __init__(self, model, folder, dtype="float32", device="auto", chat=False):
         self.fingerprint = "planted-model"

@@ -13,12 +13,12 @@ MINIMAL = {"name": "s", "data": {"path": "demo"}, "model": {"path": "demo"}}
 
 @pytest.mark.parametrize("name", presets())
 def test_presets_are_valid_and_named_after_their_file(name):
-    assert load_spec(name).name == name
+    assert load_spec(name, {"data": {"path": "lamp"}} if name == "news" else {}).name == name
 
 
 def test_the_presets_are_there():
     demos = ["demo", "demo-null", "demo-null-steering", "demo-pareto", "demo-steering"]
-    assert presets() == [*demos, "sweep-global", "sweep-steering", "sweep-user"]
+    assert presets() == [*demos, "news", "retrieval-demo", "sweep-global", "sweep-steering", "sweep-user"]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_presets_are_there():
         ({"constraints": {"entropy": "> 0.6"}}, '"> 0.6" is no bound'.replace('"> 0.6"', "'> 0.6'")),
         ({"sampler": "tpee"}, "sampler: Input should be 'tpe', 'nsga2'"),
         ({"trials": 0}, "trials: Input should be greater than or equal to 1, but got 0"),
-        ({"data": {}}, "data: give either path or files"),
+        ({"data": {}}, "data: give either path (on the command line: --data PATH) or files"),
         ({"data": {"path": "x", "shares": {"tune": 0.5, "select": 0.2, "confirm": 0.2}}}, "add up to 1"),
         ({"pruner": "median", "optimize": {"accuracy": "maximize", "nll": "minimize"}}, "cannot prune"),
         ({"name": "../escape"}, "name: String should match pattern"),

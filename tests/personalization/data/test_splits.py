@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 
 from personalization.data.demo.world import make_world
-from personalization.data.splits import Splits, split_users
+from personalization.data.records import Dataset
+from personalization.data.splits import Splits, split_train_dev, split_users, user_blocks
 from personalization.errors import DataError
 
 
@@ -34,3 +36,32 @@ def test_too_few_users_and_shared_users_are_refused():
     dataset = make_world(0, users=4).dataset
     with pytest.raises(DataError, match="a user belongs to one split"):
         Splits(dataset, dataset, dataset)
+
+
+def test_blocks_hold_whole_users_and_every_question_once():
+    users = [f"u{i % 7}" for i in range(50)]
+    for count in (1, 3, 5, 20):
+        blocks = user_blocks(users, count)
+        assert sorted(np.concatenate(blocks).tolist()) == list(range(50))
+        assert len(blocks) == min(count, 7)
+        owners = [{users[i] for i in rows} for rows in blocks]
+        assert sum(map(len, owners)) == 7
+        assert max(map(len, owners)) - min(map(len, owners)) <= 1
+
+
+def test_train_files_tune_and_select_and_dev_files_confirm():
+    world = make_world(0, users=20).dataset
+    users = sorted({q.user_id for q in world.questions})
+    train, dev = world.of_users(users[:12]), world.of_users(users[12:])
+    turned = Dataset(dev.task, dev.labels[::-1], dev.questions)
+    splits = split_train_dev(train, turned, {"tune": 0.6, "select": 0.2, "confirm": 0.2})
+    assert [len({q.user_id for q in splits.part(part).questions}) for part in ("tune", "select", "confirm")] == [
+        9,
+        3,
+        8,
+    ]
+    assert splits.confirm.labels == train.labels
+    with pytest.raises(DataError, match="a user belongs to one split"):
+        split_train_dev(world, dev)
+    with pytest.raises(DataError, match="labels of the train and dev files differ in other"):
+        split_train_dev(train, Dataset(dev.task, (*dev.labels, "other"), dev.questions))

@@ -1,0 +1,101 @@
+"""Contract: every backbone listed in BACKBONES."""
+
+import numpy as np
+import pytest
+
+from personalization.backbones import BACKBONES, SCALE, load_backbone
+from personalization.backbones.cached import CachedScorer
+from personalization.backbones.location import model_kind
+from personalization.errors import UsageError
+from search_spaces.retrieval import BASELINE
+
+TEXTS = ["a heist in paris", "two friends cross the desert to find water", "a dog", "war and peace, told by a child"]
+LABELS = {"causal": [" comedy\n", " drama\n", " a long label\n"], "encoder": ["comedy", "drama", "a long label"]}
+
+
+@pytest.fixture(params=BACKBONES)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(kind, tiny_model, tiny_encoder):
+    return {"causal": tiny_model, "encoder": tiny_encoder}[kind]
+
+
+@pytest.fixture
+def backbone(kind, folder):
+    return load_backbone(kind, str(folder), "float32", "cpu", False)
+
+
+def test_the_kind_is_read_from_the_folder(kind, folder):
+    assert model_kind(folder) == kind
+
+
+def test_scores_are_log_probabilities_of_each_label(kind, backbone):
+    scores = backbone.label_logprobs(TEXTS, LABELS[kind])
+    assert scores.shape == (4, 3)
+    assert scores.dtype == np.float32
+    assert (scores <= 0).all()
+    assert len(np.unique(scores.round(4))) == 12
+
+
+def test_order_and_company_change_no_score(kind, backbone):
+    scores = backbone.label_logprobs(TEXTS, LABELS[kind])
+    turned = backbone.label_logprobs(TEXTS[::-1], LABELS[kind])[::-1]
+    alone = np.concatenate([backbone.label_logprobs([text], LABELS[kind]) for text in TEXTS])
+    assert np.abs(scores - turned).max() <= 1e-5
+    assert np.abs(scores - alone).max() <= 1e-5
+
+
+def test_nothing_gives_an_empty_table(kind, backbone):
+    assert backbone.label_logprobs([], LABELS[kind]).shape == (0, 3)
+    assert backbone.label_logprobs(TEXTS, []).shape == (4, 0)
+
+
+def test_states_are_of_every_layer(backbone):
+    states = backbone.last_states(TEXTS)
+    assert states.shape == (4, backbone.depth, backbone.width)
+    assert np.abs(states[0] - states[1]).max() > 0.01
+    assert np.abs(states - np.concatenate([backbone.last_states([text]) for text in TEXTS])).max() <= 1e-4
+
+
+def test_embeddings_have_length_one_and_equal_texts_have_equal_ones(backbone):
+    embeddings = backbone.embeddings([*TEXTS, TEXTS[0]])
+    assert embeddings.dtype == np.float32
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    assert np.abs(embeddings[0] - embeddings[4]).max() <= 1e-6
+    assert (embeddings[0] @ embeddings[1:4].T < 0.9999).all()
+    alone = np.concatenate([backbone.embeddings([text]) for text in TEXTS])
+    assert np.abs(embeddings[:4] - alone).max() <= 1e-5
+
+
+def test_prompts_that_do_not_fit_are_counted(kind, backbone):
+    backbone.label_logprobs([*TEXTS, "a very long story " * 200], LABELS[kind])
+    assert backbone.truncated == 1
+
+
+def test_progress_reaches_the_end(kind, backbone):
+    seen = []
+    backbone.label_logprobs(TEXTS, LABELS[kind], lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (4, 4)
+
+
+def test_what_is_stored_is_read_without_the_model(kind, folder, tmp_path, monkeypatch):
+    first = CachedScorer(str(folder), tmp_path)
+    scores = first.label_logprobs(TEXTS, LABELS[kind])
+    states, embeddings = first.last_states(TEXTS), first.embeddings(TEXTS)
+    again = CachedScorer(str(folder), tmp_path)
+    again.__dict__["backbone"] = type("Sizes", (), {"depth": first.backbone.depth, "width": first.backbone.width})()
+    assert (again.label_logprobs(TEXTS, LABELS[kind]) == scores).all()
+    assert (again.last_states(TEXTS) == states).all()
+    assert (again.embeddings(TEXTS) == embeddings).all()
+
+
+def test_only_a_causal_model_has_a_chat_template(tiny_encoder):
+    with pytest.raises(UsageError, match="it has no chat template; set chat: false"):
+        load_backbone("encoder", str(tiny_encoder), "float32", "cpu", True)
+
+
+def test_the_baseline_scale_is_the_encoders():
+    assert BASELINE.scale == SCALE
