@@ -127,7 +127,10 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
 def _print_incidents(result: StudyResult) -> None:
     """What a user should know about how the run went."""
     if result.truncated_prompts:
-        console.print(f"{result.truncated_prompts} prompts were cut to fit the model (a causal model drops their beginning, an encoder their end)")
+        console.print(
+            f"{result.truncated_prompts} prompts were cut to fit the model: their beginning for a causal model, their "
+            "end for an encoder"
+        )
     if result.lost:
         console.print(f"{len(result.lost)} trials of a process that died were put back in the queue")
     if result.failed or result.pruned or result.duplicates:
