@@ -25,6 +25,9 @@ OBJECTIVES = {
 }
 """name -> "module:class"."""
 
+KINDS: dict[str, tuple[str, ...]] = {"steering": ("causal",)}
+"""name -> the kinds of backbone that it takes, where it does not take all."""
+
 Report = Callable[[Evaluation], None]
 """Called with what the first users gave, where a trial can be judged early; may raise to end the trial."""
 

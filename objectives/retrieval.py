@@ -62,17 +62,18 @@ class Retrieval(Calibration):
         without = self.evaluate(replace(params, k=0))
         return {
             "accuracy_without_items": without.metrics["accuracy"],
-            "prompts_shortened": float(self._histories("tune").shortened),
+            "prompts_shortened": float(self._histories("tune").prompts_shortened(params)),
         }
 
     def remarks(self, params: Any) -> list[str]:
         """Whether items in the prompt helped, too."""
-        said = super().remarks(params)
         if not params.k:
-            return said
+            return super().remarks(params) if params.template == BASELINE.template else []
         before, after = (self.evaluate(p).metrics["accuracy"] for p in (replace(params, k=0), params))
         items = f"{params.k} history items in the prompt"
-        return [f"with {items} accuracy is {after:.3f}, and {before:.3f} without, all else equal", *said]
+        said = [f"with {items} accuracy is {after:.3f}, and {before:.3f} without, all else equal"]
+        cut = self._histories("tune").prompts_shortened(params)
+        return [*said, f"{cut} prompts had items that were cut to fit the model"] if cut else said
 
     def deployment(self, params: Any) -> dict[str, Any]:
         """That of the calibration, with the label bias of these prompts and label texts."""

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from objectives import Report, Scorer
 from objectives.calibration import BLOCKS, Calibration, _listed, _Part
 from personalization.data.splits import Splits
-from personalization.errors import DataError
 from personalization.evaluation import Evaluation
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate
 from personalization.methods.priors import log_mean_probability
@@ -38,8 +37,6 @@ class Steering(Calibration):
     method = "steering"
 
     def __init__(self, splits: Splits, scorer: Scorer, progress: Callable[[int, int], None] | None = None) -> None:
-        if scorer.kind != "causal":
-            raise DataError(f"steering takes a causal language model, and this one is an {scorer.kind}")
         super().__init__(splits, scorer, progress)
         self._users: dict[str, UserSteering] = {}
         self._learned: OrderedDict[Settings, Learned] = OrderedDict()
@@ -72,21 +69,25 @@ class Steering(Calibration):
 
     def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
         """Measure on one part; with `report`, after each block of users, before the next one is scored."""
-        if report is None or not _steers(params) or (part, _settings(params)) in self._tables:
+        if report is None or not _steers(params):
             return super().evaluate(params, part, report)
         scored, settings = self._part(part), _settings(params)
+        kept = self._tables.get((part, settings))
+        if kept is not None:
+            for end in range(1, len(scored.blocks)):
+                report(self._so_far(scored, params, [kept.scores[rows] for rows in scored.blocks[:end]]))
+            return super().evaluate(params, part)
         tables: list[SteeredTable] = []
         for table in self._steering(part).tables(settings, self._learn(settings)):
             tables.append(table)
             if len(tables) < len(scored.blocks):
-                report(self._so_far(scored, params, tables))
+                report(self._so_far(scored, params, [table.scores for table in tables]))
         self._keep(part, settings, joined(tables, scored.blocks))
         return super().evaluate(params, part)
 
-    def _so_far(self, scored: _Part, params: Any, tables: list[SteeredTable]) -> Evaluation:
+    def _so_far(self, scored: _Part, params: Any, tables: list[NDArray[np.float32]]) -> Evaluation:
         """The evaluation of the first blocks, with the label bias of these."""
-        rows = np.concatenate(scored.blocks[: len(tables)])
-        scores = np.concatenate([table.scores for table in tables])
+        rows, scores = np.concatenate(scored.blocks[: len(tables)]), np.concatenate(tables)
         bias = {**self.tables.log_model, "batch": log_mean_probability(scores)}
         priors = replace(self.tables, log_model=bias)
         first = calibrate(scores, scored.counts[rows], priors, **_calibration(params))
@@ -107,9 +108,9 @@ class Steering(Calibration):
 
     def remarks(self, params: Any) -> list[str]:
         """Why steering changes no label, or breaks the model."""
-        said = super().remarks(params)
         if not _steers(params):
-            return ["nothing is steered: alpha_personal and alpha_general are 0", *said]
+            return ["nothing is steered: alpha_personal and alpha_general are 0", *super().remarks(params)]
+        said: list[str] = []
         settings = _settings(params)
         table, plain = self._steered("tune", settings), self._part("tune").scores
         if not table.steered.any():

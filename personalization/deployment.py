@@ -27,7 +27,7 @@ from personalization.methods.calibration import Calibrated, PriorTables, calibra
 from personalization.methods.priors import history_counts
 from personalization.methods.retrieval import Histories, retrieval_calibrate
 
-FORMAT = 1
+FORMAT = 2
 
 
 def steered_calibrate(

@@ -16,6 +16,9 @@ from personalization.data.records import Dataset
 from personalization.errors import ChamtuneError, DataError
 from personalization.metrics import entropy_bits, label_counts, metrics_of
 
+MEANS = ("accuracy", "nll", "brier", "mae", "rmse")
+"""Metrics that are means over questions (rmse: of squares), and so can be judged question by question."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -85,8 +88,14 @@ class Evaluation:
         return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
     def question_scores(self, metric: str) -> NDArray[np.float64]:
-        """What a metric is the mean of, larger being better, float [n]; correctness for one that is no mean."""
+        """What a metric is the mean of, larger being better, float [n]; correctness for one that is no mean.
+
+        For rmse it is the squared error.
+        """
         rows = np.arange(len(self.gold))
+        if metric in ("mae", "rmse"):
+            distance = np.abs(self.predicted - self.gold).astype(np.float64)
+            return np.asarray(-distance if metric == "mae" else -(distance**2))
         if metric == "nll":
             return np.asarray(self.log_probs[rows, self.gold], dtype=np.float64)
         if metric == "brier":

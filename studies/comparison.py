@@ -109,7 +109,8 @@ def cost_ms(opened: OpenStudy, config: dict[str, Any]) -> float:
         scorer = CachedScorer(model.path, Path(folder), model.dtype, model.device, model.chat)
         scorer.__dict__["backbone"] = opened.scorer.backbone
         deployment = Deployment({**config, "fallback": {}}, scorer)
-        deployment.predict(questions[:1])
+        deployment.predict(opened.splits.tune.questions[:1])
+        opened.scorer.backbone.forget()
         started = time.perf_counter()
         deployment.predict(questions)
         return 1000 * (time.perf_counter() - started) / max(len(questions), 1)

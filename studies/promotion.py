@@ -17,7 +17,7 @@ from typing import Any
 from personalization.backbones.location import EMBEDDED, PACKAGED
 from personalization.data.prompts import WORDINGS
 from personalization.data.records import Dataset
-from personalization.deployment import Deployment, read_config
+from personalization.deployment import FORMAT, Deployment, read_config
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation, all_metrics
 from personalization.scoring.store import key_of
@@ -206,7 +206,7 @@ def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any], state
     path = spec.model.path
     local = path not in (*EMBEDDED, *PACKAGED) and Path(path).is_dir()
     return {
-        "format": 1,
+        "format": FORMAT,
         "model": {
             **spec.model.model_dump(),
             "path": str(Path(path).resolve()) if local else path,

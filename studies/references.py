@@ -17,7 +17,7 @@ PRIOR = "prior alone"
 
 
 def reference_hits(opened: OpenStudy, part: str) -> dict[str, NDArray[np.bool_]]:
-    """name -> which questions of a part it answers rightly, bool [n]; a user without history is answered wrongly."""
+    """name -> which questions of a part it answers rightly, bool [n]. Without history only the prior has an answer."""
     dataset = opened.splits.part(part)
     log_pi, _ = taste(history_counts(dataset), global_prior(global_counts(opened.splits.tune)), "user", 5.0)
     return {

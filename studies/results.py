@@ -81,7 +81,7 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
 
 def taste_profile(opened: OpenStudy, params: Any) -> dict[str, float]:
     """Accuracy on tune with the taste of users added, left out and subtracted, all else equal; {} without it."""
-    if not getattr(params, "gamma", 0.0):
+    if not getattr(params, "gamma", 0.0) or params.prior_mode not in ("user", "similar"):
         return {}
     strength = abs(params.gamma)
     signs = {"added": strength, "left out": 0.0, "subtracted": -strength}
@@ -111,7 +111,7 @@ def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -> None:
-    """Write and spool the result folders of baseline and best;"""
+    """Write and spool the result folders of baseline and best."""
     baseline = opened.baseline
     now = time.time_ns() // 1_000_000
     figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from personalization.errors import UsageError
+from personalization.evaluation import MEANS
 from personalization.metrics import METRICS, ORDERED
 from studies.constraints import Constraint, parse_constraint
 
@@ -115,6 +116,11 @@ class StudySpec(_Strict):
     def _consistent(self) -> StudySpec:
         for name, text in self.constraints.items():
             parse_constraint(name, text)
+        first = next(iter(self.optimize))
+        if self.pruner == "wilcoxon" and first not in (*MEANS, "accuracy_gain"):
+            raise ValueError(
+                f"pruner: wilcoxon compares users by one of {', '.join(MEANS)}, and {first} is no such mean"
+            )
         if self.pruner not in ("none", "dominated") and len(self.optimize) > 1:
             raise ValueError("pruner: Optuna cannot prune with several metrics to optimise; set pruner: dominated")
         return self
@@ -155,8 +161,8 @@ def load_spec(name_or_path: str, changes: Mapping[str, Any] | None = None) -> St
     if not isinstance(raw, dict):
         raise UsageError(f"{path}: a spec is a mapping of keys, but this is a {type(raw).__name__}")
     changed = {**raw, **(changes or {})}
-    if changes and "data" in changes:
-        kept = {key: value for key, value in (raw.get("data") or {}).items() if key not in ("path", "files")}
+    if changes and "data" in changes and isinstance(raw.get("data"), dict):
+        kept = {key: value for key, value in raw["data"].items() if key not in ("path", "files")}
         changed["data"] = {**kept, **changes["data"]}
     return parse_spec(changed, str(path))
 

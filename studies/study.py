@@ -13,19 +13,19 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
-from objectives import Objective, load_objective
+from objectives import KINDS, Objective, load_objective
 from personalization.backbones.cached import CachedScorer
 from personalization.data.splits import Splits
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
-from personalization.metrics import ORDERED
+from personalization.metrics import metrics_of
 from search_spaces import Space, load_space, overridden, parameters
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
 from studies.pruning import make_pruner
 from studies.record import refuse_changes, versions
 from studies.samplers import derived_seed, make_sampler
-from studies.spec import StudySpec, parse_spec
+from studies.spec import RELATIVE_METRICS, StudySpec, parse_spec
 from studies.storage import WORKER_LOST, open_storage, storage_url
 
 RECORD = "chamtune"
@@ -73,17 +73,23 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         "versions": versions(),
         "terms": spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
     }
+    if scorer.kind not in KINDS.get(spec.objective, (scorer.kind,)):
+        wanted = " or ".join(KINDS[spec.objective])
+        raise UsageError(
+            f"objective {spec.objective} takes a {wanted} model, and {spec.model.path} is an {scorer.kind}"
+        )
+    measured = (*metrics_of(splits.tune.labels), *RELATIVE_METRICS)
+    for name in (*spec.optimize, *spec.constraints):
+        if name not in measured:
+            raise UsageError(
+                f"metric {name} needs labels that are numbers in a row, and these are {splits.tune.labels}"
+            )
     url = storage_url(home, spec.storage)
     study = _create_or_load(spec, url, record)
     sampler_seed = derived_seed(spec.seed, spec.sampler, worker, len(study.get_trials(deepcopy=False)))
     study.sampler = make_sampler(spec.sampler, sampler_seed, space)
     objective = load_objective(spec.objective, splits, scorer, progress)
     baseline = objective.evaluate(rooms.BASELINE)
-    for name in (*spec.optimize, *spec.constraints):
-        if name in ORDERED and name not in baseline.metrics:
-            raise UsageError(
-                f"metric {name} needs labels that are numbers in a row, and these are {splits.tune.labels}"
-            )
     return OpenStudy(
         spec=spec,
         home=home,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from personalization.evaluation import Evaluation, changes
+from personalization.evaluation import MEANS, Evaluation, changes
 
 RESAMPLES = 9999
 BATCH_ELEMENTS = 4_000_000
@@ -93,7 +93,8 @@ def user_totals(evaluation: Evaluation, values: NDArray[Any]) -> tuple[NDArray[A
 def significance(baseline: Evaluation, candidate: Evaluation, metric: str = "accuracy") -> dict[str, Any]:
     """Everything that a promotion is judged by, JSON-able.
 
-    `p_value` and `delta` are of the metric: accuracy, or nll or brier with their sign turned, so that more is better.
+    `p_value` and `delta` are of the metric: one of `MEANS`, with the sign turned where less is better,
+    else accuracy.
     """
     changed = changes(baseline, candidate)
     gain = candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64)
@@ -109,7 +110,7 @@ def significance(baseline: Evaluation, candidate: Evaluation, metric: str = "acc
         "delta_accuracy": changed["accuracy_gain"],
         "delta_accuracy_user_mean": float((gains / sizes).mean()),
         "ci95": [low, high],
-        "metric": metric if metric in ("nll", "brier") else "accuracy",
+        "metric": metric if metric in MEANS else "accuracy",
         "delta": float(differences.mean()),
         "p_value": sign_flip(user_totals(candidate, differences)[0]),
         "test": "user-level sign flip, two-sided",

@@ -39,6 +39,9 @@ class Backbone(Protocol):
     @property
     def width(self) -> int: ...
 
+    @property
+    def embedding_width(self) -> int: ...
+
     def label_logprobs(
         self,
         prompts: Sequence[str],
@@ -48,6 +51,9 @@ class Backbone(Protocol):
         keep: Keep | None = None,
     ) -> NDArray[np.float32]:
         """Log-probability of each label's text after, or for, each prompt, float32 [n, K]."""
+
+    def forget(self) -> None:
+        """Drop what is kept in memory between calls."""
 
     def last_states(self, prompts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """One state of each prompt where it leaves each layer, float32 [n, L, d]."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from personalization.backbones import Backbone, load_backbone
 from personalization.backbones.location import locate_model, model_fingerprint, model_kind, tells_the_day
-from personalization.files import sha256_of
+from personalization.files import sha256_of, write_atomic
 from personalization.scoring.store import Keep, key_of, stored_table
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -26,6 +26,7 @@ def _code() -> str:
     """SHA-256 of the code that makes scores: a mended scorer reads no old table."""
     room = Path(__file__).parent
     files = [
+        room / "__init__.py",
         room / "causal.py",
         room / "encoder.py",
         room / "encoding.py",
@@ -51,7 +52,12 @@ class CachedScorer:
         self.dtype = dtype
         self.device = device
         self.chat = chat
-        self.truncated = 0
+        self._cut: dict[str, int] = {}
+
+    @property
+    def truncated(self) -> int:
+        """Prompts that were cut, each list of prompts counted once."""
+        return sum(self._cut.values())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -70,6 +76,14 @@ class CachedScorer:
         return loaded
 
     @cached_property
+    def embedding_width(self) -> int:
+        """Length of an embedding; noted beside the tables, so that reading one needs no model."""
+        note = self.folder / f"{key_of({'width_of': self.fingerprint})}.width"
+        if not note.exists():
+            write_atomic(note, str(self.backbone.embedding_width))
+        return int(note.read_text())
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """All that a score depends on besides its text."""
         return {
@@ -79,7 +93,7 @@ class CachedScorer:
             "chat": self.chat,
             "day": date.today().isoformat() if self.chat and tells_the_day(locate_model(self.model)) else None,
             "code": _code(),
-            "libraries": [version(name) for name in ("torch", "transformers", "tokenizers")],
+            "libraries": [version(name) for name in ("torch", "transformers", "tokenizers", "sentence-transformers")],
         }
 
     def last_states(
@@ -116,9 +130,10 @@ class CachedScorer:
             return 0
 
         if not texts:
-            return np.empty((0, self.backbone.width), dtype=np.float32)
+            return np.empty((0, 0), dtype=np.float32)
+        width = self.embedding_width
         key = key_of({**self.identity, "embeddings_of": list(texts)})
-        return stored_table(self.folder, key, (len(texts), self.backbone.width), compute)[0]
+        return stored_table(self.folder, key, (len(texts), width), compute)[0]
 
     def label_logprobs(
         self,
@@ -135,5 +150,5 @@ class CachedScorer:
             return self.backbone.truncated - before
 
         table, truncated = stored_table(self.folder, key, (len(prompts), len(continuations)), compute)
-        self.truncated += truncated
+        self._cut[key_of({"prompts": list(prompts)})] = truncated
         return table

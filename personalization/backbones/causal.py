@@ -64,6 +64,11 @@ class CausalBackbone:
         """Number of layers."""
         return int(self.model.config.get_text_config().num_hidden_layers)
 
+    @property
+    def embedding_width(self) -> int:
+        """Length of an embedding."""
+        return self.width
+
     def label_logprobs(
         self,
         prompts: Sequence[str],
@@ -115,6 +120,9 @@ class CausalBackbone:
         score_all(LastStates(route, layers, out), scores, self.budget, None, progress)
         return out
 
+    def forget(self) -> None:
+        """Nothing is kept in memory between calls."""
+
     def embeddings(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """The mean over each text's tokens of what leaves the last layer, at length one, float32 [n, d]."""
         heads = [self.fit(head, 1) for head in self.encoder.heads(texts)]
@@ -139,14 +147,14 @@ class CausalBackbone:
 
     def too_long(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[int]:
         """Which prompts do not fit the context together with the longest continuation."""
-        if self.context is None:
+        if self.context is None or not prompts:
             return []
         room = self.context + 1 - max(map(len, self.encoder.encode(prompts[:1], continuations)[1][0]), default=0)
         return [row for row, head in enumerate(self.encoder.heads(prompts)) if len(head) > room]
 
     def shortened(self, frame: str, texts: Sequence[str], continuations: Sequence[str]) -> list[str]:
         """Texts cut at their ends to equal shares of the room that the context has beside `frame`."""
-        if self.context is None:
+        if self.context is None or not texts:
             return list(texts)
         longest = max(map(len, self.encoder.encode([frame], continuations)[1][0]))
         room = self.context + 1 - longest - len(self.encoder.heads([frame])[0])

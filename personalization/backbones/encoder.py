@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -34,12 +35,16 @@ REMEMBERED = 4
 
 
 class EncoderBackbone:
-    """A sentence encoder. It knows texts, and no user. `truncated` counts the prompts that lost their end."""
+    """A sentence encoder. It knows texts, and no user. `truncated` counts the prompts that lost their end.
+
+    `lead`: what the model puts in front of every text, its default prompt.
+    """
 
     def __init__(self, encoder: Any) -> None:
         self.encoder = encoder.eval()
         self.model = encoder.transformers_model
         self.truncated = 0
+        self.lead = encoder.prompts.get(encoder.default_prompt_name, "") if encoder.default_prompt_name else ""
         self._seen: OrderedDict[tuple[str, ...], NDArray[np.float32]] = OrderedDict()
 
     @property
@@ -56,6 +61,11 @@ class EncoderBackbone:
     def depth(self) -> int:
         """Number of layers."""
         return int(self.model.config.num_hidden_layers)
+
+    @property
+    def embedding_width(self) -> int:
+        """Length of an embedding; a model's own modules may change it."""
+        return int(self.encoder.get_embedding_dimension())
 
     @property
     def layers(self) -> torch.nn.ModuleList:
@@ -94,6 +104,10 @@ class EncoderBackbone:
         self._seen.move_to_end(key)
         return self._seen[key]
 
+    def forget(self) -> None:
+        """Drop the embeddings that are in memory."""
+        self._seen.clear()
+
     def last_states(self, prompts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """The mean over each prompt's tokens of what leaves each layer, float32 [n, L, d]."""
         out = np.empty((len(prompts), self.depth, self.width), dtype=np.float32)
@@ -113,7 +127,7 @@ class EncoderBackbone:
             return torch.nn.functional.normalize(embedded.float(), dim=-1)
 
     def _embed(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
-        out = np.empty((len(texts), self.encoder.get_embedding_dimension()), dtype=np.float32)
+        out = np.empty((len(texts), self.embedding_width), dtype=np.float32)
         for rows, features in self._batches(texts, progress):
             if not features["input_ids"].shape[1]:
                 out[rows] = 0
@@ -137,13 +151,13 @@ class EncoderBackbone:
 
     def _features(self, texts: Sequence[str]) -> dict[str, Any]:
         """What the encoder's modules take: token ids [B, T], cut to the window, and their mask."""
-        features = self.encoder.preprocess(list(texts))
+        features = self.encoder.preprocess([self.lead + text for text in texts])
         device = self.model.device
         return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in features.items()}
 
     def _lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special ones included."""
-        ids = self.encoder.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        ids = self.encoder.tokenizer([self.lead + text for text in texts], truncation=False, verbose=False)["input_ids"]
         return [len(text) for text in ids]
 
 
@@ -158,7 +172,7 @@ def load_encoder(path_or_hub_id: str, dtype: str = "float32", device: str = "aut
         encoder = SentenceTransformer(
             str(folder), device=device, trust_remote_code=False, local_files_only=True, model_kwargs=weights
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise DataError(f"encoder folder {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     if getattr(encoder, "transformers_model", None) is None:
         raise DataError(f"encoder folder {folder} holds no transformer; give a sentence-transformers model that does")

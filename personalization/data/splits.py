@@ -34,8 +34,10 @@ class Splits:
             dataset = self.part(part)
             if not dataset.questions:
                 raise DataError(f"the {part} split has no questions; give more users or larger shares")
-            if dataset.labels != self.tune.labels:
+            if set(dataset.labels) != set(self.tune.labels):
                 raise DataError(f"the {part} split has other labels than the tune split")
+            if dataset.labels != self.tune.labels:
+                object.__setattr__(self, part, Dataset(dataset.task, self.tune.labels, dataset.questions))
             for user in {q.user_id for q in dataset.questions}:
                 if seen.setdefault(user, part) != part:
                     raise DataError(f"user {user} is in both {seen[user]} and {part}; a user belongs to one split")
@@ -66,8 +68,7 @@ def split_train_dev(train: Dataset, dev: Dataset, shares: Mapping[str, float] = 
         raise DataError(f"the labels of the train and dev files differ in {odd}")
     users = _ordered(train)
     end = round(shares["tune"] / (shares["tune"] + shares["select"]) * len(users))
-    confirm = Dataset(dev.task, train.labels, dev.questions)
-    return Splits(train.of_users(users[:end]), train.of_users(users[end:]), confirm)
+    return Splits(train.of_users(users[:end]), train.of_users(users[end:]), dev)
 
 
 def split_users(dataset: Dataset, shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:

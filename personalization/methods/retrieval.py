@@ -75,8 +75,7 @@ def most_relevant(relevance: Floats, k: int) -> NDArray[np.intp]:
 class Histories:
     """The questions of one data set with their ranked histories.
 
-    Parameters come as an object with the fields of `search_spaces.retrieval.Params`. `shortened` counts the prompts
-    whose items were cut to fit the model.
+    Parameters come as an object with the fields of `search_spaces.retrieval.Params`.
     """
 
     def __init__(self, scorer: Any, dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
@@ -87,7 +86,7 @@ class Histories:
         ]
         self.asked = [item_text(dataset.task, q) for q in dataset.questions]
         self.starts = np.cumsum([0, *map(len, self.items)])
-        self.shortened = 0
+        self.shortened: dict[tuple[Any, ...], int] = {}
         self._tables: dict[tuple[Any, ...], NDArray[np.float32]] = {}
 
     @cached_property
@@ -160,31 +159,44 @@ class Histories:
 
     def scores(self, params: Any) -> NDArray[np.float32]:
         """The backbone's scores float32 [n, K], with these items in the prompt, or this text for each label."""
-        ranking = (params.ranking, params.mix if params.ranking == "mix" else 0.0)
-        key = (params.template,) if self.scorer.kind == "encoder" else (params.k, *(ranking if params.k else ()))
+        ranking, key = _ranking(params), self._key(params)
         if key not in self._tables:
             wording = WORDINGS[self.scorer.kind]
             template = params.template if self.scorer.kind == "encoder" else wording.template["continuation"]
             spoken = continuations(self.dataset.labels, template)
             if self.scorer.kind != "encoder" and params.k:
-                prompts = self._with_items(self.top(*ranking, params.k), spoken)
+                prompts, self.shortened[key] = self._with_items(self.top(*ranking, params.k), spoken)
             else:
                 prompts = [wording.prompt(self.dataset.task, q) for q in self.dataset.questions]
             self._tables[key] = self.scorer.label_logprobs(prompts, spoken, self.progress)
         return self._tables[key]
 
-    def _with_items(self, chosen: Sequence[Sequence[HistoryItem]], spoken: Sequence[str]) -> list[str]:
-        """Prompts with these items, each item cut to its share of the room where they do not fit."""
+    def prompts_shortened(self, params: Any) -> int:
+        """How many prompts have items that were cut to fit the model."""
+        self.scores(params)
+        return self.shortened.get(self._key(params), 0)
+
+    def _key(self, params: Any) -> tuple[Any, ...]:
+        """What a table of scores depends on."""
+        if self.scorer.kind == "encoder":
+            return (params.template,)
+        return (params.k, *_ranking(params)) if params.k else (0,)
+
+    def _with_items(self, chosen: Sequence[Sequence[HistoryItem]], spoken: Sequence[str]) -> tuple[list[str], int]:
+        """Prompts with these items, each cut to its share of the room where they do not fit; and how many did not."""
         task, questions = self.dataset.task, self.dataset.questions
         whole = [prompt(task, q, items) for q, items in zip(questions, chosen, strict=True)]
         rows = self.scorer.too_long(whole, spoken)
-        self.shortened += len(rows)
         for row in rows:
             items = chosen[row]
             texts = self.scorer.shortened(prompt(task, questions[row]), [item.text for item in items], spoken)
             cut = [HistoryItem(i.id, text, i.label, i.date) for i, text in zip(items, texts, strict=True)]
             whole[row] = prompt(task, questions[row], cut)
-        return whole
+        return whole, len(rows)
+
+
+def _ranking(params: Any) -> tuple[str, float]:
+    return params.ranking, params.mix if params.ranking == "mix" else 0.0
 
 
 def retrieval_calibrate(

@@ -48,7 +48,7 @@ class TrunkLayer(DynamicLayer):
 
 
 class Packed:
-    """Route of tree-masked rows. `share=False` gives each prompt a row of its own and no trunk.
+    """Route of tree-masked rows. `share=False` gives each prompt a row of its own and no trunk; `units` are given rows.
 
     Very many candidates are cut into several trees, and the rows run once with each, because attention in a row and its
     mask grow with the square of its length.
@@ -63,13 +63,16 @@ class Packed:
         prompts: Sequence[Tokens],
         candidates: Sequence[Sequence[int]],
         share: bool = True,
+        units: list[Row] | None = None,
     ) -> None:
         self.model, self.head, self.prompts = model, head, prompts
         self.columns = split_candidates(candidates, MOST_NODES)
         self.trees = [build_tree([candidates[k] for k in group]) for group in self.columns]
         nodes = max(len(tree.tokens) for tree in self.trees)
-        self.trunk = trunk_length(prompts) if share else 0
-        if share:
+        self.trunk = trunk_length(prompts) if share and units is None else 0
+        if units is not None:
+            self.units = units
+        elif share:
             hidden_size = model.config.get_text_config().hidden_size
             self.units = cut_rows(prompts, self.trunk, nodes, hidden_size, LONGEST_ROW)
         else:

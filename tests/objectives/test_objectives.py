@@ -139,7 +139,7 @@ def test_remarks_say_why_nothing_changes(name, objective):
         return
     assert "nothing is steered: alpha_personal and alpha_general are 0" in said
     weak = replace(space.BASELINE, alpha_personal=1e-4, start=0.9)
-    (first, _) = objective.remarks(weak)
+    (first,) = objective.remarks(weak)
     assert first.startswith("steering changes no label: at layers 1 its direction is orthogonal")
     assert (objective.evaluate(weak).predicted == objective.evaluate(space.BASELINE).predicted).all()
     shut = replace(weak, gate="product", alpha_general=1e-4)
@@ -178,6 +178,16 @@ def test_first_users_are_reported_before_all_are_measured(name, objective):
         assert [golds[question] for question in part.question_ids] == part.gold.tolist()
         if name != "steering":
             assert part.metrics["accuracy"] == pytest.approx(whole.only(np.array(rows)).metrics["accuracy"])
+
+
+def test_what_is_reported_does_not_depend_on_what_is_in_memory(name, objective):
+    first, again = [], []
+    params = some_params(name)[0]
+    objective.evaluate(params, report=first.append)
+    objective.evaluate(params, report=again.append)
+    for fresh, kept in zip(first, again, strict=True):
+        assert fresh.question_ids == kept.question_ids
+        assert (fresh.log_probs == kept.log_probs).all()
 
 
 def test_a_trial_that_is_stopped_runs_no_further_block(name, objective, monkeypatch):

@@ -8,6 +8,7 @@ from statsmodels.stats.multitest import multipletests
 
 from personalization.data.demo.world import make_world
 from personalization.data.lamp import write_dataset
+from personalization.deployment import Deployment
 from personalization.errors import DataError, UsageError
 from studies.comparison import compare, comparison_figure
 from studies.promotion import promote
@@ -104,10 +105,10 @@ def test_the_sign_of_the_taste_is_measured_both_ways(two):
 def train_and_dev(tmp_path):
     """A folder as a user has it: train and dev files of different users."""
     folder = tmp_path / "lamp"
-    world = make_world(3, users=50, questions_per_user=2).dataset
+    world = make_world(3, users=110, questions_per_user=3).dataset
     users = sorted({q.user_id for q in world.questions})
-    write_dataset(folder, "train", world.of_users(users[:30]))
-    write_dataset(folder, "dev", world.of_users(users[30:]))
+    write_dataset(folder, "train", world.of_users(users[:40]))
+    write_dataset(folder, "dev", world.of_users(users[40:]))
     return folder
 
 
@@ -125,13 +126,20 @@ def test_an_encoder_study_from_two_files_to_a_served_config(tmp_path, spec_of, t
     result = run_study(spec, tmp_path)
     opened = open_study(spec, tmp_path)
     sizes = [len({q.user_id for q in opened.splits.part(part).questions}) for part in ("tune", "select", "confirm")]
-    assert sizes == [22, 8, 20]
+    assert sizes == [30, 10, 70]
     assert "k" not in opened.space
     assert {"template", "scale"} <= set(opened.space)
     assert result.failed == 0
     assert (tmp_path / "results" / "own" / "best" / "gamma.png").read_bytes().startswith(b"\x89PNG")
     answer = promote(opened, tmp_path / "deploy.yaml")
-    assert answer["confirm"] is None or set(answer["confirm"]["references"]) == set(references(opened, "confirm"))
+    assert answer["promoted"], answer["reason"]
+    assert set(answer["confirm"]["references"]) == set(references(opened, "confirm"))
+    served = Deployment.load(tmp_path / "deploy.yaml", tmp_path / "fresh")
+    right = [
+        p.label == q.gold
+        for p, q in zip(served.predict(opened.splits.confirm.questions), opened.splits.confirm.questions, strict=True)
+    ]
+    assert np.mean(right) == answer["confirm"]["accuracy"]
 
 
 def test_a_parameter_of_other_models_is_refused_by_name(tmp_path, spec_of, tiny_encoder):
@@ -142,13 +150,15 @@ def test_a_parameter_of_other_models_is_refused_by_name(tmp_path, spec_of, tiny_
 
 def test_steering_an_encoder_is_refused_by_name(tmp_path, spec_of, tiny_encoder):
     spec = spec_of(objective="steering", model={"path": str(tiny_encoder)})
-    with pytest.raises(DataError, match="steering takes a causal language model, and this one is an encoder"):
+    with pytest.raises(UsageError, match=r"objective steering takes a causal model, and .* is an encoder"):
         open_study(spec, tmp_path)
+    open_study(spec.model_copy(update={"objective": "calibration"}), tmp_path)
 
 
 def test_metrics_of_numbers_need_numbers(tmp_path, spec_of):
     with pytest.raises(UsageError, match="metric mae needs labels that are numbers in a row"):
         open_study(spec_of(optimize={"mae": "minimize"}), tmp_path)
+    open_study(spec_of(), tmp_path)  # no study was left behind under this name
 
 
 def test_a_folder_without_train_or_dev_says_what_it_has(tmp_path, spec_of, small_data):

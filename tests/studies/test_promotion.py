@@ -7,7 +7,7 @@ import yaml
 from personalization.data.demo.world import TAGS, make_world
 from personalization.data.lamp import read_dataset, write_dataset
 from personalization.data.prompts import TEMPLATE
-from personalization.deployment import Deployment
+from personalization.deployment import FORMAT, Deployment
 from personalization.errors import DataError, UsageError
 from studies import promotion as promotion_module
 from studies.deployments import publish, roll_back
@@ -273,7 +273,7 @@ def test_damaged_ledger_is_refused(tmp_path):
 
 def minimal_config(beta: float):
     return {
-        "format": 1,
+        "format": FORMAT,
         "model": {},
         "template": TEMPLATE,
         "task": "LaMP_2",

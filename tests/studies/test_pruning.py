@@ -53,7 +53,8 @@ def test_wilcoxon_compares_the_same_users():
 def test_a_loss_is_stopped_when_it_is_high(name):
     study = optuna.create_study(direction="minimize", pruner=make_pruner(name))
     for _ in range(6):
-        assert run(study, name, ["nll"], 0.9) is None or study.trials[-1].number > 0
+        run(study, name, ["nll"], 0.9)
+    assert sum(trial.state.name == "COMPLETE" for trial in study.trials) >= 3
     assert run(study, name, ["nll"], 0.1) is not None
     assert run(study, name, ["nll"], 1.0) is None
 

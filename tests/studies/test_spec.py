@@ -33,6 +33,7 @@ def test_the_presets_are_there():
         ({"data": {}}, "data: give either path (on the command line: --data PATH) or files"),
         ({"data": {"path": "x", "shares": {"tune": 0.5, "select": 0.2, "confirm": 0.2}}}, "add up to 1"),
         ({"pruner": "median", "optimize": {"accuracy": "maximize", "nll": "minimize"}}, "cannot prune"),
+        ({"pruner": "wilcoxon", "optimize": {"entropy": "maximize"}}, "entropy is no such mean"),
         ({"name": "../escape"}, "name: String should match pattern"),
         ({"model": {}}, "model.path: Field required"),
     ],

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
 
+from personalization.evaluation import Evaluation
 from tests.tiny import random_evaluation
 from tracking.impact import impact
 from tracking.significance import detectable_difference, mcnemar, sign_flip, significance, user_interval
@@ -91,3 +92,23 @@ def test_impact_counts_every_user_once(evaluations):
     collapsed = random_evaluation(3, skill=0.0)
     collapsed.log_probs[:] = np.log([0.9, 0.025, 0.025, 0.025, 0.025])
     assert impact(collapsed, candidate)["before"]["one_label"] == 1.0
+
+
+@pytest.mark.parametrize("metric", ["mae", "rmse"])
+def test_scores_in_a_row_are_judged_by_their_distance(metric):
+    rng = np.random.default_rng(0)
+    gold, users = rng.integers(0, 5, 200), tuple(f"u{i // 4}" for i in range(200))
+
+    def answers(predicted):
+        log_probs = np.log(np.full((200, 5), 0.05) + 0.75 * np.eye(5)[predicted])
+        return Evaluation(
+            ("1", "2", "3", "4", "5"), tuple(map(str, range(200))), users, gold, log_probs, ["user"] * 200
+        )
+
+    near = answers(np.where(rng.random(200) < 0.4, gold, np.clip(gold + 1, 0, 4)))
+    wild = answers(np.where(rng.random(200) < 0.6, gold, 4 - gold))
+    assert wild.metrics["accuracy"] > near.metrics["accuracy"]
+    test = significance(near, wild, metric)
+    assert (test["metric"], test["delta"] < 0) == (metric, True)
+    squared = near.metrics["rmse"] ** 2 - wild.metrics["rmse"] ** 2
+    assert test["delta"] == pytest.approx(squared if metric == "rmse" else near.metrics["mae"] - wild.metrics["mae"])

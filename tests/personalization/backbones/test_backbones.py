@@ -86,10 +86,22 @@ def test_what_is_stored_is_read_without_the_model(kind, folder, tmp_path, monkey
     scores = first.label_logprobs(TEXTS, LABELS[kind])
     states, embeddings = first.last_states(TEXTS), first.embeddings(TEXTS)
     again = CachedScorer(str(folder), tmp_path)
-    again.__dict__["backbone"] = type("Sizes", (), {"depth": first.backbone.depth, "width": first.backbone.width})()
+    monkeypatch.setattr("personalization.backbones.cached.load_backbone", None)
     assert (again.label_logprobs(TEXTS, LABELS[kind]) == scores).all()
-    assert (again.last_states(TEXTS) == states).all()
     assert (again.embeddings(TEXTS) == embeddings).all()
+    assert states.shape == (4, first.backbone.depth, first.backbone.width)
+    assert (first.last_states(TEXTS) == states).all()
+
+
+def test_a_prompt_that_was_cut_is_counted_once(kind, folder, tmp_path):
+    scorer = CachedScorer(str(folder), tmp_path)
+    long = [*TEXTS, "a very long story " * 200]
+    for labels in (LABELS[kind], LABELS[kind][:2]):
+        scorer.label_logprobs(long, labels)
+    assert scorer.truncated == 1
+    again = CachedScorer(str(folder), tmp_path)
+    again.label_logprobs(long, LABELS[kind])
+    assert again.truncated == 1
 
 
 def test_only_a_causal_model_has_a_chat_template(tiny_encoder):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer, util
+from sentence_transformers.sentence_transformer.modules import Dense
 
 from personalization.backbones import SCALE
 from personalization.backbones.cached import CachedScorer
@@ -35,6 +36,19 @@ def test_scores_and_embeddings_are_those_of_sentence_transformers(minilm):
     cosines = util.cos_sim(peer.encode(TEXTS), peer.encode(LABELS))
     assert np.abs(ours - torch.log_softmax(SCALE * cosines, dim=1).numpy()).max() <= 1e-4
     assert np.abs(minilm.embeddings(TEXTS) - peer.encode(TEXTS, normalize_embeddings=True)).max() <= 1e-5
+
+
+def test_a_default_prompt_and_a_dense_module_are_those_of_sentence_transformers(tiny_encoder, tmp_path):
+    peer = SentenceTransformer(str(tiny_encoder), device="cpu")
+    dense = Dense(32, 16)
+    model = SentenceTransformer(
+        modules=[peer[0], peer[1], dense], device="cpu", prompts={"query": "a film: "}, default_prompt_name="query"
+    )
+    model.save_pretrained(str(tmp_path / "dense"))
+    ours = CachedScorer(str(tmp_path / "dense"), tmp_path / "scores")
+    assert np.abs(ours.embeddings(TEXTS) - model.encode(TEXTS, normalize_embeddings=True)).max() <= 1e-5
+    assert ours.embeddings(TEXTS).shape == (4, 16)
+    assert ours.label_logprobs(TEXTS, LABELS).shape == (4, 3)
 
 
 def test_it_knows_the_world(minilm):
@@ -110,6 +124,11 @@ def test_an_encoder_that_cannot_be_had_is_said_in_one_line(tmp_path, tiny_encode
     (tmp_path / "damaged" / "config.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be loaded"):
         load_encoder(str(tmp_path / "damaged"))
+    shutil.copytree(tiny_encoder, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_encoder(str(tmp_path / "cut"))
 
 
 def test_damaged_weights_give_no_embedding(tiny_encoder, tmp_path):

@@ -157,8 +157,17 @@ def test_items_that_do_not_fit_are_cut_to_equal_shares(causal):
     histories = Histories(causal, world)
     scores = histories.scores(params(k=3, ranking="recency"))
     assert np.isfinite(scores).all()
-    assert histories.shortened == 1
+    assert histories.prompts_shortened(params(k=3, ranking="recency")) == 1
+    assert histories.prompts_shortened(params(k=0)) == 0
     assert causal.truncated == 0
+
+
+def test_a_long_question_without_history_and_no_question_at_all(causal):
+    wanted = params(k=2, ranking="recency")
+    scores = Histories(causal, world_of(question("war " * 400, []), question("a dog", HISTORY))).scores(wanted)
+    assert np.isfinite(scores).all()
+    assert causal.truncated == 1
+    assert Histories(causal, world_of()).scores(wanted).shape == (0, 3)
 
 
 @pytest.mark.parametrize("history", [[], [("a dog", "comedy")]])

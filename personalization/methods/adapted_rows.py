@@ -1,0 +1,131 @@
+"""Prompts of several groups, ready to be run with each group's adapter, again and again, above the frozen layers.
+
+A row holds prompts of one group that begin alike, with all candidates behind each, so a beginning is run once a row,
+with its gradient. What leaves the last layer below the adapters does not depend on them: it is computed once, stored,
+and every epoch and every trial starts from it. Only the places where a label is read reach the LM head. Batches are
+fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from personalization.backbones.causal import CausalBackbone
+from personalization.errors import DataError
+from personalization.files import sha256_of
+from personalization.methods.lora import GroupedLora
+from personalization.scoring.packed import LONGEST_ROW, MOST_NODES, Packed
+from personalization.scoring.passes import next_batch
+from personalization.scoring.products import fast_products
+from personalization.scoring.resume import captured_output, decoder_layers, resumed_after, returns_tuples
+from personalization.scoring.rows import Row, Tokens, cut_rows, lay_out
+from personalization.scoring.states import StoredStates
+from personalization.scoring.store import key_of
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
+"""Tokens in a batch, by device type; fixed, so that stored states fit the batches of later runs."""
+
+
+class AdaptedRows:
+    """Prompts [n] of groups [n] with the same candidates. `first`: the lowest adapted layer."""
+
+    def __init__(
+        self,
+        backbone: CausalBackbone,
+        prompts: Sequence[str],
+        groups: NDArray[np.int64],
+        continuations: Sequence[str],
+        first: int,
+        folder: Path,
+        identity: Mapping[str, Any] | str,
+    ) -> None:
+        heads, tails = backbone.encoder.encode(prompts, continuations)
+        if len(set(tails)) != 1:
+            raise DataError("adapters need labels whose tokens are the same behind every prompt; end prompts alike")
+        heads = [backbone.fit(head, max(map(len, tails[0]))) for head in heads]
+        self.model, self.groups, self.first, self.folder = backbone.model, groups, first, folder
+        route = backbone.packed(heads, tails[0])
+        if len(route.trees) > 1:
+            raise DataError(f"adapters take labels of at most {MOST_NODES} tokens together")
+        units = self._units(heads, groups, len(route.trees[0].tokens))
+        self.route = Packed(self.model, route.head, heads, tails[0], units=units)
+        self.layers = decoder_layers(self.model)
+        self.tuples = returns_tuples(self.model, self.layers)
+        tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
+        waiting = sorted(units, key=lambda unit: -unit.width)
+        self.rows: list[Sequence[Row]] = []
+        while sum(map(len, self.rows)) < len(waiting):
+            self.rows.append(next_batch(waiting, sum(map(len, self.rows)), tokens, False))
+        self.members = [np.array([index for row in rows for index in row.prompts]) for rows in self.rows]
+        self._key = {
+            "identity": identity, "code": sha256_of(Path(__file__)), "prompts": list(prompts),
+            "continuations": list(continuations), "groups": groups.tolist(), "tokens": tokens, "first": first,
+            "attention": self.model.config._attn_implementation,
+        }  # fmt: skip
+        self._states: StoredStates | None = None
+
+    def _units(self, heads: Sequence[Tokens], groups: NDArray[np.int64], nodes: int) -> list[Row]:
+        units: list[Row] = []
+        for group in np.unique(groups):
+            own = np.flatnonzero(groups == group)
+            rows = cut_rows(
+                [heads[int(i)] for i in own], 0, nodes, self.model.config.get_text_config().hidden_size, LONGEST_ROW
+            )
+            units += [Row(tuple(int(own[i]) for i in row.prompts), row.stem, row.width) for row in rows]
+        return units
+
+    def scores(self, number: int, lora: GroupedLora | None, dropout: float = 0.0) -> Tensor:
+        """Log-probabilities of the prompts `members[number]`, float32 [b, K]; with gradients where they are on."""
+        rows = self.rows[number]
+        with ExitStack() as stack:
+            stack.enter_context(fast_products(self.model.device.type))
+            if self.first:
+                given = self.states[number].to(self.model.device)
+                stack.enter_context(resumed_after(self.layers, self.first - 1, given, self.tuples))
+            if lora is not None:
+                groups = torch.from_numpy(self.groups[[row.prompts[0] for row in rows]]).to(self.model.device)
+                stack.enter_context(lora.applied(groups, dropout))
+            return self.route.score(rows)
+
+    def table(
+        self, lora: GroupedLora | None, progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of all prompts, float32 [n, K]."""
+        out = np.empty((len(self.groups), len(self.route.trees[0].lengths)), dtype=np.float32)
+        with torch.inference_mode():
+            for number, members in enumerate(self.members):
+                out[members] = self.scores(number, lora).numpy()
+                if progress is not None:
+                    progress(number + 1, len(self.members))
+        if not np.isfinite(out).all():
+            raise DataError("a score under the adapter is not finite; give a smaller learning rate, or another dtype")
+        return out
+
+    @property
+    def states(self) -> StoredStates:
+        """What leaves the layer below the first adapted one, in every batch."""
+        if self._states is None:
+            layouts = [lay_out(rows, self.route.prompts, 0, self.route.trees[0]) for rows in self.rows]
+            shapes = [(int(layout.ids.shape[0]), int(layout.ids.shape[1])) for layout in layouts]
+            width = self.model.config.get_text_config().hidden_size
+            path = self.folder / f"{key_of(self._key)}.states"
+            self._states = StoredStates(path, shapes, width, self.model.dtype, self._run)
+        return self._states
+
+    def _run(self) -> Any:
+        for rows in self.rows:
+            with (
+                torch.inference_mode(),
+                fast_products(self.model.device.type),
+                captured_output(self.layers[self.first - 1]) as seen,
+            ):
+                self.route.score(rows)
+            yield seen[0]
