@@ -22,6 +22,7 @@ OBJECTIVES = {
     "report_calibration": "objectives.calibration:ReportCalibration",
     "steering": "objectives.steering:Steering",
     "retrieval": "objectives.retrieval:Retrieval",
+    "adapter": "objectives.adapter:Adapter",
 }
 """name -> "module:class"."""
 

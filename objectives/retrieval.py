@@ -18,7 +18,8 @@ from objectives.calibration import Calibration, _listed, _Part
 from personalization.data.prompts import WORDINGS, continuations
 from personalization.data.splits import Splits
 from personalization.methods.calibration import Calibrated, PriorTables
-from personalization.methods.retrieval import Histories, label_bias, retrieval_calibrate
+from personalization.methods.priors import log_mean_probability
+from personalization.methods.retrieval import Histories, retrieval_calibrate, scaled
 from search_spaces.retrieval import BASELINE
 
 WIDTHS = (0.05, 0.1, 0.3)
@@ -38,7 +39,10 @@ class Retrieval(Calibration):
     def _apply(self, part: _Part, params: Any) -> Calibrated:
         histories = self._histories(part.name)
         counts: NDArray[np.number[Any]] = histories.counts(params) if params.prior_mode == "similar" else part.counts
-        return retrieval_calibrate(histories.scores(params), counts, self._priors(params), **asdict(params))
+        return retrieval_calibrate(self._scores(part.name, params), counts, self._priors(params), **asdict(params))
+
+    def _scores(self, part: str, params: Any) -> NDArray[np.float32]:
+        return self._histories(part).scores(params)
 
     def _histories(self, part: str) -> Histories:
         if part not in self._ranked:
@@ -51,8 +55,9 @@ class Retrieval(Calibration):
             encoder, labels = self._scorer.kind == "encoder", self._splits.tune.labels
             template = params.template if encoder else WORDINGS[self._scorer.kind].template["continuation"]
             self._asked_about_nothing[params.template] = self._neutral(continuations(labels, template))
-        tables = {"batch": self._histories("tune").scores(params), **self._asked_about_nothing[params.template]}
-        bias = {source: label_bias(table, params.scale) for source, table in tables.items()}
+        neutral = {source: scaled(t, params.scale) for source, t in self._asked_about_nothing[params.template].items()}
+        tables = {"batch": self._scores("tune", params), **neutral}
+        bias = {source: log_mean_probability(table) for source, table in tables.items()}
         return replace(self.tables, log_model=bias)
 
     def observed(self, params: Any) -> dict[str, float]:

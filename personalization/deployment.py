@@ -26,6 +26,7 @@ from personalization.errors import DataError
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate, report_calibrate
 from personalization.methods.priors import history_counts
 from personalization.methods.retrieval import Histories, retrieval_calibrate
+from personalization.methods.user_adapters import Trained, UserAdapters, UserHeads, blended, load_head
 
 FORMAT = 2
 
@@ -43,6 +44,7 @@ METHODS: dict[str, Callable[..., Calibrated]] = {
     "report_calibration": report_calibrate,
     "steering": steered_calibrate,
     "retrieval": retrieval_calibrate,
+    "adapter": retrieval_calibrate,
 }
 """method name -> function of (scores, history counts, prior tables, **params)."""
 
@@ -123,6 +125,17 @@ class Deployment:
             continuations(dataset.labels, wording.template["continuation"]),
         )
 
+    def _adapted(self, dataset: Dataset, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores blended with those of the adapter that the config names, if it names one."""
+        adapter, params = self.config.get("adapter"), self.config["params"]
+        if adapter is None or not dataset.questions:
+            return scores
+        if params["adapter"] == "head":
+            own = UserHeads(self.scorer, Path()).scores(dataset, load_head(adapter), params["depth"])
+        else:
+            own = UserAdapters(self.scorer, Path()).scores(dataset, Trained.from_listed(adapter))
+        return blended(scores, own, params["blend"])
+
     def log_probs(self, dataset: Dataset) -> Calibrated:
         """Log-probabilities [n, K] and prior modes of a data set with the config's labels."""
         if set(dataset.labels) != set(self.config["labels"]):
@@ -133,9 +146,9 @@ class Deployment:
         plain = history_counts(dataset)
         known = plain.sum(axis=1) > 0
         counts: NDArray[np.number[Any]] = plain
-        if self.config["method"] == "retrieval":
+        if self.config["method"] in ("retrieval", "adapter"):
             histories, wanted = Histories(self.scorer, dataset), SimpleNamespace(**params)
-            scores = histories.scores(wanted)
+            scores = self._adapted(dataset, histories.scores(wanted))
             counts = histories.counts(wanted) if params["prior_mode"] == "similar" else plain
         else:
             scores = self._scores(dataset)

@@ -2,7 +2,7 @@
 
 A space module holds `SPACE` (name -> Optuna distribution; static), a frozen `Params`, `BASELINE` (the parameters that
 change nothing), `decode(raw) -> Params` and `complexity(params)` (how far from doing nothing; smaller is simpler), and
-where wanted `ONLY` (parameter -> the one kind of backbone that reads it).
+where wanted `ONLY` (parameter, or parameter=choice -> the one kind of backbone that reads it).
 To add one: write the file, list it in `SPACES`.
 """
 
@@ -19,6 +19,7 @@ SPACES = {
     "report_calibration": "search_spaces.report_calibration",
     "steering": "search_spaces.steering",
     "retrieval": "search_spaces.retrieval",
+    "adapter": "search_spaces.adapter",
 }
 """objective name -> module of its search space."""
 
@@ -45,7 +46,12 @@ def load_space(name: str) -> Space:
 def parameters(space: Space, kind: str) -> dict[str, BaseDistribution]:
     """The parameters that a kind of backbone reads. A module's `ONLY` names those of one kind alone."""
     only: Mapping[str, str] = getattr(space, "ONLY", {})
-    return {name: found for name, found in space.SPACE.items() if only.get(name, kind) == kind}
+    kept = {name: found for name, found in space.SPACE.items() if only.get(name, kind) == kind}
+    for name, found in kept.items():
+        if isinstance(found, CategoricalDistribution):
+            choices = [choice for choice in found.choices if only.get(f"{name}={choice}", kind) == kind]
+            kept[name] = CategoricalDistribution(choices)
+    return kept
 
 
 def overridden(space: Mapping[str, BaseDistribution], overrides: Mapping[str, Override]) -> dict[str, BaseDistribution]:

@@ -52,9 +52,7 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
     place = {question: row for row, question in enumerate(baseline.question_ids)}
 
     def report(first: Evaluation) -> None:
-        rows = np.array([place[question] for question in first.question_ids])
-        metrics = all_metrics(first, baseline.only(rows))
-        values.append([metrics[metric] for metric in optimize])
+        values.append(_values(first, baseline, place, optimize))
         if name == "dominated":
             trial.set_user_attr(RUNNING, values)
             stop = _dominated(trial, values)
@@ -68,6 +66,15 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
             raise optuna.TrialPruned
 
     return report
+
+
+def _values(first: Evaluation, baseline: Evaluation, place: dict[str, int], optimize: Sequence[str]) -> list[float]:
+    """The metrics so far. Held-out items of a training have no baseline: there a gain is the accuracy itself."""
+    if first.question_ids[0] not in place:
+        own = {**first.metrics, "accuracy_gain": first.metrics["accuracy"]}
+        return [own[metric] for metric in optimize]
+    metrics = all_metrics(first, baseline.only(np.array([place[question] for question in first.question_ids])))
+    return [metrics[metric] for metric in optimize]
 
 
 def _report_users(trial: optuna.Trial, first: Evaluation, metric: str, reported: set[str]) -> None:

@@ -88,7 +88,7 @@ class StudySpec(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     data: DataSpec
     model: ModelSpec
-    objective: Literal["calibration", "report_calibration", "steering", "retrieval"] = "calibration"
+    objective: Literal["calibration", "report_calibration", "steering", "retrieval", "adapter"] = "calibration"
     optimize: dict[str, Literal["maximize", "minimize"]] = Field(default={"accuracy": "maximize"}, min_length=1)
     constraints: dict[str, str] = Field(default={}, description='for example entropy: ">= 0.6"')
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid", "brute"] = "tpe"

@@ -156,10 +156,12 @@ def _adder(a: Tensor, b: Tensor, rows: Tensor, scale: float, dropout: float) -> 
         x = inputs[0].to(a.dtype)
         if dropout:
             x = nn.functional.dropout(x, dropout)
+        flat = x.ndim == 2  # OPT joins rows and places
+        x = x.view(len(rows), -1, x.shape[-1]) if flat else x
         if one:
             extra = nn.functional.linear(nn.functional.linear(x, a[0]), b[0])
         else:
             extra = on * torch.bmm(torch.bmm(x, a[groups].transpose(1, 2)), b[groups].transpose(1, 2))
-        return output + (scale * extra).to(output.dtype)
+        return output + (scale * extra).to(output.dtype).view_as(output)
 
     return add

@@ -34,7 +34,6 @@ from personalization.backbones import SCALE
 from personalization.data.prompts import WORDINGS, continuations, is_asked, item_text, prompt
 from personalization.data.records import Dataset, HistoryItem, chronological
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate
-from personalization.methods.priors import log_mean_probability
 
 RANKINGS = ("similarity", "bm25", "mix", "recency")
 CALIBRATION = ("beta", "gamma", "kappa", "tau", "prior_mode", "source")
@@ -158,7 +157,7 @@ class Histories:
         return np.asarray(cells * scale[:, None], dtype=np.float64)
 
     def scores(self, params: Any) -> NDArray[np.float32]:
-        """The backbone's scores float32 [n, K], with these items in the prompt, or this text for each label."""
+        """Scores float32 [n, K], with these items in the prompt, or this text for each label at this scale."""
         ranking, key = _ranking(params), self._key(params)
         if key not in self._tables:
             wording = WORDINGS[self.scorer.kind]
@@ -169,7 +168,7 @@ class Histories:
             else:
                 prompts = [wording.prompt(self.dataset.task, q) for q in self.dataset.questions]
             self._tables[key] = self.scorer.label_logprobs(prompts, spoken, self.progress)
-        return self._tables[key]
+        return scaled(self._tables[key], params.scale)
 
     def prompts_shortened(self, params: Any) -> int:
         """How many prompts have items that were cut to fit the model."""
@@ -202,22 +201,17 @@ def _ranking(params: Any) -> tuple[str, float]:
 def retrieval_calibrate(
     scores: Floats, counts: NDArray[np.number[Any]], tables: PriorTables, **params: Any
 ) -> Calibrated:
-    """`calibrate` of scores at the encoder's scale; `counts` are the weighted ones where the prior is `similar`."""
+    """`calibrate`, where the prior may be `similar`: `counts` are then the weighted ones."""
     own = {name: params[name] for name in CALIBRATION}
     if params["prior_mode"] != "similar":
-        return calibrate(scaled(scores, params["scale"]), counts, tables, **own)
-    found = calibrate(scaled(scores, params["scale"]), counts, tables, **own | {"prior_mode": "user"})
+        return calibrate(scores, counts, tables, **own)
+    found = calibrate(scores, counts, tables, **own | {"prior_mode": "user"})
     return Calibrated(found.log_probs, ["similar" if mode == "user" else mode for mode in found.prior_modes])
 
 
-def scaled(scores: Floats, scale: float) -> Floats:
+def scaled(scores: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
     """An encoder's scores at another scale of its similarities, up to a constant a question."""
-    return np.asarray(scores * (scale / SCALE))
-
-
-def label_bias(scores: Floats, scale: float) -> NDArray[np.float64]:
-    """log of the mean probability of each label at this scale, [K]."""
-    return log_mean_probability(scaled(scores, scale))
+    return scores if scale == SCALE else scores * np.float32(scale / SCALE)
 
 
 def _unknown(ranking: str) -> NDArray[np.float64]:

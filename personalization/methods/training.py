@@ -62,8 +62,8 @@ class Recipe:
 
 Record = dict[str, float]
 """What one epoch gave."""
-Watch = Callable[[int, Record], None]
-"""Called after each epoch with its number, from 1, and record; may raise to end the training."""
+Watch = Callable[[NDArray[np.float32]], None]
+"""Called after each epoch with the scores of the held-out items [m, K]; may raise to end the training."""
 
 
 @dataclass
@@ -118,25 +118,26 @@ def train(
             items = train_sets[len(records) % len(train_sets)]
             done = sum(len(train_sets[epoch % len(train_sets)].rows.rows) for epoch in range(len(records)))
             record = _epoch(items, lora, optimiser, recipe, began, len(records), (done, steps))
-            record |= {} if held_out is None else measured(held_out, lora)
+            scores = None if held_out is None else held_out.rows.table(lora)
+            record |= {} if scores is None or held_out is None else measured(scores, held_out.gold)
             records.append(record)
             if _best(records) == len(records) - 1:
                 best = lora.state()
             _save(checkpoint, lora, optimiser, best, began, records, recipe)
-            if watch is not None:
-                watch(len(records), record)
+            if watch is not None and scores is not None:
+                watch(scores)
     lora.load(best)
     return records
 
 
-def measured(items: Items, lora: GroupedLora | None) -> Record:
-    """Loss, accuracy, entropy in bits and largest share of the predictions, on items."""
-    scores = torch.from_numpy(items.rows.table(lora)).log_softmax(dim=1).numpy()
-    predicted, rows = scores.argmax(axis=1), np.arange(len(items.gold))
-    counts = label_counts(predicted, scores.shape[1])
+def measured(scores: NDArray[np.float32], gold: NDArray[np.int64]) -> Record:
+    """Loss, accuracy, entropy in bits and largest share of the predictions of scores [m, K]."""
+    log_probs = torch.from_numpy(scores).log_softmax(dim=1).numpy()
+    predicted, rows = log_probs.argmax(axis=1), np.arange(len(gold))
+    counts = label_counts(predicted, log_probs.shape[1])
     return {
-        "held_out_loss": float(-scores[rows, items.gold].mean()),
-        "held_out_accuracy": float((predicted == items.gold).mean()),
+        "held_out_loss": float(-log_probs[rows, gold].mean()),
+        "held_out_accuracy": float((predicted == gold).mean()),
         "held_out_entropy": entropy_bits(counts),
         "held_out_top1_share": float(counts.max() / counts.sum()),
     }
@@ -199,7 +200,7 @@ def _epoch(
             parts["anchor"] = recipe.anchor * torch.stack(moved).sum()
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
-            raise DataError(f"the loss is {float(loss)} in epoch {epoch + 1}; take a smaller lr")
+            raise DataError(f"the loss is {float(loss.detach())} in epoch {epoch + 1}; take a smaller lr")
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lora.parameters, recipe.clip)

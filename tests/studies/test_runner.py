@@ -16,6 +16,7 @@ from objectives.calibration import Calibration
 from personalization.errors import UsageError
 from personalization.methods.calibration import line_optimum
 from personalization.methods.priors import taste
+from studies import results
 from studies.pruning import PRUNERS
 from studies.runner import run_study
 from studies.samplers import SAMPLERS, derived_seed, make_sampler
@@ -109,6 +110,7 @@ def test_repeated_parameters_are_not_measured_again(tmp_path, spec_of, monkeypat
         return real(self, params, part, report)
 
     monkeypatch.setattr(Calibration, "evaluate", counting)
+    monkeypatch.setattr(results, "taste_profile", lambda *_: {})
     space = {"kappa": 5.0, "tau": 1.0, "source": "batch", "prior_mode": "user", "beta": [0, 1], "gamma": [0, 1, 2]}
     result = run_study(spec_of(trials=30, space=space, sampler="random"), tmp_path)
     distinct = {str(p) for p in measured}

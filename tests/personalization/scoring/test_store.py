@@ -215,6 +215,7 @@ def test_two_processes_share_one_pass_and_the_second_takes_over_when_the_first_d
             first.kill()
             computed += [int(line) for line in first.stdout]
             taken_over = [int(line) for line in [*second.stdout, *third.stdout]]
+        other.stdout.read()
     assert (first.returncode, second.returncode, third.returncode, other.returncode) == (-9, 0, 0, 0)
     assert sorted({*computed, *taken_over}) == list(range(40))
     assert len(set(computed) & set(taken_over)) <= 1

@@ -1,0 +1,154 @@
+"""Adapters trained on the histories, as a trial: a head or LoRA, for all users, groups or each, blended with the model.
+
+A trial trains, unless these adapters were trained before, and reports the held-out items of each epoch to the pruner.
+Calibration and label prior are those of the retrieval objective, on the adapter's scores; `fit: exact` solves them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from objectives import Report, Scorer
+from objectives.calibration import _Part
+from objectives.retrieval import Retrieval
+from personalization.data.splits import Splits
+from personalization.evaluation import Evaluation
+from personalization.methods.calibration import Calibrated, fit_nll
+from personalization.methods.heads import Head
+from personalization.methods.priors import log_mean_probability, log_softmax, taste
+from personalization.methods.user_adapters import Labelled, Plan, Trained, UserAdapters, UserHeads, blended
+from search_spaces.adapter import BASELINE
+
+KEPT = 64
+"""Tables of trained adapters that stay in memory."""
+PLAN = tuple(field.name for field in fields(Plan))
+
+
+class Adapter(Retrieval):
+    """Retrieval's calibration on the scores of trained adapters."""
+
+    method = "adapter"
+
+    def __init__(self, splits: Splits, scorer: Scorer, progress: Callable[[int, int], None] | None = None) -> None:
+        any_scorer: Any = scorer
+        folder = any_scorer.folder.parent / "adapters"
+        self._heads, self._lora = UserHeads(any_scorer, folder), UserAdapters(any_scorer, folder, progress)
+        self._tables: OrderedDict[tuple[Any, ...], NDArray[np.float32]] = OrderedDict()
+        super().__init__(splits, scorer, progress)
+
+    def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
+        """Measure on one part; with `report`, the held-out items after each epoch of the training."""
+        if params.adapter != "lora":
+            return super().evaluate(params, part, report)
+        if report is not None:
+            self._learn(params, "tune", report)
+        return super().evaluate(params, part)
+
+    def _apply(self, part: _Part, params: Any) -> Calibrated:
+        return super()._apply(part, self._resolved(params))
+
+    def _resolved(self, params: Any) -> Any:
+        """With `fit: exact`, the parameters with the optimum of NLL on tune for beta, gamma and tau."""
+        if params.fit != "exact" or self.tables.global_probs is None:
+            return params
+        part, scores = self._part("tune"), self._scores("tune", params)
+        weighted = params.prior_mode == "similar"
+        counts: NDArray[np.number[Any]] = self._histories("tune").counts(params) if weighted else part.counts
+        log_pi, _ = taste(counts, self.tables.global_probs, "user" if weighted else params.prior_mode, params.kappa)
+        found = fit_nll(scores, log_mean_probability(scores), log_pi, part.gold)
+        return replace(params, beta=found.beta, gamma=found.gamma, tau=found.tau, source="batch")
+
+    def settle(self, params: Any) -> Any:
+        """The resolved parameters with the temperature that minimises NLL on tune."""
+        return super().settle(replace(self._resolved(params), fit="searched"))
+
+    def _scores(self, part: str, params: Any) -> NDArray[np.float32]:
+        base = super()._scores(part, params)
+        if params.adapter == "none":
+            return base
+        return blended(base, self._adapted(part, params), params.blend)
+
+    def _adapted(self, part: str, params: Any) -> NDArray[np.float32]:
+        key: tuple[Any, ...] = (part, params.c, params.depth) if params.adapter == "head" else (part, _plan(params))
+        if key not in self._tables:
+            dataset = self._splits.part(part)
+            if params.adapter == "head":
+                head = self._head(params)
+                self._tables[key] = self._heads.scores(dataset, head, params.depth)
+            else:
+                self._tables[key] = self._lora.scores(dataset, self._learn(params, part))
+            if len(self._tables) > KEPT:
+                self._tables.popitem(last=False)
+        return self._tables[key]
+
+    def _head(self, params: Any) -> Head:
+        return self._heads.learn(self._splits.tune, params.c, params.depth)
+
+    def _learn(self, params: Any, part: str, report: Report | None = None) -> Trained:
+        """The adapters for a part: trained on tune's histories, or at level `user` on those of the part's own users."""
+        plan = _plan(params)
+        dataset = self._splits.part(part if plan.level == "user" else "tune")
+
+        def tell(items: Labelled, scores: NDArray[np.float32]) -> None:
+            if report is not None:
+                ids = tuple(f"item {row}" for row in range(len(items.users)))
+                report(
+                    Evaluation(
+                        dataset.labels, ids, tuple(items.users), items.gold, log_softmax(scores), ["user"] * len(ids)
+                    )
+                )
+
+        return self._lora.learn(dataset, plan, tell)
+
+    def observed(self, params: Any) -> dict[str, float]:
+        """What retrieval says; of a training the epochs, the best held-out loss and accuracy, and its size."""
+        seen = super().observed(params)
+        if params.adapter != "lora":
+            return seen
+        record = self._learn(params, "tune").record
+        epochs = record["records"]
+        best = min(epochs, key=lambda epoch: epoch.get("held_out_loss", 0.0))
+        kept = {name: value for name, value in best.items() if name.startswith(("held_out", "loss"))}
+        return {**seen, **kept, "epochs_run": float(len(epochs)), "trainable": float(record["trainable"])}
+
+    def remarks(self, params: Any) -> list[str]:
+        """What looks wrong in the training, and the groups."""
+        if params.adapter == "none":
+            return super().remarks(params)
+        if params.adapter == "head":
+            return []
+        record = self._learn(params, "tune").record
+        said = list(record["flags"])
+        if record["silhouette"] is not None:
+            sizes = ", ".join(map(str, record["sizes"]))
+            said.append(f"{record['groups']} groups of {sizes} users, silhouette {record['silhouette']:.3f}")
+        return said
+
+    def warm_start(self) -> list[dict[str, Any]]:
+        """Retrieval's points without an adapter, then the plainest head or adapters, solved exactly."""
+        base = asdict(BASELINE)
+        plain = [{**base, **point} for point in super().warm_start()]
+        exact = {"fit": "exact", "blend": 1.0, "kappa": 5.0, "prior_mode": "user"}
+        if self._scorer.kind == "encoder":
+            similar = {"prior_mode": "similar", "ranking": "similarity", "width": 0.1, "half_life": 30.0}
+            return [*plain, *({**base, **exact, **similar, "adapter": "head", "blend": blend} for blend in (0.5, 1.0))]
+        return [*plain, *({**base, **exact, "adapter": "lora", "level": level} for level in ("unified", "cluster"))]
+
+    def deployment(self, params: Any) -> dict[str, Any]:
+        """That of retrieval with resolved parameters, and the adapter by its content."""
+        config = super().deployment(replace(self._resolved(params), fit="searched"))
+        if params.adapter == "head":
+            config["adapter"] = self._heads.save(self._head(params))
+        elif params.adapter == "lora":
+            config["adapter"] = self._learn(params, "tune").listed()
+        return config
+
+
+def _plan(params: Any) -> Plan:
+    return Plan(**{name: getattr(params, name) for name in PLAN})

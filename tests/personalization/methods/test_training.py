@@ -1,0 +1,162 @@
+"""Training adapters: what is learned, what stops it, and going on after a kill."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from personalization.backbones.causal import CausalBackbone
+from personalization.errors import DataError
+from personalization.methods.adapted_rows import AdaptedRows
+from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules
+from personalization.methods.training import Items, Recipe, flags, losses, measured, train
+from tests.tiny import make_model, make_tokenizer
+
+NOUNS = ["baker", "sailor", "heist", "garden", "robot", "castle"]
+LABELS = [" comedy\n", " drama\n", " dark comedy\n"]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return CausalBackbone(make_model("llama"), make_tokenizer(bos=True))
+
+
+def items(backbone, folder, n=24, group=lambda i: i // 6 % 2, first=1):
+    """A prompt's label follows from its noun; in group 1 from the next noun."""
+    prompts = [f"a story of a {NOUNS[i % 6]}.\nanswer:" for i in range(n)]
+    groups = np.array([group(i) for i in range(n)])
+    gold = np.array([(i % 6 + groups[i]) % 3 for i in range(n)])
+    return Items(AdaptedRows(backbone, prompts, groups, LABELS, first, folder, "x"), gold)
+
+
+def fresh(backbone, groups=2, first=1):
+    return GroupedLora(backbone.model, LoraShape(tuple(adapted_modules(backbone.model, first, "all")), 4, 8.0, groups))
+
+
+RECIPE = Recipe(epochs=6, lr=2e-2, patience=9)
+
+
+def test_groups_learn_their_own_labels_in_one_pass(backbone, tmp_path):
+    data, lora = items(backbone, tmp_path), fresh(backbone)
+    before = measured(data.rows.table(lora), data.gold)
+    records = train([data], data, lora, Recipe(epochs=60, lr=3e-2, patience=60), tmp_path / "c.safetensors")
+    after = measured(data.rows.table(lora), data.gold)
+    assert after["held_out_accuracy"] > 0.9 > before["held_out_accuracy"] + 0.2
+    assert after["held_out_loss"] == pytest.approx(min(record["held_out_loss"] for record in records), abs=1e-6)
+    one = fresh(backbone, groups=1)
+    mixed = items(backbone, tmp_path, group=lambda _: 0)
+    mixed.gold = data.gold
+    train([mixed], mixed, one, Recipe(epochs=60, lr=3e-2, patience=60), tmp_path / "d.safetensors")
+    assert measured(mixed.rows.table(one), data.gold)["held_out_accuracy"] <= 0.5
+
+
+def test_the_base_is_frozen_inside_and_as_before_afterwards(backbone, tmp_path):
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    asked = [parameter.requires_grad for parameter in backbone.model.parameters()]
+    data = items(backbone, tmp_path)
+    train([data], None, fresh(backbone), RECIPE, tmp_path / "c.safetensors")
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.model.state_dict().items())
+    assert [parameter.requires_grad for parameter in backbone.model.parameters()] == asked
+
+
+@pytest.mark.parametrize("kill_after", [1, 3, 5])
+def test_a_killed_training_ends_bit_equal(backbone, tmp_path, kill_after):
+    recipe = Recipe(epochs=6, lr=2e-2, dropout=0.2, margin=0.5, diversity=0.3, anchor=0.01, patience=9)
+    whole, data = fresh(backbone), items(backbone, tmp_path)
+    records = train([data], data, whole, recipe, tmp_path / "whole.safetensors")
+    seen = []
+
+    def watch(_):
+        seen.append(1)
+        if len(seen) == kill_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train([data], data, fresh(backbone), recipe, tmp_path / "killed.safetensors", watch)
+    again = fresh(backbone)
+    assert train([data], data, again, recipe, tmp_path / "killed.safetensors") == records
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters, again.parameters, strict=True))
+
+
+def test_a_checkpoint_says_what_it_is(backbone, tmp_path):
+    data, lora = items(backbone, tmp_path), fresh(backbone)
+    train([data], data, lora, RECIPE, tmp_path / "c.safetensors")
+    with safe_open(tmp_path / "c.safetensors", framework="pt") as file:
+        told = json.loads(file.metadata()["training"])
+    assert told["trainable"] == lora.trainable < told["total"]
+    assert told["epoch"] == len(told["records"])
+    assert told["recipe"]["lr"] == 2e-2
+    with pytest.raises(DataError, match="a checkpoint of another recipe"):
+        train([data], data, fresh(backbone), Recipe(epochs=6, lr=1e-2), tmp_path / "c.safetensors")
+
+
+def test_patience_ends_a_training_that_no_longer_helps(backbone, tmp_path):
+    data = items(backbone, tmp_path)
+    contrary = Items(data.rows, (data.gold + 1) % 3)
+    records = train(
+        [data], contrary, fresh(backbone), Recipe(epochs=20, lr=2e-2, patience=2), tmp_path / "c.safetensors"
+    )
+    best = min(range(len(records)), key=lambda epoch: records[epoch]["held_out_loss"])
+    assert len(records) - 1 - best == 2
+
+
+def test_losses_are_those_of_a_few_lines():
+    scores = torch.tensor([[-1.0, -2.0, -4.0], [-3.0, -2.5, -2.0]])
+    gold, lengths = torch.tensor([0, 1]), torch.tensor([2, 3, 2])
+    parts = losses(scores, gold, lengths, Recipe(label=1.0, token=2.0, margin=0.5, diversity=3.0))
+    p = scores.softmax(1)
+    assert parts["label"] == pytest.approx(float(-(p[0, 0].log() + p[1, 1].log()) / 2))
+    assert parts["token"] == pytest.approx(2 * (1.0 + 2.5) / 5)
+    assert parts["margin"] == pytest.approx(0.5 * (0.0 + 1.5) / 2)
+    mean = p.mean(0)
+    shortfall = float(np.log(2) + (mean * mean.log()).sum())
+    assert parts["diversity"] == pytest.approx(3 * max(0.0, shortfall), abs=1e-6)
+
+
+def test_an_anchor_keeps_adapters_where_they_began(backbone, tmp_path):
+    data, moved = items(backbone, tmp_path), []
+    for anchor in (0.0, 100.0):
+        lora = fresh(backbone)
+        began = lora.state()
+        train([data], None, lora, Recipe(epochs=3, lr=5e-3, anchor=anchor), tmp_path / f"{anchor}.safetensors")
+        moved.append(sum(float((tensor - began[name]).abs().sum()) for name, tensor in lora.state().items()))
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_a_loss_that_is_not_finite_is_said(backbone, tmp_path):
+    data, lora = items(backbone, tmp_path), fresh(backbone)
+    with torch.no_grad():
+        lora.parameters[0].fill_(torch.nan)
+    with pytest.raises(DataError, match="the loss is nan in epoch 1; take a smaller lr"):
+        train([data], None, lora, RECIPE, tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        (
+            [{"loss": 1.0, "loss_label": 1.0, "held_out_loss": 1.0, "held_out_top1_share": 0.95}],
+            "epoch 1: one label takes 95%",
+        ),
+        (
+            [{"loss": 1.0, "held_out_loss": 1.0}, {"loss": 0.9, "held_out_loss": 1.2}],
+            "epoch 2: the held-out loss rises",
+        ),
+        (
+            [{"loss": 4.0, "loss_label": 1.0, "loss_margin": 3.0, "held_out_loss": 4.0}],
+            "epoch 1: the loss is mostly margin",
+        ),
+        ([{"loss": 0.2, "loss_label": 0.2, "held_out_loss": 1.0}], "it learns its items by heart"),
+        ([{"loss": 1.0, "loss_label": 1.0, "held_out_loss": 1.0, "held_out_top1_share": 0.3}], ""),
+    ],
+)
+def test_flags_name_the_epoch_and_what_helps(records, said):
+    found = flags(records)
+    assert len(found) == (said != "")
+    assert said in "".join(found)
