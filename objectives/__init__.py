@@ -66,6 +66,9 @@ class Objective(Protocol):
     def deployment(self, params: Any) -> dict[str, Any]:
         """JSON-able: all that serving these parameters needs besides the model."""
 
+    def resolved(self, params: Any) -> Any:
+        """The parameters, with those filled in that a solver finds."""
+
     def settle(self, params: Any) -> Any:
         """The same decisions with better probabilities: what labels do not depend on, fitted by NLL on tune."""
 

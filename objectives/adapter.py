@@ -1,7 +1,9 @@
 """Adapters trained on the histories, as a trial: a head or LoRA, for all users, groups or each, blended with the model.
 
 A trial trains, unless these adapters were trained before, and reports the held-out items of each epoch to the pruner.
-Calibration and label prior are those of the retrieval objective, on the adapter's scores; `fit: exact` solves them.
+Calibration and label prior are those of the retrieval objective, on the adapter's scores; `fit: exact` solves them. The
+tune users are answered by heads that did not learn from them; LoRA has learned from four fifths of them, not from their
+questions.
 """
 
 from __future__ import annotations
@@ -51,9 +53,9 @@ class Adapter(Retrieval):
         return super().evaluate(params, part)
 
     def _apply(self, part: _Part, params: Any) -> Calibrated:
-        return super()._apply(part, self._resolved(params))
+        return super()._apply(part, self.resolved(params))
 
-    def _resolved(self, params: Any) -> Any:
+    def resolved(self, params: Any) -> Any:
         """With `fit: exact`, the parameters with the optimum of NLL on tune for beta, gamma and tau."""
         if params.fit != "exact" or self.tables.global_probs is None:
             return params
@@ -62,11 +64,12 @@ class Adapter(Retrieval):
         counts: NDArray[np.number[Any]] = self._histories("tune").counts(params) if weighted else part.counts
         log_pi, _ = taste(counts, self.tables.global_probs, "user" if weighted else params.prior_mode, params.kappa)
         found = fit_nll(scores, log_mean_probability(scores), log_pi, part.gold)
-        return replace(params, beta=found.beta, gamma=found.gamma, tau=found.tau, source="batch")
+        solved = {"beta": float(found.beta), "gamma": float(found.gamma), "tau": float(found.tau)}
+        return replace(params, **solved, source="batch", fit="searched")
 
     def settle(self, params: Any) -> Any:
         """The resolved parameters with the temperature that minimises NLL on tune."""
-        return super().settle(replace(self._resolved(params), fit="searched"))
+        return super().settle(self.resolved(params))
 
     def _scores(self, part: str, params: Any) -> NDArray[np.float32]:
         base = super()._scores(part, params)
@@ -78,9 +81,10 @@ class Adapter(Retrieval):
         key: tuple[Any, ...] = (part, params.c, params.depth) if params.adapter == "head" else (part, _plan(params))
         if key not in self._tables:
             dataset = self._splits.part(part)
-            if params.adapter == "head":
-                head = self._head(params)
-                self._tables[key] = self._heads.scores(dataset, head, params.depth)
+            if params.adapter == "head" and part == "tune":
+                self._tables[key] = self._heads.crossed(dataset, params.c, params.depth)
+            elif params.adapter == "head":
+                self._tables[key] = self._heads.scores(dataset, self._head(params), params.depth)
             else:
                 self._tables[key] = self._lora.scores(dataset, self._learn(params, part))
             if len(self._tables) > KEPT:
@@ -142,7 +146,7 @@ class Adapter(Retrieval):
 
     def deployment(self, params: Any) -> dict[str, Any]:
         """That of retrieval with resolved parameters, and the adapter by its content."""
-        config = super().deployment(replace(self._resolved(params), fit="searched"))
+        config = super().deployment(self.resolved(params))
         if params.adapter == "head":
             config["adapter"] = self._heads.save(self._head(params))
         elif params.adapter == "lora":

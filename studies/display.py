@@ -108,7 +108,7 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
         said = ", ".join(f"{value:.3f} {name}" for name, value in result.taste.items())
         console.print(f"accuracy with the user's taste (gamma): {said}")
     if result.best is not None:
-        console.print(f"best trial {result.best['trial']}: {_params(result.best['params'])}")
+        console.print(f"best trial {result.best['trial']}: {_params(result.best['changed'])}")
         for remark in result.best["remarks"]:
             console.print(f"note: {remark}")
         console.print(
@@ -178,7 +178,7 @@ def print_study(description: dict[str, Any]) -> None:
     for heading in ("trial", *names, "params"):
         table.add_column(heading)
     for row in description["best"]:
-        table.add_row(str(row["trial"]), *(_number(row["metrics"][n]) for n in names), _params(row["params"]))
+        table.add_row(str(row["trial"]), *(_number(row["metrics"][n]) for n in names), _params(row["changed"]))
     console.print(table)
     for number, reason in description["failures"].items():
         console.print(f"trial {number} failed: {reason}")

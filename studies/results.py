@@ -81,6 +81,7 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
 
 def taste_profile(opened: OpenStudy, params: Any) -> dict[str, float]:
     """Accuracy on tune with the taste of users added, left out and subtracted, all else equal; {} without it."""
+    params = opened.objective.resolved(params)
     if not getattr(params, "gamma", 0.0) or params.prior_mode not in ("user", "similar"):
         return {}
     strength = abs(params.gamma)
@@ -93,6 +94,7 @@ def taste_profile(opened: OpenStudy, params: Any) -> dict[str, float]:
 
 def taste_figure(opened: OpenStudy, params: Any) -> bytes:
     """Accuracy on tune over gamma, all else equal."""
+    params = opened.objective.resolved(params)
     reach = max(2.0, abs(params.gamma))
     gammas = np.linspace(-reach, reach, 41)
     evaluations = [opened.objective.evaluate(replace(params, gamma=float(gamma))) for gamma in gammas]
@@ -100,10 +102,18 @@ def taste_figure(opened: OpenStudy, params: Any) -> bytes:
     return figures.taste(gammas, np.array(accuracies), params.gamma, references(opened, "tune")[PRIOR])
 
 
+def changed(params: Any, baseline: Any) -> dict[str, Any]:
+    """The parameters that are not the baseline's."""
+    before = asdict(baseline)
+    return {name: value for name, value in asdict(params).items() if value != before[name]}
+
+
 def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
+    params = opened.objective.resolved(opened.rooms.decode(trial.params))
     return {
         "trial": trial.number,
-        "params": asdict(opened.rooms.decode(trial.params)),
+        "params": asdict(params),
+        "changed": changed(params, opened.rooms.BASELINE),
         "metrics": trial.user_attrs[MEASURED]["metrics"],
         "remarks": opened.objective.remarks(opened.rooms.decode(trial.params)),
         "constraints": dict(trial.constraints),

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from search_spaces import load_space
 from studies.constraints import feasible
+from studies.results import changed
 from studies.storage import open_storage, storage_url
 from studies.study import RECORD, find_study, finished, ranked, stored_spec
 from studies.trial import MEASURED
@@ -61,6 +62,7 @@ def describe_study(name: str, home: Path, url: str | None) -> dict[str, Any]:
         {
             "trial": t.number,
             "params": asdict(rooms.decode(t.params)),
+            "changed": changed(rooms.decode(t.params), rooms.BASELINE),
             "metrics": t.user_attrs[MEASURED]["metrics"],
         }
         for t, _ in zip(ranked(trials, dict(spec.optimize)), range(TOP), strict=False)

@@ -50,4 +50,4 @@ def fit_head(features: Floats, labels: NDArray[np.int64], label_features: Floats
     weights, bias = fitted.coef_, fitted.intercept_
     if len(weights) == 1:  # two labels have one row, for the second
         weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
-    return Head(*(np.asarray(array, dtype=np.float32) for array in (weights, bias, mean, spread)))
+    return Head(*(np.ascontiguousarray(array, dtype=np.float32) for array in (weights, bias, mean, spread)))

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from personalization.backbones.cached import CachedScorer
 from personalization.data.prompts import WORDINGS, continuations, is_asked, prompt
 from personalization.data.records import Dataset, Question
+from personalization.data.splits import user_blocks
 from personalization.errors import DataError
 from personalization.files import sha256_of, write_atomic
 from personalization.methods.clusters import Clusters, cluster, histories_of
@@ -40,6 +41,8 @@ LEVELS = ("unified", "cluster", "user")
 HELD_OUT = 5
 """One user, or item, in so many is held out."""
 RECORD = "record.json"
+FOLDS = 4
+"""Parts of the tune users, for heads that are judged on users they did not learn from."""
 
 Report = Callable[["Labelled", NDArray[np.float32]], None]
 """Called after each epoch with the held-out items and their scores [m, K]; may raise to end the training."""
@@ -181,6 +184,20 @@ class UserHeads:
         items, about = labelled_items(dataset, self.scorer.kind), WORDINGS[self.scorer.kind].about
         labels = [about(dataset.task, dataset.questions[0], label) for label in dataset.labels]
         return fit_head(self._of(items.prompts, depth), items.gold, self._of(labels, depth), c)
+
+    def crossed(self, dataset: Dataset, c: float, depth: float) -> NDArray[np.float32]:
+        """log p(label | question) by heads that did not learn from the question's user, float32 [n, K].
+
+        The users are dealt into FOLDS; each fold is answered by the head of the others, as a new user would be.
+        """
+        blocks = user_blocks([q.user_id for q in dataset.questions], FOLDS)
+        out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
+        for rows in blocks:
+            own = {dataset.questions[i].user_id for i in rows}
+            others = dataset.of_users({q.user_id for q in dataset.questions} - own) if len(blocks) > 1 else dataset
+            part = Dataset(dataset.task, dataset.labels, tuple(dataset.questions[i] for i in rows))
+            out[rows] = self.scores(part, self.learn(others, c, depth), depth)
+        return out
 
     def scores(self, dataset: Dataset, head: Head, depth: float) -> NDArray[np.float32]:
         """log p(label | question), float32 [n, K]."""
