@@ -60,6 +60,9 @@ class Objective(Protocol):
     def observed(self, params: Any) -> dict[str, float]:
         """What the method did on the tune users, beyond its predictions; stored with the trial's metrics."""
 
+    def groups(self, params: Any, part: str) -> dict[str, int]:
+        """The group of each user of a part, for a method that has groups."""
+
     def remarks(self, params: Any) -> list[str]:
         """Why these parameters did on the tune users what their figures show; a sentence each."""
 

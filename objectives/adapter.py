@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from objectives import Report, Scorer
 from objectives.calibration import _Part
 from objectives.retrieval import Retrieval
-from personalization.data.splits import Splits
+from personalization.data.records import Dataset
+from personalization.data.splits import PARTS, Splits
 from personalization.evaluation import Evaluation
 from personalization.methods.calibration import Calibrated, fit_nll
 from personalization.methods.heads import Head
@@ -95,9 +96,11 @@ class Adapter(Retrieval):
         return self._heads.learn(self._splits.tune, params.c, params.depth)
 
     def _learn(self, params: Any, part: str, report: Report | None = None) -> Trained:
-        """The adapters for a part: trained on tune's histories, or at level `user` on those of the part's own users."""
-        plan = _plan(params)
-        dataset = self._splits.part(part if plan.level == "user" else "tune")
+        """The adapters for a part: of tune's histories; at level `user`, for other parts, of everybody's histories."""
+        plan, dataset = _plan(params), self._splits.tune
+        if plan.level == "user" and part != "tune":
+            everybody = [q for name in PARTS for q in self._splits.part(name).questions]
+            dataset = Dataset(dataset.task, dataset.labels, tuple(everybody))
 
         def tell(items: Labelled, scores: NDArray[np.float32]) -> None:
             if report is not None:
@@ -121,6 +124,12 @@ class Adapter(Retrieval):
         kept = {name: value for name, value in best.items() if name.startswith(("held_out", "loss"))}
         return {**seen, **kept, "epochs_run": float(len(epochs)), "trainable": float(record["trainable"])}
 
+    def groups(self, params: Any, part: str) -> dict[str, int]:
+        """Those of cluster adapters."""
+        if params.adapter != "lora" or params.level != "cluster":
+            return {}
+        return self._lora.assigned(self._splits.part(part), self._learn(params, "tune"))
+
     def remarks(self, params: Any) -> list[str]:
         """What looks wrong in the training, and the groups."""
         if params.adapter == "none":
@@ -142,7 +151,10 @@ class Adapter(Retrieval):
         if self._scorer.kind == "encoder":
             similar = {"prior_mode": "similar", "ranking": "similarity", "width": 0.1, "half_life": 30.0}
             return [*plain, *({**base, **exact, **similar, "adapter": "head", "blend": blend} for blend in (0.5, 1.0))]
-        return [*plain, *({**base, **exact, "adapter": "lora", "level": level} for level in ("unified", "cluster"))]
+        return [
+            *plain,
+            *({**base, **exact, "adapter": "lora", "start": 0.67, "level": level} for level in ("unified", "cluster")),
+        ]
 
     def deployment(self, params: Any) -> dict[str, Any]:
         """That of retrieval with resolved parameters, and the adapter by its content."""
@@ -150,7 +162,7 @@ class Adapter(Retrieval):
         if params.adapter == "head":
             config["adapter"] = self._heads.save(self._head(params))
         elif params.adapter == "lora":
-            config["adapter"] = self._learn(params, "tune").listed()
+            config["adapter"] = self._learn(params, "confirm").listed()
         return config
 
 

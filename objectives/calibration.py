@@ -111,6 +111,10 @@ class Calibration:
         """Nothing: the predictions say it all."""
         return {}
 
+    def groups(self, params: Any, part: str) -> dict[str, int]:  # noqa: ARG002
+        """None."""
+        return {}
+
     def remarks(self, params: Any) -> list[str]:
         """Why no label changes."""
         still = params.beta == 0 and params.gamma == 0

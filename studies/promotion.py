@@ -131,7 +131,10 @@ def _judge(opened: OpenStudy, out: Path, ledger: Ledger, state: str) -> dict[str
     beside = against_references(opened, "confirm", candidate)
     confirm = {**judgement.confirm, "use": use, "alpha": alpha, "references": beside}
     figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
-    write_report(opened.home / "results" / opened.spec.name / "confirm", baseline, candidate, CONFIRM_NOTE, figure)
+    groups = opened.objective.groups(chosen.params, "confirm")
+    write_report(
+        opened.home / "results" / opened.spec.name / "confirm", baseline, candidate, CONFIRM_NOTE, figure, groups
+    )
     result |= {"promoted": judgement.promoted, "reason": judgement.reason, "confirm": confirm}
     if judgement.promoted:
         result["config"] = _config(opened, chosen, confirm, state)

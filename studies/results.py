@@ -137,7 +137,7 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
         candidate = opened.objective.evaluate(params)
         folder = result.folder / name
         note = "\n\n".join([TUNE_NOTE, *(f"Note: {remark}." for remark in opened.objective.remarks(params))])
-        write_report(folder, baseline, candidate, note, extra)
+        write_report(folder, baseline, candidate, note, extra, opened.objective.groups(params, "tune"))
         if spool is not None:
             spool.append(
                 {

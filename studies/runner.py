@@ -157,11 +157,13 @@ def _run_trials(opened: OpenStudy, stop: StopRequest, watcher: Watcher, spool: S
 
 
 def _enqueue_warm_start(opened: OpenStudy) -> None:
-    """Queue the exact solvers' optima, as far as the space holds them."""
+    """Queue the exact solvers' optima, as far as the space holds them; not one whose choices the space leaves out."""
     space = opened.space
     for raw in opened.objective.warm_start():
-        inside = {name: value for name, value in raw.items() if name in space and _holds(space[name], value)}
-        if inside:
+        known = {name: value for name, value in raw.items() if name in space}
+        inside = {name: value for name, value in known.items() if _holds(space[name], value)}
+        left_out = [name for name in known.keys() - inside.keys() if isinstance(space[name], CategoricalDistribution)]
+        if inside and not any(isinstance(known[name], str) for name in left_out):
             opened.study.enqueue_trial(inside, user_attrs={"warm_start": True})
 
 

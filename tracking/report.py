@@ -3,6 +3,7 @@
     predictions.jsonl   a line for each question: gold, prediction, baseline's prediction, probabilities, prior mode
     summary.csv, .md    metrics of baseline and candidate, with the gold labels' entropy and top-1 share beside them
     significance.json   the paired tests          impact.json   users by gain
+    breakdown.json, .md     by label, by group, by user
     confusion_matrix.png, reliability.png, and the study's history.png or pareto.png where given
 
 `read_summary` reads summary.csv, else summary.md, else recomputes the metrics from predictions.jsonl, and says which.
@@ -23,6 +24,7 @@ from personalization.errors import DataError
 from personalization.evaluation import Evaluation, changes
 from personalization.files import write_atomic
 from tracking import figures
+from tracking.breakdown import breakdown, breakdown_table
 from tracking.impact import impact
 from tracking.significance import significance
 
@@ -47,16 +49,23 @@ def summary_rows(baseline: Evaluation, candidate: Evaluation) -> list[Row]:
 
 
 def write_report(
-    folder: Path, baseline: Evaluation, candidate: Evaluation, note: str, extra: Mapping[str, bytes | str] | None = None
+    folder: Path,
+    baseline: Evaluation,
+    candidate: Evaluation,
+    note: str,
+    extra: Mapping[str, bytes | str] | None = None,
+    groups: Mapping[str, int] | None = None,
 ) -> None:
-    """Write every file. `note` says on which users the figures were measured."""
-    rows = summary_rows(baseline, candidate)
+    """Write every file. `note` says on which users the figures were measured; `groups`: those of the users."""
+    rows, parts = summary_rows(baseline, candidate), breakdown(baseline, candidate, groups or {})
     files: dict[str, bytes | str] = {
         "predictions.jsonl": _predictions(baseline, candidate),
         "summary.csv": _csv(rows),
         "summary.md": _markdown(rows, note),
         "significance.json": json.dumps({"note": note, **significance(baseline, candidate)}, indent=2) + "\n",
         "impact.json": json.dumps({"note": note, **impact(baseline, candidate)}, indent=2) + "\n",
+        "breakdown.json": json.dumps({"note": note, **parts}, indent=2) + "\n",
+        "breakdown.md": breakdown_table(parts, note),
         "confusion_matrix.png": figures.confusion_matrix(candidate),
         "reliability.png": figures.reliability_diagram(candidate),
         **(extra or {}),

@@ -1,9 +1,9 @@
-"""Prompts of several groups, ready to be run with each group's adapter, again and again, above the frozen layers.
+"""Prompts of several users, ready to be run with each one's adapter, again and again, above the frozen layers.
 
-A row holds prompts of one group that begin alike, with all candidates behind each, so a beginning is run once a row,
-with its gradient. What leaves the last layer below the adapters does not depend on them: it is computed once, stored,
-and every epoch and every trial starts from it. Only the places where a label is read reach the LM head. Batches are
-fixed.
+A row holds prompts of one user that begin alike, with all candidates behind each, so a beginning is run once a row,
+with its gradient. What leaves the last layer below the adapters depends neither on them nor on who shares one: it is
+computed once, stored, and every epoch and every trial starts from it. Only the places where a label is read reach the
+LM head. Batches are fixed.
 """
 
 from __future__ import annotations
@@ -35,12 +35,16 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 
 
 class AdaptedRows:
-    """Prompts [n] of groups [n] with the same candidates. `first`: the lowest adapted layer."""
+    """Prompts [n] of users [n] with the same candidates, and the adapter of each, -1 for none.
+
+    `first`: the lowest adapted layer. All prompts of a user have one adapter.
+    """
 
     def __init__(
         self,
         backbone: CausalBackbone,
         prompts: Sequence[str],
+        users: Sequence[str],
         groups: NDArray[np.int64],
         continuations: Sequence[str],
         first: int,
@@ -55,7 +59,7 @@ class AdaptedRows:
         route = backbone.packed(heads, tails[0])
         if len(route.trees) > 1:
             raise DataError(f"adapters take labels of at most {MOST_NODES} tokens together")
-        units = self._units(heads, groups, len(route.trees[0].tokens))
+        units = self._units(heads, users, len(route.trees[0].tokens))
         self.route = Packed(self.model, route.head, heads, tails[0], units=units)
         self.layers = decoder_layers(self.model)
         self.tuples = returns_tuples(self.model, self.layers)
@@ -67,19 +71,20 @@ class AdaptedRows:
         self.members = [np.array([index for row in rows for index in row.prompts]) for rows in self.rows]
         self._key = {
             "identity": identity, "code": sha256_of(Path(__file__)), "prompts": list(prompts),
-            "continuations": list(continuations), "groups": groups.tolist(), "tokens": tokens, "first": first,
+            "continuations": list(continuations), "users": list(users), "tokens": tokens, "first": first,
             "attention": self.model.config._attn_implementation,
         }  # fmt: skip
         self._states: StoredStates | None = None
 
-    def _units(self, heads: Sequence[Tokens], groups: NDArray[np.int64], nodes: int) -> list[Row]:
+    def _units(self, heads: Sequence[Tokens], users: Sequence[str], nodes: int) -> list[Row]:
+        members: dict[str, list[int]] = {}
+        for index, user in enumerate(users):
+            members.setdefault(user, []).append(index)
         units: list[Row] = []
-        for group in np.unique(groups):
-            own = np.flatnonzero(groups == group)
-            rows = cut_rows(
-                [heads[int(i)] for i in own], 0, nodes, self.model.config.get_text_config().hidden_size, LONGEST_ROW
-            )
-            units += [Row(tuple(int(own[i]) for i in row.prompts), row.stem, row.width) for row in rows]
+        width = self.model.config.get_text_config().hidden_size
+        for own in members.values():
+            rows = cut_rows([heads[i] for i in own], 0, nodes, width, LONGEST_ROW)
+            units += [Row(tuple(own[i] for i in row.prompts), row.stem, row.width) for row in rows]
         return units
 
     def scores(self, number: int, lora: GroupedLora | None, dropout: float = 0.0) -> Tensor:

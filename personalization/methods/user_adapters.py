@@ -266,7 +266,7 @@ class UserAdapters:
 
         def rows(part: Labelled) -> Items:
             own = np.array([groups[user] for user in part.users])
-            return Items(self._rows(part.prompts, own, dataset, first), part.gold)
+            return Items(self._rows(part.prompts, part.users, own, dataset, first), part.gold)
 
         views = [rows(learned)]
         if plan.word_dropout:
@@ -299,22 +299,25 @@ class UserAdapters:
         from personalization.methods.lora import load_lora
 
         lora = load_lora(self._backbone.model, [trained.folder / f"group-{group}" for group in range(trained.count)])
-        groups = self._assigned(dataset, trained)
-        own = np.array([groups[q.user_id] for q in dataset.questions])
+        groups = self.assigned(dataset, trained)
+        users = [q.user_id for q in dataset.questions]
+        own = np.array([groups[user] for user in users])
         prompts = [prompt(dataset.task, q) for q in dataset.questions]
-        table: NDArray[np.float32] = self._rows(prompts, own, dataset, trained.first).table(lora, self.progress)
+        table: NDArray[np.float32] = self._rows(prompts, users, own, dataset, trained.first).table(lora, self.progress)
         return table
 
     @property
     def _backbone(self) -> Any:
         return self.scorer.backbone
 
-    def _rows(self, prompts: Sequence[str], groups: NDArray[np.int64], dataset: Dataset, first: int) -> Any:
+    def _rows(
+        self, prompts: Sequence[str], users: Sequence[str], groups: NDArray[np.int64], dataset: Dataset, first: int
+    ) -> Any:
         from personalization.methods.adapted_rows import AdaptedRows
 
         spoken = continuations(dataset.labels)
         folder = self.scorer.folder / "states"
-        return AdaptedRows(self._backbone, prompts, groups, spoken, first, folder, self.scorer.identity)
+        return AdaptedRows(self._backbone, prompts, users, groups, spoken, first, folder, self.scorer.identity)
 
     def _groups(self, dataset: Dataset, plan: Plan) -> tuple[Clusters | None, dict[str, int], int]:
         """(clusters, the group of each user, number of groups)."""
@@ -328,7 +331,7 @@ class UserAdapters:
         numbers = clusters.assign(clusters.features(known, self.scorer.embeddings)).tolist()
         return clusters, dict(zip(histories, numbers, strict=True)), len(clusters.centres)
 
-    def _assigned(self, dataset: Dataset, trained: Trained) -> dict[str, int]:
+    def assigned(self, dataset: Dataset, trained: Trained) -> dict[str, int]:
         """The adapter of each user: by the history that comes with the questions, -1 for none."""
         histories = histories_of(dataset)
         if trained.clusters is not None:

@@ -56,6 +56,9 @@ def name(request):
     return request.param
 
 
+LOOK_INSIDE = ("steering", "adapter")
+
+
 class ModelScorer(CachedScorer):
     """A tiny model, for objectives that look inside. Counts its calls."""
 
@@ -73,7 +76,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def scorer(name, world, tiny_model, folder):
-    return ModelScorer(str(tiny_model), folder) if name == "steering" else PlantedScorer(world)
+    return ModelScorer(str(tiny_model), folder) if name in LOOK_INSIDE else PlantedScorer(world)
 
 
 @pytest.fixture
@@ -84,12 +87,20 @@ def objective(name, world, scorer):
 def some_params(name, count=5):
     space = load_space(name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    if name == "adapter":  # a short training of each level, and a head
+        short = {"adapter": "lora", "blend": 1.0, "epochs": 1, "rank": 2, "lr": 1e-2, "start": 0.5, "anchor": 0.0}
+        chosen = [{**short, "level": "cluster", "groups": 2}, {**short, "level": "user", "blend": 0.5}]
+        chosen.append({"adapter": "head", "blend": 1.0, "c": 0.01, "fit": "exact", "prior_mode": "user"})
+        return [
+            space.decode({**study.ask(parameters(space, "causal")).params, "k": 0, "word_dropout": 0.0, **fixed})
+            for fixed in chosen
+        ]
     return [space.decode(study.ask(parameters(space, "causal")).params) for _ in range(count)]
 
 
 def test_baseline_is_the_untuned_model(name, objective):
     evaluation = objective.evaluate(load_space(name).BASELINE)
-    if name != "steering":
+    if name not in LOOK_INSIDE:
         assert evaluation.metrics["top1_share"] > 0.6
     assert np.allclose(np.exp(evaluation.log_probs).sum(axis=1), 1)
 
@@ -98,7 +109,7 @@ def test_a_trial_costs_no_scoring_and_repeats_exactly(name, objective, scorer):
     objective.evaluate(load_space(name).BASELINE)
     calls = scorer.calls
     for params in some_params(name):
-        params = replace(params, k=0) if name == "retrieval" else params
+        params = replace(params, k=0) if name in ("retrieval", "adapter") else params
         first, again = objective.evaluate(params), objective.evaluate(params)
         assert (first.log_probs == again.log_probs).all()
         assert all(np.isfinite(v) for v in first.metrics.values())
@@ -165,7 +176,22 @@ def test_scoring_confirm_users_changes_nothing_on_tune(name, objective):
     assert (objective.evaluate(params).log_probs == before).all()
 
 
+def test_a_training_reports_the_items_held_out_after_each_epoch(name, objective):
+    if name != "adapter":
+        return
+    seen = []
+    params = replace(some_params(name)[0], epochs=2, lr=0.011)
+    objective.evaluate(params, report=seen.append)
+    assert len(seen) == 2
+    tune = {q.user_id for q in objective._splits.tune.questions}
+    assert all(set(part.user_ids) < tune for part in seen)
+    assert not set(seen[0].question_ids) & {q.id for q in objective._splits.tune.questions}
+    assert set(objective.groups(params, "confirm")) == {q.user_id for q in objective._splits.confirm.questions}
+
+
 def test_first_users_are_reported_before_all_are_measured(name, objective):
+    if name == "adapter":
+        return
     seen = []
     whole = objective.evaluate(some_params(name)[0], report=seen.append)
     assert len(seen) == 4
@@ -201,6 +227,8 @@ def test_a_trial_that_is_stopped_runs_no_further_block(name, objective, monkeypa
     real = SteeredScorer.table
     monkeypatch.setattr(SteeredScorer, "table", lambda *args: ran.append(1) or real(*args))
     params = some_params(name)[0]
+    if name == "adapter":
+        params = replace(params, lr=0.012)  # one that nobody trained yet
     with pytest.raises(Stopped):
         objective.evaluate(params, report=stop)
     assert len(ran) == (name == "steering")

@@ -13,12 +13,20 @@ MINIMAL = {"name": "s", "data": {"path": "demo"}, "model": {"path": "demo"}}
 
 @pytest.mark.parametrize("name", presets())
 def test_presets_are_valid_and_named_after_their_file(name):
-    assert load_spec(name, {"data": {"path": "lamp"}} if name == "news" else {}).name == name
+    assert load_spec(name, {"data": {"path": "lamp"}} if name.startswith("news") else {}).name == name
 
 
 def test_the_presets_are_there():
-    demos = ["demo", "demo-null", "demo-null-steering", "demo-pareto", "demo-steering"]
-    assert presets() == [*demos, "news", "retrieval-demo", "sweep-global", "sweep-steering", "sweep-user"]
+    demos = [
+        "demo",
+        "demo-adapter",
+        "demo-null",
+        "demo-null-adapter",
+        "demo-null-steering",
+        "demo-pareto",
+        "demo-steering",
+    ]
+    assert presets() == [*demos, "news", "news-head", "retrieval-demo", "sweep-global", "sweep-steering", "sweep-user"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from sklearn import metrics as sk
 
 from personalization.errors import DataError
 from tracking.report import read_predictions, read_summary, write_report
@@ -34,7 +35,20 @@ def test_predictions_round_trip(tmp_path, evaluations):
 
 
 def test_every_file_is_written_and_figures_are_pictures(tmp_path, evaluations):
-    write_report(tmp_path, *evaluations, note="Measured on the tune users.", extra={"history.png": b"x"})
+    groups = {user: number % 3 for number, user in enumerate(evaluations[0].users[0])}
+    write_report(tmp_path, *evaluations, note="Measured on the tune users.", extra={"history.png": b"x"}, groups=groups)
+    found = json.loads((tmp_path / "breakdown.json").read_text())
+    candidate = evaluations[1]
+    assert set(found["groups"]) == {"0", "1", "2"}
+    assert sum(row["n"] for row in found["groups"].values()) == len(candidate.gold)
+    recalls = sk.recall_score(candidate.gold, candidate.predicted, average=None, zero_division=0)
+    f1 = sk.f1_score(candidate.gold, candidate.predicted, average=None, zero_division=0)
+    for column, row in enumerate(found["labels"].values()):
+        assert row["recall"] == pytest.approx(recalls[column])
+        assert row["f1"] == pytest.approx(f1[column])
+    right = sum(row["accuracy"] * row["n"] for row in found["users"].values())
+    assert right == pytest.approx(candidate.correct.sum())
+    assert "| group | n | baseline accuracy | accuracy |" in (tmp_path / "breakdown.md").read_text()
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"significance.json", "impact.json", "confusion_matrix.png", "reliability.png", "history.png"}
     assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")

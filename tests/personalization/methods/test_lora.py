@@ -16,6 +16,7 @@ LAYOUTS = ["llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", "opt", "ph
 PROMPTS = [f"{'a shy baker discovers ' * (1 + i % 4)}a bank heist in paris.\nanswer:" for i in range(9)]
 LABELS = [" comedy\n", " dark comedy\n", " 1\n", " 10\n"]
 GROUPS = np.array([0, 1, 2, 0, 1, 2, -1, 1, 0])
+USERS = [f"user {group}" for group in GROUPS]
 
 
 def random_lora(model, first=0, groups=3, targets="all", seed=0):
@@ -122,10 +123,12 @@ def test_saved_groups_are_loaded_side_by_side(tmp_path):
 def test_scores_are_those_of_one_prompt_at_a_time(architecture, first, tmp_path):
     backbone = CausalBackbone(make_model(architecture), make_tokenizer(bos=False))
     lora = random_lora(backbone.model, first)
-    rows = AdaptedRows(backbone, PROMPTS, GROUPS, LABELS, first, tmp_path, "x")
+    rows = AdaptedRows(backbone, PROMPTS, USERS, GROUPS, LABELS, first, tmp_path, "x")
     table = rows.table(lora)
     for row in range(9):
-        alone = AdaptedRows(backbone, PROMPTS[row : row + 1], GROUPS[row : row + 1], LABELS, 0, tmp_path, "x")
+        alone = AdaptedRows(
+            backbone, PROMPTS[row : row + 1], USERS[:1], GROUPS[row : row + 1], LABELS, 0, tmp_path, "x"
+        )
         assert np.abs(alone.table(lora)[0] - table[row]).max() <= 1e-4
     plain = backbone.label_logprobs(PROMPTS, LABELS)
     assert np.abs(table[6] - plain[6]).max() <= 1e-4
@@ -141,7 +144,7 @@ def test_gradients_above_stored_states_are_bit_equal_to_those_of_the_whole_model
     found = []
     for whole in (False, True):
         lora = random_lora(backbone.model, 1)
-        rows = AdaptedRows(backbone, PROMPTS, GROUPS, LABELS, 1, tmp_path, "x")
+        rows = AdaptedRows(backbone, PROMPTS, USERS, GROUPS, LABELS, 1, tmp_path, "x")
         rows.states  # noqa: B018
         if whole:
             rows.first = 0

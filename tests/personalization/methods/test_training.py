@@ -32,7 +32,7 @@ def items(backbone, folder, n=24, group=lambda i: i // 6 % 2, first=1):
     prompts = [f"a story of a {NOUNS[i % 6]}.\nanswer:" for i in range(n)]
     groups = np.array([group(i) for i in range(n)])
     gold = np.array([(i % 6 + groups[i]) % 3 for i in range(n)])
-    return Items(AdaptedRows(backbone, prompts, groups, LABELS, first, folder, "x"), gold)
+    return Items(AdaptedRows(backbone, prompts, list(map(str, groups)), groups, LABELS, first, folder, "x"), gold)
 
 
 def fresh(backbone, groups=2, first=1):
