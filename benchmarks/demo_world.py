@@ -4,29 +4,29 @@
 
 On the confirm users: the un-tuned model, the best calibration chosen on the tune users, history in the prompt, a
 direction added to the residual stream, and the planted oracle. The direction is, for each user, the mean over the
-user's own history of (hidden state with the other items in front) minus (without), at the last position.
+user's own history of (hidden state with the other items in front) minus (without), at the last position; strengths are
+in lengths of the residual stream.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
-import torch
 
-from personalization.backbones.causal import CausalBackbone, load_causal
-from personalization.data.demo.world import INSTRUCTION, PlantedWorld, make_world
+from personalization.backbones.cached import CachedScorer
+from personalization.data.demo.world import PlantedWorld, make_world
 from personalization.data.prompts import continuations, prompt
-from personalization.data.records import Dataset, Question
+from personalization.data.records import Dataset
 from personalization.data.splits import split_users
 from personalization.evaluation import gold_indices
 from personalization.methods.calibration import line_optimum
 from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability, taste
+from personalization.methods.user_steering import Settings, UserSteering
 from personalization.metrics import entropy_bits
-from personalization.scoring.packed import Packed
-from personalization.scoring.products import fast_products
-from personalization.scoring.rows import lay_out
 
 HISTORY_ITEMS = 8
 STEERED_USERS = 80
@@ -35,73 +35,10 @@ SEARCH_USERS = 40
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 
 
-def scores_of(backbone: CausalBackbone, dataset: Dataset, items: int = 0) -> np.ndarray:
+def scores_of(scorer: CachedScorer, dataset: Dataset, items: int = 0) -> np.ndarray:
     """Score table with the newest `items` history items in the prompt."""
     prompts = [prompt(dataset.task, q, q.history[len(q.history) - items :]) for q in dataset.questions]
-    return backbone.label_logprobs(prompts, continuations(dataset.labels))
-
-
-def last_hidden(backbone: CausalBackbone, prompts: list[str]) -> np.ndarray:
-    """Hidden states at the last position after each layer, float32 [n, L, d]."""
-    tokenizer = backbone.tokenizer
-    out = []
-    for start in range(0, len(prompts), 32):
-        batch = [tokenizer(text)["input_ids"] for text in prompts[start : start + 32]]
-        ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.long)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-        with torch.inference_mode():
-            states = backbone.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        ends = [len(tokens) - 1 for tokens in batch]
-        out.append(torch.stack([h[range(len(batch)), ends] for h in states[1:]], dim=1).numpy())
-    return np.concatenate(out)
-
-
-def user_directions(backbone: CausalBackbone, dataset: Dataset) -> dict[str, np.ndarray]:
-    """user -> float32 [L, d]."""
-    directions = {}
-    for question in {q.user_id: q for q in dataset.questions}.values():
-        recent = question.history[-HISTORY_ITEMS:]
-        asked = [Question(h.id, question.user_id, INSTRUCTION + h.text, (), h.label) for h in recent]
-        with_history = [prompt(dataset.task, q, [h for h in recent if h.id != q.id]) for q in asked]
-        without = [prompt(dataset.task, q) for q in asked]
-        both = last_hidden(backbone, with_history + without)
-        directions[question.user_id] = (both[: len(asked)] - both[len(asked) :]).mean(axis=0)
-    return directions
-
-
-def steered_scores(
-    backbone: CausalBackbone, dataset: Dataset, directions: dict[str, np.ndarray], layers: list[int], strength: float
-) -> np.ndarray:
-    """Score table with `strength` times the user's direction, shared out over the layers, added after each of them.
-
-    It is added from the prompt's last token on, where the direction was measured.
-    """
-    heads, tails = backbone.encoder.encode(
-        [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels)
-    )
-    route = Packed(backbone.model, backbone.router.head, heads, tails[0], share=False)
-    out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
-    units = sorted(route.units, key=lambda unit: unit.width)
-    for start in range(0, len(units), 64):
-        batch = units[start : start + 64]
-        rows = [unit.prompts[0] for unit in batch]
-        layout = lay_out(batch, heads, 0, route.trees[0])
-        scope = torch.zeros(*layout.ids.shape, 1)
-        scope[layout.places[:, :1], layout.places[:, 1:]] = 1
-        users = np.stack([directions[dataset.questions[i].user_id] for i in rows])
-        handles = []
-        try:
-            for layer in layers:
-                shift = torch.from_numpy(strength / len(layers) * users[:, layer])[:, None] * scope
-                block = backbone.model.model.layers[layer]
-                handles.append(block.register_forward_hook(lambda _m, _i, output, shift=shift: output + shift))
-            with torch.inference_mode(), fast_products("cpu"):
-                out[rows] = route.score(batch).numpy()
-        finally:
-            for handle in handles:
-                handle.remove()
-    return out
+    return scorer.label_logprobs(prompts, continuations(dataset.labels))
 
 
 def best_calibration(
@@ -162,44 +99,53 @@ def spread(predicted: np.ndarray, k: int) -> dict[str, float]:
     return {"entropy": entropy_bits(counts), "top1_share": float(counts.max() / counts.sum())}
 
 
-def search_steering(
-    backbone: CausalBackbone, dataset: Dataset, directions: dict[str, np.ndarray]
-) -> dict[tuple[tuple[int, ...], float], float]:
-    """(layers, strength) -> accuracy, over single layers and neighbours."""
-    depth, gold = backbone.model.config.num_hidden_layers, gold_indices(dataset)
-    ranges = [(i,) for i in range(depth)] + [(i, i + 1) for i in range(1, depth - 2)]
-    return {
-        (layers, strength): float(
-            (steered_scores(backbone, dataset, directions, list(layers), strength).argmax(axis=1) == gold).mean()
-        )
-        for layers in ranges
-        for strength in STRENGTHS
-    }
+def settings(first: int, count: int, strength: float, depth: int) -> Settings:
+    """The plainest edit: the mean difference, added from the prompt's end on, the strength shared by the layers."""
+    return Settings(
+        direction="mean_difference", general="mean_difference", shrink=1e-9, edit="additive", site="block",
+        scope="last", alpha_personal=strength / count, alpha_general=0.0, place="start",
+        start=(first + 0.5) / depth, count=count, gate="none", open_share=1.0,
+    )  # fmt: skip
 
 
-def measure(backbone: CausalBackbone, world: PlantedWorld) -> dict[str, object]:
+def search_steering(scorer: CachedScorer, dataset: Dataset) -> dict[tuple[int, int, float], float]:
+    """(first layer, layers, strength) -> accuracy, over single layers and neighbours."""
+    depth, gold, steering = scorer.backbone.depth, gold_indices(dataset), UserSteering(scorer, dataset)
+    ranges = [(i, 1) for i in range(depth)] + [(i, 2) for i in range(1, depth - 2)]
+    found = {}
+    for first, count in ranges:
+        for strength in STRENGTHS:
+            chosen = settings(first, count, strength, depth)
+            labels = steering.scores(chosen, steering.learn(chosen)).scores.argmax(axis=1)
+            found[first, count, strength] = float((labels == gold).mean())
+    return found
+
+
+def measure(scorer: CachedScorer, world: PlantedWorld) -> dict[str, object]:
     """Every figure that the world promises, on its confirm users."""
     splits = split_users(world.dataset)
     tune, confirm = splits.tune, splits.confirm
     gold, k = gold_indices(confirm), len(confirm.labels)
-    plain_tune, plain = scores_of(backbone, tune), scores_of(backbone, confirm)
+    plain_tune, plain = scores_of(scorer, tune), scores_of(scorer, confirm)
     untuned = plain.argmax(axis=1)
     beta, gamma, calibrated, calibrated_labels = best_calibration(plain_tune, tune, plain, confirm)
     log_model, pi = log_mean_probability(plain_tune), global_prior(global_counts(tune))
     log_pi, _ = taste(history_counts(confirm), pi, "user", 5.0)
     oracle = dict(zip((q.id for q in world.dataset.questions), world.oracle().argmax(axis=1), strict=True))
-    with_history = scores_of(backbone, confirm, HISTORY_ITEMS).argmax(axis=1)
+    with_history = scores_of(scorer, confirm, HISTORY_ITEMS).argmax(axis=1)
 
     def accuracy(predicted: np.ndarray) -> float:
         return float((predicted == gold).mean())
 
     steered_users = sorted({q.user_id for q in tune.questions})[:STEERED_USERS]
     some, few = tune.of_users(steered_users), tune.of_users(steered_users[:SEARCH_USERS])
-    directions = user_directions(backbone, some)
-    steering = search_steering(backbone, few, directions)
-    (layers, strength), _ = max(steering.items(), key=lambda entry: entry[1])
-    steered = steered_scores(backbone, confirm, user_directions(backbone, confirm), list(layers), strength)
-    both = best_calibration(steered_scores(backbone, some, directions, list(layers), strength), some, steered, confirm)
+    steering = search_steering(scorer, few)
+    (first, count, strength), _ = max(steering.items(), key=lambda entry: entry[1])
+    chosen = settings(first, count, strength, scorer.backbone.depth)
+    learning = UserSteering(scorer, some)
+    learned = learning.learn(chosen)
+    steered = UserSteering(scorer, confirm).scores(chosen, learned).scores
+    both = best_calibration(learning.scores(chosen, learned).scores, some, steered, confirm)
     result: dict[str, object] = {
         "confirm_users": len({q.user_id for q in confirm.questions}),
         "confirm_questions": len(confirm),
@@ -208,10 +154,16 @@ def measure(backbone: CausalBackbone, world: PlantedWorld) -> dict[str, object]:
         "calibrated": {"accuracy": calibrated, "beta": beta, "gamma": gamma, **spread(calibrated_labels, k)},
         "taste_subtracted": accuracy((plain - log_model - log_pi).argmax(axis=1)),
         "history_in_prompt": accuracy(with_history),
-        "steered": {"accuracy": accuracy(steered.argmax(axis=1)), "layers": list(layers), "strength": strength},
+        "steered": {
+            "accuracy": accuracy(steered.argmax(axis=1)),
+            "layers": [first, first + count - 1],
+            "strength": strength,
+        },
         "steered_and_calibrated": {"accuracy": both[2], "beta": both[0], "gamma": both[1]},
         "oracle": accuracy(np.array([oracle[q.id] for q in confirm.questions])),
-        "steering_on_tune": {f"{'+'.join(map(str, ls))} x{s}": a for (ls, s), a in steering.items()},
+        "steering_on_tune": {
+            f"{first}{f'+{first + 1}' if count > 1 else ''} x{s}": a for (first, count, s), a in steering.items()
+        },
     }
     result["regression_on_cues"] = group_regressions(world)
     return result
@@ -224,7 +176,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     arguments = parser.parse_args()
     world = make_world(arguments.seed, arguments.users)
-    result = measure(load_causal(arguments.model), world)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(CachedScorer(arguments.model, Path(folder)), world)
     for name, value in result.items():
         print(f"{name:24} {value}")
     print(json.dumps(result))

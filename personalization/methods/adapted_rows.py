@@ -87,6 +87,13 @@ class AdaptedRows:
             units += [Row(tuple(own[i] for i in row.prompts), row.stem, row.width) for row in rows]
         return units
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each continuation, [K]."""
+        out = np.empty(len(self.route.columns[0]), dtype=np.int64)
+        out[self.route.columns[0]] = self.route.trees[0].lengths
+        return out
+
     def scores(self, number: int, lora: GroupedLora | None, dropout: float = 0.0) -> Tensor:
         """Log-probabilities of the prompts `members[number]`, float32 [b, K]; with gradients where they are on."""
         rows = self.rows[number]
@@ -104,7 +111,7 @@ class AdaptedRows:
         self, lora: GroupedLora | None, progress: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]:
         """Scores of all prompts, float32 [n, K]."""
-        out = np.empty((len(self.groups), len(self.route.trees[0].lengths)), dtype=np.float32)
+        out = np.empty((len(self.groups), len(self.lengths)), dtype=np.float32)
         with torch.inference_mode():
             for number, members in enumerate(self.members):
                 out[members] = self.scores(number, lora).numpy()

@@ -187,7 +187,7 @@ def _epoch(
     """One pass over the batches in the order of this epoch."""
     order = np.random.default_rng((recipe.seed, epoch)).permutation(len(items.rows.rows))
     torch.manual_seed(1_000_003 * (recipe.seed + 1) + epoch)
-    lengths = torch.from_numpy(items.rows.route.trees[0].lengths)
+    lengths = torch.from_numpy(items.rows.lengths)
     sums: dict[str, float] = {}
     for step, number in enumerate(order.tolist(), start=progress[0]):
         for group in optimiser.param_groups:

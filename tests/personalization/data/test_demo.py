@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from personalization.backbones.causal import load_causal
+from personalization.backbones.cached import CachedScorer
 from personalization.backbones.location import EMBEDDED
 from personalization.data.demo.world import (
     AMBIGUOUS_CUES,
@@ -41,9 +41,9 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def figures(world):
+def figures(world, tmp_path_factory):
     """Everything that the benchmark measures."""
-    return benchmark().measure(load_causal("demo"), world)
+    return benchmark().measure(CachedScorer("demo", tmp_path_factory.mktemp("cache") / "scores"), world)
 
 
 def test_readings_are_four_for_ambiguous_cues_and_one_for_clear_ones():

@@ -134,6 +134,7 @@ def test_scores_are_those_of_one_prompt_at_a_time(architecture, first, tmp_path)
     assert np.abs(table[6] - plain[6]).max() <= 1e-4
     assert np.abs(table[:6] - plain[:6]).max() > 0.01
     assert np.abs(rows.table(None) - plain).max() <= 1e-4
+    assert rows.lengths.tolist() == [len(backbone.tokenizer(label)["input_ids"]) for label in LABELS]
 
 
 @pytest.mark.parametrize("architecture", LAYOUTS)
