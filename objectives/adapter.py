@@ -43,6 +43,7 @@ class Adapter(Retrieval):
         folder = any_scorer.folder.parent / "adapters"
         self._heads, self._lora = UserHeads(any_scorer, folder), UserAdapters(any_scorer, folder, progress)
         self._tables: OrderedDict[tuple[Any, ...], NDArray[np.float32]] = OrderedDict()
+        self._trained: dict[tuple[Plan, bool], Trained] = {}
         super().__init__(splits, scorer, progress)
 
     def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
@@ -98,7 +99,10 @@ class Adapter(Retrieval):
     def _learn(self, params: Any, part: str, report: Report | None = None) -> Trained:
         """The adapters for a part: of tune's histories; at level `user`, for other parts, of everybody's histories."""
         plan, dataset = _plan(params), self._splits.tune
-        if plan.level == "user" and part != "tune":
+        of_everybody = plan.level == "user" and part != "tune"
+        if (plan, of_everybody) in self._trained:
+            return self._trained[plan, of_everybody]
+        if of_everybody:
             everybody = [q for name in PARTS for q in self._splits.part(name).questions]
             dataset = Dataset(dataset.task, dataset.labels, tuple(everybody))
 
@@ -111,7 +115,8 @@ class Adapter(Retrieval):
                     )
                 )
 
-        return self._lora.learn(dataset, plan, tell)
+        self._trained[plan, of_everybody] = self._lora.learn(dataset, plan, tell)
+        return self._trained[plan, of_everybody]
 
     def observed(self, params: Any) -> dict[str, float]:
         """What retrieval says; of a training the epochs, the best held-out loss and accuracy, and its size."""

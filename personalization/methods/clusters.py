@@ -94,7 +94,7 @@ def _features(kind: str, terms: Sequence[str], histories: Sequence[History], emb
     if kind == "embedding":
         texts = list(dict.fromkeys(item.text for items in histories for item in items))
         place = {text: row for row, text in enumerate(texts)}
-        found = embed(texts)
+        found = embed(texts or [""])  # nobody has a history: zeros of the right width
         return np.stack(
             [found[[place[i.text] for i in items]].mean(axis=0) if items else 0 * found[0] for items in histories]
         ).astype(np.float64)

@@ -241,14 +241,15 @@ class UserAdapters:
     def learn(self, dataset: Dataset, plan: Plan, report: Report | None = None) -> Trained:
         """Train as planned, or read what was trained before."""
         from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules, load_lora
-        from personalization.methods.training import Items, Recipe, flags, train
+        from personalization.methods.training import VERSION, Items, Recipe, flags, train
 
         items, backbone = labelled_items(dataset), self._backbone
         start = replace(plan, level="unified", anchor=0.0)
         origin = self.learn(dataset, start) if plan.anchor and plan.level != "unified" else None
         clusters, groups, count = self._groups(dataset, plan)
         first = min(int(plan.start * backbone.depth), backbone.depth - 1)
-        key = {"identity": self.scorer.identity, "plan": asdict(plan), "items": [*items.prompts], "users": items.users,
+        key = {"identity": self.scorer.identity, "version": VERSION, "plan": asdict(plan),
+               "items": items.prompts, "users": items.users,
                "gold": items.gold.tolist(), "groups": dict(groups), "labels": list(dataset.labels)}  # fmt: skip
         folder = self.folder / key_of(key)[:32]
         if (folder / RECORD).exists():
