@@ -102,8 +102,8 @@ def spread(predicted: np.ndarray, k: int) -> dict[str, float]:
 def settings(first: int, count: int, strength: float, depth: int) -> Settings:
     """The plainest edit: the mean difference, added from the prompt's end on, the strength shared by the layers."""
     return Settings(
-        direction="mean_difference", general="mean_difference", shrink=1e-9, edit="additive", site="block",
-        scope="last", alpha_personal=strength / count, alpha_general=0.0, place="start",
+        direction="mean_difference", general="mean_difference", shrink=1e-9, groups=1, edit="additive",
+        site="block", scope="last", alpha_personal=strength / count, alpha_general=0.0, place="start",
         start=(first + 0.5) / depth, count=count, gate="none", open_share=1.0,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ To add one: a file here, a file of the same name in `search_spaces/`, a line in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -62,6 +62,9 @@ class Objective(Protocol):
 
     def groups(self, params: Any, part: str) -> dict[str, int]:
         """The group of each user of a part, for a method that has groups."""
+
+    def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:
+        """What is worth drawing of these parameters: name of a figure -> what that figure takes."""
 
     def remarks(self, params: Any) -> list[str]:
         """Why these parameters did on the tune users what their figures show; a sentence each."""

@@ -7,7 +7,7 @@ the select and confirm users are scored when promotion first asks for them; they
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -112,6 +112,10 @@ class Calibration:
         return {}
 
     def groups(self, params: Any, part: str) -> dict[str, int]:  # noqa: ARG002
+        """None."""
+        return {}
+
+    def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:  # noqa: ARG002
         """None."""
         return {}
 

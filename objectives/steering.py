@@ -7,7 +7,7 @@ in calibration only cost arithmetic. The model's label bias is taken from the st
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -104,6 +104,23 @@ class Steering(Calibration):
             "steering_steered_share": float(table.steered.mean()),
             "steering_relative_edit": table.firings.mean_relative_edit,
             "steering_largest_score_change": float(moved.max()),
+        }
+
+    def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:
+        """Edited layers beside how well the direction separates at each; how far each question's scores move."""
+        if not _steers(params):
+            return {}
+        settings, plain = _settings(params), self._part("tune")
+        moved = self._steered("tune", settings)
+        right, before = (t.argmax(axis=1) == plain.gold for t in (moved.scores, plain.scores))
+        return {
+            "edits": {
+                "separations": self._steering("tune").separations(settings),
+                "layers": self._learn(settings).layers,
+                "moved": np.abs(moved.scores - plain.scores).max(axis=1),
+                "helped": right & ~before,
+                "hurt": before & ~right,
+            }
         }
 
     def remarks(self, params: Any) -> list[str]:

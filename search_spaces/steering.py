@@ -14,6 +14,7 @@ SPACE: dict[str, BaseDistribution] = {
     "direction": CategoricalDistribution(["mean_difference", "svd", "preference"]),
     "general": CategoricalDistribution(["mean_difference", "ccs"]),
     "shrink": FloatDistribution(0.1, 50.0, log=True),
+    "groups": IntDistribution(1, 6),
     "edit": CategoricalDistribution(["additive", "projection"]),
     "site": CategoricalDistribution(["block", "mlp"]),
     "scope": CategoricalDistribution(["last", "all"]),
@@ -35,6 +36,7 @@ class Params(calibration.Params):
     direction: str
     general: str
     shrink: float
+    groups: int
     edit: str
     site: str
     scope: str
@@ -48,9 +50,9 @@ class Params(calibration.Params):
 
 
 _NONE: dict[str, Any] = {
-    "direction": "mean_difference", "general": "mean_difference", "shrink": 1.0, "edit": "additive", "site": "block",
-    "scope": "last", "alpha_personal": 0.0, "alpha_general": 0.0, "place": "start", "start": 0.0, "count": 1,
-    "gate": "none", "open_share": 1.0,
+    "direction": "mean_difference", "general": "mean_difference", "shrink": 1.0, "groups": 1, "edit": "additive",
+    "site": "block", "scope": "last", "alpha_personal": 0.0, "alpha_general": 0.0, "place": "start", "start": 0.0,
+    "count": 1, "gate": "none", "open_share": 1.0,
 }  # fmt: skip
 
 
@@ -66,6 +68,8 @@ def decode(raw: Mapping[str, Any]) -> Params:
     values = {**raw, **_calibration(raw)}
     if values["alpha_general"] == 0:
         values["general"] = _NONE["general"]
+    if values["alpha_personal"] == 0 and values["gate"] != "cosine":
+        values["groups"] = _NONE["groups"]
     shut = values["gate"] == "product" and (values["alpha_general"] <= 0 or values["alpha_personal"] == 0)
     if shut or (values["alpha_personal"] == 0 and values["alpha_general"] == 0):
         values |= _NONE

@@ -132,6 +132,8 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
         chosen = opened.study.trials[result.best["trial"]]
         params = opened.rooms.decode(chosen.params)
         more = {"gamma.png": taste_figure(opened, params)} if result.taste else {}
+        for name, given in opened.objective.pictures(params).items():
+            more[f"{name}.png"] = figures.PICTURES[name](**given)
         wanted.append(("best", f"best-{chosen.number}", params, {**figure, **more}))
     for name, key, params, extra in wanted:
         candidate = opened.objective.evaluate(params)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -113,6 +113,36 @@ def taste(gammas: NDArray[np.float64], accuracies: NDArray[np.float64], chosen: 
     return _png(figure)
 
 
+def edits(
+    separations: NDArray[np.floating],
+    layers: Sequence[int],
+    moved: NDArray[np.floating],
+    helped: NDArray[np.bool_],
+    hurt: NDArray[np.bool_],
+) -> bytes:
+    """Steering: AUC of the direction at each layer [L] with the edited ones; score changes of questions [n] in nats."""
+    figure = Figure(figsize=(9.6, 3.6))
+    left, right = figure.subplots(1, 2)
+    left.plot(range(len(separations)), separations, "o-", color=BLUE, ms=4, label="AUC of the direction")
+    for layer in layers:
+        left.axvspan(layer - 0.4, layer + 0.4, color=ORANGE, alpha=0.25, lw=0)
+    left.axhline(0.5, color=GREY, lw=1, ls="--", label="chance")
+    left.set(xlabel="layer (edited ones shaded)", ylabel="history told from no history", ylim=(0.4, 1.02))
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(fontsize=8, loc="lower right")
+    same = ~helped & ~hurt
+    parts, names, colors = (
+        (moved[same], moved[helped], moved[hurt]),
+        ("neither", "helped", "hurt"),
+        (GREY, BLUE, ORANGE),
+    )
+    labels = [f"{name}, {len(part)}" for name, part in zip(names, parts, strict=True)]
+    right.hist(parts, bins=25, stacked=True, color=colors, label=labels)
+    right.set(xlabel="largest change of a label's score, nats", ylabel="questions (tune users), before calibration")
+    right.legend(fontsize=8)
+    return _png(figure)
+
+
 def comparison(names: Sequence[str], accuracies: Sequence[float], intervals: Sequence[tuple[float, float]]) -> bytes:
     """Accuracy of several studies with its interval over users, the first on top."""
     figure = Figure(figsize=(6.0, 1.0 + 0.42 * len(names)))
@@ -127,3 +157,7 @@ def comparison(names: Sequence[str], accuracies: Sequence[float], intervals: Seq
     axes.invert_yaxis()
     axes.set(xlabel="accuracy on the select users, 95 % interval over users")
     return _png(figure)
+
+
+PICTURES: dict[str, Callable[..., bytes]] = {"edits": edits}
+"""What an objective may ask for: name -> figure of what the objective gives."""

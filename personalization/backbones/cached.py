@@ -97,16 +97,20 @@ class CachedScorer:
         }
 
     def last_states(
-        self, prompts: Sequence[str], progress: Callable[[int, int], None] | None = None
+        self, prompts: Sequence[str], progress: Callable[[int, int], None] | None = None, site: str = "block"
     ) -> NDArray[np.float32]:
-        """The state of each prompt's last token where it leaves each layer, float32 [n, L, d], stored like scores."""
+        """One state of each prompt where it leaves each layer, float32 [n, L, d], stored like scores.
+
+        `site`, for causal models alone: "mlp" for what leaves each layer's MLP.
+        """
         layers, width = self.backbone.depth, self.backbone.width
+        where = {} if site == "block" else {"site": site}
 
         def compute(table: NDArray[np.float32], _: Keep) -> int:
-            table[:] = self.backbone.last_states(prompts, progress).reshape(len(prompts), -1)
+            table[:] = self.backbone.last_states(prompts, progress, **where).reshape(len(prompts), -1)
             return 0
 
-        key = key_of({**self.identity, "states_of": list(prompts)})
+        key = key_of({**self.identity, **where, "states_of": list(prompts)})
         table, _ = stored_table(self.folder, key, (len(prompts), layers * width), compute)
         return table.reshape(len(prompts), layers, width)
 

@@ -18,7 +18,7 @@ from personalization.scoring.packed import Packed
 from personalization.scoring.passes import Progress, TokenBudget, score_all
 from personalization.scoring.plain import Candidates
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import decoder_layers
+from personalization.scoring.resume import decoder_layers, site_of
 from personalization.scoring.routes import Router
 from personalization.scoring.rows import Tokens
 from personalization.scoring.store import Keep
@@ -107,17 +107,19 @@ class CausalBackbone:
                 out[rows] = part
         return out
 
-    def last_states(self, prompts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """The state of each prompt's last token where it leaves each layer, float32 [n, L, d].
+    def last_states(
+        self, prompts: Sequence[str], progress: Progress | None = None, site: str = "block"
+    ) -> NDArray[np.float32]:
+        """The state of each prompt's last token where it leaves each layer, or its MLP, float32 [n, L, d].
 
         Raises UnavailableError for a model that cannot take packed rows.
         """
         heads = [self.fit(head, 1) for head in self.encoder.heads(prompts)]
         route = self.packed(heads, [[0]])
-        layers = decoder_layers(self.model)
-        out = np.empty((len(prompts), len(layers), self.width), dtype=np.float32)
+        modules = [site_of(layer, site) for layer in decoder_layers(self.model)]
+        out = np.empty((len(prompts), len(modules), self.width), dtype=np.float32)
         scores = np.full((len(prompts), 1), np.nan, dtype=np.float32)
-        score_all(LastStates(route, layers, out), scores, self.budget, None, progress)
+        score_all(LastStates(route, modules, out), scores, self.budget, None, progress)
         return out
 
     def forget(self) -> None:

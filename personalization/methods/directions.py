@@ -1,7 +1,8 @@
 """A user's direction at each layer, from hidden states of the user's history.
 
-Each history item is asked twice: with the user's other items in front of it (personal) and alone (neutral). P and N are
-the states [m, d] at the prompts' last token. The directions:
+Each history item is asked twice: with the user's other items in front of it (personal) and alone (neutral). P and N
+are the states [m, d] at the prompts' last token, where the edit will be: what leaves a block, or its MLP. The
+directions:
 
     mean_difference   mean(P - N)
     svd               the first right singular vector of P (Chameleon's personal side, Zhang et al. 2025), signed to
@@ -9,8 +10,9 @@ the states [m, d] at the prompts' last token. The directions:
     preference        the weighted mean of the normalised states of the items alone, the newest weighing most (the
                       second report behind this project)
 
-A user with m items is shrunk towards all users: (m d_user + kappa d_all) / (m + kappa). The general direction is
-`mean_difference` over all users, or `ccs`.
+A user with m items is shrunk towards the user's group, (m d_user + kappa d_group) / (m + kappa), and a group of n users
+likewise towards all: (n mean of its users + kappa d_all) / (n + kappa). The general direction is `mean_difference` over
+all users, or `ccs`.
 """
 
 from __future__ import annotations
@@ -102,9 +104,16 @@ def separation(pairs: Mapping[Any, list[Pairs]], kind: str) -> NDArray[np.float6
 def shrunk(
     own: NDArray[np.float32], items: NDArray[np.int64], pooled: NDArray[np.float32], kappa: float
 ) -> NDArray[np.float32]:
-    """Unit directions [U, L, d] of users with so many items [U], shrunk towards the pooled ones [L, d]."""
+    """Directions [U, L, d] found from so many items [U], shrunk towards the pooled ones, [L, d] or [U, L, d]."""
     weight = items[:, None, None].astype(np.float64)
-    return unit((weight * own + kappa * pooled) / (weight + kappa))
+    return np.asarray((weight * own + kappa * pooled) / (weight + kappa), dtype=np.float32)
+
+
+def group_directions(own: NDArray[np.float32], groups: NDArray[np.int64], kappa: float) -> NDArray[np.float32]:
+    """The directions [G, L, d] of groups of users [U], from those of their users [U, L, d], shrunk towards all."""
+    sizes = np.bincount(groups)
+    means = np.stack([own[groups == group].sum(axis=0) / max(size, 1) for group, size in enumerate(sizes)])
+    return shrunk(means, sizes, own.mean(axis=0), kappa)
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

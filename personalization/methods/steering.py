@@ -28,13 +28,10 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
 
-from personalization.errors import DataError
 from personalization.files import write_atomic
+from personalization.scoring.resume import site_of
 
 EDITS = ("additive", "projection")
-SITES = ("block", "mlp")
-MLPS = ("mlp", "feed_forward", "ffn", "fc2")
-"""Where the MLP of a block is found; its output is the `mlp` site."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def steered(layers: nn.ModuleList, vectors: SteeringVectors, edit: Edit, tokens:
     try:
         for layer in edit.layers:
             move = _mover(vectors, edit, layer, tokens, on, firings)
-            handles.append(_site(layers[layer], edit.site).register_forward_hook(move, prepend=True))
+            handles.append(site_of(layers[layer], edit.site).register_forward_hook(move, prepend=True))
         yield firings
     finally:
         for handle in handles:
@@ -161,18 +158,6 @@ def moved(h: Tensor, u: Tensor, w: Tensor, edit: Edit, gates: Tensor, norm: floa
         p = h + gates * edit.alpha_personal * (h * u).sum(dim=1, keepdim=True) * u
         return p - gates * edit.alpha_general * (p * w).sum(dim=1, keepdim=True) * w
     raise ValueError(f"edit must be one of {', '.join(EDITS)}, but got {edit.kind!r}")
-
-
-def _site(layer: nn.Module, site: str) -> nn.Module:
-    if site == "block":
-        return layer
-    if site != "mlp":
-        raise ValueError(f"site must be one of {', '.join(SITES)}, but got {site!r}")
-    for name in MLPS:
-        if hasattr(layer, name):
-            found: nn.Module = getattr(layer, name)
-            return found
-    raise DataError(f"{type(layer).__name__} has no MLP under the names {', '.join(MLPS)}; use site: block")
 
 
 def cosine_gate(states: NDArray[np.floating], directions: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -3,8 +3,8 @@
 The last `HISTORY_ITEMS` items of a question's history are asked in the manner of the question, once with the other
 items in front (personal) and once alone (neutral); see `directions`. The direction comes from the history that comes
 with the question, so an answer does not depend on what else is asked; an item that is the question itself is left out.
-What is learned from all users together (pooled direction, general direction, residual norms, gate threshold) is learned
-on the tune users and goes with a deployment.
+What is learned from all users together (groups and their directions, general direction, residual norms, gate threshold)
+is learned on the tune users and goes with a deployment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from personalization.data.prompts import continuations, history_text, is_asked, 
 from personalization.data.records import Dataset, HistoryItem, Question, chronological
 from personalization.data.splits import user_blocks
 from personalization.errors import DataError
-from personalization.methods.directions import Pairs, ccs, personal_directions, separation, shrunk, unit
+from personalization.methods.clusters import Clusters, cluster
+from personalization.methods.directions import (
+    Pairs,
+    ccs,
+    group_directions,
+    personal_directions,
+    separation,
+    shrunk,
+    unit,
+)
 from personalization.methods.steered_scorer import SteeredScorer, SteeredTable, joined
 from personalization.methods.steering import Edit, SteeringVectors, cosine_gate, product_gate
 
@@ -37,14 +46,16 @@ History = tuple[HistoryItem, ...]
 class Settings:
     """One way to steer.
 
-    `place`: "start" edits `count` layers from `start`, a share of the depth; "auto" edits the `count` layers where the
-    direction best separates states with and without the history. `open_share`: with the cosine gate, the share of the
+    `groups`: so many groups of users, by the words of their histories, towards which users are shrunk. `place`: "start"
+    edits `count` layers from `start`, a share of the depth; "auto" edits the `count` layers where the direction best
+    separates states with and without the history. `open_share`: with the cosine gate, the share of the
     tune questions that are steered: those that agree most with their users' directions.
     """
 
     direction: str
     general: str
     shrink: float
+    groups: int
     edit: str
     site: str
     scope: str
@@ -59,31 +70,46 @@ class Settings:
 
 @dataclass(frozen=True)
 class Learned:
-    """What steering takes from the tune users: `pooled`, `general` float32 [L, d], `norms` [L], layers, a threshold."""
+    """What steering takes from the tune users.
+
+    `pooled` float32 [G, L, d]: the direction of each group; `general` [L, d]; `norms` [L]; the edited layers; the
+    gate's threshold; `clusters`: the groups, None where all users are one.
+    """
 
     layers: tuple[int, ...]
+    clusters: Clusters | None
     pooled: NDArray[np.float32]
     general: NDArray[np.float32]
     norms: NDArray[np.float32]
     threshold: float
 
     def listed(self) -> dict[str, Any]:
-        """JSON-able: the edited layers and the one before them, which the gate reads."""
-        kept = sorted({max(0, min(self.layers) - 1), *self.layers})
-        rounded = {name: getattr(self, name)[kept].tolist() for name in ("pooled", "general", "norms")}
-        whole = {"edited": list(self.layers), "depth": len(self.norms), "threshold": self.threshold}
-        return {**whole, "layers": kept, **rounded}
+        """JSON-able; of the directions those at the edited layers."""
+        kept = list(self.layers)
+        return {
+            "edited": kept,
+            "depth": len(self.norms),
+            "threshold": self.threshold,
+            "clusters": None if self.clusters is None else self.clusters.listed(),
+            "pooled": self.pooled[:, kept].tolist(),
+            "general": self.general[kept].tolist(),
+            "norms": self.norms[kept].tolist(),
+        }
 
     @classmethod
     def from_listed(cls, listed: Mapping[str, Any]) -> Learned:
         """What `listed` wrote; zero at the other layers."""
-        arrays = []
-        for name in ("pooled", "general", "norms"):
-            values = np.array(listed[name], dtype=np.float32)
-            full = np.zeros((listed["depth"], *values.shape[1:]), dtype=np.float32)
-            full[listed["layers"]] = values
-            arrays.append(full)
-        return cls(tuple(listed["edited"]), arrays[0], arrays[1], arrays[2], float(listed["threshold"]))
+        edited, depth = tuple(listed["edited"]), listed["depth"]
+
+        def at_all_layers(name: str, axis: int) -> NDArray[np.float32]:
+            values = np.moveaxis(np.array(listed[name], dtype=np.float32), axis, 0)
+            full = np.zeros((depth, *values.shape[1:]), dtype=np.float32)
+            full[list(edited)] = values
+            return np.moveaxis(full, 0, axis)
+
+        clusters = None if listed["clusters"] is None else Clusters.from_listed(listed["clusters"])
+        pooled, general, norms = at_all_layers("pooled", 1), at_all_layers("general", 0), at_all_layers("norms", 0)
+        return cls(edited, clusters, pooled, general, norms, float(listed["threshold"]))
 
 
 def _recent(task: str, question: Question) -> History:
@@ -105,28 +131,36 @@ class UserSteering:
     ) -> None:
         self.scorer, self.dataset, self.progress = scorer, dataset, progress
         self.blocks = user_blocks([q.user_id for q in dataset.questions], blocks)
-        self._directions: dict[str, NDArray[np.float32]] = {}
-        self._found: dict[int, NDArray[np.float32]] = {}
-        self._separations: dict[str, NDArray[np.float64]] = {}
+        self._pairs: dict[str, dict[History, list[Pairs]]] = {}
+        self._directions: dict[tuple[str, str], NDArray[np.float32]] = {}
+        self._found: dict[tuple[str, int], NDArray[np.float32]] = {}
+        self._separations: dict[tuple[str, str], NDArray[np.float64]] = {}
+        self._clusters: dict[int, Clusters] = {}
 
     @cached_property
-    def pairs(self) -> dict[History, list[Pairs]]:
-        """history -> states of its items at each layer; a history of fewer than two items has nothing to compare."""
-        personal, neutral, owners = [], [], []
-        for recent, question in {_recent(self.dataset.task, q): q for q in self.dataset.questions}.items():
-            for item in recent if len(recent) > 1 else ():
+    def histories(self) -> dict[History, Question]:
+        """The histories that have a direction, each with one of its questions: fewer than two items tell nothing."""
+        recent = {_recent(self.dataset.task, q): q for q in self.dataset.questions}
+        return {history: question for history, question in recent.items() if len(history) > 1}
+
+    def pairs(self, site: str) -> dict[History, list[Pairs]]:
+        """history -> states of its items at each layer's site."""
+        if site not in self._pairs:
+            self._pairs[site] = self._asked(site) if self.histories else {}
+        return self._pairs[site]
+
+    def _asked(self, site: str) -> dict[History, list[Pairs]]:
+        personal, neutral = [], []
+        rows: dict[History, list[int]] = {}
+        for recent, question in self.histories.items():
+            for item in recent:
                 others = [other for other in recent if other is not item]
                 alone = prompt_about(self.dataset.task, question, item.text)
+                rows.setdefault(recent, []).append(len(neutral))
                 neutral.append(alone)
                 personal.append(history_text(self.dataset.task, others) + alone)
-                owners.append(recent)
-        if not owners:
-            return {}
-        states = self.scorer.last_states([*personal, *neutral], self.progress)
-        with_history, without = states[: len(owners)], states[len(owners) :]
-        rows: dict[History, list[int]] = {}
-        for row, owner in enumerate(owners):
-            rows.setdefault(owner, []).append(row)
+        states = self.scorer.last_states([*personal, *neutral], self.progress, site)
+        with_history, without = states[: len(neutral)], states[len(neutral) :]
         return {
             recent: [Pairs(with_history[own, layer], without[own, layer]) for layer in range(states.shape[1])]
             for recent, own in rows.items()
@@ -149,14 +183,16 @@ class UserSteering:
 
     def learn(self, settings: Settings) -> Learned:
         """Pooled and general directions, norms and the gate's threshold of these users; DataError without histories."""
-        if not self.pairs:
+        if not self.histories:
             raise DataError("steering needs histories, and no tune user has two items; use objective: calibration")
-        layers, pooled = self._layers(settings), self._own(settings.direction).mean(axis=0)
-        general = unit(self._own("mean_difference").mean(axis=0))
+        layers, own = self._layers(settings), self._own(settings)
+        clusters = self._grouped(settings.groups) if settings.groups > 1 else None
+        pooled = group_directions(own, self._groups(clusters), settings.shrink)
+        general = unit(self._own(replace(settings, direction="mean_difference")).mean(axis=0))
         if settings.general == "ccs":
             for layer in layers:
-                general[layer] = self._ccs(layer)
-        learned = Learned(layers, pooled, general, self._norms, PRODUCT_THRESHOLD)
+                general[layer] = self._ccs(settings.site, layer)
+        learned = Learned(layers, clusters, pooled, general, self._norms, PRODUCT_THRESHOLD)
         if settings.gate != "cosine":
             return learned
         values, known = self._gate_values(settings, learned, self._vectors(settings, learned))
@@ -181,44 +217,62 @@ class UserSteering:
         """The edited layers."""
         depth = len(self._norms)
         if settings.place == "auto":
-            if settings.direction not in self._separations:
-                self._separations[settings.direction] = separation(self.pairs, settings.direction)
-            best = np.argsort(-self._separations[settings.direction], kind="stable")[: settings.count]
+            best = np.argsort(-self.separations(settings), kind="stable")[: settings.count]
             return tuple(sorted(best.tolist()))
         first = min(int(settings.start * depth), depth - 1)
         return tuple(range(first, min(first + settings.count, depth)))
 
+    def separations(self, settings: Settings) -> NDArray[np.float64]:
+        """How well the direction tells states with the history from states without, at each layer: AUC, [L]."""
+        key = (settings.site, settings.direction)
+        if key not in self._separations:
+            self._separations[key] = separation(self.pairs(settings.site), settings.direction)
+        return self._separations[key]
+
     @cached_property
     def _norms(self) -> NDArray[np.float32]:
-        """Mean length of the neutral states at each layer."""
-        layers = zip(*self.pairs.values(), strict=True)
+        """Mean length of the neutral states that leave each layer."""
+        layers = zip(*self.pairs("block").values(), strict=True)
         lengths = [np.concatenate([np.linalg.norm(pairs.neutral, axis=1) for pairs in layer]) for layer in layers]
         return np.array([length.mean() for length in lengths], dtype=np.float32)
 
-    def _ccs(self, layer: int) -> NDArray[np.float32]:
-        if layer not in self._found:
-            here = [layers[layer] for layers in self.pairs.values()]
+    def _ccs(self, site: str, layer: int) -> NDArray[np.float32]:
+        if (site, layer) not in self._found:
+            here = [layers[layer] for layers in self.pairs(site).values()]
             personal, neutral = (np.concatenate([getattr(p, side) for p in here]) for side in ("personal", "neutral"))
-            self._found[layer] = ccs(personal, neutral)[0]
-        return self._found[layer]
+            self._found[site, layer] = ccs(personal, neutral)[0]
+        return self._found[site, layer]
 
-    def _own(self, kind: str) -> NDArray[np.float32]:
-        if kind not in self._directions:
-            self._directions[kind] = personal_directions(self.pairs, kind)
-        return self._directions[kind]
+    def _own(self, settings: Settings) -> NDArray[np.float32]:
+        """Each history's own direction, float32 [U, L, d]."""
+        key = (settings.site, settings.direction)
+        if key not in self._directions:
+            self._directions[key] = personal_directions(self.pairs(settings.site), settings.direction)
+        return self._directions[key]
+
+    def _grouped(self, k: int) -> Clusters:
+        if k not in self._clusters:
+            self._clusters[k] = cluster("words", list(self.histories), (), self.scorer.embeddings, k)
+        return self._clusters[k]
+
+    def _groups(self, clusters: Clusters | None) -> NDArray[np.int64]:
+        """The group of each history, [U]."""
+        if clusters is None:
+            return np.zeros(len(self.histories), dtype=np.int64)
+        return clusters.assign(clusters.features(list(self.histories), self.scorer.embeddings))
 
     def _vectors(self, settings: Settings, learned: Learned) -> SteeringVectors:
-        if not self.pairs:
-            nobody = np.zeros((1, *learned.pooled.shape), dtype=np.float32)
+        if not self.histories:
+            nobody = np.zeros((1, *learned.general.shape), dtype=np.float32)
             return SteeringVectors(("",), nobody, learned.general, learned.norms)
-        items = np.array([len(layers[0].neutral) for layers in self.pairs.values()])
-        personal = shrunk(self._own(settings.direction), items, learned.pooled, settings.shrink)
-        names = tuple(f"{recent[0].id} to {recent[-1].id}" for recent in self.pairs)
+        items, toward = np.array(list(map(len, self.histories))), learned.pooled[self._groups(learned.clusters)]
+        personal = unit(shrunk(self._own(settings), items, toward, settings.shrink))
+        names = tuple(f"{recent[0].id} to {recent[-1].id}" for recent in self.histories)
         return SteeringVectors(names, personal, learned.general, learned.norms)
 
     def _users(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The vectors of each question, and whether there are any."""
-        index = {recent: i for i, recent in enumerate(self.pairs)}
+        index = {recent: i for i, recent in enumerate(self.histories)}
         found = np.array([index.get(_recent(self.dataset.task, q), -1) for q in self.dataset.questions])
         return np.maximum(found, 0), found >= 0
 
@@ -237,4 +291,4 @@ class UserSteering:
         states = np.empty((len(users), vectors.personal.shape[2]), dtype=np.float32)
         for rows, questions in zip(self.blocks, self.questions, strict=True):
             states[rows] = questions.last_states(at)
-        return cosine_gate(states, vectors.personal[users, at]), known
+        return cosine_gate(states, vectors.personal[users, first]), known

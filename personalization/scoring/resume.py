@@ -18,6 +18,23 @@ from transformers import PreTrainedModel
 
 from personalization.errors import DataError
 
+SITES = ("block", "mlp")
+MLPS = ("mlp", "feed_forward", "ffn", "fc2")
+"""Where the MLP of a block is found; its output is the `mlp` site."""
+
+
+def site_of(layer: nn.Module, site: str) -> nn.Module:
+    """The module of a block whose output is this site."""
+    if site == "block":
+        return layer
+    if site != "mlp":
+        raise ValueError(f"site must be one of {', '.join(SITES)}, but got {site!r}")
+    for name in MLPS:
+        if hasattr(layer, name):
+            found: nn.Module = getattr(layer, name)
+            return found
+    raise DataError(f"{type(layer).__name__} has no MLP under the names {', '.join(MLPS)}; use site: block")
+
 
 def decoder_layers(model: PreTrainedModel, path: str | None = None) -> nn.ModuleList:
     """The blocks of a decoder, in order: the one list of modules as long as the config says, or the one at `path`."""

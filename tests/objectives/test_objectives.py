@@ -15,6 +15,7 @@ from personalization.data.splits import split_users
 from personalization.deployment import Deployment
 from personalization.methods.steered_scorer import SteeredScorer
 from search_spaces import load_space, parameters
+from tracking import figures
 
 
 class PlantedScorer:
@@ -160,6 +161,14 @@ def test_remarks_say_why_nothing_changes(name, objective):
     before, after = objective.evaluate(space.BASELINE), objective.evaluate(broken)
     assert after.metrics["entropy"] == 0 < before.metrics["entropy"]
     assert after.metrics["nll"] > before.metrics["nll"]
+
+
+def test_what_is_worth_drawing_can_be_drawn(name, objective):
+    drawn = {figure for params in some_params(name) for figure in objective.pictures(params)}
+    assert drawn == {"steering": {"edits"}}.get(name, set())
+    for params in some_params(name):
+        for figure, given in objective.pictures(params).items():
+            assert figures.PICTURES[figure](**given).startswith(b"\x89PNG")
 
 
 def test_parts_are_measured_on_their_own_users(name, objective, world):

@@ -6,11 +6,10 @@ import torch
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError, UnavailableError
-from personalization.methods.directions import DIRECTIONS, Pairs, ccs, personal_directions, shrunk, svd
+from personalization.methods.directions import DIRECTIONS, Pairs, ccs, personal_directions, shrunk, svd, unit
 from personalization.methods.steered_scorer import SteeredScorer
 from personalization.methods.steering import (
     EDITS,
-    SITES,
     Edit,
     EditedTokens,
     SteeringVectors,
@@ -19,7 +18,8 @@ from personalization.methods.steering import (
     product_gate,
     steered,
 )
-from personalization.scoring.resume import captured_output, decoder_layers
+from personalization.scoring.packed import Packed
+from personalization.scoring.resume import SITES, captured_output, decoder_layers, site_of
 from tests.tiny import make_model, make_tokenizer
 
 LAYOUTS = ["llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", "opt", "phi", "falcon"]
@@ -226,6 +226,19 @@ def test_states_keep_to_the_size_limit(backbones, tmp_path, monkeypatch):
     assert (scorer.last_states(0) == first[0]).all()
 
 
+@pytest.mark.parametrize("architecture", LAYOUTS)
+def test_states_are_read_at_the_mlp_of_every_layout(backbones, architecture):
+    backbone = backbones[architecture]
+    if not isinstance(backbone.router.routes(backbone.encoder.heads(PROMPTS), [[0]])[0][1], Packed):
+        pytest.skip("states are read from packed rows")
+    found = backbone.last_states(PROMPTS[:3], site="mlp")
+    for row, head in enumerate(backbone.encoder.heads(PROMPTS[:3])):
+        for number, layer in enumerate(decoder_layers(backbone.model)):
+            with torch.inference_mode(), captured_output(site_of(layer, "mlp")) as seen:
+                backbone.model(torch.tensor(head.tolist())[None], use_cache=False)
+            assert np.abs(found[row, number] - seen[0].view(len(head), -1)[-1].numpy()).max() <= 1e-4
+
+
 def test_last_states_are_those_of_each_prompt_alone(backbones, tmp_path):
     backbone = backbones["gpt2"]
     scorer = SteeredScorer(backbone, PROMPTS, LABELS, tmp_path, "tiny")
@@ -307,7 +320,7 @@ def test_a_user_with_few_items_is_shrunk_towards_all():
     few, _ = planted(1, items=2)
     own = personal_directions({"m": [many], "f": [few]}, "mean_difference")
     pooled, items = own.mean(axis=0), np.array([200, 2])
-    alone, together = shrunk(own, items, pooled, 0.0), shrunk(own, items, pooled, 20.0)
+    alone, together = (unit(shrunk(own, items, pooled, kappa)) for kappa in (0.0, 20.0))
     toward = pooled[0] / np.linalg.norm(pooled[0])
     assert together[1, 0] @ toward > alone[1, 0] @ toward
     assert np.allclose(np.linalg.norm(together, axis=-1), 1)

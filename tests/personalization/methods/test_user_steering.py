@@ -4,18 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
+from personalization.data.prompts import prompt_about
 from personalization.data.records import Dataset
 from personalization.errors import DataError
-from personalization.methods.directions import Pairs, separation
+from personalization.methods.directions import Pairs, separation, unit
 from personalization.methods.user_steering import HISTORY_ITEMS, Learned, Settings, UserSteering
+from personalization.scoring.resume import captured_output
 
 SETTINGS = Settings(
     direction="mean_difference",
     general="mean_difference",
     shrink=1.0,
+    groups=1,
     edit="additive",
     site="block",
     scope="last",
@@ -50,8 +54,8 @@ def without_history(world: Dataset, user: str) -> Dataset:
 
 
 def test_every_user_has_pairs_of_the_latest_items_at_every_layer(steering, world):
-    assert set(steering.pairs) == {q.history[-HISTORY_ITEMS:] for q in world.questions}
-    for recent, layers in steering.pairs.items():
+    assert set(steering.pairs("block")) == {q.history[-HISTORY_ITEMS:] for q in world.questions}
+    for recent, layers in steering.pairs("block").items():
         assert len(layers) == 2
         assert all(pairs.personal.shape == (len(recent), 32) for pairs in layers)
         assert not np.allclose(layers[1].personal, layers[1].neutral)
@@ -148,7 +152,7 @@ def test_layers_are_chosen_by_how_well_the_direction_separates(steering):
     assert found[1] > 0.95
     assert abs(found[0] - 0.5) < 0.1
     assert found[2] == pytest.approx(0.5, abs=0.05)
-    steering._separations["mean_difference"] = np.array([0.6, 0.9])
+    steering._separations["block", "mean_difference"] = np.array([0.6, 0.9])
     for count, layers in ((1, (1,)), (2, (0, 1)), (8, (0, 1))):
         settings = replace(SETTINGS, place="auto", count=count)
         assert steering.learn(settings).layers == layers
@@ -166,6 +170,56 @@ def test_the_general_direction_may_come_from_ccs(steering):
     (layer,) = learned.layers
     assert np.linalg.norm(learned.general[layer]) == pytest.approx(1, abs=1e-5)
     assert not np.allclose(learned.general[layer], steering.learn(SETTINGS).general[layer])
+
+
+def test_states_of_the_mlp_are_what_its_block_adds_last(steering, scorer, world):
+    """In a Llama block the residual that leaves is the one before the MLP and the MLP's output."""
+    block, mlp = steering.pairs("block"), steering.pairs("mlp")
+    model = scorer.backbone.model
+    recent = next(iter(block))
+    text = prompt_about(world.task, steering.histories[recent], recent[0].text)
+    heads = scorer.backbone.encoder.heads([text])
+    layer = model.model.layers[1]
+    with torch.inference_mode(), captured_output(layer.mlp) as added, captured_output(layer) as out:
+        model(torch.tensor(heads[0].tolist())[None], use_cache=False)
+    assert np.abs(mlp[recent][1].neutral[0] - added[0][0, -1].numpy()).max() <= 1e-4
+    assert np.abs(block[recent][1].neutral[0] - out[0][0, -1].numpy()).max() <= 1e-4
+    assert np.abs(mlp[recent][1].neutral[0] - block[recent][1].neutral[0]).max() > 0.01
+
+
+def test_an_edit_of_the_mlp_takes_directions_of_the_mlp(steering):
+    block, mlp = replace(SETTINGS, alpha_general=0.0), replace(SETTINGS, alpha_general=0.0, site="mlp")
+    learned = steering.learn(mlp)
+    assert (learned.norms == steering.learn(block).norms).all()
+    expected = unit(steering._own(mlp).mean(axis=0))
+    assert np.allclose(unit(learned.pooled[0]), expected, atol=1e-5)
+    assert not np.allclose(unit(steering.learn(block).pooled[0]), expected, atol=0.1)
+    table = steering.scores(mlp, learned)
+    assert table.firings.calls.keys() == {1}
+    gated = replace(mlp, gate="cosine", open_share=0.5)
+    assert 0.4 <= steering.scores(gated, steering.learn(gated)).steered.mean() <= 0.6
+
+
+def test_users_are_shrunk_towards_their_group_and_groups_towards_all(steering, scorer, world):
+    grouped = replace(SETTINGS, groups=3, shrink=1e6)
+    learned = steering.learn(replace(grouped, shrink=2.0))
+    assert learned.pooled.shape[0] == 3
+    groups = steering._groups(learned.clusters)
+    own = steering._own(SETTINGS)
+    for group in range(3):
+        mine = own[groups == group]
+        expected = (mine.sum(axis=0) + 2.0 * own.mean(axis=0)) / (len(mine) + 2.0)
+        assert np.allclose(learned.pooled[group], expected, atol=1e-5)
+    strong = steering._vectors(grouped, replace(learned, pooled=learned.pooled)).personal
+    assert np.allclose(strong, unit(learned.pooled)[groups], atol=1e-3)
+    again = Learned.from_listed(learned.listed())
+    settings = replace(SETTINGS, groups=3, shrink=2.0)
+    one = Dataset(world.task, world.labels, world.questions[:1])
+    served = UserSteering(scorer, one).scores(settings, again, resume=False).scores[0]
+    assert np.abs(served - steering.scores(settings, learned).scores[0]).max() <= 1e-5
+    assert (
+        steering.scores(settings, learned).scores != steering.scores(SETTINGS, steering.learn(SETTINGS)).scores
+    ).any()
 
 
 def test_tune_users_without_any_history_are_named(scorer, world):
