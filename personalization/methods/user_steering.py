@@ -150,7 +150,8 @@ class UserSteering:
         return self._pairs[site]
 
     def _asked(self, site: str) -> dict[History, list[Pairs]]:
-        personal, neutral = [], []
+        personal: list[str] = []
+        neutral: list[str] = []
         rows: dict[History, list[int]] = {}
         for recent, question in self.histories.items():
             for item in recent:
