@@ -61,8 +61,8 @@ def ours(items: Items, lora: GroupedLora, recipe: Recipe, folder: Path) -> tuple
     seen: list[float] = []
     real = training.losses
 
-    def noted(scores, gold, lengths, recipe):
-        parts = real(scores, gold, lengths, recipe)
+    def noted(*given):
+        parts = real(*given)
         seen.append(float(parts["token"].detach()))
         return parts
 

@@ -1,9 +1,11 @@
-"""Which adapters help on the planted world: one for all users, one for each group, one for each user?
+"""Which adapters help on the planted world: for all users, each group or each user; with the history in the prompt or not?
 
-    python benchmarks/demo_adapters.py [--home DIR]
+    python benchmarks/demo_adapters.py [--home DIR] [--k 4]
 
-The same recipe at each level, the calibration solved on the tune users, judged on the confirm users; beside it the
-calibration alone. Gains over it are paired, by user, their p-values corrected for their number. The last line is JSON.
+The same recipe at each level, the calibration solved on the tune users, judged on the confirm users: LoRA, prefixes on
+the LoRA of all users, and LoRA with k history items in the prompt, when learning and when asked. Beside them the
+calibration alone, without and with these items. Gains over the calibration alone are paired, by user, their p-values
+corrected for their number. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,28 +21,47 @@ from studies.spec import load_spec
 from studies.study import open_study
 from tracking.significance import holm, paired
 
+LEVELS = ("unified", "cluster", "user")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path)
-    home = parser.parse_args().home or Path(tempfile.mkdtemp())
+    parser.add_argument("--k", type=int, default=4)
+    options = parser.parse_args()
+    home = options.home or Path(tempfile.mkdtemp())
     opened = open_study(load_spec("demo-adapter", {"tracking": "none"}), home)
     base = replace(opened.rooms.BASELINE, fit="exact", kappa=5.0, prior_mode="user")
     lora = replace(base, adapter="lora", blend=1.0, start=0.67)
+    items = f"{options.k} items, "
     chosen = {
         "calibration alone": base,
-        **{level: replace(lora, level=level) for level in ("unified", "cluster", "user")},
+        **{f"lora {level}": replace(lora, level=level) for level in LEVELS},
+        **{f"prefix {level}": replace(lora, adapter="prefix", level=level, lr_ratio=4.0) for level in LEVELS[1:]},
+        f"{items}calibration alone": replace(base, k=options.k),
+        **{f"{items}lora {level}": replace(lora, level=level, k=options.k) for level in LEVELS},
     }
-    answers = {name: opened.objective.evaluate(params, "confirm") for name, params in chosen.items()}
-    alone = answers["calibration alone"]
-    tests = {name: paired(alone.correct, found) for name, found in answers.items() if name != "calibration alone"}
+    answers, seconds = {}, {}
+    for name, params in chosen.items():
+        started = time.perf_counter()
+        answers[name] = opened.objective.evaluate(params, "confirm")
+        seconds[name] = time.perf_counter() - started
+        print(f"{name}: {answers[name].metrics['accuracy']:.4f}, {seconds[name]:.0f} s", flush=True)
+    alone = answers.pop("calibration alone")
+    tests = {name: paired(alone.correct, found) for name, found in answers.items()}
     corrected = dict(zip(tests, holm([test["p_value"] for test in tests.values()]), strict=True))
-    result = {}
+    result = {"calibration alone": {"accuracy": alone.metrics["accuracy"], "nll": alone.metrics["nll"]}}
     for name, found in answers.items():
-        result[name] = {"accuracy": found.metrics["accuracy"], "nll": found.metrics["nll"]}
-        if name in tests:
-            result[name] |= {"gain": tests[name]["delta"], "ci95": tests[name]["ci95"], "p_corrected": corrected[name]}
+        result[name] = {
+            "accuracy": found.metrics["accuracy"], "nll": found.metrics["nll"], "gain": tests[name]["delta"],
+            "ci95": tests[name]["ci95"], "p_corrected": corrected[name], "seconds": round(seconds[name], 1),
+        }  # fmt: skip
         print(name, result[name], flush=True)
+    for start in ("lora ", f"{items}lora "):
+        for better, worse in (("cluster", "unified"), ("unified", "user")):
+            test = paired(answers[start + worse].correct, answers[start + better])
+            result[f"{start}{better} over {worse}"] = {name: test[name] for name in ("delta", "ci95", "p_value")}
+            print(f"{start}{better} over {worse}", result[f"{start}{better} over {worse}"], flush=True)
     print(json.dumps(result))
 
 

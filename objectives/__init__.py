@@ -63,6 +63,9 @@ class Objective(Protocol):
     def groups(self, params: Any, part: str) -> dict[str, int]:
         """The group of each user of a part, for a method that has groups."""
 
+    def curves(self, params: Any) -> Mapping[str, Sequence[float]]:
+        """What changed while these parameters were measured: name -> a value for each step."""
+
     def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:
         """What is worth drawing of these parameters: name of a figure -> what that figure takes."""
 

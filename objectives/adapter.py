@@ -1,9 +1,9 @@
-"""Adapters trained on the histories, as a trial: a head or LoRA, for all users, groups or each, blended with the model.
+"""Adapters trained on the histories, as a trial: a head, LoRA or a prefix, for all users, groups or each.
 
-A trial trains, unless these adapters were trained before, and reports the held-out items of each epoch to the pruner.
-Calibration and label prior are those of the retrieval objective, on the adapter's scores; `fit: exact` solves them. The
-tune users are answered by heads that did not learn from them; LoRA has learned from four fifths of them, not from their
-questions.
+A trial trains, unless these adapters were trained before, and reports the held-out items of each evaluation to the
+pruner. Their scores are blended with the model's own. Calibration and label prior are those of the retrieval objective;
+`fit: exact` solves them. The tune users are answered by heads that did not learn from them; LoRA and prefixes have
+learned from four fifths of them, not from their questions.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from objectives.calibration import _Part
 from objectives.retrieval import Retrieval
 from personalization.data.records import Dataset
 from personalization.data.splits import PARTS, Splits
-from personalization.evaluation import Evaluation
+from personalization.evaluation import Evaluation, gold_indices
 from personalization.methods.calibration import Calibrated, fit_nll
-from personalization.methods.heads import Head
 from personalization.methods.priors import log_mean_probability, log_softmax, taste
-from personalization.methods.user_adapters import Labelled, Plan, Trained, UserAdapters, UserHeads, blended
+from personalization.methods.user_adapters import Plan, Trained, UserAdapters, blended
+from personalization.methods.user_heads import HeadPlan, Heads, UserHeads
 from search_spaces.adapter import BASELINE
 
 KEPT = 64
 """Tables of trained adapters that stay in memory."""
-PLAN = tuple(field.name for field in fields(Plan))
+TRAINED = ("lora", "prefix")
 
 
 class Adapter(Retrieval):
@@ -47,8 +47,8 @@ class Adapter(Retrieval):
         super().__init__(splits, scorer, progress)
 
     def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
-        """Measure on one part; with `report`, the held-out items after each epoch of the training."""
-        if params.adapter != "lora":
+        """Measure on one part; with `report`, the held-out items after each evaluation of the training."""
+        if params.adapter not in TRAINED:
             return super().evaluate(params, part, report)
         if report is not None:
             self._learn(params, "tune", report)
@@ -80,21 +80,21 @@ class Adapter(Retrieval):
         return blended(base, self._adapted(part, params), params.blend)
 
     def _adapted(self, part: str, params: Any) -> NDArray[np.float32]:
-        key: tuple[Any, ...] = (part, params.c, params.depth) if params.adapter == "head" else (part, _plan(params))
+        key = (part, _head_plan(params) if params.adapter == "head" else _plan(params))
         if key not in self._tables:
             dataset = self._splits.part(part)
             if params.adapter == "head" and part == "tune":
-                self._tables[key] = self._heads.crossed(dataset, params.c, params.depth)
+                self._tables[key] = self._heads.crossed(dataset, _head_plan(params))
             elif params.adapter == "head":
-                self._tables[key] = self._heads.scores(dataset, self._head(params), params.depth)
+                self._tables[key] = self._heads.scores(dataset, self._head(params))
             else:
                 self._tables[key] = self._lora.scores(dataset, self._learn(params, part))
             if len(self._tables) > KEPT:
                 self._tables.popitem(last=False)
         return self._tables[key]
 
-    def _head(self, params: Any) -> Head:
-        return self._heads.learn(self._splits.tune, params.c, params.depth)
+    def _head(self, params: Any) -> Heads:
+        return self._heads.learn(self._splits.tune, _head_plan(params))
 
     def _learn(self, params: Any, part: str, report: Report | None = None) -> Trained:
         """The adapters for a part: of tune's histories; at level `user`, for other parts, of everybody's histories."""
@@ -106,32 +106,36 @@ class Adapter(Retrieval):
             everybody = [q for name in PARTS for q in self._splits.part(name).questions]
             dataset = Dataset(dataset.task, dataset.labels, tuple(everybody))
 
-        def tell(items: Labelled, scores: NDArray[np.float32]) -> None:
+        def tell(items: Dataset, scores: NDArray[np.float32]) -> None:
             if report is not None:
-                ids = tuple(f"item {row}" for row in range(len(items.users)))
-                report(
-                    Evaluation(
-                        dataset.labels, ids, tuple(items.users), items.gold, log_softmax(scores), ["user"] * len(ids)
-                    )
-                )
+                ids, users = tuple(q.id for q in items.questions), tuple(q.user_id for q in items.questions)
+                modes = ["user"] * len(items)
+                report(Evaluation(items.labels, ids, users, gold_indices(items), log_softmax(scores), modes))
 
         self._trained[plan, of_everybody] = self._lora.learn(dataset, plan, tell)
         return self._trained[plan, of_everybody]
 
     def observed(self, params: Any) -> dict[str, float]:
-        """What retrieval says; of a training the epochs, the best held-out loss and accuracy, and its size."""
+        """What retrieval says; of a training its length, what it was at its best, and its size."""
         seen = super().observed(params)
-        if params.adapter != "lora":
+        if params.adapter not in TRAINED:
             return seen
         record = self._learn(params, "tune").record
-        epochs = record["records"]
-        best = min(epochs, key=lambda epoch: epoch.get("held_out_loss", 0.0))
+        records = record["records"]
+        best = min(records, key=lambda found: found.get("held_out_loss", 0.0))
         kept = {name: value for name, value in best.items() if name.startswith(("held_out", "loss"))}
-        return {**seen, **kept, "epochs_run": float(len(epochs)), "trainable": float(record["trainable"])}
+        return {**seen, **kept, "epochs_run": float(records[-1]["epoch"]), "trainable": float(record["trainable"])}
+
+    def curves(self, params: Any) -> dict[str, list[float]]:
+        """What each evaluation of the training gave."""
+        if params.adapter not in TRAINED:
+            return {}
+        records = self._learn(params, "tune").record["records"]
+        return {f"training/{name}": [record[name] for record in records] for name in records[0]}
 
     def groups(self, params: Any, part: str) -> dict[str, int]:
         """Those of cluster adapters."""
-        if params.adapter != "lora" or params.level != "cluster":
+        if params.adapter not in TRAINED or params.level != "cluster":
             return {}
         return self._lora.assigned(self._splits.part(part), self._learn(params, "tune"))
 
@@ -166,10 +170,15 @@ class Adapter(Retrieval):
         config = super().deployment(self.resolved(params))
         if params.adapter == "head":
             config["adapter"] = self._heads.save(self._head(params))
-        elif params.adapter == "lora":
+        elif params.adapter in TRAINED:
             config["adapter"] = self._learn(params, "confirm").listed()
         return config
 
 
 def _plan(params: Any) -> Plan:
-    return Plan(**{name: getattr(params, name) for name in PLAN})
+    plan = Plan(**{field.name: getattr(params, field.name) for field in fields(Plan)})
+    return plan if plan.k else replace(plan, ranking=Plan.ranking, mix=Plan.mix)
+
+
+def _head_plan(params: Any) -> HeadPlan:
+    return HeadPlan(**{field.name: getattr(params, field.name) for field in fields(HeadPlan)})

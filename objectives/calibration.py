@@ -115,6 +115,10 @@ class Calibration:
         """None."""
         return {}
 
+    def curves(self, params: Any) -> Mapping[str, Sequence[float]]:  # noqa: ARG002
+        """None."""
+        return {}
+
     def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:  # noqa: ARG002
         """None."""
         return {}

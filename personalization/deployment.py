@@ -26,7 +26,8 @@ from personalization.errors import DataError
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate, report_calibrate
 from personalization.methods.priors import history_counts
 from personalization.methods.retrieval import Histories, retrieval_calibrate
-from personalization.methods.user_adapters import Trained, UserAdapters, UserHeads, blended, load_head
+from personalization.methods.user_adapters import Trained, UserAdapters, blended
+from personalization.methods.user_heads import UserHeads, load_heads
 
 FORMAT = 2
 
@@ -131,7 +132,7 @@ class Deployment:
         if adapter is None or not dataset.questions:
             return scores
         if params["adapter"] == "head":
-            own = UserHeads(self.scorer, Path()).scores(dataset, load_head(adapter), params["depth"])
+            own = UserHeads(self.scorer, Path()).scores(dataset, load_heads(adapter))
         else:
             own = UserAdapters(self.scorer, Path()).scores(dataset, Trained.from_listed(adapter))
         return blended(scores, own, params["blend"])

@@ -11,31 +11,44 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from search_spaces import retrieval
 
 SPACE: dict[str, BaseDistribution] = {
-    "adapter": CategoricalDistribution(["none", "head", "lora"]),
+    "adapter": CategoricalDistribution(["none", "head", "lora", "prefix"]),
     "blend": FloatDistribution(0.0, 1.0),
-    "c": FloatDistribution(1e-4, 10.0, log=True),
-    "depth": FloatDistribution(0.0, 1.0),
     "level": CategoricalDistribution(["unified", "cluster", "user"]),
     "groups": IntDistribution(2, 8),
     "cluster_by": CategoricalDistribution(["words", "labels", "embedding"]),
+    "c": FloatDistribution(1e-4, 10.0, log=True),
+    "c_own": FloatDistribution(1e-4, 10.0, log=True),
+    "depth": FloatDistribution(0.0, 1.0),
     "rank": CategoricalDistribution([2, 4, 8, 16]),
     "targets": CategoricalDistribution(["attention", "mlp", "all"]),
     "start": FloatDistribution(0.0, 0.95),
+    "prefix_tokens": IntDistribution(1, 20),
     "word_dropout": FloatDistribution(0.0, 0.3),
+    "history_dropout": FloatDistribution(0.0, 0.5),
+    "history_order": FloatDistribution(0.0, 1.0),
     "epochs": IntDistribution(1, 8),
     "lr": FloatDistribution(1e-4, 2e-2, log=True),
+    "lr_ratio": FloatDistribution(1.0, 16.0, log=True),
+    "schedule": CategoricalDistribution(["cosine", "plateau"]),
+    "accumulate": CategoricalDistribution([1, 2, 4]),
     "weight_decay": FloatDistribution(1e-4, 1.0, log=True),
     "dropout": FloatDistribution(0.0, 0.3),
     "margin": FloatDistribution(0.0, 1.0),
+    "match": FloatDistribution(0.0, 1.0),
     "diversity": FloatDistribution(0.0, 1.0),
     "anchor": FloatDistribution(0.0, 1.0),
     "fit": CategoricalDistribution(["searched", "exact"]),
     **retrieval.SPACE,
 }
 
-LORA = ("level", "groups", "cluster_by", "rank", "targets", "start", "word_dropout", "epochs", "lr", "weight_decay",
-        "dropout", "margin", "diversity", "anchor")  # fmt: skip
-ONLY = {**retrieval.ONLY, **dict.fromkeys((*LORA, "depth", "adapter=lora"), "causal")}
+OF_HEADS = ("c", "c_own", "depth")
+OF_TRAINING = (
+    "rank", "targets", "start", "prefix_tokens", "word_dropout", "history_dropout", "history_order", "epochs", "lr",
+    "lr_ratio", "schedule", "accumulate", "weight_decay", "dropout", "margin", "match", "diversity", "anchor",
+)  # fmt: skip
+OF_GROUPS = ("groups", "cluster_by")
+OF_ITEMS = ("history_dropout", "history_order")
+ONLY = {**retrieval.ONLY, **dict.fromkeys((*OF_TRAINING, "depth", "adapter=lora", "adapter=prefix"), "causal")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +60,39 @@ class Params(retrieval.Params):
 
     adapter: str
     blend: float
-    c: float
-    depth: float
     level: str
     groups: int
     cluster_by: str
+    c: float
+    c_own: float
+    depth: float
     rank: int
     targets: str
     start: float
+    prefix_tokens: int
     word_dropout: float
+    history_dropout: float
+    history_order: float
     epochs: int
     lr: float
+    lr_ratio: float
+    schedule: str
+    accumulate: int
     weight_decay: float
     dropout: float
     margin: float
+    match: float
     diversity: float
     anchor: float
     fit: str
 
 
 _NONE: dict[str, Any] = {
-    "adapter": "none", "blend": 0.0, "c": 0.01, "depth": 0.0, "level": "unified", "groups": 4, "cluster_by": "words",
-    "rank": 4, "targets": "all", "start": 0.5, "word_dropout": 0.0, "epochs": 4, "lr": 2e-3, "weight_decay": 0.01,
-    "dropout": 0.0, "margin": 0.0, "diversity": 0.0, "anchor": 0.0, "fit": "searched",
+    "adapter": "none", "blend": 0.0, "level": "unified", "groups": 4, "cluster_by": "words", "c": 0.01, "c_own": 0.01,
+    "depth": 0.0, "rank": 4, "targets": "all", "start": 0.5, "prefix_tokens": 8, "word_dropout": 0.0,
+    "history_dropout": 0.0, "history_order": 0.0, "epochs": 4, "lr": 2e-3, "lr_ratio": 1.0, "schedule": "cosine",
+    "accumulate": 1, "weight_decay": 0.01, "dropout": 0.0, "margin": 0.0, "match": 0.0, "diversity": 0.0,
+    "anchor": 0.0, "fit": "searched",
 }  # fmt: skip
 
 BASELINE = Params(**_NONE, **asdict(retrieval.BASELINE))
@@ -82,14 +105,7 @@ def decode(raw: Mapping[str, Any]) -> Params:
         values |= {"beta": 1.0, "gamma": 1.0, "tau": 1.0}
     if values["adapter"] == "none" or values["blend"] == 0:
         values |= {name: _NONE[name] for name in _NONE if name != "fit"}
-    if values["adapter"] != "lora":
-        values |= {name: _NONE[name] for name in LORA}
-    if values["adapter"] != "head":
-        values |= {name: _NONE[name] for name in ("c", "depth")}
-    if values["level"] != "cluster":
-        values |= {name: _NONE[name] for name in ("groups", "cluster_by")}
-    if values["level"] == "unified":
-        values["anchor"] = _NONE["anchor"]
+    values |= {name: _NONE[name] for name in _idle(values)}
     if values["adapter"] != "none":
         values["source"] = "batch"
     names = retrieval.Params.__dataclass_fields__
@@ -97,7 +113,24 @@ def decode(raw: Mapping[str, Any]) -> Params:
     return Params(**{name: values[name] for name in _NONE}, **asdict(retrieval.decode(inner)))
 
 
+def _idle(values: Mapping[str, Any]) -> list[str]:
+    """Parameters of the adapter that nothing reads beside the others."""
+    adapter, level = values["adapter"], values["level"]
+    read = {
+        OF_TRAINING: adapter in ("lora", "prefix"),
+        OF_HEADS: adapter == "head",
+        OF_GROUPS: level == "cluster",
+        OF_ITEMS: values.get("k", 0) > 0,
+        ("prefix_tokens",): adapter == "prefix",
+        ("c_own",): level != "unified",
+        ("anchor",): level != "unified" or adapter == "prefix",
+    }
+    return [name for names, used in read.items() if not used for name in names]
+
+
 def complexity(params: Params) -> float:
-    """That of the retrieval, and the parts of the adapter: a head is one, LoRA two, groups three, users four."""
-    size = {"none": 0, "head": 1, "lora": 2}[params.adapter] + {"unified": 0, "cluster": 1, "user": 2}[params.level]
+    """That of the retrieval, and the adapter: a head is one, LoRA two, a prefix three; groups one, users two more."""
+    size = {"none": 0, "head": 1, "lora": 2, "prefix": 3}[params.adapter] + {"unified": 0, "cluster": 1, "user": 2}[
+        params.level
+    ]
     return retrieval.complexity(params) + size + (0 < params.blend < 1)

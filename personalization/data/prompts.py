@@ -66,14 +66,17 @@ def is_asked(task: str, question: Question, item: HistoryItem) -> bool:
     return item.text.strip() == item_text(task, question)
 
 
+def question_about(task: str, question: Question, item: str) -> str:
+    """The question's text with `item` in the place of what is to be classified."""
+    if task == "LaMP_1":
+        return re.sub(r'"[^"]*"', lambda _: f'"{item}"', question.text)
+    stem, mark, _ = question.text.partition(_ITEM_MARK[task])
+    return f"{stem}{mark} {item}".rstrip() if mark else item
+
+
 def prompt_about(task: str, question: Question, item: str) -> str:
     """The question's prompt with `item` in the place of what is to be classified."""
-    if task == "LaMP_1":
-        text = re.sub(r'"[^"]*"', lambda _: f'"{item}"', question.text)
-    else:
-        stem, mark, _ = question.text.partition(_ITEM_MARK[task])
-        text = f"{stem}{mark} {item}".rstrip() if mark else item
-    return text + ANSWER_CUE
+    return question_about(task, question, item) + ANSWER_CUE
 
 
 class Wording(NamedTuple):

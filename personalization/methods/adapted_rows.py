@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError
 from personalization.files import sha256_of
-from personalization.methods.lora import GroupedLora
+from personalization.methods.prefix import Adapters
 from personalization.scoring.packed import LONGEST_ROW, MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
@@ -37,7 +38,8 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 class AdaptedRows:
     """Prompts [n] of users [n] with the same candidates, and the adapter of each, -1 for none.
 
-    `first`: the lowest adapted layer. All prompts of a user have one adapter.
+    `first`: the lowest adapted layer; `prefix`: tokens that an adapter puts in front. All prompts of a user have one
+    adapter.
     """
 
     def __init__(
@@ -50,11 +52,12 @@ class AdaptedRows:
         first: int,
         folder: Path,
         identity: Mapping[str, Any] | str,
+        prefix: int = 0,
     ) -> None:
         heads, tails = backbone.encoder.encode(prompts, continuations)
         if len(set(tails)) != 1:
             raise DataError("adapters need labels whose tokens are the same behind every prompt; end prompts alike")
-        heads = [backbone.fit(head, max(map(len, tails[0]))) for head in heads]
+        heads = [backbone.fit(head, prefix + max(map(len, tails[0]))) for head in heads]
         self.model, self.groups, self.first, self.folder = backbone.model, groups, first, folder
         route = backbone.packed(heads, tails[0])
         if len(route.trees) > 1:
@@ -94,7 +97,7 @@ class AdaptedRows:
         out[self.route.columns[0]] = self.route.trees[0].lengths
         return out
 
-    def scores(self, number: int, lora: GroupedLora | None, dropout: float = 0.0) -> Tensor:
+    def scores(self, number: int, lora: Adapters | None, dropout: float = 0.0) -> Tensor:
         """Log-probabilities of the prompts `members[number]`, float32 [b, K]; with gradients where they are on."""
         rows = self.rows[number]
         with ExitStack() as stack:
@@ -102,14 +105,29 @@ class AdaptedRows:
             if self.first:
                 given = self.states[number].to(self.model.device)
                 stack.enter_context(resumed_after(self.layers, self.first - 1, given, self.tuples))
+            past = None
             if lora is not None:
                 groups = torch.from_numpy(self.groups[[row.prompts[0] for row in rows]]).to(self.model.device)
-                stack.enter_context(lora.applied(groups, dropout))
-            return self.route.score(rows)
+                past = stack.enter_context(lora.applied(groups, dropout))
+            return self.route.score(rows, past)
 
-    def table(
-        self, lora: GroupedLora | None, progress: Callable[[int, int], None] | None = None
-    ) -> NDArray[np.float32]:
+    def scores_and_cosines(self, number: int, lora: Adapters | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Scores of a batch, and the cosine of each prompt's last state with each label's mean output embedding."""
+        with captured_output(self.model.base_model) as seen:
+            scores = self.scores(number, lora, dropout)
+        layout = lay_out(self.rows[number], self.route.prompts, 0, self.route.trees[0])
+        states = seen[-1][layout.places[:, 0], layout.places[:, 1]].float()
+        cosines = nn.functional.cosine_similarity(states[:, None], self.label_embeddings[None], dim=-1)
+        return scores, cosines.to(scores.device)
+
+    @cached_property
+    def label_embeddings(self) -> Tensor:
+        """The mean of the LM head's rows for each label's tokens, float32 [K, d]."""
+        tree, head = self.route.trees[0], self.model.get_output_embeddings().weight.detach().float()
+        means = [head[tree.candidate(k)].mean(dim=0) for k in range(len(tree.lengths))]
+        return torch.stack(means)[np.argsort(self.route.columns[0])]
+
+    def table(self, lora: Adapters | None, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
         """Scores of all prompts, float32 [n, K]."""
         out = np.empty((len(self.groups), len(self.lengths)), dtype=np.float32)
         with torch.inference_mode():

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from personalization.files import write_atomic
@@ -71,20 +72,25 @@ class GroupedLora:
         return [*self.a.values(), *self.b.values()]
 
     @property
+    def sides(self) -> tuple[list[Tensor], list[Tensor]]:
+        """All A and all B: they may learn at different rates."""
+        return list(self.a.values()), list(self.b.values())
+
+    @property
     def trainable(self) -> int:
         """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters)
 
     @contextmanager
-    def applied(self, rows: Tensor, dropout: float = 0.0) -> Iterator[None]:
-        """Run the model with the adapter of group `rows` [B] in each row; -1 leaves a row as it is."""
+    def applied(self, rows: Tensor, dropout: float = 0.0) -> Iterator[Cache | None]:
+        """Run the model with the adapter of group `rows` [B] in each row; -1 leaves a row as it is. No prefix."""
         scale = self.shape.alpha / self.shape.rank
         handles = []
         try:
             for path in self.shape.modules:
                 hook = _adder(self.a[path], self.b[path], rows, scale, dropout)
                 handles.append(self.model.get_submodule(path).register_forward_hook(hook))
-            yield
+            yield None
         finally:
             for handle in handles:
                 handle.remove()

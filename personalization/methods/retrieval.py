@@ -164,7 +164,7 @@ class Histories:
             template = params.template if self.scorer.kind == "encoder" else wording.template["continuation"]
             spoken = continuations(self.dataset.labels, template)
             if self.scorer.kind != "encoder" and params.k:
-                prompts, self.shortened[key] = self._with_items(self.top(*ranking, params.k), spoken)
+                prompts, self.shortened[key] = self.with_items(self.top(*ranking, params.k), spoken)
             else:
                 prompts = [wording.prompt(self.dataset.task, q) for q in self.dataset.questions]
             self._tables[key] = self.scorer.label_logprobs(prompts, spoken, self.progress)
@@ -181,7 +181,7 @@ class Histories:
             return (params.template,)
         return (params.k, *_ranking(params)) if params.k else (0,)
 
-    def _with_items(self, chosen: Sequence[Sequence[HistoryItem]], spoken: Sequence[str]) -> tuple[list[str], int]:
+    def with_items(self, chosen: Sequence[Sequence[HistoryItem]], spoken: Sequence[str]) -> tuple[list[str], int]:
         """Prompts with these items, each cut to its share of the room where they do not fit; and how many did not."""
         task, questions = self.dataset.task, self.dataset.questions
         whole = [prompt(task, q, items) for q, items in zip(questions, chosen, strict=True)]

@@ -2,14 +2,18 @@
 
     loss = label * CE(softmax_y score, gold) + token * NLL of the gold continuation, a token
          + margin * mean max(0, 1 - (score_gold - best wrong score))
+         + match * CE(softmax_y cos(q, e_y) / 0.1, gold)
          + diversity * max(0, H(gold of the batch) - H(mean prediction of the batch))
          + anchor * sum ||adapter - where it began||^2
 
-with scores log p(label's continuation | prompt). AdamW (Loshchilov & Hutter 2019), linear warm-up and cosine decay, the
-gradient's norm clipped. After each epoch the held-out items are measured; the best epoch by their loss is kept, and
-`patience` epochs without a better one end the training. A checkpoint after each epoch holds the adapters, the optimiser
-and the history; the order of batches and the dropout depend on seed and epoch alone, so a training that was killed goes
-on to the same bits on a CPU.
+with scores log p(label's continuation | prompt), q the last hidden state at the prompt's end and e_y the mean of the LM
+head's rows for the label's tokens (a contrastive loss, as in CLIP, Radford et al. 2021). AdamW (Loshchilov & Hutter
+2019), after a linear warm-up cosine decay, or half the rate after each evaluation that is not the best so far; the
+gradients of `accumulate` batches make a step, their norm is clipped. B may learn faster than A (LoRA+, Hayou et al.
+2024). Several times in each epoch the held-out items are measured; the adapters with the best loss there are kept, and
+`patience` evaluations without a better one end the training. With each evaluation goes a checkpoint of the adapters,
+the optimiser and the records; the order of batches and the dropout depend on seed and place alone, so a training that
+was killed goes on to the same bits on a CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,27 +37,39 @@ from torch import Tensor
 from personalization.errors import DataError
 from personalization.files import write_atomic
 from personalization.methods.adapted_rows import AdaptedRows
-from personalization.methods.lora import GroupedLora
+from personalization.methods.prefix import Adapters
 from personalization.metrics import entropy_bits, label_counts
 
-VERSION = 1
+VERSION = 2
 """Of the recipe: a change that changes results raises it."""
 WARM_UP = 0.1
 """Share of the steps over which the learning rate rises."""
+SCHEDULES = ("cosine", "plateau")
+SHARPNESS = 10.0
+"""Scale of the cosines in the match loss."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How adapters are trained. Losses by weight; `clip` bounds the gradient's norm."""
+    """How adapters are trained. Losses by weight.
+
+    `evaluations` an epoch; `lr_ratio`: of the rates of B and A; `accumulate` batches a step; `clip` bounds the
+    gradient's norm; `patience` in evaluations.
+    """
 
     epochs: int = 4
+    evaluations: int = 1
     lr: float = 2e-3
+    lr_ratio: float = 1.0
+    schedule: str = "cosine"
+    accumulate: int = 1
     weight_decay: float = 0.01
     dropout: float = 0.0
     clip: float = 1.0
     label: float = 1.0
     token: float = 0.0
     margin: float = 0.0
+    match: float = 0.0
     diversity: float = 0.0
     anchor: float = 0.0
     patience: int = 2
@@ -61,9 +77,9 @@ class Recipe:
 
 
 Record = dict[str, float]
-"""What one epoch gave."""
+"""What one stretch of an epoch gave; `epoch`: how many are done."""
 Watch = Callable[[NDArray[np.float32]], None]
-"""Called after each epoch with the scores of the held-out items [m, K]; may raise to end the training."""
+"""Called after each evaluation with the scores of the held-out items [m, K]; may raise to end the training."""
 
 
 @dataclass
@@ -74,8 +90,10 @@ class Items:
     gold: NDArray[np.int64]
 
 
-def losses(scores: Tensor, gold: Tensor, lengths: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-    """Weighted parts of the loss of scores [b, K]; `lengths` [K]: tokens of each label."""
+def losses(
+    scores: Tensor, gold: Tensor, lengths: Tensor, recipe: Recipe, cosines: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Weighted parts of the loss of scores [b, K]; `lengths` [K]: tokens of each label; `cosines` [b, K] to match."""
     chosen = scores.gather(1, gold[:, None])[:, 0]
     found: dict[str, Tensor] = {}
     if recipe.label:
@@ -85,6 +103,8 @@ def losses(scores: Tensor, gold: Tensor, lengths: Tensor, recipe: Recipe) -> dic
     if recipe.margin:
         wrong = scores.scatter(1, gold[:, None], -torch.inf).amax(dim=1)
         found["margin"] = recipe.margin * (1 - (chosen - wrong)).clamp(min=0).mean()
+    if recipe.match and cosines is not None:
+        found["match"] = recipe.match * torch.nn.functional.cross_entropy(SHARPNESS * cosines, gold)
     if recipe.diversity:
         mean = scores.softmax(dim=1).mean(dim=0)
         share = torch.bincount(gold, minlength=scores.shape[1]) / len(gold)
@@ -96,28 +116,27 @@ def losses(scores: Tensor, gold: Tensor, lengths: Tensor, recipe: Recipe) -> dic
 def train(
     train_sets: Sequence[Items],
     held_out: Items | None,
-    lora: GroupedLora,
+    lora: Adapters,
     recipe: Recipe,
     checkpoint: Path,
     watch: Watch | None = None,
 ) -> list[Record]:
-    """Train the adapters in place, to the best epoch; the records of all epochs.
+    """Train the adapters in place, to the best evaluation; the records of all.
 
     Epoch e takes `train_sets[e % len]`: views of the same items. `checkpoint` is where a killed training goes on from.
     Raises DataError where a loss is not finite.
     """
-    optimiser = torch.optim.AdamW(lora.parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    steps = sum(len(train_sets[epoch % len(train_sets)].rows.rows) for epoch in range(recipe.epochs))
+    slow, fast = lora.sides
+    optimiser = torch.optim.AdamW([{"params": slow}, {"params": fast}], lr=recipe.lr, weight_decay=recipe.weight_decay)
+    stretches = _stretches(train_sets, recipe)
     began = [parameter.detach().clone() for parameter in lora.parameters]
     records: list[Record] = []
     best = lora.state()
     if checkpoint.exists():
         records, best, began = _resume(checkpoint, lora, optimiser, recipe)
     with _frozen(lora.model):
-        while len(records) < recipe.epochs and not _over(records, recipe):
-            items = train_sets[len(records) % len(train_sets)]
-            done = sum(len(train_sets[epoch % len(train_sets)].rows.rows) for epoch in range(len(records)))
-            record = _epoch(items, lora, optimiser, recipe, began, len(records), (done, steps))
+        while len(records) < len(stretches) and not _over(records, recipe):
+            record = _run(stretches, records, lora, optimiser, recipe, began)
             scores = None if held_out is None else held_out.rows.table(lora)
             record |= {} if scores is None or held_out is None else measured(scores, held_out.gold)
             records.append(record)
@@ -146,72 +165,127 @@ def measured(scores: NDArray[np.float32], gold: NDArray[np.int64]) -> Record:
 def flags(records: Sequence[Record]) -> list[str]:
     """What looks wrong in a training, each with its epoch and what usually helps."""
     said = []
-    for epoch, record in enumerate(records, start=1):
+    for record in records:
         if record.get("held_out_top1_share", 0.0) > 0.9:
             said.append(
-                f"epoch {epoch}: one label takes {record['held_out_top1_share']:.0%} of the predictions; "
+                f"epoch {record['epoch']:g}: one label takes {record['held_out_top1_share']:.0%} of the predictions; "
                 "raise diversity, or lower lr"
             )
             break
-    for epoch, (before, record) in enumerate(pairwise(records), start=2):
+    for before, record in pairwise(records):
         if record.get("held_out_loss", 0.0) > before.get("held_out_loss", 0.0) + 0.05:
             said.append(
-                f"epoch {epoch}: the held-out loss rises from {before['held_out_loss']:.3f} to "
+                f"epoch {record['epoch']:g}: the held-out loss rises from {before['held_out_loss']:.3f} to "
                 f"{record['held_out_loss']:.3f}; take fewer epochs, a smaller rank or lr, or more dropout"
             )
             break
-    for epoch, record in enumerate(records, start=1):
+    for record in records:
         parts = {name.removeprefix("loss_"): value for name, value in record.items() if name.startswith("loss_")}
         main = parts.get("label", 0.0) + parts.get("token", 0.0)
         heavy = [name for name, value in parts.items() if name not in ("label", "token") and value > 2 * main > 0]
         if heavy:
-            said.append(f"epoch {epoch}: the loss is mostly {heavy[0]}; lower its weight")
+            said.append(f"epoch {record['epoch']:g}: the loss is mostly {heavy[0]}; lower its weight")
             break
     if records and records[-1].get("held_out_loss", 0.0) > 1.5 * records[-1]["loss"] + 0.1:
         said.append(
-            f"epoch {len(records)}: held-out loss {records[-1]['held_out_loss']:.3f} against "
+            f"epoch {records[-1]['epoch']:g}: held-out loss {records[-1]['held_out_loss']:.3f} against "
             f"{records[-1]['loss']:.3f} in training; it learns its items by heart: smaller rank, more dropout"
         )
     return said
 
 
-def _epoch(
-    items: Items,
-    lora: GroupedLora,
+class _Stretch(NamedTuple):
+    """Steps between two evaluations: batches of `items` that make a step, and how many steps come before."""
+
+    items: Items
+    steps: list[list[int]]
+    before: int
+    total: int
+    epoch: float
+
+
+def _stretches(train_sets: Sequence[Items], recipe: Recipe) -> list[_Stretch]:
+    """Every epoch in an order of its own, cut into as many stretches as there are evaluations."""
+    epochs = []
+    for epoch in range(recipe.epochs):
+        items = train_sets[epoch % len(train_sets)]
+        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(items.rows.rows)).tolist()
+        steps = [order[at : at + recipe.accumulate] for at in range(0, len(order), recipe.accumulate)]
+        epochs.append((items, steps))
+    parts = min(recipe.evaluations, *(len(steps) for _, steps in epochs))
+    total, before, found = sum(len(steps) for _, steps in epochs), 0, []
+    for epoch, (items, steps) in enumerate(epochs):
+        ends = np.linspace(0, len(steps), parts + 1).round().astype(int).tolist()
+        for part, (start, end) in enumerate(pairwise(ends), start=1):
+            found.append(_Stretch(items, steps[start:end], before + start, total, epoch + part / parts))
+        before += len(steps)
+    return found
+
+
+def _run(
+    stretches: Sequence[_Stretch],
+    records: Sequence[Record],
+    lora: Adapters,
     optimiser: torch.optim.Optimizer,
     recipe: Recipe,
     began: Sequence[Tensor],
-    epoch: int,
-    progress: tuple[int, int],
 ) -> Record:
-    """One pass over the batches in the order of this epoch."""
-    order = np.random.default_rng((recipe.seed, epoch)).permutation(len(items.rows.rows))
-    torch.manual_seed(1_000_003 * (recipe.seed + 1) + epoch)
-    lengths = torch.from_numpy(items.rows.lengths)
+    """The next stretch; mean losses over its prompts, and the learning rate at its end."""
+    stretch, rate = stretches[len(records)], 0.0
+    torch.manual_seed(1_000_003 * (recipe.seed + 1) + len(records))
     sums: dict[str, float] = {}
-    for step, number in enumerate(order.tolist(), start=progress[0]):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.lr * _schedule(step, progress[1])
-        scores = items.rows.scores(number, lora, recipe.dropout)
-        gold = torch.from_numpy(items.gold[items.rows.members[number]])
-        parts = losses(scores, gold, lengths, recipe)
+    for step, batches in enumerate(stretch.steps, start=stretch.before):
+        rate = recipe.lr * _share_of_rate(step, stretch.total, recipe, records)
+        for group, ratio in zip(optimiser.param_groups, (1.0, recipe.lr_ratio), strict=True):
+            group["lr"] = rate * ratio
+        optimiser.zero_grad(set_to_none=True)
+        for name, value in _gradients(stretch, batches, lora, recipe, began).items():
+            sums[name] = sums.get(name, 0.0) + value
+        torch.nn.utils.clip_grad_norm_(lora.parameters, recipe.clip)
+        optimiser.step()
+    prompts = sum(len(stretch.items.rows.members[number]) for batches in stretch.steps for number in batches)
+    return {"epoch": stretch.epoch, "lr": rate, **{name: value / prompts for name, value in sums.items()}}
+
+
+def _gradients(
+    stretch: _Stretch, batches: Sequence[int], lora: Adapters, recipe: Recipe, began: Sequence[Tensor]
+) -> dict[str, float]:
+    """Leave the gradients of one step with the parameters; the parts of the loss, summed over the prompts."""
+    rows, gold_of, sums = stretch.items.rows, stretch.items.gold, dict[str, float]()
+    lengths = torch.from_numpy(rows.lengths)
+    prompts = sum(len(rows.members[number]) for number in batches)
+    for number in batches:
+        gold = torch.from_numpy(gold_of[rows.members[number]])
+        if recipe.match:
+            scores, cosines = rows.scores_and_cosines(number, lora, recipe.dropout)
+            parts = losses(scores, gold, lengths, recipe, cosines)
+        else:
+            parts = losses(rows.scores(number, lora, recipe.dropout), gold, lengths, recipe)
         if recipe.anchor:
             moved = [(now - then).square().sum() for now, then in zip(lora.parameters, began, strict=True)]
             parts["anchor"] = recipe.anchor * torch.stack(moved).sum()
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
-            raise DataError(f"the loss is {float(loss.detach())} in epoch {epoch + 1}; take a smaller lr")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(lora.parameters, recipe.clip)
-        optimiser.step()
+            raise DataError(f"the loss is {float(loss.detach())} in epoch {stretch.epoch:g}; take a smaller lr")
+        (loss * (len(gold) / prompts)).backward()
         for name, value in {"loss": loss, **{f"loss_{k}": v for k, v in parts.items()}}.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(gold)
-    return {name: value / len(items.gold) for name, value in sums.items()}
+    return sums
+
+
+def _share_of_rate(step: int, steps: int, recipe: Recipe, records: Sequence[Record]) -> float:
+    """The learning rate as a share of its largest, by the recipe's schedule."""
+    if recipe.schedule == "cosine":
+        return _schedule(step, steps)
+    if recipe.schedule != "plateau":
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {recipe.schedule!r}")
+    losses_so_far = [record.get("held_out_loss", record["loss"]) for record in records]
+    misses = sum(loss >= min(losses_so_far[:at]) for at, loss in enumerate(losses_so_far) if at)
+    return float(min(1.0, (step + 1) / max(1, round(WARM_UP * steps))) * 0.5**misses)
 
 
 def _schedule(step: int, steps: int) -> float:
-    """The learning rate as a share of its largest."""
+    """Linear warm-up, then cosine decay."""
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm
@@ -219,7 +293,7 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _best(records: Sequence[Record]) -> int:
-    """The epoch with the smallest held-out loss, else the last."""
+    """The record with the smallest held-out loss, else the last."""
     values = [record.get("held_out_loss") for record in records]
     known = [value for value in values if value is not None]
     return values.index(min(known)) if known else len(records) - 1
@@ -244,7 +318,7 @@ def _frozen(model: torch.nn.Module) -> Iterator[None]:
 
 def _save(
     path: Path,
-    lora: GroupedLora,
+    lora: Adapters,
     optimiser: torch.optim.Optimizer,
     best: dict[str, Tensor],
     began: Sequence[Tensor],
@@ -260,14 +334,14 @@ def _save(
             tensors[f"optimiser.{number}.{name}"] = value.detach().cpu()
     total = sum(parameter.numel() for parameter in lora.model.parameters())
     told = {
-        "version": VERSION, "recipe": asdict(recipe), "records": records, "epoch": len(records),
+        "version": VERSION, "recipe": asdict(recipe), "records": records, "epoch": records[-1]["epoch"],
         "trainable": lora.trainable, "total": total,
     }  # fmt: skip
     write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, {"training": json.dumps(told)}))
 
 
 def _resume(
-    path: Path, lora: GroupedLora, optimiser: torch.optim.Optimizer, recipe: Recipe
+    path: Path, lora: Adapters, optimiser: torch.optim.Optimizer, recipe: Recipe
 ) -> tuple[list[Record], dict[str, Tensor], list[Tensor]]:
     """Take up a checkpoint: (records, best adapters, where they began)."""
     with safe_open(path, framework="pt") as file:

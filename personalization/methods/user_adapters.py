@@ -1,95 +1,125 @@
-"""From histories to adapters to scores.
+"""From histories to trained adapters to scores.
 
-An adapter learns from the labelled items of the users' histories, each asked as a question is, and never from a
-question or its gold label. Levels:
+An adapter learns from the labelled items of the users' histories, each asked as a question is, with k of the user's
+other items in front of it, and never from a question or its gold label. Levels:
 
     unified   one adapter for all users
     cluster   one for each group of users (`clusters`); a new user gets that of the nearest group
     user      one for each user, from that user's items alone; a user without one is answered by the model itself
 
-`anchor` > 0 starts groups and users at the unified adapter and penalises the distance to it (constrained LoRA). Every
-fifth user is held out, at level `user` every user's newest fifth of the items; the best epoch is the one with the
-smallest loss there. What was trained lies in a folder named by all that it depends on: PEFT's files a group, the
-checkpoint, and record.json with every epoch.
+`adapter` is lora, or prefix: a prefix on top of the frozen LoRA of all users. `anchor` > 0 starts groups and users at
+the unified adapter and penalises the distance to it (constrained LoRA). Every fifth user is held out, at level `user`
+every user's newest fifth of the items; what is kept is what had the smallest loss there. Every second epoch sees the
+items differently, where a rate says so: words or items of the history left out, or these in another order. What was
+trained lies in a folder named by all that it depends on: PEFT's files a group, the checkpoint, and record.json with
+every evaluation.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import WORDINGS, continuations, is_asked, prompt
-from personalization.data.records import Dataset, Question
-from personalization.data.splits import user_blocks
+from personalization.data.prompts import continuations, prompt
+from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.files import sha256_of, write_atomic
 from personalization.methods.clusters import Clusters, cluster, histories_of
-from personalization.methods.heads import Head, fit_head
+from personalization.methods.labelled import held_out, labelled_items, needed, varied, with_words_dropped
 from personalization.methods.priors import log_softmax
+from personalization.methods.retrieval import Histories
 from personalization.scoring.store import key_of
 
 LEVELS = ("unified", "cluster", "user")
-HELD_OUT = 5
-"""One user, or item, in so many is held out."""
 RECORD = "record.json"
-FOLDS = 4
-"""Parts of the tune users, for heads that are judged on users they did not learn from."""
+EVALUATIONS = 2
+"""How often an epoch is judged by the held-out items."""
+PATIENCE = 3
+"""Evaluations without a better one after which a training ends."""
 
-Report = Callable[["Labelled", NDArray[np.float32]], None]
-"""Called after each epoch with the held-out items and their scores [m, K]; may raise to end the training."""
-
-
-class Labelled(NamedTuple):
-    """Items to learn from: prompts, columns of their labels, the users that they are of."""
-
-    prompts: list[str]
-    gold: NDArray[np.int64]
-    users: list[str]
-
-    def some(self, rows: Sequence[int]) -> Labelled:
-        """These rows."""
-        return Labelled([self.prompts[i] for i in rows], self.gold[list(rows)], [self.users[i] for i in rows])
+Report = Callable[[Dataset, NDArray[np.float32]], None]
+"""Called after each evaluation with the held-out items and their scores [m, K]; may raise to end the training."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train. `start`: the first adapted layer, a share of the depth; `word_dropout`: rate of a second view."""
+    """What to train.
 
+    `start`: the first layer with a LoRA, a share of the depth; `prefix_tokens`: length of a prefix; `k` items of the
+    history in the prompt, by `ranking` and `mix`; `word_dropout`, `history_dropout`, `history_order`: rates of the
+    second view; losses by weight. The rest is the recipe of `training`.
+    """
+
+    adapter: str = "lora"
     level: str = "unified"
     groups: int = 4
     cluster_by: str = "words"
     rank: int = 4
     targets: str = "all"
     start: float = 0.5
+    prefix_tokens: int = 8
+    k: int = 0
+    ranking: str = "recency"
+    mix: float = 0.0
     word_dropout: float = 0.0
+    history_dropout: float = 0.0
+    history_order: float = 0.0
     epochs: int = 4
     lr: float = 2e-3
+    lr_ratio: float = 1.0
+    schedule: str = "cosine"
+    accumulate: int = 1
     weight_decay: float = 0.01
     dropout: float = 0.0
     margin: float = 0.0
+    match: float = 0.0
     diversity: float = 0.0
     anchor: float = 0.0
+
+    @property
+    def varies(self) -> bool:
+        """Whether there is a second view."""
+        return bool(self.word_dropout or (self.k and (self.history_dropout or self.history_order)))
+
+
+def _of_all(plan: Plan) -> Plan:
+    """The plan of the LoRA of all users that others start from or stand on."""
+    plain = {name: getattr(Plan(), name) for name in ("adapter", "level", "groups", "cluster_by", "prefix_tokens")}
+    return replace(plan, anchor=0.0, **plain)
+
+
+class Context(NamedTuple):
+    """Which items of the history stand in a prompt."""
+
+    k: int
+    ranking: str
+    mix: float
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Adapters on disk. `groups`: user -> number, for those it was trained for; `clusters` for everybody else."""
+    """Adapters on disk. `groups`: user -> number, for those it was trained for; `clusters` for everybody else.
+
+    `below`: the adapters of all users that prefixes of `prefix` tokens stand on.
+    """
 
     folder: Path
     level: str
     first: int
     count: int
+    context: Context
     groups: Mapping[str, int]
     clusters: Clusters | None
+    below: Trained | None
+    prefix: int
     record: Mapping[str, Any]
 
     def listed(self) -> dict[str, Any]:
@@ -100,8 +130,11 @@ class Trained:
             "level": self.level,
             "first": self.first,
             "count": self.count,
+            "context": self.context._asdict(),
             "groups": dict(self.groups),
             "clusters": None if self.clusters is None else self.clusters.listed(),
+            "below": None if self.below is None else self.below.listed(),
+            "prefix": self.prefix,
         }
 
     @classmethod
@@ -113,7 +146,18 @@ class Trained:
                 f"{folder}: the adapters of this config are missing or changed; restore them or promote again"
             )
         clusters = None if listed["clusters"] is None else Clusters.from_listed(listed["clusters"])
-        return cls(folder, listed["level"], listed["first"], listed["count"], listed["groups"], clusters, {})
+        below = None if listed["below"] is None else cls.from_listed(listed["below"])
+        plain = {name: listed[name] for name in ("level", "first", "count", "groups", "prefix")}
+        context = Context(**listed["context"])
+        return cls(folder=folder, context=context, clusters=clusters, below=below, record={}, **plain)
+
+    def load(self, model: Any) -> Any:
+        """The adapters, to be applied to this model."""
+        from personalization.methods.lora import load_lora
+        from personalization.methods.prefix import load_prefix
+
+        folders = [self.folder / f"group-{group}" for group in range(self.count)]
+        return load_lora(model, folders) if self.below is None else load_prefix(self.below.load(model), folders)
 
 
 def content_of(folder: Path, count: int) -> str:
@@ -126,112 +170,6 @@ def content_of(folder: Path, count: int) -> str:
     return digest.hexdigest()
 
 
-def labelled_items(dataset: Dataset, kind: str = "causal") -> Labelled:
-    """The labelled items of every user's longest history, without any that one of the user's questions asks about."""
-    column, about = {label: i for i, label in enumerate(dataset.labels)}, WORDINGS[kind].about
-    asked: dict[str, list[Question]] = {}
-    for question in dataset.questions:
-        asked.setdefault(question.user_id, []).append(question)
-    found: list[tuple[str, int, str]] = []
-    for user, items in histories_of(dataset).items():
-        for item in items:
-            if item.label in column and not any(is_asked(dataset.task, q, item) for q in asked[user]):
-                found.append((about(dataset.task, asked[user][0], item.text), column[item.label], user))
-    if not found:
-        raise DataError("adapters learn from labelled history items, and there are none; use objective: calibration")
-    return Labelled([p for p, _, _ in found], np.array([y for _, y, _ in found]), [u for _, _, u in found])
-
-
-def held_out(items: Labelled, level: str) -> tuple[Labelled, Labelled]:
-    """(items to learn from, items to judge by)."""
-    if level == "user":
-        place = dict.fromkeys(items.users, 0)
-        sizes = {user: items.users.count(user) for user in place}
-        judged = []
-        for row, user in enumerate(items.users):
-            place[user] += 1
-            if place[user] > sizes[user] - sizes[user] // HELD_OUT:
-                judged.append(row)
-    else:
-        order = sorted(set(items.users), key=lambda user: hashlib.sha256(user.encode()).digest())
-        chosen = set(order[::HELD_OUT]) if len(order) > 1 else set()
-        judged = [row for row, user in enumerate(items.users) if user in chosen]
-    rest = sorted(set(range(len(items.users))) - set(judged))
-    return items.some(rest), items.some(judged)
-
-
-def with_words_dropped(items: Labelled, rate: float) -> Labelled:
-    """The same items, each word behind the instruction left out at this rate."""
-    random = np.random.default_rng(0)
-    out = []
-    for text in items.prompts:
-        stem, mark, rest = text.rpartition(": ")
-        words = rest.split(" ")
-        kept = [word for word, drawn in zip(words, random.random(len(words)), strict=True) if drawn >= rate]
-        out.append(stem + mark + " ".join(kept or words))
-    return Labelled(out, items.gold, items.users)
-
-
-class UserHeads:
-    """A logistic head on what the backbone makes of items: its embeddings, or a causal model's states at some depth."""
-
-    def __init__(self, scorer: CachedScorer, folder: Path) -> None:
-        self.scorer, self.folder = scorer, folder
-        self._features: dict[tuple[Any, ...], NDArray[np.float32]] = {}
-
-    def learn(self, dataset: Dataset, c: float, depth: float) -> Head:
-        """Fit on the labelled items of a data set's users."""
-        items, about = labelled_items(dataset, self.scorer.kind), WORDINGS[self.scorer.kind].about
-        labels = [about(dataset.task, dataset.questions[0], label) for label in dataset.labels]
-        return fit_head(self._of(items.prompts, depth), items.gold, self._of(labels, depth), c)
-
-    def crossed(self, dataset: Dataset, c: float, depth: float) -> NDArray[np.float32]:
-        """log p(label | question) by heads that did not learn from the question's user, float32 [n, K].
-
-        The users are dealt into FOLDS; each fold is answered by the head of the others, as a new user would be.
-        """
-        blocks = user_blocks([q.user_id for q in dataset.questions], FOLDS)
-        out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
-        for rows in blocks:
-            own = {dataset.questions[i].user_id for i in rows}
-            others = dataset.of_users({q.user_id for q in dataset.questions} - own) if len(blocks) > 1 else dataset
-            part = Dataset(dataset.task, dataset.labels, tuple(dataset.questions[i] for i in rows))
-            out[rows] = self.scores(part, self.learn(others, c, depth), depth)
-        return out
-
-    def scores(self, dataset: Dataset, head: Head, depth: float) -> NDArray[np.float32]:
-        """log p(label | question), float32 [n, K]."""
-        wording = WORDINGS[self.scorer.kind]
-        prompts = [wording.prompt(dataset.task, q) for q in dataset.questions]
-        return np.asarray(head.log_probs(self._of(prompts, depth)), dtype=np.float32)
-
-    def save(self, head: Head) -> dict[str, Any]:
-        """Write the head under its content; what a deploy config says of it."""
-        content = safetensors.numpy.save(head.arrays())
-        digest = hashlib.sha256(content).hexdigest()
-        path = self.folder / f"head-{digest[:32]}.safetensors"
-        write_atomic(path, content)
-        return {"file": str(path.resolve()), "sha256": digest}
-
-    def _of(self, prompts: Sequence[str], depth: float) -> NDArray[np.float32]:
-        key = (depth if self.scorer.kind == "causal" else None, *prompts)
-        if key not in self._features:
-            if self.scorer.kind == "encoder":
-                self._features[key] = self.scorer.embeddings(prompts)
-            else:
-                states = self.scorer.last_states(prompts)
-                self._features[key] = states[:, min(int(depth * states.shape[1]), states.shape[1] - 1)]
-        return self._features[key]
-
-
-def load_head(listed: Mapping[str, Any]) -> Head:
-    """The head that a deploy config names; DataError where it is not that one."""
-    path = Path(listed["file"])
-    if not path.is_file() or sha256_of(path) != listed["sha256"]:
-        raise DataError(f"{path}: the head of this config is missing or changed; restore it or promote again")
-    return Head(**safetensors.numpy.load(path.read_bytes()))
-
-
 class UserAdapters:
     """Trains adapters on the histories of data sets, and scores questions with them. `folder`: where they lie."""
 
@@ -240,85 +178,127 @@ class UserAdapters:
 
     def learn(self, dataset: Dataset, plan: Plan, report: Report | None = None) -> Trained:
         """Train as planned, or read what was trained before."""
-        from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules, load_lora
-        from personalization.methods.training import VERSION, Items, Recipe, flags, train
+        from personalization.methods.training import VERSION
 
-        items, backbone = labelled_items(dataset), self._backbone
-        start = replace(plan, level="unified", anchor=0.0)
-        origin = self.learn(dataset, start) if plan.anchor and plan.level != "unified" else None
+        items, backbone = needed(labelled_items(dataset)), self._backbone
+        origin = None
+        if (plan.level != "unified" and plan.anchor) or plan.adapter == "prefix":
+            origin = self.learn(dataset, _of_all(plan))
         clusters, groups, count = self._groups(dataset, plan)
         first = min(int(plan.start * backbone.depth), backbone.depth - 1)
         key = {"identity": self.scorer.identity, "version": VERSION, "plan": asdict(plan),
-               "items": items.prompts, "users": items.users,
-               "gold": items.gold.tolist(), "groups": dict(groups), "labels": list(dataset.labels)}  # fmt: skip
+               "items": items.fingerprint(), "groups": dict(groups)}  # fmt: skip
         folder = self.folder / key_of(key)[:32]
-        if (folder / RECORD).exists():
-            return Trained(
-                folder, plan.level, first, count, groups, clusters, json.loads((folder / RECORD).read_text())
-            )
-        shape = LoraShape(
-            tuple(adapted_modules(backbone.model, first, plan.targets)), plan.rank, 2.0 * plan.rank, count
-        )
-        lora = GroupedLora(backbone.model, shape)
-        if origin is not None:
-            one = load_lora(backbone.model, [origin.folder / "group-0"]).state()
-            lora.load({name: tensor.expand(count, -1, -1) for name, tensor in one.items()})
+        context = Context(plan.k, plan.ranking, plan.mix)
+        trained = Trained(folder, plan.level, first, count, context, groups, clusters, None, 0, {})
+        if plan.adapter == "prefix":
+            trained = replace(trained, first=0, below=origin, prefix=plan.prefix_tokens)
+        if not (folder / RECORD).exists():
+            self._train(items, plan, trained, origin, report)
+        return replace(trained, record=json.loads((folder / RECORD).read_text()))
+
+    def _train(
+        self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, report: Report | None
+    ) -> None:
+        """Train into the folder of `trained`."""
+        from personalization.methods.training import Recipe, flags, train
+
         learned, judged = held_out(items, plan.level)
-
-        def rows(part: Labelled) -> Items:
-            own = np.array([groups[user] for user in part.users])
-            return Items(self._rows(part.prompts, part.users, own, dataset, first), part.gold)
-
-        views = [rows(learned)]
-        if plan.word_dropout:
-            views.append(rows(with_words_dropped(learned, plan.word_dropout)))
-        recipe = Recipe(
-            epochs=plan.epochs, lr=plan.lr, weight_decay=plan.weight_decay, dropout=plan.dropout, margin=plan.margin,
-            diversity=plan.diversity, anchor=plan.anchor,
-        )  # fmt: skip
+        views = [self._items(learned, plan, trained)]
+        if plan.varies:
+            views.append(self._items(with_words_dropped(learned, plan.word_dropout), plan, trained, vary=True))
+        given = {field.name: getattr(plan, field.name) for field in fields(Recipe) if hasattr(plan, field.name)}
+        recipe = Recipe(**given, evaluations=EVALUATIONS, patience=PATIENCE)
+        adapters, folder = self._new(plan, trained, origin, views[0].rows.route.prompts[0]), trained.folder
         folder.mkdir(parents=True, exist_ok=True)
         watch = None if report is None else lambda scores: report(judged, scores)
-        records = train(
-            views, rows(judged) if judged.users else None, lora, recipe, folder / "checkpoint.safetensors", watch
-        )
-        for group in range(count):
-            lora.save(folder / f"group-{group}", group, self.scorer.model)
+        judge = self._items(judged, plan, trained) if judged.questions else None
+        records = train(views, judge, adapters, recipe, folder / "checkpoint.safetensors", watch)
+        for group in range(trained.count):
+            adapters.save(folder / f"group-{group}", group, self.scorer.model)
+        clusters, numbers = trained.clusters, list(trained.groups.values())
         record = {
-            "plan": asdict(plan), "records": records, "flags": flags(records), "trainable": lora.trainable,
-            "total": sum(p.numel() for p in backbone.model.parameters()), "items": len(learned.users),
-            "held_out_items": len(judged.users), "groups": count,
-            "sizes": np.bincount(list(groups.values()), minlength=count).tolist(),
+            "plan": asdict(plan), "records": records, "flags": flags(records), "trainable": adapters.trainable,
+            "total": sum(p.numel() for p in self._backbone.model.parameters()), "items": len(learned),
+            "held_out_items": len(judged), "groups": trained.count,
+            "sizes": np.bincount(numbers, minlength=trained.count).tolist(),
             "silhouette": None if clusters is None else clusters.silhouette,
         }  # fmt: skip
         if clusters is not None:
-            write_atomic(folder / "cluster_map.json", json.dumps({"users": dict(groups), **clusters.listed()}))
+            mapped = {"users": dict(trained.groups), **clusters.listed()}
+            write_atomic(folder / "cluster_map.json", json.dumps(mapped))
         write_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
-        return Trained(folder, plan.level, first, count, groups, clusters, record)
+
+    def _new(self, plan: Plan, trained: Trained, origin: Trained | None, prompt_tokens: Any) -> Any:
+        """Adapters that have learned nothing yet, or what `origin` has."""
+        from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules
+        from personalization.methods.prefix import GroupedPrefix, first_tokens
+
+        model = self._backbone.model
+        if trained.below is not None:
+            below, tokens = trained.below.load(model), first_tokens(prompt_tokens, plan.prefix_tokens)
+            return GroupedPrefix.begun(below, tokens, trained.count)
+        modules = tuple(adapted_modules(model, trained.first, plan.targets))
+        lora = GroupedLora(model, LoraShape(modules, plan.rank, 2.0 * plan.rank, trained.count))
+        if origin is not None:
+            one = origin.load(model).state()
+            lora.load({name: tensor.expand(trained.count, -1, -1) for name, tensor in one.items()})
+        return lora
 
     def scores(self, dataset: Dataset, trained: Trained) -> NDArray[np.float32]:
         """Scores of the questions with their users' adapters, float32 [n, K]."""
-        from personalization.methods.lora import load_lora
-
-        lora = load_lora(self._backbone.model, [trained.folder / f"group-{group}" for group in range(trained.count)])
         groups = self.assigned(dataset, trained)
-        users = [q.user_id for q in dataset.questions]
-        own = np.array([groups[user] for user in users])
-        prompts = [prompt(dataset.task, q) for q in dataset.questions]
-        table: NDArray[np.float32] = self._rows(prompts, users, own, dataset, trained.first).table(lora, self.progress)
-        return table
+        if trained.below is not None and -1 in groups.values():
+            return self._with_and_without(dataset, trained, trained.below, {u for u, g in groups.items() if g >= 0})
+        adapters = trained.load(self._backbone.model)
+        rows = self._rows(self._prompts(dataset, trained.context), dataset, groups, trained)
+        return np.asarray(rows.table(adapters, self.progress))
+
+    def _with_and_without(
+        self, dataset: Dataset, trained: Trained, below: Trained, known: set[str]
+    ) -> NDArray[np.float32]:
+        """Users without a prefix are answered by the adapters below."""
+        out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
+        mine = np.array([q.user_id in known for q in dataset.questions])
+        for own, adapters in ((mine, trained), (~mine, below)):
+            if own.any():
+                part = tuple(q for q, chosen in zip(dataset.questions, own, strict=True) if chosen)
+                out[own] = self.scores(Dataset(dataset.task, dataset.labels, part), adapters)
+        return out
 
     @property
     def _backbone(self) -> Any:
         return self.scorer.backbone
 
-    def _rows(
-        self, prompts: Sequence[str], users: Sequence[str], groups: NDArray[np.int64], dataset: Dataset, first: int
-    ) -> Any:
+    def _items(self, items: Dataset, plan: Plan, trained: Trained, vary: bool = False) -> Any:
+        """Items ready to be learned from, or judged by."""
+        from personalization.methods.training import Items
+
+        dropped, shuffled = (plan.history_dropout, plan.history_order) if vary else (0.0, 0.0)
+        prompts = self._prompts(items, trained.context, dropped, shuffled)
+        column = {label: i for i, label in enumerate(items.labels)}
+        gold = np.array([column[q.gold] for q in items.questions if q.gold is not None])
+        return Items(self._rows(prompts, items, trained.groups, trained), gold)
+
+    def _prompts(self, dataset: Dataset, context: Context, dropped: float = 0.0, shuffled: float = 0.0) -> list[str]:
+        if not context.k:
+            return [prompt(dataset.task, q) for q in dataset.questions]
+        histories = Histories(self.scorer, dataset)
+        chosen = histories.top(context.ranking, context.mix, context.k)
+        if dropped or shuffled:
+            chosen = varied(chosen, dropped, shuffled)
+        prompts, _ = histories.with_items(chosen, continuations(dataset.labels))
+        return prompts
+
+    def _rows(self, prompts: list[str], dataset: Dataset, groups: Mapping[str, int], trained: Trained) -> Any:
         from personalization.methods.adapted_rows import AdaptedRows
 
-        spoken = continuations(dataset.labels)
-        folder = self.scorer.folder / "states"
-        return AdaptedRows(self._backbone, prompts, users, groups, spoken, first, folder, self.scorer.identity)
+        users = [q.user_id for q in dataset.questions]
+        own = np.array([groups[user] for user in users])
+        return AdaptedRows(
+            self._backbone, prompts, users, own, continuations(dataset.labels), trained.first,
+            self.scorer.folder / "states", self.scorer.identity, trained.prefix,
+        )  # fmt: skip
 
     def _groups(self, dataset: Dataset, plan: Plan) -> tuple[Clusters | None, dict[str, int], int]:
         """(clusters, the group of each user, number of groups)."""

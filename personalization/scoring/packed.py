@@ -78,12 +78,17 @@ class Packed:
         else:
             self.units = [Row((i,), 0, len(prompt) + nodes) for i, prompt in enumerate(prompts)]
 
-    def score(self, rows: Sequence[Row]) -> Tensor:
-        """One forward pass over a batch for each tree: float32 [prompts, K] in the order of the rows' prompts."""
+    def score(self, rows: Sequence[Row], prefix: Cache | None = None) -> Tensor:
+        """One forward pass over a batch for each tree: float32 [prompts, K] in the order of the rows' prompts.
+
+        `prefix`: keys and values that every row stands behind, in a route without a trunk.
+        """
         out = torch.empty(sum(len(row.prompts) for row in rows), sum(map(len, self.columns)))
         for columns, tree in zip(self.columns, self.trees, strict=True):
             layout = lay_out(rows, self.prompts, self.trunk, tree)
-            states = self._forward(layout, tree, self._trunk)
+            if prefix is not None:
+                layout = layout.moved(prefix.get_seq_length())
+            states = self._forward(layout, tree, self._trunk if prefix is None else prefix)
             places = torch.from_numpy(layout.places).to(states.device)
             out[:, columns] = read_labels(self.head, states[places[:, :1], places[:, 1:]], tree)
         return out

@@ -86,8 +86,8 @@ def resumed_after(layers: nn.ModuleList, k: int, states: Tensor, tuples: bool) -
 
 
 def hidden(output: Any) -> Tensor:
-    """The hidden states in what a block returns; some architectures return a tuple."""
-    states: Tensor = output[0] if isinstance(output, tuple) else output
+    """The hidden states in what a block or a model returns; some return a tuple."""
+    states: Tensor = output if isinstance(output, Tensor) else output[0]
     return states
 
 

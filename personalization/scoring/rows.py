@@ -13,7 +13,7 @@ This file knows token ids and no model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -95,6 +95,10 @@ class Layout:
     branches: NDArray[np.int64]
     nodes: NDArray[np.int64]
     places: NDArray[np.int64]
+
+    def moved(self, by: int) -> Layout:
+        """The same at positions that are later by so many tokens."""
+        return replace(self, positions=self.positions + by)
 
 
 def lay_out(rows: Sequence[Row], prompts: Sequence[Tokens], trunk: int, tree: CandidateTree) -> Layout:

@@ -89,9 +89,20 @@ def some_params(name, count=5):
     space = load_space(name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     if name == "adapter":  # a short training of each level, and a head
-        short = {"adapter": "lora", "blend": 1.0, "epochs": 1, "rank": 2, "lr": 1e-2, "start": 0.5, "anchor": 0.0}
+        short = {
+            "adapter": "lora",
+            "blend": 1.0,
+            "fit": "searched",
+            "epochs": 1,
+            "rank": 2,
+            "lr": 1e-2,
+            "start": 0.5,
+            "anchor": 0.0,
+        }
         chosen = [{**short, "level": "cluster", "groups": 2}, {**short, "level": "user", "blend": 0.5}]
-        chosen.append({"adapter": "head", "blend": 1.0, "c": 0.01, "fit": "exact", "prior_mode": "user"})
+        chosen.append({**short, "adapter": "prefix", "level": "user", "prefix_tokens": 3})
+        head = {"adapter": "head", "blend": 1.0, "c": 0.01, "fit": "exact", "prior_mode": "user"}
+        chosen += [{**head, "level": level, "groups": 2, "c_own": 0.1} for level in ("unified", "cluster", "user")]
         return [
             space.decode({**study.ask(parameters(space, "causal")).params, "k": 0, "word_dropout": 0.0, **fixed})
             for fixed in chosen
@@ -185,13 +196,16 @@ def test_scoring_confirm_users_changes_nothing_on_tune(name, objective):
     assert (objective.evaluate(params).log_probs == before).all()
 
 
-def test_a_training_reports_the_items_held_out_after_each_epoch(name, objective):
+def test_a_training_reports_the_items_held_out_twice_an_epoch(name, objective):
     if name != "adapter":
         return
     seen = []
     params = replace(some_params(name)[0], epochs=2, lr=0.011)
     objective.evaluate(params, report=seen.append)
-    assert len(seen) == 2
+    assert len(seen) == 4
+    curves = objective.curves(params)
+    assert curves["training/epoch"] == [0.5, 1.0, 1.5, 2.0]
+    assert curves["training/held_out_loss"] == pytest.approx([part.metrics["nll"] for part in seen], abs=1e-5)
     tune = {q.user_id for q in objective._splits.tune.questions}
     assert all(set(part.user_ids) < tune for part in seen)
     assert not set(seen[0].question_ids) & {q.id for q in objective._splits.tune.questions}

@@ -9,9 +9,9 @@ from safetensors import safe_open
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError
-from personalization.methods.adapted_rows import AdaptedRows
+from personalization.methods.adapted_rows import BATCH_TOKENS, AdaptedRows
 from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules
-from personalization.methods.training import Items, Recipe, flags, losses, measured, train
+from personalization.methods.training import SCHEDULES, Items, Recipe, flags, losses, measured, train
 from tests.tiny import make_model, make_tokenizer
 
 NOUNS = ["baker", "sailor", "heist", "garden", "robot", "castle"]
@@ -66,10 +66,17 @@ def test_the_base_is_frozen_inside_and_as_before_afterwards(backbone, tmp_path):
 
 
 @pytest.mark.parametrize("kill_after", [1, 3, 5])
-def test_a_killed_training_ends_bit_equal(backbone, tmp_path, kill_after):
-    recipe = Recipe(epochs=6, lr=2e-2, dropout=0.2, margin=0.5, diversity=0.3, anchor=0.01, patience=9)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_killed_training_ends_bit_equal(backbone, tmp_path, monkeypatch, schedule, kill_after):
+    recipe = Recipe(
+        epochs=3, evaluations=2, lr=2e-2, lr_ratio=2.0, schedule=schedule, accumulate=2, dropout=0.2, margin=0.5,
+        match=0.2, diversity=0.3, anchor=0.01, patience=9,
+    )  # fmt: skip
+    monkeypatch.setitem(BATCH_TOKENS, "cpu", 150)
     whole, data = fresh(backbone), items(backbone, tmp_path)
+    assert len(data.rows.rows) >= 4
     records = train([data], data, whole, recipe, tmp_path / "whole.safetensors")
+    assert [record["epoch"] for record in records] == [0.5, 1, 1.5, 2, 2.5, 3]
     seen = []
 
     def watch(_):
@@ -90,7 +97,7 @@ def test_a_checkpoint_says_what_it_is(backbone, tmp_path):
     with safe_open(tmp_path / "c.safetensors", framework="pt") as file:
         told = json.loads(file.metadata()["training"])
     assert told["trainable"] == lora.trainable < told["total"]
-    assert told["epoch"] == len(told["records"])
+    assert told["epoch"] == len(told["records"]) == 6
     assert told["recipe"]["lr"] == 2e-2
     with pytest.raises(DataError, match="a checkpoint of another recipe"):
         train([data], data, fresh(backbone), Recipe(epochs=6, lr=1e-2), tmp_path / "c.safetensors")
@@ -119,6 +126,62 @@ def test_losses_are_those_of_a_few_lines():
     assert parts["diversity"] == pytest.approx(3 * max(0.0, shortfall), abs=1e-6)
 
 
+def test_batches_that_are_accumulated_make_the_gradient_of_one(backbone, tmp_path, monkeypatch):
+    found = {}
+    for tokens, accumulate in ((2048, 1), (150, 99)):
+        monkeypatch.setitem(BATCH_TOKENS, "cpu", tokens)
+        data, lora = items(backbone, tmp_path), fresh(backbone)
+        recipe = Recipe(epochs=1, lr=1e-2, accumulate=accumulate, match=0.5)
+        (record,) = train([data], None, lora, recipe, tmp_path / f"{tokens}.safetensors")
+        found[len(data.rows.rows)] = (record["loss"], torch.cat([p.detach().flatten() for p in lora.parameters]))
+    (one, several), (loss, spread) = sorted(found), [found[count] for count in sorted(found)]
+    assert one == 1 < several
+    assert loss[0] == pytest.approx(spread[0], abs=1e-5)
+    assert torch.allclose(loss[1], spread[1], atol=1e-4)
+
+
+def test_b_learns_at_its_own_rate(backbone, tmp_path):
+    data, moved = items(backbone, tmp_path), {}
+    for ratio in (1.0, 8.0):
+        lora = fresh(backbone)
+        train([data], None, lora, Recipe(epochs=1, lr=1e-3, lr_ratio=ratio), tmp_path / f"{ratio}.safetensors")
+        moved[ratio] = [max(float(p.detach().abs().max()) for p in side) for side in lora.sides]
+    assert moved[8.0][1] == pytest.approx(8 * moved[1.0][1], rel=0.05)
+    assert moved[8.0][0] == pytest.approx(moved[1.0][0], rel=0.05)
+
+
+def test_a_plateau_halves_the_rate_after_each_evaluation_that_is_not_the_best(backbone, tmp_path):
+    data = items(backbone, tmp_path)
+    contrary = Items(data.rows, (data.gold + 1) % 3)
+    recipe = Recipe(epochs=10, lr=2e-2, schedule="plateau", patience=99)
+    records = train([data], contrary, fresh(backbone), recipe, tmp_path / "c.safetensors")
+    rate, best = 2e-2, float("inf")
+    for record in records:
+        assert record["lr"] == pytest.approx(rate)
+        rate, best = (rate if record["held_out_loss"] < best else rate / 2), min(best, record["held_out_loss"])
+    assert records[-1]["lr"] < 2e-2
+
+
+def test_a_match_moves_the_prompts_state_to_its_labels_embedding(backbone, tmp_path):
+    data, lora = items(backbone, tmp_path, group=lambda _: 0), fresh(backbone, groups=1)
+    rows = data.rows
+    with torch.inference_mode():
+        scores, before = rows.scores_and_cosines(0, lora)
+        assert torch.equal(scores, rows.scores(0, lora))
+        ids = torch.tensor(backbone.encoder.heads(["a story of a baker.\nanswer:"])[0].tolist())[None]
+        state = backbone.model.model(ids, use_cache=False)[0][0, -1].clone()
+    label = backbone.tokenizer(LABELS[2], add_special_tokens=False)["input_ids"]
+    embedding = backbone.model.lm_head.weight.detach()[label].mean(dim=0)
+    mine = rows.members[0].tolist().index(0)
+    assert float(before[mine, 2]) == pytest.approx(float(torch.cosine_similarity(state, embedding, dim=0)), abs=1e-5)
+    recipe = Recipe(epochs=30, lr=2e-2, label=0.0, match=1.0)
+    train([data], None, lora, recipe, tmp_path / "c.safetensors")
+    with torch.inference_mode():
+        after = rows.scores_and_cosines(0, lora)[1]
+    gold = torch.from_numpy(data.gold[rows.members[0]])
+    assert (after.argmax(1) == gold).float().mean() > 0.9 > (before.argmax(1) == gold).float().mean() + 0.2
+
+
 def test_an_anchor_keeps_adapters_where_they_began(backbone, tmp_path):
     data, moved = items(backbone, tmp_path), []
     for anchor in (0.0, 100.0):
@@ -141,19 +204,19 @@ def test_a_loss_that_is_not_finite_is_said(backbone, tmp_path):
     ("records", "said"),
     [
         (
-            [{"loss": 1.0, "loss_label": 1.0, "held_out_loss": 1.0, "held_out_top1_share": 0.95}],
-            "epoch 1: one label takes 95%",
+            [{"epoch": 0.5, "loss": 1.0, "loss_label": 1.0, "held_out_loss": 1.0, "held_out_top1_share": 0.95}],
+            "epoch 0.5: one label takes 95%",
         ),
         (
-            [{"loss": 1.0, "held_out_loss": 1.0}, {"loss": 0.9, "held_out_loss": 1.2}],
+            [{"epoch": 1, "loss": 1.0, "held_out_loss": 1.0}, {"epoch": 2, "loss": 0.9, "held_out_loss": 1.2}],
             "epoch 2: the held-out loss rises",
         ),
         (
-            [{"loss": 4.0, "loss_label": 1.0, "loss_margin": 3.0, "held_out_loss": 4.0}],
+            [{"epoch": 1, "loss": 4.0, "loss_label": 1.0, "loss_margin": 3.0, "held_out_loss": 4.0}],
             "epoch 1: the loss is mostly margin",
         ),
-        ([{"loss": 0.2, "loss_label": 0.2, "held_out_loss": 1.0}], "it learns its items by heart"),
-        ([{"loss": 1.0, "loss_label": 1.0, "held_out_loss": 1.0, "held_out_top1_share": 0.3}], ""),
+        ([{"epoch": 1, "loss": 0.2, "loss_label": 0.2, "held_out_loss": 1.0}], "it learns its items by heart"),
+        ([{"epoch": 1, "loss": 1.0, "loss_label": 1.0, "held_out_loss": 1.0, "held_out_top1_share": 0.3}], ""),
     ],
 )
 def test_flags_name_the_epoch_and_what_helps(records, said):

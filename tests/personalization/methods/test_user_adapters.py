@@ -5,24 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
 
 from personalization.backbones.cached import CachedScorer
+from personalization.backbones.causal import load_causal
 from personalization.data.demo.world import make_world
 from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.errors import DataError
-from personalization.methods.user_adapters import (
-    Plan,
-    Trained,
-    UserAdapters,
-    UserHeads,
-    blended,
-    held_out,
-    labelled_items,
-    load_head,
-    with_words_dropped,
-)
+from personalization.methods.adapted_rows import AdaptedRows
+from personalization.methods.labelled import labelled_items
+from personalization.methods.user_adapters import Plan, Trained, UserAdapters, blended
 
 PLAN = Plan(level="cluster", groups=2, epochs=2, lr=2e-2)
 
@@ -46,31 +40,6 @@ def adapters(scorer):
     return UserAdapters(scorer, scorer.folder.parent / "adapters")
 
 
-def test_items_are_the_labelled_history_without_what_is_asked(world):
-    items = labelled_items(world)
-    question = world.questions[0]
-    own = [p for p, user in zip(items.prompts, items.users, strict=True) if user == question.user_id]
-    assert len(own) == max(len(q.history) for q in world.questions if q.user_id == question.user_id)
-    first = question.history[0]
-    asked = replace(question, text=question.text.rpartition("description: ")[0] + "description: " + first.text)
-    told = Dataset(world.task, world.labels, (asked, *world.questions[1:]))
-    assert not any(first.text in p for p, user in zip(*labelled_items(told)[::2], strict=True) if user == asked.user_id)
-    with pytest.raises(DataError, match="there are none; use objective: calibration"):
-        labelled_items(Dataset(world.task, world.labels, tuple(replace(q, history=()) for q in world.questions)))
-
-
-@pytest.mark.parametrize("level", ["unified", "cluster", "user"])
-def test_what_is_judged_is_not_learned(world, level):
-    items = labelled_items(world)
-    learned, judged = held_out(items, level)
-    assert len(learned.users) + len(judged.users) == len(items.users)
-    if level == "user":
-        assert set(judged.users) == set(items.users) == set(learned.users)
-    else:
-        assert not set(judged.users) & set(learned.users)
-        assert len(set(judged.users)) == 4
-
-
 def test_gold_labels_of_questions_change_nothing(adapters, world):
     other = Dataset(world.task, world.labels, tuple(replace(q, gold=world.labels[0]) for q in world.questions))
     assert adapters.learn(world, PLAN).folder == adapters.learn(other, PLAN).folder
@@ -82,6 +51,7 @@ def test_what_was_trained_is_read_again_and_a_stopped_training_goes_on(scorer, w
 
     def stop(items, scores):
         seen.append(scores.shape)
+        assert scores.shape[0] == len(items)
         raise Stopped
 
     with pytest.raises(Stopped):
@@ -147,51 +117,80 @@ def test_changed_adapters_are_not_served(adapters, world):
         Trained.from_listed(listed)
 
 
-def test_dropped_words_leave_the_instruction(world):
-    items = labelled_items(world).some(range(20))
-    dropped = with_words_dropped(items, 0.5)
-    for before, after in zip(items.prompts, dropped.prompts, strict=True):
-        stem = before.rpartition(": ")[0]
-        assert after.startswith(stem)
-        assert set(after[len(stem) :].split()) <= set(before[len(stem) :].split())
-    assert sum(map(len, dropped.prompts)) < sum(map(len, items.prompts))
-    assert with_words_dropped(items, 0.0).prompts == items.prompts
-
-
-@pytest.mark.parametrize("kind", ["causal", "encoder"])
-def test_a_head_is_saved_under_its_content_and_answers_the_same(kind, tiny_model, tiny_encoder, world, tmp_path):
-    scorer = CachedScorer(str({"causal": tiny_model, "encoder": tiny_encoder}[kind]), tmp_path / "scores")
-    heads = UserHeads(scorer, tmp_path)
-    head = heads.learn(world, 0.1, 0.9)
-    listed = heads.save(head)
-    scores = heads.scores(world, head, 0.9)
-    assert np.allclose(np.exp(scores).sum(axis=1), 1, atol=1e-4)
-    assert (heads.scores(world, load_head(json.loads(json.dumps(listed))), 0.9) == scores).all()
-    crossed = heads.crossed(world, 0.1, 0.9)
-    assert crossed.shape == scores.shape
-    assert (crossed != scores).any()
-    (tmp_path / listed["file"].rpartition("/")[2]).write_bytes(b"x")
-    with pytest.raises(DataError, match="the head of this config is missing or changed"):
-        load_head(listed)
-
-
-def test_a_crossed_head_has_not_seen_the_users_it_answers(tiny_encoder, world, tmp_path):
-    heads = UserHeads(CachedScorer(str(tiny_encoder), tmp_path / "scores"), tmp_path)
-    before = heads.crossed(world, 0.1, 0.0)
-    user = world.questions[0].user_id
-    own = [i for i, q in enumerate(world.questions) if q.user_id == user]
-
-    def relabelled(q):
-        items = tuple(replace(item, label=world.labels[0]) for item in q.history)
-        return replace(q, history=items) if q.user_id == user else q
-
-    after = heads.crossed(Dataset(world.task, world.labels, tuple(map(relabelled, world.questions))), 0.1, 0.0)
-    assert (before[own] == after[own]).all()
-    assert (before != after).any()
-
-
 def test_a_blend_is_a_mean_of_log_probabilities():
     base, adapted = np.array([[0.0, 1.0]], dtype=np.float32), np.array([[2.0, -1.0]], dtype=np.float32)
     assert (blended(base, adapted, 1.0) == adapted).all()
     half = blended(base, adapted, 0.5)
     assert half[0, 0] - half[0, 1] == pytest.approx(0.5 * (0 - 1) + 0.5 * (2 + 1))
+
+
+def test_items_of_the_history_stand_in_front_when_learning_and_when_asked(adapters, scorer, world):
+    plan = replace(PLAN, level="unified", k=1)
+    trained = adapters.learn(world, plan)
+    assert trained.folder != adapters.learn(world, replace(plan, k=0)).folder
+    items = labelled_items(world)
+    prompts = adapters._prompts(items, trained.context)
+    for text, item in zip(prompts, items.questions, strict=True):
+        newest = [f'"{other.text}" is "{other.label}"' for other in item.history[-1:]]
+        assert all(other in text for other in newest)
+        assert text.endswith(item.text + "\nanswer:")
+    table = adapters.scores(world, trained)
+    again = adapters.scores(world, Trained.from_listed(json.loads(json.dumps(trained.listed()))))
+    assert (table == again).all()
+    lora = trained.load(scorer.backbone.model)
+    question = world.questions[0]
+    text = prompt(world.task, question, question.history[-1:])
+    alone = AdaptedRows(
+        scorer.backbone, [text], ["u"], np.zeros(1, dtype=np.int64), continuations(world.labels), 0, scorer.folder, "x"
+    )
+    assert np.abs(alone.table(lora)[0] - table[0]).max() <= 1e-4
+
+
+def test_a_second_view_shows_the_same_items_differently(adapters, world):
+    plan = replace(PLAN, level="unified", k=3, word_dropout=0.2, history_dropout=0.5, history_order=1.0, epochs=2)
+    assert plan.varies
+    assert not replace(plan, k=0, word_dropout=0.0).varies
+    plain = adapters.learn(world, replace(plan, word_dropout=0.0, history_dropout=0.0, history_order=0.0))
+    seen = adapters.learn(world, plan)
+    first, second = plain.record["records"], seen.record["records"]
+    assert first[0]["loss"] == second[0]["loss"]
+    assert first[-1]["loss"] != second[-1]["loss"]
+
+
+@pytest.mark.parametrize("level", ["cluster", "user"])
+def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world, tiny_model, level):
+    plan = replace(PLAN, adapter="prefix", level=level, prefix_tokens=5, lr=5e-2)
+    trained = adapters.learn(world, plan)
+    unified = adapters.learn(world, replace(PLAN, level="unified", groups=Plan.groups, lr=5e-2))
+    assert trained.below.folder == unified.folder
+    records = trained.record["records"]
+    assert min(record["held_out_loss"] for record in records[1:]) < records[0]["held_out_loss"]
+    table = adapters.scores(world, Trained.from_listed(json.loads(json.dumps(trained.listed()))))
+    users = sorted({q.user_id for q in world.questions})[:2]
+    for user in users:
+        group = trained.groups[user]
+        loaded = load_causal(str(tiny_model), device="cpu")
+        merged = PeftModel.from_pretrained(loaded.model, str(unified.folder / "group-0")).merge_and_unload()
+        peer = PeftModel.from_pretrained(merged, str(trained.folder / f"group-{group}")).eval()
+        for row in [i for i, q in enumerate(world.questions) if q.user_id == user]:
+            expected = by_hand(peer, loaded.tokenizer, prompt(world.task, world.questions[row]), world.labels)
+            assert np.abs(table[row] - expected).max() <= 1e-3
+    plain = adapters.scores(world, unified)
+    assert np.abs(table - plain).max() > 0.01
+    new = make_world(9, users=4, questions_per_user=1).dataset
+    new = Dataset(new.task, new.labels, tuple(replace(q, user_id=f"new {q.user_id}") for q in new.questions))
+    both = Dataset(world.task, world.labels, (*new.questions, *world.questions))
+    mixed = adapters.scores(both, trained)
+    assert np.abs(mixed[len(new) :] - table).max() <= 1e-4
+    assert (np.abs(mixed[: len(new)] - adapters.scores(new, unified)).max() <= 1e-4) == (level == "user")
+
+
+def by_hand(model, tokenizer, text, labels):
+    """log p(label | prompt) of each label, one forward pass each."""
+    found = []
+    for label in continuations(labels):
+        head, tail = (tokenizer(part, add_special_tokens=part is text)["input_ids"] for part in (text, label))
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([head + tail])).logits[0].log_softmax(-1)
+        found.append(sum(float(logits[len(head) - 1 + i, token]) for i, token in enumerate(tail)))
+    return np.array(found)

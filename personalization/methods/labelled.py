@@ -1,0 +1,93 @@
+"""Labelled history items as questions to learn from.
+
+Every labelled item of a user's longest history is asked as that user's questions are, with the user's other items as
+its history: what puts items in front of a question then puts them in front of an item. An item that one of the user's
+questions asks about is left out everywhere, and no gold label of a question is read. `varied` and
+`with_words_dropped` show the same items differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from personalization.data.prompts import is_asked, item_text, question_about
+from personalization.data.records import Dataset, HistoryItem, Question
+from personalization.errors import DataError
+from personalization.methods.clusters import histories_of
+
+HELD_OUT = 5
+"""One user, or item, in so many is held out."""
+OTHERS = 64
+"""How many of the user's other items an item knows, the latest."""
+
+
+def labelled_items(dataset: Dataset) -> Dataset:
+    """The labelled items of every user as questions; `gold` is the item's label."""
+    asked: dict[str, list[Question]] = {}
+    for question in dataset.questions:
+        asked.setdefault(question.user_id, []).append(question)
+    found = []
+    for user, history in histories_of(dataset).items():
+        items = [item for item in history if not any(is_asked(dataset.task, q, item) for q in asked[user])]
+        first = asked[user][0]
+        for place, item in enumerate(items):
+            if item.label in dataset.labels:
+                others = (*items[:place], *items[place + 1 :])[-OTHERS:]
+                text = question_about(dataset.task, first, item.text)
+                found.append(Question(f"{user}/{item.id}", user, text, others, item.label))
+    return Dataset(dataset.task, dataset.labels, tuple(found))
+
+
+def needed(items: Dataset) -> Dataset:
+    """These items; DataError where there are none."""
+    if not items.questions:
+        raise DataError("adapters learn from labelled history items, and there are none; use objective: calibration")
+    return items
+
+
+def held_out(items: Dataset, level: str) -> tuple[Dataset, Dataset]:
+    """(items to learn from, items to judge by): every fifth user, or at level `user` every user's newest fifth."""
+    questions = items.questions
+    users = [q.user_id for q in questions]
+    if level == "user":
+        place, judged = dict.fromkeys(users, 0), []
+        sizes = {user: users.count(user) for user in place}
+        for row, user in enumerate(users):
+            place[user] += 1
+            if place[user] > sizes[user] - sizes[user] // HELD_OUT:
+                judged.append(row)
+    else:
+        order = sorted(set(users), key=lambda user: hashlib.sha256(user.encode()).digest())
+        chosen = set(order[::HELD_OUT]) if len(order) > 1 else set()
+        judged = [row for row, user in enumerate(users) if user in chosen]
+    rest = sorted(set(range(len(users))) - set(judged))
+
+    def some(rows: Sequence[int]) -> Dataset:
+        return Dataset(items.task, items.labels, tuple(questions[row] for row in rows))
+
+    return some(rest), some(judged)
+
+
+def with_words_dropped(items: Dataset, rate: float) -> Dataset:
+    """The same items, each word of what is to be classified left out at this rate; one word stays."""
+    random, out = np.random.default_rng(0), []
+    for question in items.questions:
+        words = item_text(items.task, question).split(" ")
+        kept = [word for word, drawn in zip(words, random.random(len(words)), strict=True) if drawn >= rate]
+        out.append(replace(question, text=question_about(items.task, question, " ".join(kept or words[:1]))))
+    return Dataset(items.task, items.labels, tuple(out))
+
+
+def varied(chosen: Sequence[Sequence[HistoryItem]], dropped: float, shuffled: float) -> list[list[HistoryItem]]:
+    """Items in front of each prompt, each left out at rate `dropped`; a share `shuffled` of the lists in any order."""
+    random, out = np.random.default_rng(1), []
+    for items in chosen:
+        kept = [item for item, drawn in zip(items, random.random(len(items)), strict=True) if drawn >= dropped]
+        if random.random() < shuffled:
+            kept = [kept[place] for place in random.permutation(len(kept))]
+        out.append(kept)
+    return out
