@@ -1,4 +1,4 @@
-"""Which adapters help on the planted world: for all users, each group or each user; with the history in the prompt or not?
+"""Which adapters help on the planted world: of all users, groups or each user, with and without history in the prompt?
 
     python benchmarks/demo_adapters.py [--home DIR] [--k 4]
 

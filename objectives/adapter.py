@@ -9,7 +9,7 @@ learned from four fifths of them, not from their questions.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -132,6 +132,14 @@ class Adapter(Retrieval):
             return {}
         records = self._learn(params, "tune").record["records"]
         return {f"training/{name}": [record[name] for record in records] for name in records[0]}
+
+    def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:
+        """The course of the training, and the tune users by group."""
+        if params.adapter not in TRAINED:
+            return {}
+        trained = self._learn(params, "tune")
+        found: dict[str, Mapping[str, Any]] = {"training": {"records": trained.record["records"]}}
+        return found if trained.clusters is None else {**found, "groups": self._lora.placed(self._splits.tune, trained)}
 
     def groups(self, params: Any, part: str) -> dict[str, int]:
         """Those of cluster adapters."""

@@ -104,9 +104,7 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
     console.print(table)
     for name, accuracy in result.references.items():
         console.print(f"without the model, {name}: accuracy {_number(accuracy)}")
-    if result.taste:
-        said = ", ".join(f"{value:.3f} {name}" for name, value in result.taste.items())
-        console.print(f"accuracy with the user's taste (gamma): {said}")
+    _print_choices(result)
     if result.best is not None:
         console.print(f"best trial {result.best['trial']}: {_params(result.best['changed'])}")
         for remark in result.best["remarks"]:
@@ -122,6 +120,15 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
         for remark in result.closest["remarks"]:
             console.print(f"note: {remark}")
     _print_incidents(result)
+
+
+def _print_choices(result: StudyResult) -> None:
+    """How much hangs on the sign of the user's taste and on the number of groups."""
+    if result.taste:
+        said = ", ".join(f"{value:.3f} {name}" for name, value in result.taste.items())
+        console.print(f"accuracy with the user's taste (gamma): {said}")
+    if len(result.groups) > 1:
+        console.print("best by number of groups: " + ", ".join(f"{k}: {v:.4f}" for k, v in result.groups.items()))
 
 
 def _print_incidents(result: StudyResult) -> None:

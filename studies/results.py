@@ -38,6 +38,7 @@ class StudyResult(NamedTuple):
     detectable_difference: float | None
     truncated_prompts: int
     taste: dict[str, float]
+    groups: dict[int, float]
     best: dict[str, Any] | None
     closest: dict[str, Any] | None
     lost: list[int]
@@ -71,6 +72,7 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
         detectable_difference=detectable_difference(len(opened.splits.confirm)),
         truncated_prompts=opened.scorer.truncated,
         taste={} if best is None else taste_profile(opened, opened.rooms.decode(best.params)),
+        groups=by_groups(opened, complete),
         best=None if best is None else _described(opened, best),
         closest=None if best is not None or closest is None else _described(opened, closest),
         lost=lost,
@@ -90,6 +92,19 @@ def taste_profile(opened: OpenStudy, params: Any) -> dict[str, float]:
         name: opened.objective.evaluate(replace(params, gamma=gamma)).metrics["accuracy"]
         for name, gamma in signs.items()
     }
+
+
+def by_groups(opened: OpenStudy, trials: list[FrozenTrial]) -> dict[int, float]:
+    """The first metric of the best feasible trial with each number of groups, for methods that have groups."""
+    metric, direction = next(iter(opened.spec.optimize.items()))
+    better = max if direction == "maximize" else min
+    found: dict[int, float] = {}
+    for trial in filter(feasible, trials):
+        params = opened.rooms.decode(trial.params)
+        if getattr(params, "level", None) == "cluster":
+            value = trial.user_attrs[MEASURED]["metrics"][metric]
+            found[params.groups] = better(value, found.get(params.groups, value))
+    return dict(sorted(found.items()))
 
 
 def taste_figure(opened: OpenStudy, params: Any) -> bytes:
@@ -132,6 +147,8 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
         chosen = opened.study.trials[result.best["trial"]]
         params = opened.rooms.decode(chosen.params)
         more = {"gamma.png": taste_figure(opened, params)} if result.taste else {}
+        if len(result.groups) > 1:
+            more["number_of_groups.png"] = figures.numbers("groups", result.groups, next(iter(opened.spec.optimize)))
         for name, given in opened.objective.pictures(params).items():
             more[f"{name}.png"] = figures.PICTURES[name](**given)
         wanted.append(("best", f"best-{chosen.number}", params, {**figure, **more}))

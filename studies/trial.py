@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,12 +21,12 @@ from studies.pruning import watch
 from studies.storage import STAMP
 
 MEASURED = "measured"
-"""Trial attribute with metrics, sampler seed and, for repeated parameters, the trial whose result was reused."""
+"""Trial attribute: metrics, curves, sampler seed; for repeated parameters the trial whose result was reused."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to a trial; what tracking and the progress display need."""
+    """What happened to a trial; what tracking and progress display need. `curves`: name -> a value for each step."""
 
     number: int
     state: str
@@ -39,6 +38,7 @@ class Outcome:
     failure: str | None = None
     duplicate_of: int | None = None
     remarks: list[str] = field(default_factory=list)
+    curves: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def feasible(self) -> bool:
@@ -60,7 +60,14 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
         failure=trial.user_attrs.get("failure"),
         duplicate_of=measured.get("duplicate_of"),
         remarks=measured.get("remarks", []),
+        curves={**measured.get("curves", {}), **_reported(trial)},
     )
+
+
+def _reported(trial: FrozenTrial) -> dict[str, list[float]]:
+    """What a trial told its pruner, in order."""
+    told = [value for _, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)]
+    return {"reported": told} if told else {}
 
 
 @dataclass
@@ -91,12 +98,12 @@ class TrialRunner:
 
     def run_one(self) -> Outcome:
         """Ask for one trial, measure it, tell the result."""
-        started = _now_ms()
         trial = self.study.ask(dict(self.space))
         if self.stamp is not None:
             trial.set_user_attr(STAMP, self.stamp)
         duplicate: int | None = None
         remarks: list[str] = []
+        curves: dict[str, list[float]] = {}
         try:
             params = self.rooms.decode(trial.params)
             key = _canonical(params)
@@ -108,35 +115,33 @@ class TrialRunner:
                 )
                 metrics = {**all_metrics(evaluation, self.baseline), **self.objective.observed(params)}
                 remarks = self.objective.remarks(params)
+                curves = {name: list(values) for name, values in self.objective.curves(params).items()}
                 self.measured[key] = (trial.number, metrics)
             values = [_finite(name, metrics[name]) for name in self.optimize]
             violations = {c.metric: c.violation(_finite(c.metric, metrics[c.metric])) for c in self.constraints}
         except optuna.TrialPruned:
-            return self._end(trial, started, TrialState.PRUNED)
+            return self._end(trial, TrialState.PRUNED)
         except KeyboardInterrupt:
-            self._end(trial, started, TrialState.FAIL, failure="interrupted")
+            self._end(trial, TrialState.FAIL, failure="interrupted")
             raise
         except Exception:
-            return self._end(trial, started, TrialState.FAIL, failure=traceback.format_exc())
+            return self._end(trial, TrialState.FAIL, failure=traceback.format_exc())
         for name, violation in violations.items():
             trial.set_constraint(name, violation)
-        measured: dict[str, Any] = {"metrics": metrics, "seed": self.seed, "remarks": remarks}
+        measured: dict[str, Any] = {"metrics": metrics, "seed": self.seed, "remarks": remarks, "curves": curves}
         if duplicate is not None:
             measured["duplicate_of"] = duplicate
         trial.set_user_attr(MEASURED, measured)
-        self.study.tell(trial, values)
-        ended, state = _now_ms(), "COMPLETE"
-        return Outcome(trial.number, state, trial.params, metrics, violations, started, ended, None, duplicate, remarks)
+        return outcome_of(self.study.tell(trial, values))
 
-    def _end(self, trial: optuna.Trial, started: int, state: TrialState, failure: str | None = None) -> Outcome:
+    def _end(self, trial: optuna.Trial, state: TrialState, failure: str | None = None) -> Outcome:
         """Tell a trial that has no value. It is infeasible, so that nothing takes it for a good one."""
         violations = {c.metric: UNMEASURED for c in self.constraints}
         for name, violation in violations.items():
             trial.set_constraint(name, violation)
         if failure is not None:
             trial.set_user_attr("failure", failure)
-        self.study.tell(trial, state=state)
-        return Outcome(trial.number, state.name, trial.params, {}, violations, started, _now_ms(), failure=failure)
+        return outcome_of(self.study.tell(trial, state=state))
 
 
 def _canonical(params: Any) -> str:
@@ -148,7 +153,3 @@ def _finite(name: str, value: float) -> float:
     if not math.isfinite(number):
         raise ChamtuneError(f"non_finite_objective: {name} is {number}")
     return number
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

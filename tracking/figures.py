@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -128,7 +128,7 @@ def edits(
         left.axvspan(layer - 0.4, layer + 0.4, color=ORANGE, alpha=0.25, lw=0)
     left.axhline(0.5, color=GREY, lw=1, ls="--", label="chance")
     left.set(xlabel="layer (edited ones shaded)", ylabel="history told from no history", ylim=(0.4, 1.02))
-    left.xaxis.get_major_locator().set_params(integer=True)
+    left.set_xticks(range(len(separations)))
     left.legend(fontsize=8, loc="lower right")
     same = ~helped & ~hurt
     parts, names, colors = (
@@ -159,5 +159,55 @@ def comparison(names: Sequence[str], accuracies: Sequence[float], intervals: Seq
     return _png(figure)
 
 
-PICTURES: dict[str, Callable[..., bytes]] = {"edits": edits}
+def training(records: Sequence[Mapping[str, float]]) -> bytes:
+    """A training: parts of the loss and the loss of held-out items; spread of the predictions on these."""
+    figure = Figure(figsize=(9.6, 3.6))
+    left, right = figure.subplots(1, 2)
+    epochs = [record["epoch"] for record in records]
+    for name in sorted(name for name in records[0] if name.startswith("loss")):
+        style = {"color": BLUE, "lw": 1.8} if name == "loss" else {"lw": 0.9, "ls": ":"}
+        left.plot(epochs, [record[name] for record in records], "o", ms=3, label=name.replace("_", ": "), **style)
+    if "held_out_loss" in records[0]:
+        held_out = [record["held_out_loss"] for record in records]
+        best = int(np.argmin(held_out))
+        left.plot(epochs, held_out, "o-", ms=3, color=ORANGE, lw=1.8, label="held-out items")
+        left.axvline(epochs[best], color=ORANGE, lw=0.8, ls="--", label=f"kept: epoch {epochs[best]:g}")
+        for name, color in (("accuracy", BLUE), ("top1_share", ORANGE)):
+            values = [record[f"held_out_{name}"] for record in records]
+            right.plot(epochs, values, "o-", ms=3, color=color, label=name.replace("_", " "))
+        bits = right.twinx()
+        bits.plot(epochs, [record["held_out_entropy"] for record in records], "o-", ms=3, color=GREY)
+        bits.set(ylabel="entropy of the predictions, bits (grey)", ylim=(0, None))
+        right.legend(fontsize=8, loc="lower right")
+    left.set(xlabel="epoch", ylabel="loss, nats")
+    left.legend(fontsize=7)
+    right.set(xlabel="epoch", ylabel="held-out items", ylim=(0, 1))
+    figure.tight_layout()
+    return _png(figure)
+
+
+def groups(places: NDArray[np.floating], groups: NDArray[np.int64], silhouette: float) -> bytes:
+    """Users [U, 2] on the two axes along which their histories differ most, by group [U]."""
+    figure = Figure(figsize=(5.6, 4.6))
+    axes = figure.add_subplot()
+    for group in np.unique(groups):
+        own = places[groups == group]
+        axes.scatter(own[:, 0], own[:, 1], s=14, color=f"C{group % 10}", label=f"group {group}, {len(own)} users")
+    axes.set(xlabel="first axis", ylabel="second axis", title=f"silhouette {silhouette:.3f}")
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def numbers(name: str, values: Mapping[int, float], metric: str) -> bytes:
+    """The best value of a metric among the trials with each value of a whole number."""
+    figure = Figure(figsize=(5.2, 3.4))
+    axes = figure.add_subplot()
+    axes.plot(list(values), list(values.values()), "o-", color=BLUE, label="best feasible trial")
+    axes.set(xlabel=name, ylabel=f"{metric} (tune users)")
+    axes.set_xticks(list(values))
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+PICTURES: dict[str, Callable[..., bytes]] = {"edits": edits, "training": training, "groups": groups}
 """What an objective may ask for: name -> figure of what the objective gives."""

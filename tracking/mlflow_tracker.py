@@ -96,12 +96,14 @@ class Projection:
         return self.runs[f"{self.spool.study_id}/{key}"]
 
     def log(self, run_id: str, record: Record) -> None:
-        """One batch call: params and metrics."""
+        """One batch call: params, metrics, and curves with their steps."""
         at = record["ended_ms"]
         metrics = [Metric(name, float(value), at, 0) for name, value in record["metrics"].items()]
         metrics += [
             Metric(f"constraint/{name}", float(value), at, 0) for name, value in record.get("violations", {}).items()
         ]
+        for name, values in record.get("curves", {}).items():
+            metrics += [Metric(name, float(value), at, step) for step, value in enumerate(values, start=1)]
         params = [Param(name, str(value)) for name, value in record["params"].items()]
         self.client.log_batch(run_id, metrics=metrics, params=params)
 

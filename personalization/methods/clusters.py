@@ -60,6 +60,14 @@ class Clusters:
         squares = (self.centres.astype(np.float64) ** 2).sum(axis=1)
         return np.asarray((squares - 2 * features @ self.centres.T).argmin(axis=1), dtype=np.int64)
 
+    def plane(self, features: Floats) -> NDArray[np.float64]:
+        """Users' features [U, d] on the two axes along which these users differ most, [U, 2] (PCA)."""
+        from sklearn.decomposition import PCA
+
+        axes = min(2, *features.shape)
+        placed = PCA(axes).fit_transform(features)
+        return np.pad(placed, ((0, 0), (0, 2 - axes)))
+
     def listed(self) -> dict[str, Any]:
         """JSON-able."""
         terms, centres = list(self.terms), self.centres.tolist()

@@ -320,6 +320,13 @@ class UserAdapters:
             return dict(zip(histories, trained.clusters.assign(features).tolist(), strict=True))
         return {user: 0 if trained.level == "unified" else trained.groups.get(user, -1) for user in histories}
 
+    def placed(self, dataset: Dataset, trained: Trained) -> dict[str, Any]:
+        """The users of a data set in the plane [U, 2] with their groups [U], of adapters that have groups."""
+        assert trained.clusters is not None
+        features = trained.clusters.features(list(histories_of(dataset).values()), self.scorer.embeddings)
+        groups = np.array(list(self.assigned(dataset, trained).values()))
+        return {"places": trained.clusters.plane(features), "groups": groups, "silhouette": trained.clusters.silhouette}
+
 
 def blended(base: NDArray[np.float32], adapted: NDArray[np.float32], blend: float) -> NDArray[np.float32]:
     """A mean of the log-probabilities over labels, weighing the adapter's by `blend`; float32 [n, K]."""

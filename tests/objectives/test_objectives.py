@@ -176,7 +176,7 @@ def test_remarks_say_why_nothing_changes(name, objective):
 
 def test_what_is_worth_drawing_can_be_drawn(name, objective):
     drawn = {figure for params in some_params(name) for figure in objective.pictures(params)}
-    assert drawn == {"steering": {"edits"}}.get(name, set())
+    assert drawn == {"steering": {"edits"}, "adapter": {"training", "groups"}}.get(name, set())
     for params in some_params(name):
         for figure, given in objective.pictures(params).items():
             assert figures.PICTURES[figure](**given).startswith(b"\x89PNG")

@@ -61,6 +61,7 @@ def test_study_and_trials_arrive_once_each(tmp_path, store):
     spool.append(study_record(spool))
     for number in range(3):
         spool.append(trial(number))
+    spool.append(trial(5, curves={"training/loss": [2.0, 1.5, 1.25]}))
     spool.append(trial(3, state="FAIL", metrics={}, failure="Traceback: boom", feasible=False))
     assert Sender(spool, store).finish(60) == 0
     spool.append(trial(4))
@@ -68,7 +69,7 @@ def test_study_and_trials_arrive_once_each(tmp_path, store):
     assert Sender(spool, store).finish(60) == 0
     client, found = runs(store, "once")
     names = sorted(run.info.run_name for run in found)
-    assert names == ["once", "trial-0000", "trial-0001", "trial-0002", "trial-0003", "trial-0004"]
+    assert names == ["once", "trial-0000", "trial-0001", "trial-0002", "trial-0003", "trial-0004", "trial-0005"]
     parent = next(run for run in found if run.info.run_name == "once")
     second = next(run for run in found if run.info.run_name == "trial-0002")
     failed = next(run for run in found if run.info.run_name == "trial-0003")
@@ -78,6 +79,9 @@ def test_study_and_trials_arrive_once_each(tmp_path, store):
     assert (failed.info.status, failed.data.tags["failure"]) == ("FAILED", "Traceback: boom")
     history = client.get_metric_history(second.info.run_id, "accuracy")
     assert len(history) == 1
+    trained = next(run for run in found if run.info.run_name == "trial-0005")
+    curve = client.get_metric_history(trained.info.run_id, "training/loss")
+    assert [(point.step, point.value) for point in curve] == [(1, 2.0), (2, 1.5), (3, 1.25)]
 
 
 def test_refused_record_is_kept_aside_and_the_rest_goes_on(tmp_path, store):
