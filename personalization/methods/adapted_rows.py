@@ -72,11 +72,11 @@ class AdaptedRows:
         while sum(map(len, self.rows)) < len(waiting):
             self.rows.append(next_batch(waiting, sum(map(len, self.rows)), tokens, False))
         self.members = [np.array([index for row in rows for index in row.prompts]) for rows in self.rows]
-        self._key = {
+        self.key = key_of({
             "identity": identity, "code": sha256_of(Path(__file__)), "prompts": list(prompts),
             "continuations": list(continuations), "users": list(users), "tokens": tokens, "first": first,
             "attention": self.model.config._attn_implementation,
-        }  # fmt: skip
+        })  # fmt: skip
         self._states: StoredStates | None = None
 
     def _units(self, heads: Sequence[Tokens], users: Sequence[str], nodes: int) -> list[Row]:
@@ -146,7 +146,7 @@ class AdaptedRows:
             layouts = [lay_out(rows, self.route.prompts, 0, self.route.trees[0]) for rows in self.rows]
             shapes = [(int(layout.ids.shape[0]), int(layout.ids.shape[1])) for layout in layouts]
             width = self.model.config.get_text_config().hidden_size
-            path = self.folder / f"{key_of(self._key)}.states"
+            path = self.folder / f"{self.key}.states"
             self._states = StoredStates(path, shapes, width, self.model.dtype, self._run)
         return self._states
 

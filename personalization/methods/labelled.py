@@ -9,6 +9,7 @@ questions asks about is left out everywhere, and no gold label of a question is 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -54,8 +55,7 @@ def held_out(items: Dataset, level: str) -> tuple[Dataset, Dataset]:
     questions = items.questions
     users = [q.user_id for q in questions]
     if level == "user":
-        place, judged = dict.fromkeys(users, 0), []
-        sizes = {user: users.count(user) for user in place}
+        sizes, place, judged = Counter(users), Counter[str](), []
         for row, user in enumerate(users):
             place[user] += 1
             if place[user] > sizes[user] - sizes[user] // HELD_OUT:

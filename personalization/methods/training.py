@@ -18,6 +18,7 @@ was killed goes on to the same bits on a CPU.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -89,6 +90,11 @@ class Items:
     rows: AdaptedRows
     gold: NDArray[np.int64]
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of prompts, users, model and labels."""
+        return hashlib.sha256(self.rows.key.encode() + self.gold.tobytes()).hexdigest()
+
 
 def losses(
     scores: Tensor, gold: Tensor, lengths: Tensor, recipe: Recipe, cosines: Tensor | None = None
@@ -132,8 +138,10 @@ def train(
     began = [parameter.detach().clone() for parameter in lora.parameters]
     records: list[Record] = []
     best = lora.state()
+    data = "\n".join(items.fingerprint for items in (*train_sets, *([] if held_out is None else [held_out])))
+    place = _Checkpoint(checkpoint, recipe, hashlib.sha256(data.encode()).hexdigest())
     if checkpoint.exists():
-        records, best, began = _resume(checkpoint, lora, optimiser, recipe)
+        records, best, began = place.resume(lora, optimiser)
     with _frozen(lora.model):
         while len(records) < len(stretches) and not _over(records, recipe):
             record = _run(stretches, records, lora, optimiser, recipe, began)
@@ -142,7 +150,7 @@ def train(
             records.append(record)
             if _best(records) == len(records) - 1:
                 best = lora.state()
-            _save(checkpoint, lora, optimiser, best, began, records, recipe)
+            place.save(lora, optimiser, best, began, records)
             if watch is not None and scores is not None:
                 watch(scores)
     lora.load(best)
@@ -316,47 +324,52 @@ def _frozen(model: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _save(
-    path: Path,
-    lora: Adapters,
-    optimiser: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    began: Sequence[Tensor],
-    records: list[Record],
-    recipe: Recipe,
-) -> None:
-    tensors = {f"now.{name}": tensor for name, tensor in lora.state().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    for number, tensor in enumerate(began):
-        tensors[f"began.{number}"] = tensor.cpu()
-    for number, parameter in enumerate(lora.parameters):
-        for name, value in optimiser.state[parameter].items():
-            tensors[f"optimiser.{number}.{name}"] = value.detach().cpu()
-    total = sum(parameter.numel() for parameter in lora.model.parameters())
-    told = {
-        "version": VERSION, "recipe": asdict(recipe), "records": records, "epoch": records[-1]["epoch"],
-        "trainable": lora.trainable, "total": total,
-    }  # fmt: skip
-    write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, {"training": json.dumps(told)}))
+class _Checkpoint(NamedTuple):
+    """Where a training stands. `data`: what it learns from and is judged by."""
 
+    path: Path
+    recipe: Recipe
+    data: str
 
-def _resume(
-    path: Path, lora: Adapters, optimiser: torch.optim.Optimizer, recipe: Recipe
-) -> tuple[list[Record], dict[str, Tensor], list[Tensor]]:
-    """Take up a checkpoint: (records, best adapters, where they began)."""
-    with safe_open(path, framework="pt") as file:
-        told: dict[str, Any] = json.loads(file.metadata()["training"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if told["version"] != VERSION or told["recipe"] != asdict(recipe):
-        raise DataError(f"{path}: a checkpoint of another recipe; remove it")
+    def save(
+        self,
+        lora: Adapters,
+        optimiser: torch.optim.Optimizer,
+        best: dict[str, Tensor],
+        began: Sequence[Tensor],
+        records: list[Record],
+    ) -> None:
+        """Write everything that going on needs, in one step."""
+        tensors = {f"now.{name}": tensor for name, tensor in lora.state().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+        for number, (parameter, start) in enumerate(zip(lora.parameters, began, strict=True)):
+            tensors[f"began.{number}"] = start.cpu()
+            for name, value in optimiser.state[parameter].items():
+                tensors[f"optimiser.{number}.{name}"] = value.detach().cpu()
+        told = {
+            "version": VERSION, "recipe": asdict(self.recipe), "data": self.data, "records": records,
+            "epoch": records[-1]["epoch"], "trainable": lora.trainable,
+            "total": sum(parameter.numel() for parameter in lora.model.parameters()),
+        }  # fmt: skip
+        write_atomic(self.path, save({k: v.contiguous() for k, v in tensors.items()}, {"training": json.dumps(told)}))
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    def resume(
+        self, lora: Adapters, optimiser: torch.optim.Optimizer
+    ) -> tuple[list[Record], dict[str, Tensor], list[Tensor]]:
+        """Take up what was written: (records, best adapters, where they began)."""
+        with safe_open(self.path, framework="pt") as file:
+            told: dict[str, Any] = json.loads(file.metadata()["training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if (told["version"], told["recipe"], told["data"]) != (VERSION, asdict(self.recipe), self.data):
+            raise DataError(f"{self.path}: a checkpoint of another recipe or other items; remove it")
 
-    lora.load(part("now."))
-    device = lora.parameters[0].device
-    for number, parameter in enumerate(lora.parameters):
-        found = part(f"optimiser.{number}.")
-        optimiser.state[parameter] = {k: v if k == "step" else v.to(device) for k, v in found.items()}
-    began = [tensors[f"began.{number}"].to(device) for number in range(len(lora.parameters))]
-    return told["records"], part("best."), began
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        lora.load(part("now."))
+        device = lora.parameters[0].device
+        for number, parameter in enumerate(lora.parameters):
+            found = part(f"optimiser.{number}.")
+            optimiser.state[parameter] = {k: v if k == "step" else v.to(device) for k, v in found.items()}
+        began = [tensors[f"began.{number}"].to(device) for number in range(len(lora.parameters))]
+        return told["records"], part("best."), began

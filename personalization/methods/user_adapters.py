@@ -90,6 +90,11 @@ class Plan:
         return bool(self.word_dropout or (self.k and (self.history_dropout or self.history_order)))
 
 
+def _histories(dataset: Dataset) -> dict[str, list[tuple[str, str | None]]]:
+    """Everything of the users' histories that a prompt may hold."""
+    return {user: [(item.text, item.label) for item in items] for user, items in histories_of(dataset).items()}
+
+
 def _of_all(plan: Plan) -> Plan:
     """The plan of the LoRA of all users that others start from or stand on."""
     plain = {name: getattr(Plan(), name) for name in ("adapter", "level", "groups", "cluster_by", "prefix_tokens")}
@@ -187,7 +192,8 @@ class UserAdapters:
         clusters, groups, count = self._groups(dataset, plan)
         first = min(int(plan.start * backbone.depth), backbone.depth - 1)
         key = {"identity": self.scorer.identity, "version": VERSION, "plan": asdict(plan),
-               "items": items.fingerprint(), "groups": dict(groups)}  # fmt: skip
+               "items": [(q.id, q.text, q.gold) for q in items.questions], "groups": dict(groups),
+               "others": _histories(dataset) if plan.k else None}  # fmt: skip
         folder = self.folder / key_of(key)[:32]
         context = Context(plan.k, plan.ranking, plan.mix)
         trained = Trained(folder, plan.level, first, count, context, groups, clusters, None, 0, {})

@@ -99,8 +99,10 @@ def test_a_checkpoint_says_what_it_is(backbone, tmp_path):
     assert told["trainable"] == lora.trainable < told["total"]
     assert told["epoch"] == len(told["records"]) == 6
     assert told["recipe"]["lr"] == 2e-2
-    with pytest.raises(DataError, match="a checkpoint of another recipe"):
-        train([data], data, fresh(backbone), Recipe(epochs=6, lr=1e-2), tmp_path / "c.safetensors")
+    other = Items(data.rows, (data.gold + 1) % 3)
+    for items_now, recipe in ((data, Recipe(epochs=6, lr=1e-2)), (other, RECIPE)):
+        with pytest.raises(DataError, match="a checkpoint of another recipe or other items"):
+            train([items_now], data, fresh(backbone), recipe, tmp_path / "c.safetensors")
 
 
 def test_patience_ends_a_training_that_no_longer_helps(backbone, tmp_path):
