@@ -2,8 +2,8 @@
 
     python benchmarks/demo_adapters.py [--home DIR] [--k 4]
 
-The same recipe at each level, the calibration solved on the tune users, judged on the confirm users: LoRA, prefixes on
-the LoRA of all users, and LoRA with k history items in the prompt, when learning and when asked. Beside them the
+The same recipe at each level, the calibration solved on the tune users, judged on the confirm users: LoRA, prefixes of groups
+on the LoRA of all users, and LoRA with k history items in the prompt, when learning and when asked. Beside them the
 calibration alone, without and with these items. Gains over the calibration alone are paired, by user, their p-values
 corrected for their number. The last line is JSON.
 """
@@ -37,7 +37,7 @@ def main() -> None:
     chosen = {
         "calibration alone": base,
         **{f"lora {level}": replace(lora, level=level) for level in LEVELS},
-        **{f"prefix {level}": replace(lora, adapter="prefix", level=level, lr_ratio=4.0) for level in LEVELS[1:]},
+        "prefix cluster": replace(lora, adapter="prefix", level="cluster", lr_ratio=4.0),
         f"{items}calibration alone": replace(base, k=options.k),
         **{f"{items}lora {level}": replace(lora, level=level, k=options.k) for level in LEVELS},
     }
