@@ -2,10 +2,10 @@
 
     python benchmarks/demo_adapters.py [--home DIR] [--k 4]
 
-The same recipe at each level, the calibration solved on the tune users, judged on the confirm users: LoRA, prefixes of groups
-on the LoRA of all users, and LoRA with k history items in the prompt, when learning and when asked. Beside them the
-calibration alone, without and with these items. Gains over the calibration alone are paired, by user, their p-values
-corrected for their number. The last line is JSON.
+The same recipe at each level, the calibration solved on the tune users, judged on the confirm users: LoRA, prefixes of
+groups on the LoRA of all users, and LoRA with k history items in the prompt, when learning and when asked. Beside them
+the calibration alone, without and with these items. Gains over the calibration alone are paired, by user, their
+p-values corrected for their number. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from personalization.methods.retrieval import Histories, retrieval_calibrate
 from personalization.methods.user_adapters import Trained, UserAdapters, blended
 from personalization.methods.user_heads import UserHeads, load_heads
 
-FORMAT = 2
+FORMAT = 3
 
 
 def steered_calibrate(
