@@ -8,7 +8,8 @@ other items in front of it, and never from a question or its gold label. Levels:
     user      one for each user, from that user's items alone; a user without one is answered by the model itself
 
 `adapter` is lora, or prefix: a prefix on top of the frozen LoRA of all users. `anchor` > 0 starts groups and users at
-the unified adapter and penalises the distance to it (constrained LoRA). Every fifth user is held out, at level `user`
+that LoRA and penalises the distance to it (constrained LoRA). It is trained by the plain recipe, once for all that
+start from it or stand on it. Every fifth user is held out, at level `user`
 every user's newest fifth of the items; what is kept is what had the smallest loss there. Every second epoch sees the
 items differently, where a rate says so: words or items of the history left out, or these in another order. What was
 trained lies in a folder named by all that it depends on: PEFT's files a group, the checkpoint, and record.json with
@@ -96,9 +97,8 @@ def _histories(dataset: Dataset) -> dict[str, list[tuple[str, str | None]]]:
 
 
 def _of_all(plan: Plan) -> Plan:
-    """The plan of the LoRA of all users that others start from or stand on."""
-    plain = {name: getattr(Plan(), name) for name in ("adapter", "level", "groups", "cluster_by", "prefix_tokens")}
-    return replace(plan, anchor=0.0, **plain)
+    """The plan of the LoRA of all users that others start from or stand on: of the same shape, by the plain recipe."""
+    return Plan(**{name: getattr(plan, name) for name in ("rank", "targets", "start", "k", "ranking", "mix")})
 
 
 class Context(NamedTuple):
