@@ -29,8 +29,12 @@ OBJECTIVES = {
 KINDS: dict[str, tuple[str, ...]] = {"steering": ("causal",)}
 """name -> the kinds of backbone that it takes, where it does not take all."""
 
-Report = Callable[[Evaluation], None]
-"""Called with what the first users gave, where a trial can be judged early; may raise to end the trial."""
+
+class Report(Protocol):
+    """Called with what the first users, or the first steps of a training, gave; may raise to end the trial."""
+
+    def __call__(self, first: Evaluation, step: int | None = None) -> None:
+        """`step`: how many there are with this one; as many as there were calls where none is given."""
 
 
 class Scorer(Protocol):

@@ -106,25 +106,24 @@ class Adapter(Retrieval):
             everybody = [q for name in PARTS for q in self._splits.part(name).questions]
             dataset = Dataset(dataset.task, dataset.labels, tuple(everybody))
 
-        def tell(items: Dataset, scores: NDArray[np.float32]) -> None:
+        def tell(items: Dataset, scores: NDArray[np.float32], step: int) -> None:
             if report is not None:
                 ids, users = tuple(q.id for q in items.questions), tuple(q.user_id for q in items.questions)
                 modes = ["user"] * len(items)
-                report(Evaluation(items.labels, ids, users, gold_indices(items), log_softmax(scores), modes))
+                report(Evaluation(items.labels, ids, users, gold_indices(items), log_softmax(scores), modes), step)
 
         self._trained[plan, of_everybody] = self._lora.learn(dataset, plan, tell)
         return self._trained[plan, of_everybody]
 
     def observed(self, params: Any) -> dict[str, float]:
-        """What retrieval says; of a training its length, what it was at its best, and its size."""
-        seen = super().observed(params)
+        """What retrieval says; of a training its length, what it was where it was kept, and its size."""
         if params.adapter not in TRAINED:
-            return seen
+            return super().observed(params)
         record = self._learn(params, "tune").record
         records = record["records"]
-        best = min(records, key=lambda found: found.get("held_out_loss", 0.0))
+        best = records[record["kept"]]
         kept = {name: value for name, value in best.items() if name.startswith(("held_out", "loss"))}
-        return {**seen, **kept, "epochs_run": float(records[-1]["epoch"]), "trainable": float(record["trainable"])}
+        return {**kept, "epochs_run": float(records[-1]["epoch"]), "trainable": float(record["trainable"])}
 
     def curves(self, params: Any) -> dict[str, list[float]]:
         """What each evaluation of the training gave."""
@@ -143,7 +142,9 @@ class Adapter(Retrieval):
 
     def groups(self, params: Any, part: str) -> dict[str, int]:
         """Those of cluster adapters."""
-        if params.adapter not in TRAINED or params.level != "cluster":
+        if params.adapter == "head":
+            return self._heads.assigned(self._splits.part(part), self._head(params))
+        if params.adapter == "none" or params.level != "cluster":
             return {}
         return self._lora.assigned(self._splits.part(part), self._learn(params, "tune"))
 
@@ -185,7 +186,10 @@ class Adapter(Retrieval):
 
 def _plan(params: Any) -> Plan:
     plan = Plan(**{field.name: getattr(params, field.name) for field in fields(Plan)})
-    return plan if plan.k else replace(plan, ranking=Plan.ranking, mix=Plan.mix)
+    if plan.k:
+        return plan
+    plain = {name: getattr(Plan, name) for name in ("ranking", "mix", "history_dropout", "history_order")}
+    return replace(plan, **plain)
 
 
 def _head_plan(params: Any) -> HeadPlan:

@@ -100,7 +100,7 @@ BASELINE = Params(**_NONE, **asdict(retrieval.BASELINE))
 
 def decode(raw: Mapping[str, Any]) -> Params:
     """Params from a trial's raw values."""
-    values = {**{name: _NONE[name] for name in ONLY if name in _NONE}, **raw}
+    values = {**_NONE, **raw}
     if values["fit"] == "exact":
         values |= {"beta": 1.0, "gamma": 1.0, "tau": 1.0}
     if values["adapter"] == "none" or values["blend"] == 0:
@@ -122,6 +122,7 @@ def _idle(values: Mapping[str, Any]) -> list[str]:
         OF_GROUPS: level == "cluster",
         OF_ITEMS: values.get("k", 0) > 0,
         ("prefix_tokens",): adapter == "prefix",
+        ("dropout",): adapter == "lora",
         ("c_own",): level != "unified",
         ("anchor",): level != "unified" or adapter == "prefix",
     }

@@ -65,11 +65,11 @@ BASELINE = Params(**_NONE, **asdict(calibration.BASELINE))
 
 def decode(raw: Mapping[str, Any]) -> Params:
     """Params from a trial's raw values."""
-    values = {**raw, **_calibration(raw)}
+    values = {**_NONE, **raw, **_calibration(raw)}
     if values["alpha_general"] == 0:
         values["general"] = _NONE["general"]
     if values["alpha_personal"] == 0 and values["gate"] != "cosine":
-        values["groups"] = _NONE["groups"]
+        values |= {name: _NONE[name] for name in ("groups", "shrink")}
     shut = values["gate"] == "product" and (values["alpha_general"] <= 0 or values["alpha_personal"] == 0)
     if shut or (values["alpha_personal"] == 0 and values["alpha_general"] == 0):
         values |= _NONE

@@ -47,12 +47,15 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
     """What a trial calls after each block of users, under a pruner; it raises TrialPruned to stop the trial."""
     if name == "none":
         return None
-    values: list[list[float]] = []
+    values: list[Sequence[float | None]] = []
     users: set[str] = set()
     place = {question: row for row, question in enumerate(baseline.question_ids)}
 
-    def report(first: Evaluation) -> None:
-        values.append(_values(first, baseline, place, optimize))
+    def report(first: Evaluation, step: int | None = None) -> None:
+        now = _values(first, baseline, place, optimize)
+        missed = (step or len(values) + 1) - len(values) - 1  # by a training that goes on after a kill
+        values.extend([[None] * len(optimize)] * missed)
+        values.append(now)
         if name == "dominated":
             trial.set_user_attr(RUNNING, values)
             stop = _dominated(trial, values)
@@ -60,7 +63,7 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
             if name == "wilcoxon":
                 _report_users(trial, first, optimize[0], users)
             else:
-                trial.report(values[-1][0], len(values))
+                trial.report(now[0], len(values))
             stop = trial.should_prune()
         if stop:
             raise optuna.TrialPruned
@@ -87,16 +90,16 @@ def _report_users(trial: optuna.Trial, first: Evaluation, metric: str, reported:
             trial.report(sign * float(scores[owners == step].mean()), step)
 
 
-def _dominated(trial: optuna.Trial, values: list[list[float]]) -> bool:
+def _dominated(trial: optuna.Trial, values: Sequence[Sequence[float | None]]) -> bool:
     """Whether some feasible trial was better in every metric after each of the last PATIENCE blocks."""
     if len(values) < PATIENCE:
         return False
     sign = np.array([1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in trial.study.directions])
-    mine = sign * np.array(values)
+    mine = sign * np.array(values, dtype=float)
     for other in trial.study.get_trials(deepcopy=False):
         theirs = other.user_attrs.get(RUNNING, [])
         if feasible(other) and len(theirs) >= len(mine):
-            better = sign * np.array(theirs[: len(mine)]) > mine
+            better = sign * np.array(theirs[: len(mine)], dtype=float) > mine
             if better[-PATIENCE:].all():
                 return True
     return False

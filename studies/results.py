@@ -95,7 +95,7 @@ def taste_profile(opened: OpenStudy, params: Any) -> dict[str, float]:
 
 
 def by_groups(opened: OpenStudy, trials: list[FrozenTrial]) -> dict[int, float]:
-    """The first metric of the best feasible trial with each number of groups, for methods that have groups."""
+    """The first metric of the best feasible trial with each number of groups, of adapters of groups."""
     metric, direction = next(iter(opened.spec.optimize.items()))
     better = max if direction == "maximize" else min
     found: dict[int, float] = {}

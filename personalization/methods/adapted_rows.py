@@ -113,6 +113,8 @@ class AdaptedRows:
 
     def scores_and_cosines(self, number: int, lora: Adapters | None, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Scores of a batch, and the cosine of each prompt's last state with each label's mean output embedding."""
+        if self.first:
+            self.states  # noqa: B018  (stored before anything is captured)
         with captured_output(self.model.base_model) as seen:
             scores = self.scores(number, lora, dropout)
         layout = lay_out(self.rows[number], self.route.prompts, 0, self.route.trees[0])
@@ -123,8 +125,8 @@ class AdaptedRows:
     @cached_property
     def label_embeddings(self) -> Tensor:
         """The mean of the LM head's rows for each label's tokens, float32 [K, d]."""
-        tree, head = self.route.trees[0], self.model.get_output_embeddings().weight.detach().float()
-        means = [head[tree.candidate(k)].mean(dim=0) for k in range(len(tree.lengths))]
+        tree, head = self.route.trees[0], self.model.get_output_embeddings().weight.detach()
+        means = [head[tree.candidate(k)].float().mean(dim=0) for k in range(len(tree.lengths))]
         return torch.stack(means)[np.argsort(self.route.columns[0])]
 
     def table(self, lora: Adapters | None, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:

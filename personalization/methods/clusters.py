@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.data.records import Dataset, HistoryItem, chronological
+from personalization.data.prompts import is_asked
+from personalization.data.records import Dataset, HistoryItem, Question, chronological
 from personalization.methods.retrieval import words
 
 Floats = NDArray[np.floating]
@@ -34,12 +35,20 @@ STARTS = 10
 
 
 def histories_of(dataset: Dataset) -> dict[str, History]:
-    """user -> the longest history that stands with one of the user's questions, oldest first."""
+    """user -> the longest history that stands with one of the user's questions, oldest first.
+
+    An item that one of the user's questions asks about is left out.
+    """
     longest: dict[str, History] = {}
+    asked: dict[str, list[Question]] = {}
     for question in dataset.questions:
+        asked.setdefault(question.user_id, []).append(question)
         if len(question.history) >= len(longest.get(question.user_id, ())):
             longest[question.user_id] = question.history
-    return {user: chronological(items) for user, items in longest.items()}
+    return {
+        user: tuple(i for i in chronological(items) if not any(is_asked(dataset.task, q, i) for q in asked[user]))
+        for user, items in longest.items()
+    }
 
 
 @dataclass(frozen=True)

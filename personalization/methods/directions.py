@@ -109,9 +109,11 @@ def shrunk(
     return np.asarray((weight * own + kappa * pooled) / (weight + kappa), dtype=np.float32)
 
 
-def group_directions(own: NDArray[np.float32], groups: NDArray[np.int64], kappa: float) -> NDArray[np.float32]:
-    """The directions [G, L, d] of groups of users [U], from those of their users [U, L, d], shrunk towards all."""
-    sizes = np.bincount(groups)
+def group_directions(
+    own: NDArray[np.float32], groups: NDArray[np.int64], count: int, kappa: float
+) -> NDArray[np.float32]:
+    """Directions [count, L, d] of groups of users [U], from those of their users [U, L, d], shrunk towards all."""
+    sizes = np.bincount(groups, minlength=count)
     means = np.stack([own[groups == group].sum(axis=0) / max(size, 1) for group, size in enumerate(sizes)])
     return shrunk(means, sizes, own.mean(axis=0), kappa)
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from personalization.data.prompts import is_asked, item_text, question_about
+from personalization.data.prompts import item_text, question_about
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.errors import DataError
 from personalization.methods.clusters import histories_of
@@ -28,13 +28,10 @@ OTHERS = 64
 
 def labelled_items(dataset: Dataset) -> Dataset:
     """The labelled items of every user as questions; `gold` is the item's label."""
-    asked: dict[str, list[Question]] = {}
-    for question in dataset.questions:
-        asked.setdefault(question.user_id, []).append(question)
+    first_asked = {question.user_id: question for question in reversed(dataset.questions)}
     found = []
-    for user, history in histories_of(dataset).items():
-        items = [item for item in history if not any(is_asked(dataset.task, q, item) for q in asked[user])]
-        first = asked[user][0]
+    for user, items in histories_of(dataset).items():
+        first = first_asked[user]
         for place, item in enumerate(items):
             if item.label in dataset.labels:
                 others = (*items[:place], *items[place + 1 :])[-OTHERS:]

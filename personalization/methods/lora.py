@@ -9,6 +9,7 @@ and `PeftModel.from_pretrained` loads them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,8 +128,18 @@ class GroupedLora:
             tensors[f"{prefix}.lora_A.weight"] = self.a[path][group].detach().cpu().contiguous()
             tensors[f"{prefix}.lora_B.weight"] = self.b[path][group].detach().cpu().contiguous()
         folder.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(str(folder))
+        save_config(config, folder)
         write_atomic(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+
+
+def save_config(config: Any, folder: Path) -> None:
+    """A PEFT config, the same bytes in every process: PEFT writes the modules in the order of a set."""
+    config.save_pretrained(str(folder))
+    path = folder / "adapter_config.json"
+    written = json.loads(path.read_text())
+    if isinstance(written.get("target_modules"), list):
+        written["target_modules"].sort()
+    write_atomic(path, json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
 def load_lora(model: PreTrainedModel, folders: Sequence[Path]) -> GroupedLora:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
 from personalization.files import write_atomic
-from personalization.methods.lora import GroupedLora
+from personalization.methods.lora import GroupedLora, save_config
 from personalization.scoring.packed import TrunkLayer
 
 
@@ -30,6 +30,8 @@ class GroupedPrefix:
     def __init__(self, below: GroupedLora, values: Tensor) -> None:
         self.model: PreTrainedModel = below.model
         self.below = below
+        for parameter in below.parameters:
+            parameter.requires_grad_(False)
         self.values = values.detach().clone().requires_grad_()
 
     @classmethod
@@ -85,7 +87,7 @@ class GroupedPrefix:
             num_layers=sides // 2, num_attention_heads=heads, token_dim=heads * size, num_transformer_submodules=1,
         )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(str(folder))
+        save_config(config, folder)
         flat = self.values[group].detach().cpu().reshape(tokens, -1).contiguous()
         write_atomic(folder / "adapter_model.safetensors", save({"prompt_embeddings": flat}, metadata={"format": "pt"}))
 

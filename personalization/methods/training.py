@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,9 @@ from personalization.methods.adapted_rows import AdaptedRows
 from personalization.methods.prefix import Adapters
 from personalization.metrics import entropy_bits, label_counts
 
-VERSION = 2
+log = logging.getLogger(__name__)
+
+VERSION = 3
 """Of the recipe: a change that changes results raises it."""
 WARM_UP = 0.1
 """Share of the steps over which the learning rate rises."""
@@ -79,8 +82,9 @@ class Recipe:
 
 Record = dict[str, float]
 """What one stretch of an epoch gave; `epoch`: how many are done."""
-Watch = Callable[[NDArray[np.float32]], None]
-"""Called after each evaluation with the scores of the held-out items [m, K]; may raise to end the training."""
+Watch = Callable[[NDArray[np.float32], int], None]
+"""Called after each evaluation with the scores of the held-out items [m, K] and the evaluation's number, from 1 on; may
+raise to end the training."""
 
 
 @dataclass
@@ -141,18 +145,18 @@ def train(
     data = "\n".join(items.fingerprint for items in (*train_sets, *([] if held_out is None else [held_out])))
     place = _Checkpoint(checkpoint, recipe, hashlib.sha256(data.encode()).hexdigest())
     if checkpoint.exists():
-        records, best, began = place.resume(lora, optimiser)
+        records, best, began = place.resume(lora, optimiser) or (records, best, began)
     with _frozen(lora.model):
         while len(records) < len(stretches) and not _over(records, recipe):
             record = _run(stretches, records, lora, optimiser, recipe, began)
             scores = None if held_out is None else held_out.rows.table(lora)
             record |= {} if scores is None or held_out is None else measured(scores, held_out.gold)
             records.append(record)
-            if _best(records) == len(records) - 1:
+            if kept(records) == len(records) - 1:
                 best = lora.state()
             place.save(lora, optimiser, best, began, records)
             if watch is not None and scores is not None:
-                watch(scores)
+                watch(scores, len(records))
     lora.load(best)
     return records
 
@@ -271,7 +275,7 @@ def _gradients(
             parts = losses(rows.scores(number, lora, recipe.dropout), gold, lengths, recipe)
         if recipe.anchor:
             moved = [(now - then).square().sum() for now, then in zip(lora.parameters, began, strict=True)]
-            parts["anchor"] = recipe.anchor * torch.stack(moved).sum()
+            parts["anchor"] = (recipe.anchor * torch.stack(moved).sum()).to(gold.device)
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
             raise DataError(f"the loss is {float(loss.detach())} in epoch {stretch.epoch:g}; take a smaller lr")
@@ -300,15 +304,15 @@ def _schedule(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _best(records: Sequence[Record]) -> int:
-    """The record with the smallest held-out loss, else the last."""
+def kept(records: Sequence[Record]) -> int:
+    """Which record's adapters are kept: that with the smallest held-out loss, else the last."""
     values = [record.get("held_out_loss") for record in records]
     known = [value for value in values if value is not None]
     return values.index(min(known)) if known else len(records) - 1
 
 
 def _over(records: Sequence[Record], recipe: Recipe) -> bool:
-    return len(records) - 1 - _best(records) >= recipe.patience if records else False
+    return len(records) - 1 - kept(records) >= recipe.patience if records else False
 
 
 @contextmanager
@@ -355,13 +359,14 @@ class _Checkpoint(NamedTuple):
 
     def resume(
         self, lora: Adapters, optimiser: torch.optim.Optimizer
-    ) -> tuple[list[Record], dict[str, Tensor], list[Tensor]]:
-        """Take up what was written: (records, best adapters, where they began)."""
+    ) -> tuple[list[Record], dict[str, Tensor], list[Tensor]] | None:
+        """Take up what was written: (records, best adapters, where they began); None where it is of something else."""
         with safe_open(self.path, framework="pt") as file:
             told: dict[str, Any] = json.loads(file.metadata()["training"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if (told["version"], told["recipe"], told["data"]) != (VERSION, asdict(self.recipe), self.data):
-            raise DataError(f"{self.path}: a checkpoint of another recipe or other items; remove it")
+            log.warning("%s is of another recipe or other items; the training begins anew", self.path)
+            return None
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -46,8 +46,8 @@ EVALUATIONS = 2
 PATIENCE = 3
 """Evaluations without a better one after which a training ends."""
 
-Report = Callable[[Dataset, NDArray[np.float32]], None]
-"""Called after each evaluation with the held-out items and their scores [m, K]; may raise to end the training."""
+Report = Callable[[Dataset, NDArray[np.float32], int], None]
+"""Called after each evaluation with the held-out items, their scores [m, K] and its number; may raise to end it all."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,6 @@ class Plan:
         return bool(self.word_dropout or (self.k and (self.history_dropout or self.history_order)))
 
 
-def _histories(dataset: Dataset) -> dict[str, list[tuple[str, str | None]]]:
-    """Everything of the users' histories that a prompt may hold."""
-    return {user: [(item.text, item.label) for item in items] for user, items in histories_of(dataset).items()}
-
-
 def _of_all(plan: Plan) -> Plan:
     """The plan of the LoRA of all users that others start from or stand on: of the same shape, by the plain recipe."""
     return Plan(**{name: getattr(plan, name) for name in ("rank", "targets", "start", "k", "ranking", "mix")})
@@ -113,7 +108,8 @@ class Context(NamedTuple):
 class Trained:
     """Adapters on disk. `groups`: user -> number, for those it was trained for; `clusters` for everybody else.
 
-    `below`: the adapters of all users that prefixes of `prefix` tokens stand on.
+    `below`: the adapters of all users that prefixes of `prefix` tokens stand on; `idle`: groups whose prefix has had
+    nothing to learn from, so that `below` answers them.
     """
 
     folder: Path
@@ -125,6 +121,7 @@ class Trained:
     clusters: Clusters | None
     below: Trained | None
     prefix: int
+    idle: tuple[int, ...]
     record: Mapping[str, Any]
 
     def listed(self) -> dict[str, Any]:
@@ -140,6 +137,7 @@ class Trained:
             "clusters": None if self.clusters is None else self.clusters.listed(),
             "below": None if self.below is None else self.below.listed(),
             "prefix": self.prefix,
+            "idle": list(self.idle),
         }
 
     @classmethod
@@ -153,8 +151,8 @@ class Trained:
         clusters = None if listed["clusters"] is None else Clusters.from_listed(listed["clusters"])
         below = None if listed["below"] is None else cls.from_listed(listed["below"])
         plain = {name: listed[name] for name in ("level", "first", "count", "groups", "prefix")}
-        context = Context(**listed["context"])
-        return cls(folder=folder, context=context, clusters=clusters, below=below, record={}, **plain)
+        context, idle = Context(**listed["context"]), tuple(listed["idle"])
+        return cls(folder=folder, context=context, clusters=clusters, below=below, idle=idle, record={}, **plain)
 
     def load(self, model: Any) -> Any:
         """The adapters, to be applied to this model."""
@@ -181,24 +179,33 @@ class UserAdapters:
     def __init__(self, scorer: CachedScorer, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
         self.scorer, self.folder, self.progress = scorer, folder, progress
 
-    def learn(self, dataset: Dataset, plan: Plan, report: Report | None = None) -> Trained:
-        """Train as planned, or read what was trained before."""
+    def learn(
+        self, dataset: Dataset, plan: Plan, report: Report | None = None, items: Dataset | None = None
+    ) -> Trained:
+        """Train as planned, or read what was trained before. `items`: not all labelled ones, but these."""
         from personalization.methods.training import VERSION
 
-        items, backbone = needed(labelled_items(dataset)), self._backbone
+        items, backbone = needed(labelled_items(dataset)) if items is None else items, self._backbone
+        learned, _ = held_out(items, plan.level)
         origin = None
         if (plan.level != "unified" and plan.anchor) or plan.adapter == "prefix":
-            origin = self.learn(dataset, _of_all(plan))
+            known = learned if plan.level == "user" else items  # what judges a user's adapter is new to the origin, too
+            origin = self.learn(dataset, _of_all(plan), items=known)
         clusters, groups, count = self._groups(dataset, plan)
         first = min(int(plan.start * backbone.depth), backbone.depth - 1)
-        key = {"identity": self.scorer.identity, "version": VERSION, "plan": asdict(plan),
-               "items": [(q.id, q.text, q.gold) for q in items.questions], "groups": dict(groups),
-               "others": _histories(dataset) if plan.k else None}  # fmt: skip
-        folder = self.folder / key_of(key)[:32]
         context = Context(plan.k, plan.ranking, plan.mix)
-        trained = Trained(folder, plan.level, first, count, context, groups, clusters, None, 0, {})
+        key = {
+            "identity": self.scorer.identity, "version": [VERSION, EVALUATIONS, PATIENCE], "plan": asdict(plan),
+            "prompts": self._prompts(items, context), "gold": [(q.id, q.gold) for q in items.questions],
+            "labels": continuations(items.labels), "groups": dict(groups),
+            "origin": None if origin is None else content_of(origin.folder, origin.count),
+        }  # fmt: skip
+        folder = self.folder / key_of(key)[:32]
+        trained = Trained(folder, plan.level, first, count, context, groups, clusters, None, 0, (), {})
         if plan.adapter == "prefix":
-            trained = replace(trained, first=0, below=origin, prefix=plan.prefix_tokens)
+            taught = {groups[q.user_id] for q in learned.questions}
+            idle = tuple(group for group in range(count) if group not in taught)
+            trained = replace(trained, first=0, below=origin, prefix=plan.prefix_tokens, idle=idle)
         if not (folder / RECORD).exists():
             self._train(items, plan, trained, origin, report)
         return replace(trained, record=json.loads((folder / RECORD).read_text()))
@@ -207,24 +214,25 @@ class UserAdapters:
         self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, report: Report | None
     ) -> None:
         """Train into the folder of `trained`."""
-        from personalization.methods.training import Recipe, flags, train
+        from personalization.methods.training import Recipe, flags, kept, train
 
         learned, judged = held_out(items, plan.level)
         views = [self._items(learned, plan, trained)]
         if plan.varies:
-            views.append(self._items(with_words_dropped(learned, plan.word_dropout), plan, trained, vary=True))
+            views.append(self._items(learned, plan, trained, vary=True))
         given = {field.name: getattr(plan, field.name) for field in fields(Recipe) if hasattr(plan, field.name)}
         recipe = Recipe(**given, evaluations=EVALUATIONS, patience=PATIENCE)
         adapters, folder = self._new(plan, trained, origin, views[0].rows.route.prompts[0]), trained.folder
         folder.mkdir(parents=True, exist_ok=True)
-        watch = None if report is None else lambda scores: report(judged, scores)
+        watch = None if report is None else lambda scores, step: report(judged, scores, step)
         judge = self._items(judged, plan, trained) if judged.questions else None
         records = train(views, judge, adapters, recipe, folder / "checkpoint.safetensors", watch)
         for group in range(trained.count):
             adapters.save(folder / f"group-{group}", group, self.scorer.model)
         clusters, numbers = trained.clusters, list(trained.groups.values())
         record = {
-            "plan": asdict(plan), "records": records, "flags": flags(records), "trainable": adapters.trainable,
+            "plan": asdict(plan), "records": records, "kept": kept(records), "flags": flags(records),
+            "trainable": adapters.trainable,
             "total": sum(p.numel() for p in self._backbone.model.parameters()), "items": len(learned),
             "held_out_items": len(judged), "groups": trained.count,
             "sizes": np.bincount(numbers, minlength=trained.count).tolist(),
@@ -280,20 +288,20 @@ class UserAdapters:
         """Items ready to be learned from, or judged by."""
         from personalization.methods.training import Items
 
-        dropped, shuffled = (plan.history_dropout, plan.history_order) if vary else (0.0, 0.0)
-        prompts = self._prompts(items, trained.context, dropped, shuffled)
+        prompts = self._prompts(items, trained.context, plan if vary else None)
         column = {label: i for i, label in enumerate(items.labels)}
         gold = np.array([column[q.gold] for q in items.questions if q.gold is not None])
         return Items(self._rows(prompts, items, trained.groups, trained), gold)
 
-    def _prompts(self, dataset: Dataset, context: Context, dropped: float = 0.0, shuffled: float = 0.0) -> list[str]:
+    def _prompts(self, dataset: Dataset, context: Context, vary: Plan | None = None) -> list[str]:
+        """The prompts of questions or items; `vary` shows them by the rates of its second view."""
+        asked = dataset if vary is None else with_words_dropped(dataset, vary.word_dropout)
         if not context.k:
-            return [prompt(dataset.task, q) for q in dataset.questions]
-        histories = Histories(self.scorer, dataset)
-        chosen = histories.top(context.ranking, context.mix, context.k)
-        if dropped or shuffled:
-            chosen = varied(chosen, dropped, shuffled)
-        prompts, _ = histories.with_items(chosen, continuations(dataset.labels))
+            return [prompt(asked.task, q) for q in asked.questions]
+        chosen = Histories(self.scorer, dataset).top(context.ranking, context.mix, context.k)
+        if vary is not None:
+            chosen = varied(chosen, vary.history_dropout, vary.history_order)
+        prompts, _ = Histories(self.scorer, asked).with_items(chosen, continuations(asked.labels))
         return prompts
 
     def _rows(self, prompts: list[str], dataset: Dataset, groups: Mapping[str, int], trained: Trained) -> Any:
@@ -323,8 +331,10 @@ class UserAdapters:
         histories = histories_of(dataset)
         if trained.clusters is not None:
             features = trained.clusters.features(list(histories.values()), self.scorer.embeddings)
-            return dict(zip(histories, trained.clusters.assign(features).tolist(), strict=True))
-        return {user: 0 if trained.level == "unified" else trained.groups.get(user, -1) for user in histories}
+            found = dict(zip(histories, trained.clusters.assign(features).tolist(), strict=True))
+        else:
+            found = {user: 0 if trained.level == "unified" else trained.groups.get(user, -1) for user in histories}
+        return {user: -1 if group in trained.idle else group for user, group in found.items()}
 
     def placed(self, dataset: Dataset, trained: Trained) -> dict[str, Any]:
         """The users of a data set in the plane [U, 2] with their groups [U], of adapters that have groups."""

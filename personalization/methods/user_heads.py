@@ -9,6 +9,7 @@ to the deployment.
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from personalization.methods.clusters import Clusters, cluster, histories_of
 from personalization.methods.heads import Head, fit_head, fit_near
 from personalization.methods.labelled import labelled_items, needed
 
+KEPT = 16
+"""Lists of prompts whose states stay in memory."""
 FOLDS = 4
 """Parts of the tune users, for heads that are judged on users they did not learn from."""
 
@@ -59,7 +62,7 @@ class UserHeads:
 
     def __init__(self, scorer: CachedScorer, folder: Path) -> None:
         self.scorer, self.folder = scorer, folder
-        self._features: dict[tuple[Any, ...], NDArray[np.float32]] = {}
+        self._features: OrderedDict[tuple[Any, ...], NDArray[np.float32]] = OrderedDict()
 
     def learn(self, dataset: Dataset, plan: HeadPlan) -> Heads:
         """Fit on the labelled items of a data set's users."""
@@ -98,29 +101,32 @@ class UserHeads:
         """log p(label | question), float32 [n, K]."""
         features = self._asked(dataset, heads.plan)
         out = np.asarray(heads.base.log_probs(features), dtype=np.float32)
-        for head, users in self._own(dataset, heads):
-            rows = [row for row, q in enumerate(dataset.questions) if q.user_id in users]
-            out[rows] = head.log_probs(features[rows])
+        own = self._own(dataset, heads)
+        for user, rows in _rows_by_user(dataset).items():
+            if user in own:
+                out[rows] = own[user].log_probs(features[rows])
         return out
 
-    def _own(self, dataset: Dataset, heads: Heads) -> list[tuple[Head, set[str]]]:
-        """The heads that are not that of all, each with its users."""
+    def _own(self, dataset: Dataset, heads: Heads) -> dict[str, Head]:
+        """user -> the head that is not that of all."""
         if heads.clusters is not None:
-            assigned, embed = histories_of(dataset), self.scorer.embeddings
-            groups = heads.clusters.assign(heads.clusters.features(list(assigned.values()), embed)).tolist()
-            return [
-                (head, {user for user, group in zip(assigned, groups, strict=True) if group == number})
-                for number, head in enumerate(heads.own)
-            ]
+            return {user: heads.own[group] for user, group in self.assigned(dataset, heads).items()}
         if heads.plan.level != "user":
-            return []
+            return {}
         items = labelled_items(dataset)
         features, gold = self._asked(items, heads.plan), _columns(items)
-        users = np.array([q.user_id for q in items.questions])
-        return [
-            (fit_near(heads.base, features[users == user], gold[users == user], heads.plan.c_own), {user})
-            for user in dict.fromkeys(users.tolist())
-        ]
+        return {
+            user: fit_near(heads.base, features[rows], gold[rows], heads.plan.c_own)
+            for user, rows in _rows_by_user(items).items()
+        }
+
+    def assigned(self, dataset: Dataset, heads: Heads) -> dict[str, int]:
+        """The group of each user, where there are groups."""
+        if heads.clusters is None:
+            return {}
+        histories, embed = histories_of(dataset), self.scorer.embeddings
+        groups = heads.clusters.assign(heads.clusters.features(list(histories.values()), embed)).tolist()
+        return dict(zip(histories, groups, strict=True))
 
     def save(self, heads: Heads) -> dict[str, Any]:
         """Write the heads under their content; what a deploy config says of them."""
@@ -141,13 +147,15 @@ class UserHeads:
         return self._of([prompt(dataset.task, q) for q in dataset.questions], plan)
 
     def _of(self, prompts: Sequence[str], plan: HeadPlan) -> NDArray[np.float32]:
-        key = (plan.depth if self.scorer.kind == "causal" else None, *prompts)
+        encoder = self.scorer.kind == "encoder"
+        depth = 1 if encoder else self.scorer.backbone.depth
+        layer = min(int(plan.depth * depth), depth - 1)
+        key = (layer, *prompts)
         if key not in self._features:
-            if self.scorer.kind == "encoder":
-                self._features[key] = self.scorer.embeddings(prompts)
-            else:
-                states = self.scorer.last_states(prompts)
-                self._features[key] = states[:, min(int(plan.depth * states.shape[1]), states.shape[1] - 1)]
+            embed = self.scorer.embeddings
+            self._features[key] = embed(prompts) if encoder else self.scorer.last_states(prompts)[:, layer].copy()
+            if len(self._features) > KEPT:
+                self._features.popitem(last=False)
         return self._features[key]
 
 
@@ -164,6 +172,14 @@ def load_heads(listed: Mapping[str, Any]) -> Heads:
     base, *own = (Head(**parts[number]) for number in sorted(parts))
     clusters = None if listed["clusters"] is None else Clusters.from_listed(listed["clusters"])
     return Heads(HeadPlan(**listed["plan"]), base, tuple(own), clusters)
+
+
+def _rows_by_user(dataset: Dataset) -> dict[str, list[int]]:
+    """user -> the rows of that user's questions."""
+    found: dict[str, list[int]] = {}
+    for row, question in enumerate(dataset.questions):
+        found.setdefault(question.user_id, []).append(row)
+    return found
 
 
 def _columns(items: Dataset) -> NDArray[np.int64]:

@@ -188,7 +188,8 @@ class UserSteering:
             raise DataError("steering needs histories, and no tune user has two items; use objective: calibration")
         layers, own = self._layers(settings), self._own(settings)
         clusters = self._grouped(settings.groups) if settings.groups > 1 else None
-        pooled = group_directions(own, self._groups(clusters), settings.shrink)
+        count = 1 if clusters is None else len(clusters.centres)
+        pooled = group_directions(own, self._groups(clusters), count, settings.shrink)
         general = unit(self._own(replace(settings, direction="mean_difference")).mean(axis=0))
         if settings.general == "ccs":
             for layer in layers:

@@ -57,6 +57,11 @@ def name(request):
     return request.param
 
 
+def into(seen):
+    """A report that collects."""
+    return lambda first, step=None: seen.append(first)
+
+
 LOOK_INSIDE = ("steering", "adapter")
 
 
@@ -201,7 +206,7 @@ def test_a_training_reports_the_items_held_out_twice_an_epoch(name, objective):
         return
     seen = []
     params = replace(some_params(name)[0], epochs=2, lr=0.011)
-    objective.evaluate(params, report=seen.append)
+    objective.evaluate(params, report=into(seen))
     assert len(seen) == 4
     curves = objective.curves(params)
     assert curves["training/epoch"] == [0.5, 1.0, 1.5, 2.0]
@@ -216,7 +221,7 @@ def test_first_users_are_reported_before_all_are_measured(name, objective):
     if name == "adapter":
         return
     seen = []
-    whole = objective.evaluate(some_params(name)[0], report=seen.append)
+    whole = objective.evaluate(some_params(name)[0], report=into(seen))
     assert len(seen) == 4
     users = [set(part.user_ids) for part in seen]
     assert all(before < after for before, after in pairwise([*users, set(whole.user_ids)]))
@@ -232,8 +237,8 @@ def test_first_users_are_reported_before_all_are_measured(name, objective):
 def test_what_is_reported_does_not_depend_on_what_is_in_memory(name, objective):
     first, again = [], []
     params = some_params(name)[0]
-    objective.evaluate(params, report=first.append)
-    objective.evaluate(params, report=again.append)
+    objective.evaluate(params, report=into(first))
+    objective.evaluate(params, report=into(again))
     for fresh, kept in zip(first, again, strict=True):
         assert fresh.question_ids == kept.question_ids
         assert (fresh.log_probs == kept.log_probs).all()
@@ -243,7 +248,7 @@ def test_a_trial_that_is_stopped_runs_no_further_block(name, objective, monkeypa
     class Stopped(Exception):
         pass
 
-    def stop(_):
+    def stop(*_):
         raise Stopped
 
     ran = []

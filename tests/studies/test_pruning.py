@@ -95,3 +95,24 @@ def test_an_infeasible_trial_dominates_nothing():
 def test_without_a_pruner_nothing_is_watched():
     study = optuna.create_study(direction="maximize")
     assert watch("none", study.ask(), ["accuracy"], BASELINE) is None
+
+
+def test_a_training_that_goes_on_is_judged_at_its_own_step():
+    study = optuna.create_study(direction="maximize", pruner=make_pruner("median"))
+    trial = study.ask()
+    report = watch("median", trial, ["accuracy"], BASELINE)
+    for step in (3, 4):
+        report(evaluation(0.7), step)
+    study.tell(trial, 0.7)
+    assert list(study.trials[0].intermediate_values) == [3, 4]
+    several = optuna.create_study(directions=["maximize", "minimize"])
+    for share, steps, stopped in ((0.9, (1, 2, 3, 4), False), (0.1, (3,), False), (0.1, (3, 4), True)):
+        trial = several.ask()
+        report = watch("dominated", trial, ["accuracy", "nll"], BASELINE)
+        try:
+            for step in steps:
+                report(evaluation(share), step)
+            assert not stopped
+        except optuna.TrialPruned:
+            assert stopped
+        several.tell(trial, [share, 1 - share])

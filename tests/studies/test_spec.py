@@ -20,6 +20,7 @@ def test_the_presets_are_there():
     demos = [
         "demo",
         "demo-adapter",
+        "demo-groups",
         "demo-null",
         "demo-null-adapter",
         "demo-null-steering",

@@ -15,7 +15,7 @@ from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.methods.adapted_rows import AdaptedRows
-from personalization.methods.labelled import labelled_items
+from personalization.methods.labelled import held_out, labelled_items
 from personalization.methods.user_adapters import Plan, Trained, UserAdapters, blended
 
 PLAN = Plan(level="cluster", groups=2, epochs=2, lr=2e-2)
@@ -40,16 +40,42 @@ def adapters(scorer):
     return UserAdapters(scorer, scorer.folder.parent / "adapters")
 
 
-def test_gold_labels_of_questions_change_nothing(adapters, world):
+def test_gold_labels_of_questions_change_nothing(adapters, scorer, world, tmp_path):
     other = Dataset(world.task, world.labels, tuple(replace(q, gold=world.labels[0]) for q in world.questions))
-    assert adapters.learn(world, PLAN).folder == adapters.learn(other, PLAN).folder
+    learned, again = adapters.learn(world, PLAN), UserAdapters(scorer, tmp_path).learn(other, PLAN)
+    assert learned.folder.name == again.folder.name
+    assert learned.record == again.record
+    assert learned.listed()["sha256"] == again.listed()["sha256"]
+
+
+def test_users_with_nothing_to_learn_from_get_no_prefix(adapters, world):
+    user = world.questions[0].user_id
+    bare = tuple(replace(q, history=()) if q.user_id == user else q for q in world.questions)
+    lacking = Dataset(world.task, world.labels, bare)
+    trained = adapters.learn(lacking, replace(PLAN, adapter="prefix", level="user", prefix_tokens=2))
+    assert trained.idle == (trained.groups[user],)
+    assert adapters.assigned(lacking, trained)[user] == -1
+    own = np.array([q.user_id == user for q in lacking.questions])
+    table, below = adapters.scores(lacking, trained), adapters.scores(lacking, trained.below)
+    assert np.abs(table[own] - below[own]).max() <= 1e-4
+    assert np.abs(table[~own] - below[~own]).max() > 0.01
+
+
+def test_what_judges_a_users_adapter_is_new_to_what_it_starts_from(adapters, world):
+    plan = replace(PLAN, adapter="prefix", level="user", prefix_tokens=2)
+    learned, judged = held_out(labelled_items(world), "user")
+    below = adapters.learn(world, plan).below
+    assert below.record["items"] + below.record["held_out_items"] == len(learned)
+    assert len(judged)
+    assert adapters.learn(world, Plan()).folder != below.folder
 
 
 def test_what_was_trained_is_read_again_and_a_stopped_training_goes_on(scorer, world, tmp_path):
     adapters = UserAdapters(scorer, tmp_path)
     seen = []
 
-    def stop(items, scores):
+    def stop(items, scores, number):
+        assert number == 1
         seen.append(scores.shape)
         assert scores.shape[0] == len(items)
         raise Stopped
@@ -160,8 +186,9 @@ def test_a_second_view_shows_the_same_items_differently(adapters, world):
 def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world, tiny_model, level):
     plan = replace(PLAN, adapter="prefix", level=level, prefix_tokens=5, lr=5e-2)
     trained = adapters.learn(world, plan)
-    unified = adapters.learn(world, Plan())
-    assert trained.below.folder == unified.folder
+    unified = trained.below
+    if level == "cluster":
+        assert unified.folder == adapters.learn(world, Plan()).folder
     records = trained.record["records"]
     assert min(record["held_out_loss"] for record in records[1:]) < records[0]["held_out_loss"]
     table = adapters.scores(world, Trained.from_listed(json.loads(json.dumps(trained.listed()))))
