@@ -168,7 +168,9 @@ class Adapter(Retrieval):
         exact = {"fit": "exact", "blend": 1.0, "kappa": 5.0, "prior_mode": "user"}
         if self._scorer.kind == "encoder":
             similar = {"prior_mode": "similar", "ranking": "similarity", "width": 0.1, "half_life": 30.0}
-            return [*plain, *({**base, **exact, **similar, "adapter": "head", "blend": blend} for blend in (0.5, 1.0))]
+            head = {**base, **exact, **similar, "adapter": "head"}
+            levels = [{**head, "level": level, "blend": 1.0} for level in ("unified", "user")]
+            return [*plain, {**head, "blend": 0.5}, *levels]
         return [
             *plain,
             *({**base, **exact, "adapter": "lora", "start": 0.67, "level": level} for level in ("unified", "cluster")),

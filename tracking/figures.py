@@ -138,7 +138,7 @@ def edits(
     )
     labels = [f"{name}, {len(part)}" for name, part in zip(names, parts, strict=True)]
     right.hist(parts, bins=25, stacked=True, color=colors, label=labels)
-    right.set(xlabel="largest change of a label's score, nats", ylabel="questions (tune users), before calibration")
+    right.set(xlabel="largest change of a label's score before calibration, nats", ylabel="questions (tune users)")
     right.legend(fontsize=8)
     return _png(figure)
 
@@ -164,9 +164,12 @@ def training(records: Sequence[Mapping[str, float]]) -> bytes:
     figure = Figure(figsize=(9.6, 3.6))
     left, right = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
-    for name in sorted(name for name in records[0] if name.startswith("loss")):
-        style = {"color": BLUE, "lw": 1.8} if name == "loss" else {"lw": 0.9, "ls": ":"}
-        left.plot(epochs, [record[name] for record in records], "o", ms=3, label=name.replace("_", ": "), **style)
+    left.plot(
+        epochs, [record["loss"] for record in records], "o-", ms=3, color=BLUE, lw=1.8, label="items learned from"
+    )
+    parts = sorted(name for name in records[0] if name.startswith("loss_"))
+    for name in parts if len(parts) > 1 else ():
+        left.plot(epochs, [record[name] for record in records], ".:", lw=0.9, label=name.removeprefix("loss_"))
     if "held_out_loss" in records[0]:
         held_out = [record["held_out_loss"] for record in records]
         best = int(np.argmin(held_out))
@@ -178,7 +181,7 @@ def training(records: Sequence[Mapping[str, float]]) -> bytes:
         bits = right.twinx()
         bits.plot(epochs, [record["held_out_entropy"] for record in records], "o-", ms=3, color=GREY)
         bits.set(ylabel="entropy of the predictions, bits (grey)", ylim=(0, None))
-        right.legend(fontsize=8, loc="lower right")
+        right.legend(fontsize=8)
     left.set(xlabel="epoch", ylabel="loss, nats")
     left.legend(fontsize=7)
     right.set(xlabel="epoch", ylabel="held-out items", ylim=(0, 1))
