@@ -24,7 +24,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
 from personalization.methods.user_adapters import Plan, UserAdapters, content_of
 
-PLAN = Plan(level="cluster", groups=4, start=0.67, epochs=8, lr=2e-3, dropout=0.1, word_dropout=0.1, margin=0.2)
+PLAN = Plan(level="cluster", groups=4, start=0.67, epochs=8, lr=5e-4, dropout=0.1, word_dropout=0.1, margin=0.2)
 
 
 def learn(folder: Path) -> None:
