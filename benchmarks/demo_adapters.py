@@ -1,11 +1,11 @@
 """Which adapters help on the planted world: of all users, groups or each user, with and without history in the prompt?
 
-    python benchmarks/demo_adapters.py [--home DIR] [--k 4]
+    python benchmarks/demo_adapters.py [--home DIR] [--k 4] [--arms TEXT]
 
 The same recipe at each level, the calibration solved on the tune users, judged on the confirm users: LoRA, prefixes of
 groups on the LoRA of all users, and LoRA with k history items in the prompt, when learning and when asked. Beside them
 the calibration alone, without and with these items. Gains over the calibration alone are paired, by user, their
-p-values corrected for their number. The last line is JSON.
+p-values corrected for their number. `--arms` takes those alone whose name holds TEXT. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path)
     parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--arms", default="")
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp())
     opened = open_study(load_spec("demo-adapter", {"tracking": "none"}), home)
@@ -43,6 +44,8 @@ def main() -> None:
     }
     answers, seconds = {}, {}
     for name, params in chosen.items():
+        if name != "calibration alone" and options.arms not in name:
+            continue
         started = time.perf_counter()
         answers[name] = opened.objective.evaluate(params, "confirm")
         seconds[name] = time.perf_counter() - started
@@ -59,6 +62,8 @@ def main() -> None:
         print(name, result[name], flush=True)
     for start in ("lora ", f"{items}lora "):
         for better, worse in (("cluster", "unified"), ("unified", "user")):
+            if {start + better, start + worse} - set(answers):
+                continue
             test = paired(answers[start + worse].correct, answers[start + better])
             result[f"{start}{better} over {worse}"] = {name: test[name] for name in ("delta", "ci95", "p_value")}
             print(f"{start}{better} over {worse}", result[f"{start}{better} over {worse}"], flush=True)
