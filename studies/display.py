@@ -200,11 +200,12 @@ def print_promotion(result: dict[str, Any]) -> None:
     if confirm is not None:
         low, high = confirm["ci95"]
         test = confirm["mcnemar"]
+        p = confirm["p_value" if confirm["metric"] == "accuracy" else "p_accuracy"]
         console.print(
             f"confirm: {confirm['n']} questions of {confirm['users']} users, "
             f"accuracy {confirm['baseline_accuracy']:.3f} -> "
             f"{confirm['accuracy']:.3f}, difference {confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}], p = "
-            f"{confirm['p_value']:.4f} (sign flip by user); McNemar b {test['b']}, c {test['c']}, "
+            f"{p:.4f} (sign flip by user); McNemar b {test['b']}, c {test['c']}, "
             f"exact {test['p_exact']:.4f}, mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, "
             f"hurt {confirm['hurt']}; "
             f"use {confirm['use']} of this set"

@@ -93,8 +93,8 @@ def user_totals(evaluation: Evaluation, values: NDArray[Any]) -> tuple[NDArray[A
 def significance(baseline: Evaluation, candidate: Evaluation, metric: str = "accuracy") -> dict[str, Any]:
     """Everything that a promotion is judged by, JSON-able.
 
-    `p_value` and `delta` are of the metric: one of `MEANS`, with the sign turned where less is better,
-    else accuracy.
+    `p_value` and `delta` are of the metric: one of `MEANS`, with the sign turned where less is better, else accuracy.
+    `ci95` and `p_accuracy` are of accuracy.
     """
     changed = changes(baseline, candidate)
     gain = candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64)
@@ -113,6 +113,7 @@ def significance(baseline: Evaluation, candidate: Evaluation, metric: str = "acc
         "metric": metric if metric in MEANS else "accuracy",
         "delta": float(differences.mean()),
         "p_value": sign_flip(user_totals(candidate, differences)[0]),
+        "p_accuracy": sign_flip(gains),
         "test": "user-level sign flip, two-sided",
         "mcnemar": test._asdict(),
         "changed_rate": changed["changed_rate"],

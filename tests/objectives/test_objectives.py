@@ -48,14 +48,8 @@ class PlantedScorer:
 
 
 @pytest.fixture(scope="module")
-def worlds():
-    """Fewer users for objectives that look inside a model."""
-    return {inside: make_world(5, users=24 if inside else 60, questions_per_user=2) for inside in (True, False)}
-
-
-@pytest.fixture
-def world(worlds, name):
-    return worlds[name in LOOK_INSIDE]
+def world():
+    return make_world(5, users=60, questions_per_user=2)
 
 
 @pytest.fixture(params=OBJECTIVES)

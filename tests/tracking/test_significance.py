@@ -73,6 +73,9 @@ def test_significance_is_consistent(evaluations):
     assert result["delta_accuracy"] == pytest.approx(result["accuracy"] - result["baseline_accuracy"])
     assert result["mcnemar"]["c"] - result["mcnemar"]["b"] == round(result["delta_accuracy"] * result["n"])
     assert result["ci95"][0] <= result["delta_accuracy"] <= result["ci95"][1]
+    by_likelihood = significance(baseline, candidate, "nll")
+    assert by_likelihood["p_accuracy"] == result["p_accuracy"] == result["p_value"]
+    assert by_likelihood["delta"] == pytest.approx(baseline.metrics["nll"] - candidate.metrics["nll"])
     same = significance(baseline, baseline)
     assert (same["p_value"], same["delta_accuracy"], same["ci95"]) == (1.0, 0.0, [0.0, 0.0])
 
