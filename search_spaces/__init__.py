@@ -2,13 +2,14 @@
 
 A space module holds `SPACE` (name -> Optuna distribution; static), a frozen `Params`, `BASELINE` (the parameters that
 change nothing), `decode(raw) -> Params` and `complexity(params)` (how far from doing nothing; smaller is simpler), and
-where wanted `ONLY` (parameter, or parameter=choice -> the one kind of backbone that reads it).
+where wanted `ONLY` (parameter, or parameter=choice -> the one kind of backbone that reads it) and `READ_WITH`
+(parameter -> the choices of others beside which it is read).
 To add one: write the file, list it in `SPACES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -52,6 +53,19 @@ def parameters(space: Space, kind: str) -> dict[str, BaseDistribution]:
             choices = [choice for choice in found.choices if only.get(f"{name}={choice}", kind) == kind]
             kept[name] = CategoricalDistribution(choices)
     return kept
+
+
+def needed(space: Space, chosen: Mapping[str, BaseDistribution], named: Collection[str]) -> dict[str, BaseDistribution]:
+    """The chosen distributions without the parameters that no choice left reads, unless they are named."""
+    read_with: Mapping[str, Mapping[str, tuple[str, ...]]] = getattr(space, "READ_WITH", {})
+
+    def read(name: str) -> bool:
+        return all(
+            not isinstance(found := chosen[other], CategoricalDistribution) or not set(found.choices).isdisjoint(of)
+            for other, of in read_with.get(name, {}).items()
+        )
+
+    return {name: found for name, found in chosen.items() if name in named or read(name)}
 
 
 def overridden(space: Mapping[str, BaseDistribution], overrides: Mapping[str, Override]) -> dict[str, BaseDistribution]:

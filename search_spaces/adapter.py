@@ -41,14 +41,22 @@ SPACE: dict[str, BaseDistribution] = {
     **retrieval.SPACE,
 }
 
-OF_HEADS = ("c", "c_own", "depth")
 OF_TRAINING = (
     "rank", "targets", "start", "prefix_tokens", "word_dropout", "history_dropout", "history_order", "epochs", "lr",
     "lr_ratio", "schedule", "accumulate", "weight_decay", "dropout", "margin", "match", "diversity", "anchor",
 )  # fmt: skip
-OF_GROUPS = ("groups", "cluster_by")
 OF_ITEMS = ("history_dropout", "history_order")
-ONLY = {**retrieval.ONLY, **dict.fromkeys((*OF_TRAINING, "depth", "adapter=lora", "adapter=prefix"), "causal")}
+ONLY = {**retrieval.ONLY, **dict.fromkeys((*OF_ITEMS, "depth", "prefix_tokens", "adapter=prefix"), "causal")}
+READ_WITH: dict[str, dict[str, tuple[str, ...]]] = {
+    **{name: {"adapter": ("lora", "prefix")} for name in OF_TRAINING},
+    "prefix_tokens": {"adapter": ("prefix",)},
+    "dropout": {"adapter": ("lora",)},
+    "c": {"adapter": ("head",)},
+    "c_own": {"adapter": ("head",), "level": ("cluster", "user")},
+    "depth": {"adapter": ("head",)},
+    "groups": {"level": ("cluster",)},
+    "cluster_by": {"level": ("cluster",)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +123,12 @@ def decode(raw: Mapping[str, Any]) -> Params:
 
 def _idle(values: Mapping[str, Any]) -> list[str]:
     """Parameters of the adapter that nothing reads beside the others."""
-    adapter, level = values["adapter"], values["level"]
-    read = {
-        OF_TRAINING: adapter in ("lora", "prefix"),
-        OF_HEADS: adapter == "head",
-        OF_GROUPS: level == "cluster",
-        OF_ITEMS: values.get("k", 0) > 0,
-        ("prefix_tokens",): adapter == "prefix",
-        ("dropout",): adapter == "lora",
-        ("c_own",): level != "unified",
-        ("anchor",): level != "unified" or adapter == "prefix",
-    }
-    return [name for names, used in read.items() if not used for name in names]
+    idle = [name for name, needs in READ_WITH.items() if any(values[other] not in of for other, of in needs.items())]
+    if values.get("k", 0) == 0:
+        idle += OF_ITEMS
+    if values["level"] == "unified" and values["adapter"] == "lora":
+        idle.append("anchor")
+    return idle
 
 
 def complexity(params: Params) -> float:

@@ -19,7 +19,7 @@ from personalization.data.splits import Splits
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
 from personalization.metrics import metrics_of
-from search_spaces import Space, load_space, overridden, parameters
+from search_spaces import Space, load_space, needed, overridden, parameters
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
 from studies.pruning import make_pruner
@@ -60,7 +60,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         spec.model.path, home / "cache" / "scores", spec.model.dtype, spec.model.device, spec.model.chat
     )
     try:
-        space = overridden(parameters(rooms, scorer.kind), spec.space)
+        space = needed(rooms, overridden(parameters(rooms, scorer.kind), spec.space), spec.space)
     except ValueError as error:
         raise UsageError(f"spec {spec.name}: {error}") from None
     make_sampler(spec.sampler, 0, space)

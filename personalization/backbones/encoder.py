@@ -123,7 +123,7 @@ class EncoderBackbone:
     def one_batch(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [B, d] of texts in one forward pass, row i being text i; hooks on the layers see [B, T, d]."""
         with torch.inference_mode(), fast_products(self.model.device.type):
-            embedded: Tensor = self.encoder(self._features(texts))["sentence_embedding"]
+            embedded: Tensor = self.encoder(self.features(texts))["sentence_embedding"]
             return torch.nn.functional.normalize(embedded.float(), dim=-1)
 
     def _embed(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
@@ -145,11 +145,11 @@ class EncoderBackbone:
         size = BATCH.get(self.model.device.type, BATCH["cpu"])
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            yield rows, self._features([texts[row] for row in rows])
+            yield rows, self.features([texts[row] for row in rows])
             if progress is not None:
                 progress(min(start + size, len(order)), len(order))
 
-    def _features(self, texts: Sequence[str]) -> dict[str, Any]:
+    def features(self, texts: Sequence[str]) -> dict[str, Any]:
         """What the encoder's modules take: token ids [B, T], cut to the window, and their mask."""
         features = self.encoder.preprocess([self.lead + text for text in texts])
         device = self.model.device

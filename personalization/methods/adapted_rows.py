@@ -91,6 +91,11 @@ class AdaptedRows:
         return units
 
     @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return len(self.rows)
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each continuation, [K]."""
         out = np.empty(len(self.route.columns[0]), dtype=np.int64)

@@ -114,7 +114,7 @@ class GroupedLora:
 
         conv = any(isinstance(self.model.get_submodule(path), Conv1D) for path in self.shape.modules)
         config = LoraConfig(
-            task_type="CAUSAL_LM",
+            task_type="FEATURE_EXTRACTION" if self.model.get_output_embeddings() is None else "CAUSAL_LM",
             base_model_name_or_path=base,
             r=self.shape.rank,
             lora_alpha=self.shape.alpha,  # type: ignore[arg-type]

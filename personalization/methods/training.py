@@ -7,7 +7,8 @@
          + anchor * sum ||adapter - where it began||^2
 
 with scores log p(label's continuation | prompt), q the last hidden state at the prompt's end and e_y the mean of the LM
-head's rows for the label's tokens (a contrastive loss, as in CLIP, Radford et al. 2021). AdamW (Loshchilov & Hutter
+head's rows for the label's tokens (a contrastive loss, as in CLIP, Radford et al. 2021); of an encoder, the embeddings
+of text and label. AdamW (Loshchilov & Hutter
 2019), after a linear warm-up cosine decay, or half the rate after each evaluation that is not the best so far; the
 gradients of `accumulate` batches make a step, their norm is clipped. B may learn faster than A (LoRA+, Hayou et al.
 2024). Several times in each epoch the held-out items are measured; the adapters with the best loss there are kept, and
@@ -39,6 +40,7 @@ from torch import Tensor
 from personalization.errors import DataError
 from personalization.files import write_atomic
 from personalization.methods.adapted_rows import AdaptedRows
+from personalization.methods.encoded_rows import EncodedRows
 from personalization.methods.prefix import Adapters
 from personalization.metrics import entropy_bits, label_counts
 
@@ -91,7 +93,7 @@ raise to end the training."""
 class Items:
     """Labelled prompts: `rows` and the gold labels [n] of their prompts."""
 
-    rows: AdaptedRows
+    rows: AdaptedRows | EncodedRows
     gold: NDArray[np.int64]
 
     @property
@@ -221,7 +223,7 @@ def _stretches(train_sets: Sequence[Items], recipe: Recipe) -> list[_Stretch]:
     epochs = []
     for epoch in range(recipe.epochs):
         items = train_sets[epoch % len(train_sets)]
-        order = np.random.default_rng((recipe.seed, epoch)).permutation(len(items.rows.rows)).tolist()
+        order = np.random.default_rng((recipe.seed, epoch)).permutation(items.rows.batches).tolist()
         steps = [order[at : at + recipe.accumulate] for at in range(0, len(order), recipe.accumulate)]
         epochs.append((items, steps))
     parts = min(recipe.evaluations, *(len(steps) for _, steps in epochs))

@@ -3,6 +3,8 @@
 An adapter learns from the labelled items of the users' histories, each asked as a question is, with k of the user's
 other items in front of it, and never from a question or its gold label. Levels:
 
+In a sentence encoder a text is asked alone, and LoRA moves its embedding (`encoded_rows`).
+
     unified   one adapter for all users
     cluster   one for each group of users (`clusters`); a new user gets that of the nearest group
     user      one for each user, from that user's items alone; a user without one is answered by the model itself
@@ -29,9 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import continuations, prompt
+from personalization.data.prompts import WORDINGS, continuations
 from personalization.data.records import Dataset
-from personalization.errors import DataError
+from personalization.errors import DataError, UsageError
 from personalization.files import sha256_of, write_atomic
 from personalization.methods.clusters import Clusters, cluster, histories_of
 from personalization.methods.labelled import held_out, labelled_items, needed, varied, with_words_dropped
@@ -185,6 +187,8 @@ class UserAdapters:
         """Train as planned, or read what was trained before. `items`: not all labelled ones, but these."""
         from personalization.methods.training import VERSION
 
+        if plan.adapter == "prefix" and self.scorer.kind == "encoder":
+            raise UsageError("a prefix needs a causal model; give adapter: head or lora")
         items, backbone = needed(labelled_items(dataset)) if items is None else items, self._backbone
         learned, _ = held_out(items, plan.level)
         origin = None
@@ -197,7 +201,7 @@ class UserAdapters:
         key = {
             "identity": self.scorer.identity, "version": [VERSION, EVALUATIONS, PATIENCE], "plan": asdict(plan),
             "prompts": self._prompts(items, context), "gold": [(q.id, q.gold) for q in items.questions],
-            "labels": continuations(items.labels), "groups": dict(groups),
+            "labels": self._labels(items), "groups": dict(groups),
             "origin": None if origin is None else content_of(origin.folder, origin.count),
         }  # fmt: skip
         folder = self.folder / key_of(key)[:32]
@@ -222,7 +226,7 @@ class UserAdapters:
             views.append(self._items(learned, plan, trained, vary=True))
         given = {field.name: getattr(plan, field.name) for field in fields(Recipe) if hasattr(plan, field.name)}
         recipe = Recipe(**given, evaluations=EVALUATIONS, patience=PATIENCE)
-        adapters, folder = self._new(plan, trained, origin, views[0].rows.route.prompts[0]), trained.folder
+        adapters, folder = self._new(plan, trained, origin, views[0].rows), trained.folder
         folder.mkdir(parents=True, exist_ok=True)
         watch = None if report is None else lambda scores, step: report(judged, scores, step)
         judge = self._items(judged, plan, trained) if judged.questions else None
@@ -243,14 +247,14 @@ class UserAdapters:
             write_atomic(folder / "cluster_map.json", json.dumps(mapped))
         write_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
-    def _new(self, plan: Plan, trained: Trained, origin: Trained | None, prompt_tokens: Any) -> Any:
-        """Adapters that have learned nothing yet, or what `origin` has."""
+    def _new(self, plan: Plan, trained: Trained, origin: Trained | None, rows: Any) -> Any:
+        """Adapters that have learned nothing yet, or what `origin` has; a prefix begins as the first of `rows` does."""
         from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules
         from personalization.methods.prefix import GroupedPrefix, first_tokens
 
         model = self._backbone.model
         if trained.below is not None:
-            below, tokens = trained.below.load(model), first_tokens(prompt_tokens, plan.prefix_tokens)
+            below, tokens = trained.below.load(model), first_tokens(rows.route.prompts[0], plan.prefix_tokens)
             return GroupedPrefix.begun(below, tokens, trained.count)
         modules = tuple(adapted_modules(model, trained.first, plan.targets))
         lora = GroupedLora(model, LoraShape(modules, plan.rank, 2.0 * plan.rank, trained.count))
@@ -297,22 +301,26 @@ class UserAdapters:
         """The prompts of questions or items; `vary` shows them by the rates of its second view."""
         asked = dataset if vary is None else with_words_dropped(dataset, vary.word_dropout)
         if not context.k:
-            return [prompt(asked.task, q) for q in asked.questions]
+            return [WORDINGS[self.scorer.kind].prompt(asked.task, q) for q in asked.questions]
         chosen = Histories(self.scorer, dataset).top(context.ranking, context.mix, context.k)
         if vary is not None:
             chosen = varied(chosen, vary.history_dropout, vary.history_order)
         prompts, _ = Histories(self.scorer, asked).with_items(chosen, continuations(asked.labels))
         return prompts
 
+    def _labels(self, dataset: Dataset) -> list[str]:
+        """The text of each label, as this kind of model is asked."""
+        return continuations(dataset.labels, WORDINGS[self.scorer.kind].template["continuation"])
+
     def _rows(self, prompts: list[str], dataset: Dataset, groups: Mapping[str, int], trained: Trained) -> Any:
         from personalization.methods.adapted_rows import AdaptedRows
+        from personalization.methods.encoded_rows import EncodedRows
 
-        users = [q.user_id for q in dataset.questions]
-        own = np.array([groups[user] for user in users])
-        return AdaptedRows(
-            self._backbone, prompts, users, own, continuations(dataset.labels), trained.first,
-            self.scorer.folder / "states", self.scorer.identity, trained.prefix,
-        )  # fmt: skip
+        users, labels = [q.user_id for q in dataset.questions], self._labels(dataset)
+        own, kept = np.array([groups[user] for user in users]), (self.scorer.folder / "states", self.scorer.identity)
+        if self.scorer.kind == "encoder":
+            return EncodedRows(self._backbone, prompts, own, labels, trained.first, *kept)
+        return AdaptedRows(self._backbone, prompts, users, own, labels, trained.first, *kept, trained.prefix)
 
     def _groups(self, dataset: Dataset, plan: Plan) -> tuple[Clusters | None, dict[str, int], int]:
         """(clusters, the group of each user, number of groups)."""

@@ -97,7 +97,7 @@ def returns_tuples(model: PreTrainedModel, layers: nn.ModuleList) -> bool:
     handle = layers[0].register_forward_hook(lambda _, __, output: seen.append(isinstance(output, tuple)))
     try:
         with torch.inference_mode():
-            model.base_model(input_ids=torch.tensor([[1, 2]], device=model.device), use_cache=False)
+            model.base_model(input_ids=torch.tensor([[1, 2]], device=model.device))
     finally:
         handle.remove()
     return seen[0]

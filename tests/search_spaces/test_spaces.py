@@ -8,7 +8,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from objectives import OBJECTIVES
 from personalization.deployment import METHODS
-from search_spaces import SPACES, load_space, overridden
+from search_spaces import SPACES, load_space, needed, overridden, parameters
 from search_spaces import calibration as calibration_space
 
 
@@ -86,3 +86,29 @@ def test_a_product_gate_that_cannot_open_is_no_steering():
     raw = asdict(space.BASELINE) | {"gate": "product", "alpha_personal": 1.0, "alpha_general": -0.5, "start": 0.7}
     assert space.decode(raw) == space.BASELINE
     assert space.decode(raw | {"alpha_general": 0.5}) != space.BASELINE
+
+
+@pytest.mark.parametrize(
+    ("overrides", "present", "absent"),
+    [
+        ({"adapter": ["none", "head"]}, {"c", "c_own", "groups"}, {"rank", "lr", "match", "prefix_tokens", "dropout"}),
+        ({"adapter": "lora", "level": "unified"}, {"rank", "dropout"}, {"c", "c_own", "groups", "prefix_tokens"}),
+        ({"adapter": ["head"], "level": ["unified"], "rank": 4}, {"c", "rank"}, {"c_own", "cluster_by", "epochs"}),
+        ({}, {"rank", "c", "groups", "prefix_tokens"}, set()),
+    ],
+)
+def test_what_no_choice_reads_is_not_asked_for(overrides, present, absent):
+    space = load_space("adapter")
+    left = needed(space, overridden(parameters(space, "causal"), overrides), overrides)
+    assert present <= left.keys()
+    assert not absent & left.keys()
+    assert left.keys() <= space.SPACE.keys()
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_what_is_read_with_others_names_parameters_and_choices(name):
+    space = load_space(name)
+    for parameter, needs in getattr(space, "READ_WITH", {}).items():
+        assert parameter in space.SPACE
+        for other, choices in needs.items():
+            assert set(choices) < set(space.SPACE[other].choices)

@@ -1,11 +1,13 @@
-"""Heads on real news, side by side: for all users, for groups and for each user; with and without the users' prior.
+"""Adapters on real news, side by side: heads and LoRA of all users, of groups and of each; with and without a prior.
 
-    python benchmarks/news_heads.py FOLDER [--home DIR]
+    python benchmarks/news_adapters.py FOLDER [--home DIR] [--arms TEXT]
 
-FOLDER holds LaMP-2 files, train and dev. Heads stand on all-MiniLM-L6-v2 and learn from the histories of train users.
-Penalties and groups are those with the smallest loss on the tune users, by heads that did not learn from them; the
-calibration is solved there. Judged on the dev users: accuracy with its interval over users, gains over the encoder
-alone and over the head of all users, p-values corrected for their number. The last line is JSON.
+FOLDER holds LaMP-2 files, train and dev. Heads stand on all-MiniLM-L6-v2, LoRA lies in its upper half; both learn from
+the histories of train users. Penalties and groups of heads are those with the smallest loss on the tune users, by heads
+that did not learn from them; learning rates of LoRA those with the smallest loss on held-out items. The calibration is
+solved on tune. Judged on the dev users: accuracy with its interval over users, gains over the encoder alone and over
+the head of all users, p-values corrected for their number. `--arms` takes those alone whose name holds TEXT. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +29,11 @@ from tracking.significance import holm, paired
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03)
 OWN = (0.001, 0.01, 0.1)
 GROUPS = (2, 4)
+RATES = (5e-4, 2e-3)
+ARMS = (
+    "none", "head unified", "head cluster", "head user", "lora unified", "lora cluster", "lora user",
+    "lora user constrained",
+)  # fmt: skip
 PRIORS: dict[str, dict[str, Any]] = {
     "no prior": {"prior_mode": "uniform"},
     "plain prior": {"prior_mode": "user", "kappa": 5.0},
@@ -36,10 +43,14 @@ PRIORS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def recipes(level: str) -> list[dict[str, Any]]:
-    """What a level is searched over."""
-    if level == "none":
+def recipes(arm: str) -> list[dict[str, Any]]:
+    """What an arm is searched over."""
+    if arm == "none":
         return [{}]
+    adapter, level, *constrained = arm.split()
+    if adapter == "lora":
+        lora = {"adapter": "lora", "blend": 1.0, "level": level, "start": 0.5, "cluster_by": "labels", "groups": 4}
+        return [{**lora, "lr": rate, "anchor": 0.1 if constrained else 0.0} for rate in RATES]
     head = {"adapter": "head", "blend": 1.0, "level": level}
     if level == "unified":
         return [{**head, "c": c} for c in PENALTIES]
@@ -53,18 +64,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--home", type=Path)
+    parser.add_argument("--arms", default="")
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp())
     opened = open_study(load_spec("news-head", {"tracking": "none", "data": {"path": str(options.data)}}), home)
     objective, base = opened.objective, replace(opened.rooms.BASELINE, fit="exact", source="batch")
     answers = {"encoder alone": objective.evaluate(opened.rooms.BASELINE, "confirm")}
-    for level, (prior, given) in itertools.product(("none", "unified", "cluster", "user"), PRIORS.items()):
-        found = [replace(base, **given, **recipe) for recipe in recipes(level)]
-        best = min(found, key=lambda params: objective.evaluate(params).metrics["nll"])
-        answers[f"{level}, {prior}"] = objective.evaluate(best, "confirm")
-        print(f"{level}, {prior}: {answers[f'{level}, {prior}'].metrics['accuracy']:.3f}", best, flush=True)
+
+    def loss(params: Any) -> float:
+        """On held-out items where something was trained, else on the tune users."""
+        observed = objective.observed(params)
+        return observed.get("held_out_loss", 0.0) or objective.evaluate(params).metrics["nll"]
+
+    for arm, (prior, given) in itertools.product(ARMS, PRIORS.items()):
+        if arm != "head unified" and options.arms not in arm:
+            continue
+        best = min((replace(base, **given, **recipe) for recipe in recipes(arm)), key=loss)
+        answers[f"{arm}, {prior}"] = objective.evaluate(best, "confirm")
+        print(f"{arm}, {prior}: {answers[f'{arm}, {prior}'].metrics['accuracy']:.3f}", best, flush=True)
     nothing = np.zeros(len(opened.splits.confirm), dtype=np.bool_)
-    references = {"encoder alone": "over_encoder", "unified, no prior": "over_head"}
+    references = {"encoder alone": "over_encoder", "head unified, no prior": "over_head"}
     result: dict[str, dict[str, Any]] = {}
     for name, found in answers.items():
         result[name] = {"accuracy": found.metrics["accuracy"], "ci95": paired(nothing, found)["ci95"]}

@@ -1,0 +1,146 @@
+"""Adapters inside a sentence encoder, against the encoder itself and PEFT."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+
+from objectives import load_objective
+from personalization.backbones.cached import CachedScorer
+from personalization.backbones.encoder import load_encoder
+from personalization.data.demo.world import make_world
+from personalization.data.prompts import item_text
+from personalization.data.splits import split_users
+from personalization.deployment import Deployment
+from personalization.errors import UsageError
+from personalization.methods.encoded_rows import EncodedRows
+from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules
+from personalization.methods.user_adapters import Plan, Trained, UserAdapters
+from search_spaces import load_space
+
+PLAN = Plan(level="cluster", groups=2, epochs=3, lr=2e-2, start=0.5)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world(7, users=16, questions_per_user=2).dataset
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_encoder, tmp_path_factory):
+    return CachedScorer(str(tiny_encoder), tmp_path_factory.mktemp("home") / "scores")
+
+
+@pytest.fixture(scope="module")
+def adapters(scorer):
+    return UserAdapters(scorer, scorer.folder.parent / "adapters")
+
+
+def rows_of(scorer, world, first, groups=None):
+    texts = [item_text(world.task, q) for q in world.questions]
+    groups = np.zeros(len(texts), dtype=np.int64) if groups is None else groups
+    return EncodedRows(scorer.backbone, texts, groups, world.labels, first, scorer.folder / "states", "test")
+
+
+def random_lora(model, first, groups):
+    lora = GroupedLora(model, LoraShape(tuple(adapted_modules(model, first, "all")), 2, 4.0, groups))
+    with torch.no_grad():
+        for parameter in lora.sides[1]:
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(parameter[0])))
+    return lora
+
+
+def test_without_an_adapter_texts_score_as_the_encoder_scores_them(scorer, world):
+    texts = [item_text(world.task, q) for q in world.questions]
+    expected = scorer.backbone.label_logprobs(texts, world.labels)
+    for first in (0, 2):
+        assert np.abs(rows_of(scorer, world, first).table(None) - expected).max() <= 1e-4
+
+
+def test_each_text_has_the_adapter_of_its_user_and_none_where_it_has_none(scorer, world):
+    groups = np.arange(len(world)) % 3 - 1
+    lora = random_lora(scorer.backbone.model, 1, 2)
+    table = rows_of(scorer, world, 1, groups).table(lora)
+    plain = rows_of(scorer, world, 1).table(None)
+    alone = [rows_of(scorer, world, 1, np.full(len(world), group)).table(lora) for group in (0, 1)]
+    for group, expected in ((-1, plain), (0, alone[0]), (1, alone[1])):
+        assert np.abs(table - expected)[groups == group].max() <= 1e-4
+    assert min(np.abs(one - plain).max() for one in alone) > 0.1
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+
+
+def test_stored_states_give_the_bits_and_the_gradients_of_a_full_run(scorer, world):
+    model = scorer.backbone.model
+    stored, full = rows_of(scorer, world, 2), rows_of(scorer, world, 2)
+    full.first = 0  # the same adapters, the layers below them run again
+    found = []
+    for rows in (stored, full):
+        lora = random_lora(model, 2, 1)
+        scores = rows.scores(0, lora)
+        scores.square().mean().backward()
+        found.append((scores.detach(), [parameter.grad for parameter in lora.parameters]))
+    assert (found[0][0] == found[1][0]).all()
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        assert (a == b).all()
+        assert a.abs().max() > 0
+
+
+def test_the_encoder_is_what_it_was_after_a_training(adapters, scorer, world):
+    before = {name: tensor.clone() for name, tensor in scorer.backbone.model.state_dict().items()}
+    texts = [item_text(world.task, q) for q in world.questions]
+    expected = scorer.backbone.one_batch(texts)
+    trained = adapters.learn(world, PLAN)
+    records = trained.record["records"]
+    assert min(record["held_out_loss"] for record in records[1:]) < records[0]["held_out_loss"]
+    assert all((before[name] == tensor).all() for name, tensor in scorer.backbone.model.state_dict().items())
+    assert (scorer.backbone.one_batch(texts) == expected).all()
+
+
+@pytest.mark.parametrize("level", ["unified", "cluster", "user"])
+def test_peft_loads_what_was_trained_and_answers_the_same(adapters, world, tiny_encoder, level):
+    trained = adapters.learn(world, replace(PLAN, level=level, epochs=1))
+    table = adapters.scores(world, Trained.from_listed(trained.listed()))
+    peer = load_encoder(str(tiny_encoder), device="cpu")
+    labels = torch.from_numpy(peer.embeddings(world.labels))
+    wrapped = PeftModel.from_pretrained(peer.model, str(trained.folder / "group-0")).eval()
+    assert wrapped.active_peft_config.task_type == "FEATURE_EXTRACTION"
+    groups = adapters.assigned(world, trained)
+    mine = [row for row, q in enumerate(world.questions) if groups[q.user_id] == 0]
+    expected = 20.0 * peer.one_batch([item_text(world.task, world.questions[row]) for row in mine]) @ labels.T
+    assert np.abs(table[mine] - expected.log_softmax(dim=1).numpy()).max() <= 1e-3
+
+
+def test_matching_states_is_matching_embeddings(adapters, world):
+    plain, matched = (adapters.learn(world, replace(PLAN, epochs=1, match=match)) for match in (0.0, 0.5))
+    assert matched.record["records"][0]["loss_match"] > 0
+    assert plain.listed()["sha256"] != matched.listed()["sha256"]
+
+
+def test_a_prefix_is_refused(adapters, world):
+    with pytest.raises(UsageError, match="a prefix needs a causal model; give adapter: head or lora"):
+        adapters.learn(world, replace(PLAN, adapter="prefix"))
+
+
+@pytest.mark.parametrize("level", ["unified", "cluster", "user"])
+def test_a_deployment_answers_as_the_trial_did(scorer, world, level):
+    splits = split_users(world)
+    objective, base = load_objective("adapter", splits, scorer), load_space("adapter").BASELINE
+    lora = {
+        "adapter": "lora",
+        "level": level,
+        "groups": 2,
+        "epochs": 1,
+        "lr": 2e-2,
+        "fit": "exact",
+        "prior_mode": "user",
+    }
+    params = replace(base, **lora, blend=0.7, kappa=5.0, source="batch")
+    config = yaml.safe_load(yaml.safe_dump({**objective.deployment(params), "fallback": {}}))
+    answers = Deployment(config, scorer).predict(splits.confirm.questions)
+    evaluation = objective.evaluate(params, "confirm")
+    assert [answer.label for answer in answers] == [world.labels[i] for i in evaluation.predicted]
+    plain = objective.evaluate(replace(params, adapter="none"), "confirm")
+    assert (evaluation.log_probs != plain.log_probs).any()
