@@ -2,9 +2,10 @@
 
     python benchmarks/demo_adapters.py [--home DIR] [--k 4] [--arms TEXT]
 
-The same recipe at each level, the calibration solved on the tune users, judged on the confirm users: LoRA, prefixes of
-groups on the LoRA of all users, and LoRA with k history items in the prompt, when learning and when asked. Beside them
-the calibration alone, without and with these items. Gains over the calibration alone are paired, by user, their
+The same recipe at each level, the calibration solved on the tune users, judged on the confirm users: LoRA in all
+layers, groups that start from the LoRA of all users (constrained), prefixes of groups on it, and LoRA with k history
+items in the prompt, when learning and when asked (`--k 0`: not these). Beside them the calibration alone, without and
+with these items. Gains over the calibration alone are paired, by user, their
 p-values corrected for their number. `--arms` takes those alone whose name holds TEXT. The last line is JSON.
 """
 
@@ -33,15 +34,17 @@ def main() -> None:
     home = options.home or Path(tempfile.mkdtemp())
     opened = open_study(load_spec("demo-adapter", {"tracking": "none"}), home)
     base = replace(opened.rooms.BASELINE, fit="exact", kappa=5.0, prior_mode="user")
-    lora = replace(base, adapter="lora", blend=1.0, start=0.67)
+    lora = replace(base, adapter="lora", blend=1.0, start=0.0, rank=8)
     items = f"{options.k} items, "
     chosen = {
         "calibration alone": base,
         **{f"lora {level}": replace(lora, level=level) for level in LEVELS},
+        "lora cluster constrained": replace(lora, level="cluster", anchor=0.01),
         "prefix cluster": replace(lora, adapter="prefix", level="cluster", lr_ratio=4.0),
-        f"{items}calibration alone": replace(base, k=options.k),
-        **{f"{items}lora {level}": replace(lora, level=level, k=options.k) for level in LEVELS},
     }
+    if options.k:
+        chosen[f"{items}calibration alone"] = replace(base, k=options.k)
+        chosen |= {f"{items}lora {level}": replace(lora, level=level, k=options.k) for level in LEVELS}
     answers, seconds = {}, {}
     for name, params in chosen.items():
         if name != "calibration alone" and options.arms not in name:

@@ -11,6 +11,7 @@ in lengths of the residual stream.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -99,25 +100,23 @@ def spread(predicted: np.ndarray, k: int) -> dict[str, float]:
     return {"entropy": entropy_bits(counts), "top1_share": float(counts.max() / counts.sum())}
 
 
-def settings(first: int, count: int, strength: float, depth: int) -> Settings:
-    """The plainest edit: the mean difference, added from the prompt's end on, the strength shared by the layers."""
+def settings(layer: int, strength: float, depth: int) -> Settings:
+    """The plainest edit: the mean difference, added to what leaves one layer from the prompt's end on."""
     return Settings(
         direction="mean_difference", general="mean_difference", shrink=1e-9, groups=1, edit="additive",
-        site="block", scope="last", alpha_personal=strength / count, alpha_general=0.0, place="start",
-        start=(first + 0.5) / depth, count=count, gate="none", open_share=1.0,
+        site="block", scope="last", alpha_personal=strength, alpha_general=0.0, place="start",
+        start=(layer + 0.5) / depth, count=1, gate="none", open_share=1.0,
     )  # fmt: skip
 
 
-def search_steering(scorer: CachedScorer, dataset: Dataset) -> dict[tuple[int, int, float], float]:
-    """(first layer, layers, strength) -> accuracy, over single layers and neighbours."""
+def search_steering(scorer: CachedScorer, dataset: Dataset) -> dict[tuple[int, float], float]:
+    """(layer, strength) -> accuracy."""
     depth, gold, steering = scorer.backbone.depth, gold_indices(dataset), UserSteering(scorer, dataset)
-    ranges = [(i, 1) for i in range(depth)] + [(i, 2) for i in range(1, depth - 2)]
     found = {}
-    for first, count in ranges:
-        for strength in STRENGTHS:
-            chosen = settings(first, count, strength, depth)
-            labels = steering.scores(chosen, steering.learn(chosen)).scores.argmax(axis=1)
-            found[first, count, strength] = float((labels == gold).mean())
+    for layer, strength in itertools.product(range(depth), STRENGTHS):
+        chosen = settings(layer, strength, depth)
+        labels = steering.scores(chosen, steering.learn(chosen)).scores.argmax(axis=1)
+        found[layer, strength] = float((labels == gold).mean())
     return found
 
 
@@ -140,8 +139,8 @@ def measure(scorer: CachedScorer, world: PlantedWorld) -> dict[str, object]:
     steered_users = sorted({q.user_id for q in tune.questions})[:STEERED_USERS]
     some, few = tune.of_users(steered_users), tune.of_users(steered_users[:SEARCH_USERS])
     steering = search_steering(scorer, few)
-    (first, count, strength), _ = max(steering.items(), key=lambda entry: entry[1])
-    chosen = settings(first, count, strength, scorer.backbone.depth)
+    (layer, strength), _ = max(steering.items(), key=lambda entry: entry[1])
+    chosen = settings(layer, strength, scorer.backbone.depth)
     learning = UserSteering(scorer, some)
     learned = learning.learn(chosen)
     steered = UserSteering(scorer, confirm).scores(chosen, learned).scores
@@ -156,14 +155,12 @@ def measure(scorer: CachedScorer, world: PlantedWorld) -> dict[str, object]:
         "history_in_prompt": accuracy(with_history),
         "steered": {
             "accuracy": accuracy(steered.argmax(axis=1)),
-            "layers": [first, first + count - 1],
+            "layer": layer,
             "strength": strength,
         },
         "steered_and_calibrated": {"accuracy": both[2], "beta": both[0], "gamma": both[1]},
         "oracle": accuracy(np.array([oracle[q.id] for q in confirm.questions])),
-        "steering_on_tune": {
-            f"{first}{f'+{first + 1}' if count > 1 else ''} x{s}": a for (first, count, s), a in steering.items()
-        },
+        "steering_on_tune": {f"{layer} x{strength}": a for (layer, strength), a in steering.items()},
     }
     result["regression_on_cues"] = group_regressions(world)
     return result

@@ -73,6 +73,9 @@ class Objective(Protocol):
     def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:
         """What is worth drawing of these parameters: name of a figure -> what that figure takes."""
 
+    def files(self, params: Any) -> Mapping[str, bytes]:
+        """What is worth keeping of these parameters beside their figures: file name -> content."""
+
     def remarks(self, params: Any) -> list[str]:
         """Why these parameters did on the tune users what their figures show; a sentence each."""
 

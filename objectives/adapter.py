@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives import Report, Scorer
-from objectives.calibration import _Part
+from objectives.calibration import _Part, solved
 from objectives.retrieval import Retrieval
 from personalization.data.records import Dataset
 from personalization.data.splits import PARTS, Splits
 from personalization.evaluation import Evaluation, gold_indices
-from personalization.methods.calibration import Calibrated, fit_nll
-from personalization.methods.priors import log_mean_probability, log_softmax, taste
+from personalization.methods.calibration import Calibrated
+from personalization.methods.priors import log_softmax
 from personalization.methods.user_adapters import Plan, Trained, UserAdapters, blended
 from personalization.methods.user_heads import HeadPlan, Heads, UserHeads
 from search_spaces.adapter import BASELINE
@@ -59,15 +59,11 @@ class Adapter(Retrieval):
 
     def resolved(self, params: Any) -> Any:
         """With `fit: exact`, the parameters with the optimum of NLL on tune for beta, gamma and tau."""
-        if params.fit != "exact" or self.tables.global_probs is None:
+        if params.fit != "exact":
             return params
-        part, scores = self._part("tune"), self._scores("tune", params)
-        weighted = params.prior_mode == "similar"
+        part, weighted = self._part("tune"), params.prior_mode == "similar"
         counts: NDArray[np.number[Any]] = self._histories("tune").counts(params) if weighted else part.counts
-        log_pi, _ = taste(counts, self.tables.global_probs, "user" if weighted else params.prior_mode, params.kappa)
-        found = fit_nll(scores, log_mean_probability(scores), log_pi, part.gold)
-        solved = {"beta": float(found.beta), "gamma": float(found.gamma), "tau": float(found.tau)}
-        return replace(params, **solved, source="batch", fit="searched")
+        return solved(params, self._scores("tune", params), counts, part.gold, self._priors(params))
 
     def settle(self, params: Any) -> Any:
         """The resolved parameters with the temperature that minimises NLL on tune."""
@@ -162,7 +158,10 @@ class Adapter(Retrieval):
         return said
 
     def warm_start(self) -> list[dict[str, Any]]:
-        """Retrieval's points without an adapter, then the plainest head or adapters, solved exactly."""
+        """Retrieval's points without an adapter, then the plainest head or adapters, solved exactly.
+
+        Of LoRA: in the upper third, and in all layers, there with groups that start from the one of all users.
+        """
         base = asdict(BASELINE)
         plain = [{**base, **point} for point in super().warm_start()]
         exact = {"fit": "exact", "blend": 1.0, "kappa": 5.0, "prior_mode": "user"}
@@ -171,10 +170,10 @@ class Adapter(Retrieval):
             head = {**base, **exact, **similar, "adapter": "head"}
             levels = [{**head, "level": level, "blend": 1.0} for level in ("unified", "user")]
             return [*plain, {**head, "blend": 0.5}, *levels]
-        return [
-            *plain,
-            *({**base, **exact, "adapter": "lora", "start": 0.67, "level": level} for level in ("unified", "cluster")),
-        ]
+        lora = {**base, **exact, "adapter": "lora"}
+        upper = [{**lora, "start": 0.67, "level": level} for level in ("unified", "cluster")]
+        whole = {**lora, "start": 0.0, "rank": 8}
+        return [*plain, *upper, whole, {**whole, "level": "cluster", "anchor": 0.01}]
 
     def deployment(self, params: Any) -> dict[str, Any]:
         """That of retrieval with resolved parameters, and the adapter by its content."""

@@ -27,7 +27,14 @@ from personalization.methods.calibration import (
     line_optimum,
     report_calibrate,
 )
-from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability, taste
+from personalization.methods.priors import (
+    global_counts,
+    global_prior,
+    history_counts,
+    log_mean_probability,
+    log_softmax,
+    taste,
+)
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +130,10 @@ class Calibration:
         """None."""
         return {}
 
+    def files(self, params: Any) -> Mapping[str, bytes]:  # noqa: ARG002
+        """None."""
+        return {}
+
     def remarks(self, params: Any) -> list[str]:
         """Why no label changes."""
         still = params.beta == 0 and params.gamma == 0
@@ -175,6 +186,30 @@ class Calibration:
         raw = {"kappa": 5.0, "prior_mode": "user", "source": "batch", "beta": fit.beta, "tau": fit.tau}
         found = line_optimum(part.scores - fit.beta * log_model, log_pi, part.gold, (-0.5, 2.0))
         return [{**raw, "gamma": fit.gamma}, *([{**raw, "gamma": found.point}] if found else [])]
+
+
+def solved(
+    params: Any,
+    scores: NDArray[np.float32],
+    counts: NDArray[np.number[Any]],
+    gold: NDArray[np.int64],
+    tables: PriorTables,
+) -> Any:
+    """The parameters; where they say `fit: exact`, with the optimum of NLL on these questions for beta, gamma and tau.
+
+    What is known of the users are label counts [n, K], or weights of similar items; the model's label bias is the batch
+    one of the tables. Scores that speak against the gold labels are only cooled.
+    """
+    if params.fit != "exact" or tables.global_probs is None:
+        return params
+    mode = "user" if params.prior_mode == "similar" else params.prior_mode
+    log_pi, _ = taste(counts, tables.global_probs, mode, params.kappa)
+    try:
+        found = fit_nll(scores, tables.log_model["batch"], log_pi, gold)
+        optimum = {"beta": float(found.beta), "gamma": float(found.gamma), "tau": float(found.tau)}
+    except ValueError:  # the scores speak against the gold labels: no calibration mends them
+        optimum = {"beta": 0.0, "gamma": 0.0, "tau": fit_temperature(log_softmax(scores), gold)}
+    return replace(params, **optimum, source="batch", fit="searched")
 
 
 class ReportCalibration(Calibration):

@@ -1,13 +1,14 @@
 """Steering, and calibration on top of it. A trial runs the layers above the first edited one; calibration is free.
 
-The tune users' table is scored once without steering. Tables of the latest edits are kept, so that trials which differ
-in calibration only cost arithmetic. The model's label bias is taken from the steered scores of the tune users.
+The tune users' table is scored once without steering. Tables of edits are kept, so that trials which differ in
+calibration only cost arithmetic. The label bias of steered questions is that of the steered tune questions; a question
+that is not steered has the bits of the plain model's scores.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives import Report, Scorer
-from objectives.calibration import BLOCKS, Calibration, _listed, _Part
+from objectives.calibration import BLOCKS, Calibration, _listed, _Part, solved
 from personalization.data.splits import Splits
 from personalization.evaluation import Evaluation
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate
@@ -43,14 +44,26 @@ class Steering(Calibration):
         self._tables: OrderedDict[tuple[str, Settings], SteeredTable] = OrderedDict()
 
     def _apply(self, part: _Part, params: Any) -> Calibrated:
-        return calibrate(self._scores(part.name, params), part.counts, self._priors(params), **_calibration(params))
+        params = self.resolved(params)
+        return calibrate(
+            self._scores(part.name, params), part.counts, self._priors(part.name, params), **_calibration(params)
+        )
 
-    def _priors(self, params: Any) -> PriorTables:
-        """The prior tables, with the model's label bias as it is when steered."""
+    def _priors(self, part: str, params: Any) -> PriorTables:
+        """The prior tables for the questions of a part."""
         if not _steers(params):
             return self.tables
-        bias = log_mean_probability(self._scores("tune", params))
+        settings = _settings(params)
+        return self._biased(self._steered("tune", settings), self._steered(part, settings).steered)
+
+    def _biased(self, tune: SteeredTable, steered: NDArray[np.bool_]) -> PriorTables:
+        """The prior tables of questions [n]; the bias of steered ones is that of the steered tune questions."""
+        bias = np.where(steered[:, None], self._bias(tune), self.tables.log_model["batch"])
         return replace(self.tables, log_model={**self.tables.log_model, "batch": bias})
+
+    def _bias(self, tune: SteeredTable) -> NDArray[np.float64]:
+        """The model's label bias when steered, [K]."""
+        return log_mean_probability(tune.scores[tune.steered] if tune.steered.any() else tune.scores)
 
     def _scores(self, part: str, params: Any) -> NDArray[np.float32]:
         if not _steers(params):
@@ -59,8 +72,19 @@ class Steering(Calibration):
 
     def _steered(self, part: str, settings: Settings) -> SteeredTable:
         if (part, settings) not in self._tables:
-            self._keep(part, settings, self._steering(part).scores(settings, self._learn(settings)))
+            self._keep(part, settings, joined(list(self._blocks(part, settings)), self._part(part).blocks))
         return self._tables[part, settings]
+
+    def _blocks(self, part: str, settings: Settings) -> Iterator[SteeredTable]:
+        """The steered tables of a part's blocks; questions that are not steered have the model's own scores."""
+        blocks, plain = self._part(part).blocks, self._part(part).scores
+        if (part, settings) in self._tables:
+            whole = self._tables[part, settings]
+            yield from (SteeredTable(whole.scores[rows], whole.steered[rows], whole.firings) for rows in blocks)
+            return
+        for rows, table in zip(blocks, self._steering(part).tables(settings, self._learn(settings)), strict=True):
+            table.scores[~table.steered] = plain[rows][~table.steered]
+            yield table
 
     def _keep(self, part: str, settings: Settings, table: SteeredTable) -> None:
         self._tables[part, settings] = table
@@ -71,36 +95,47 @@ class Steering(Calibration):
         """Measure on one part; with `report`, after each block of users, before the next one is scored."""
         if report is None or not _steers(params):
             return super().evaluate(params, part, report)
-        scored, settings = self._part(part), _settings(params)
-        kept = self._tables.get((part, settings))
-        if kept is not None:
-            for end in range(1, len(scored.blocks)):
-                report(self._so_far(scored, params, [kept.scores[rows] for rows in scored.blocks[:end]]))
-            return super().evaluate(params, part)
-        tables: list[SteeredTable] = []
-        for table in self._steering(part).tables(settings, self._learn(settings)):
+        scored, settings, tables = self._part(part), _settings(params), list[SteeredTable]()
+        for table in self._blocks(part, settings):
             tables.append(table)
             if len(tables) < len(scored.blocks):
-                report(self._so_far(scored, params, [table.scores for table in tables]))
-        self._keep(part, settings, joined(tables, scored.blocks))
+                report(self._so_far(scored, params, joined(tables, _in_a_row(tables))))
+        if (part, settings) not in self._tables:
+            self._keep(part, settings, joined(tables, scored.blocks))
         return super().evaluate(params, part)
 
-    def _so_far(self, scored: _Part, params: Any, tables: list[NDArray[np.float32]]) -> Evaluation:
-        """The evaluation of the first blocks, with the label bias of these."""
-        rows, scores = np.concatenate(scored.blocks[: len(tables)]), np.concatenate(tables)
-        bias = {**self.tables.log_model, "batch": log_mean_probability(scores)}
-        priors = replace(self.tables, log_model=bias)
-        first = calibrate(scores, scored.counts[rows], priors, **_calibration(params))
-        return scored.evaluation(first, rows)
+    def _so_far(self, scored: _Part, params: Any, table: SteeredTable) -> Evaluation:
+        """The evaluation of the first blocks, with the label bias, and where it is exact the fit, of these."""
+        ends = np.cumsum([len(rows) for rows in scored.blocks])
+        rows = np.concatenate(scored.blocks[: int(np.searchsorted(ends, len(table.scores))) + 1])
+        priors = self._biased(table, table.steered)
+        params = solved(params, table.scores, scored.counts[rows], scored.gold[rows], priors)
+        return scored.evaluation(calibrate(table.scores, scored.counts[rows], priors, **_calibration(params)), rows)
+
+    def resolved(self, params: Any) -> Any:
+        """With `fit: exact`, the parameters with the optimum of NLL on tune for beta, gamma and tau."""
+        if params.fit != "exact":
+            return params
+        part = self._part("tune")
+        return solved(params, self._scores("tune", params), part.counts, part.gold, self._priors("tune", params))
+
+    def settle(self, params: Any) -> Any:
+        """The resolved parameters with the temperature that minimises NLL on tune."""
+        return super().settle(self.resolved(params))
 
     def observed(self, params: Any) -> dict[str, float]:
-        """Hook calls a layer, the share of questions steered, mean ||edit|| / ||h||, and the largest score change."""
+        """What steering did.
+
+        The least hook calls, and edited tokens a steered question, of the edited layers; the share of questions that
+        are steered; mean ||edit|| / ||h||; the largest score change.
+        """
         if not _steers(params):
             return {}
         table, plain = self._steered("tune", _settings(params)), self._part("tune").scores
         moved = np.abs(table.scores - plain)
         return {
-            "steering_hook_calls": float(max(table.firings.calls.values())),
+            "steering_hook_calls": float(min(table.firings.calls.values())),
+            "steering_edits_a_question": min(table.firings.edited.values()) / max(1, int(table.steered.sum())),
             "steering_steered_share": float(table.steered.mean()),
             "steering_relative_edit": table.firings.mean_relative_edit,
             "steering_largest_score_change": float(moved.max()),
@@ -123,15 +158,20 @@ class Steering(Calibration):
             }
         }
 
+    def files(self, params: Any) -> Mapping[str, bytes]:
+        """The vectors of the tune users, with what they were found by, as safetensors."""
+        if not _steers(params):
+            return {}
+        return {"vectors.safetensors": self._steering("tune").vectors(_settings(params)).content()}
+
     def remarks(self, params: Any) -> list[str]:
         """Why steering changes no label, or breaks the model."""
         if not _steers(params):
             return ["nothing is steered: alpha_personal and alpha_general are 0", *super().remarks(params)]
-        said: list[str] = []
         settings = _settings(params)
         table, plain = self._steered("tune", settings), self._part("tune").scores
         if not table.steered.any():
-            return [f"nothing is steered: the {params.gate} gate opened for no question", *said]
+            return [f"nothing is steered: the {params.gate} gate opened for no question"]
         if (table.scores.argmax(axis=1) == plain.argmax(axis=1)).all():
             two = np.sort(plain[table.steered], axis=1)[:, -2:]
             closest, moved = float(np.diff(two).min()), float(np.abs(table.scores - plain).max())
@@ -140,16 +180,14 @@ class Steering(Calibration):
                 f"steering changes no label: at layers {layers} its direction is orthogonal to what tells labels "
                 f"apart, or too short; scores move by at most {moved:.2g} nats, and the closest decision is "
                 f"{closest:.2g} wide",
-                *said,
             ]
         before, after = (float(np.bincount(t.argmax(axis=1)).max() / len(t)) for t in (plain, table.scores))
         if after > max(COLLAPSED, before):
-            said = [
+            return [
                 f"steering breaks the model: one label takes {after:.0%} of the answers ({before:.0%} without), at "
-                f"edits of {table.firings.mean_relative_edit:.2g} times the states' length; take smaller strengths",
-                *said,
+                f"edits of {table.firings.mean_relative_edit:.2g} times the states' length; take smaller strengths"
             ]
-        return said
+        return []
 
     def _learn(self, settings: Settings) -> Learned:
         if settings not in self._learned:
@@ -166,18 +204,25 @@ class Steering(Calibration):
 
     def deployment(self, params: Any) -> dict[str, Any]:
         """That of the calibration, and what steering learned from the tune users."""
+        params = self.resolved(params)
         config = super().deployment(params)
         if _steers(params):
             settings = _settings(params)
-            config["priors"]["log_model"]["batch"] = _listed(self._priors(params).log_model["batch"])
-            config["steering"] = self._learn(settings).listed()
+            bias = self._bias(self._steered("tune", settings))
+            config["steering"] = {"learned": self._learn(settings).listed(), "log_model": _listed(bias)}
         return config
 
     def warm_start(self) -> list[dict[str, Any]]:
-        """The calibration's optima without steering, and with the plainest edit, one residual norm long, at thirds."""
+        """The calibration's optima without steering, and solved for the plainest edit, one norm long, at thirds."""
         points = [{**asdict(BASELINE), **point} for point in super().warm_start()]
-        edits = [{"alpha_personal": 1.0, "start": start} for start in (0.34, 0.51, 0.67)]
+        edits = [{"alpha_personal": 1.0, "start": start, "fit": "exact"} for start in (0.34, 0.51, 0.67)]
         return [*points, *({**points[-1], **edit} for edit in edits if points)]
+
+
+def _in_a_row(tables: Sequence[SteeredTable]) -> list[NDArray[np.int64]]:
+    """The rows of tables that stand one after the other."""
+    ends = np.cumsum([len(table.scores) for table in tables])
+    return [np.arange(end - len(table.scores), end) for table, end in zip(tables, ends, strict=True)]
 
 
 def _settings(params: Any) -> Settings:
@@ -189,4 +234,4 @@ def _steers(params: Any) -> bool:
 
 
 def _calibration(params: Any) -> dict[str, Any]:
-    return {name: value for name, value in asdict(params).items() if name not in STEERING}
+    return {name: value for name, value in asdict(params).items() if name not in (*STEERING, "fit")}

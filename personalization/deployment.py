@@ -10,7 +10,7 @@ without history (`fallback`), a generation number and where it came from. It is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from personalization.methods.retrieval import Histories, retrieval_calibrate
 from personalization.methods.user_adapters import Trained, UserAdapters, blended
 from personalization.methods.user_heads import UserHeads, load_heads
 
-FORMAT = 3
+FORMAT = 4
 
 
 def steered_calibrate(
@@ -113,18 +113,25 @@ class Deployment:
         ]
 
     def _scores(self, dataset: Dataset) -> NDArray[np.float32]:
-        """The model's label scores, steered where the config says so."""
+        """The model's own label scores."""
         wording = WORDINGS[self.scorer.kind]
-        if "steering" in self.config and dataset.questions:
-            from personalization.methods.user_steering import Learned, Settings, UserSteering
-
-            settings = Settings(**{field.name: self.config["params"][field.name] for field in fields(Settings)})
-            steering = UserSteering(self.scorer, dataset)
-            return steering.scores(settings, Learned.from_listed(self.config["steering"]), resume=False).scores
         return self.scorer.label_logprobs(
             [wording.prompt(dataset.task, q) for q in dataset.questions],
             continuations(dataset.labels, wording.template["continuation"]),
         )
+
+    def _steered(self, dataset: Dataset, tables: PriorTables) -> tuple[NDArray[np.float32], PriorTables]:
+        """Scores where the config's steering moves the states, and the prior tables for them."""
+        from personalization.methods.user_steering import Learned, Settings, UserSteering
+
+        settings = Settings(**{field.name: self.config["params"][field.name] for field in fields(Settings)})
+        learned = Learned.from_listed(self.config["steering"]["learned"])
+        scores, steered, _ = UserSteering(self.scorer, dataset).scores(settings, learned, resume=False)
+        if not steered.all():
+            rest = tuple(q for q, moved in zip(dataset.questions, steered, strict=True) if not moved)
+            scores[~steered] = self._scores(Dataset(dataset.task, dataset.labels, rest))
+        bias = np.where(steered[:, None], self.config["steering"]["log_model"], tables.log_model["batch"])
+        return scores, replace(tables, log_model={**tables.log_model, "batch": bias})
 
     def _adapted(self, dataset: Dataset, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores blended with those of the adapter that the config names, if it names one."""
@@ -151,6 +158,8 @@ class Deployment:
             histories, wanted = Histories(self.scorer, dataset), SimpleNamespace(**params)
             scores = self._adapted(dataset, histories.scores(wanted))
             counts = histories.counts(wanted) if params["prior_mode"] == "similar" else plain
+        elif "steering" in self.config and dataset.questions:
+            scores, tables = self._steered(dataset, tables)
         else:
             scores = self._scores(dataset)
         method = METHODS[self.config["method"]]
@@ -161,7 +170,7 @@ class Deployment:
             (np.flatnonzero(~known), params | self.config["fallback"]),
         ):
             if len(rows):
-                part = method(scores[rows], counts[rows], tables, **chosen)
+                part = method(scores[rows], counts[rows], tables.only(rows), **chosen)
                 log_probs[rows] = part.log_probs
                 for row, mode in zip(rows, part.prior_modes, strict=True):
                     modes[row] = mode

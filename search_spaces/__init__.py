@@ -2,13 +2,15 @@
 
 A space module holds `SPACE` (name -> Optuna distribution; static), a frozen `Params`, `BASELINE` (the parameters that
 change nothing), `decode(raw) -> Params` and `complexity(params)` (how far from doing nothing; smaller is simpler), and
-where wanted `ONLY` (parameter, or parameter=choice -> the one kind of backbone that reads it) and `READ_WITH`
-(parameter -> the choices of others beside which it is read).
+where wanted `OPEN` (parameter -> the pattern of further choices that a spec may give), `ONLY` (parameter, or
+parameter=choice -> the one kind of backbone that reads it) and `READ_WITH` (parameter -> the choices of others beside
+which it is read).
 To add one: write the file, list it in `SPACES`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any, Protocol
@@ -68,11 +70,13 @@ def needed(space: Space, chosen: Mapping[str, BaseDistribution], named: Collecti
     return {name: found for name, found in chosen.items() if name in named or read(name)}
 
 
-def overridden(space: Mapping[str, BaseDistribution], overrides: Mapping[str, Override]) -> dict[str, BaseDistribution]:
+def overridden(
+    space: Mapping[str, BaseDistribution], overrides: Mapping[str, Override], more: Mapping[str, str] | None = None
+) -> dict[str, BaseDistribution]:
     """The space with some parameters replaced: a value fixes one, a list gives choices, a dict gives a range.
 
-    A dict has `low` and `high`, and may have `log` or `step`. Raises ValueError for an unknown parameter, a value of
-    the wrong type or one outside the original range's type.
+    A dict has `low` and `high`, and may have `log` or `step`; `more`: a module's `OPEN`. Raises ValueError for an
+    unknown parameter, a value of the wrong type or one outside the original range's type.
     """
     result = dict(space)
     for name, override in overrides.items():
@@ -81,16 +85,17 @@ def overridden(space: Mapping[str, BaseDistribution], overrides: Mapping[str, Ov
                 f"space.{name}: no such parameter; this objective has, with this model, {', '.join(space)}"
             )
         try:
-            result[name] = _replacement(space[name], override)
+            result[name] = _replacement(space[name], override, (more or {}).get(name, ""))
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"space.{name}: {override!r} does not fit: {error}") from None
     return result
 
 
-def _replacement(original: BaseDistribution, override: Override) -> BaseDistribution:
+def _replacement(original: BaseDistribution, override: Override, pattern: str) -> BaseDistribution:
     choices: list[Any] = override if isinstance(override, list) else [override]
     if isinstance(original, CategoricalDistribution):
-        if isinstance(override, dict) or not choices or any(c not in original.choices for c in choices):
+        wrong = [c for c in choices if c not in original.choices and not (pattern and re.fullmatch(pattern, str(c)))]
+        if isinstance(override, dict) or not choices or wrong:
             raise ValueError(f"allowed are {', '.join(map(str, original.choices))}")
         return CategoricalDistribution(choices)
     number = int if isinstance(original, IntDistribution) else float

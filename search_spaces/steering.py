@@ -25,13 +25,21 @@ SPACE: dict[str, BaseDistribution] = {
     "count": IntDistribution(1, 8),
     "gate": CategoricalDistribution(["none", "cosine", "product"]),
     "open_share": FloatDistribution(0.1, 1.0),
+    "fit": CategoricalDistribution(["searched", "exact"]),
     **calibration.SPACE,
 }
+
+OPEN = {"place": r"\d+(,\d+)*"}
+"""A spec may also give a list of layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Params(calibration.Params):
-    """A calibration and one way to steer. What has no effect is set to its baseline, so that equal ones are equal."""
+    """A calibration and one way to steer. What has no effect is set to its baseline, so that equal ones are equal.
+
+    `place`: from `start` on, where the direction separates best, or the layers of a list ("2,4,5") that a spec gives.
+    `fit`: exact takes beta, gamma and tau from the convex optimum of NLL on tune.
+    """
 
     direction: str
     general: str
@@ -47,12 +55,13 @@ class Params(calibration.Params):
     count: int
     gate: str
     open_share: float
+    fit: str
 
 
 _NONE: dict[str, Any] = {
     "direction": "mean_difference", "general": "mean_difference", "shrink": 1.0, "groups": 1, "edit": "additive",
     "site": "block", "scope": "last", "alpha_personal": 0.0, "alpha_general": 0.0, "place": "start", "start": 0.0,
-    "count": 1, "gate": "none", "open_share": 1.0,
+    "count": 1, "gate": "none", "open_share": 1.0, "fit": "searched",
 }  # fmt: skip
 
 
@@ -65,16 +74,25 @@ BASELINE = Params(**_NONE, **asdict(calibration.BASELINE))
 
 def decode(raw: Mapping[str, Any]) -> Params:
     """Params from a trial's raw values."""
-    values = {**_NONE, **raw, **_calibration(raw)}
+    values = {**_NONE, **raw}
+    if values["fit"] == "exact":
+        values |= {"beta": 1.0, "gamma": 1.0, "tau": 1.0, "source": "batch"}
+    values |= _calibration(values)
     if values["alpha_general"] == 0:
         values["general"] = _NONE["general"]
+    if values["gate"] == "cosine" and values["open_share"] == 1:
+        values["gate"] = "none"
     if values["alpha_personal"] == 0 and values["gate"] != "cosine":
         values |= {name: _NONE[name] for name in ("groups", "shrink")}
-    shut = values["gate"] == "product" and (values["alpha_general"] <= 0 or values["alpha_personal"] == 0)
+        if values["place"] != "auto":
+            values["direction"] = _NONE["direction"]
+    shut = values["gate"] == "product" and values["alpha_general"] * values["alpha_personal"] == 0
     if shut or (values["alpha_personal"] == 0 and values["alpha_general"] == 0):
-        values |= _NONE
-    if values["place"] == "auto":
+        values |= {name: _NONE[name] for name in _NONE if name != "fit"}
+    if values["place"] != "start":
         values["start"] = _NONE["start"]
+    if values["place"] not in ("start", "auto"):
+        values["count"] = _NONE["count"]
     if values["gate"] != "cosine":
         values["open_share"] = _NONE["open_share"]
     return Params(**values)

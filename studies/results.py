@@ -151,6 +151,7 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
             more["number_of_groups.png"] = figures.numbers("groups", result.groups, next(iter(opened.spec.optimize)))
         for name, given in opened.objective.pictures(params).items():
             more[f"{name}.png"] = figures.PICTURES[name](**given)
+        more |= opened.objective.files(params)
         wanted.append(("best", f"best-{chosen.number}", params, {**figure, **more}))
     for name, key, params, extra in wanted:
         candidate = opened.objective.evaluate(params)

@@ -60,7 +60,8 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         spec.model.path, home / "cache" / "scores", spec.model.dtype, spec.model.device, spec.model.chat
     )
     try:
-        space = needed(rooms, overridden(parameters(rooms, scorer.kind), spec.space), spec.space)
+        space = overridden(parameters(rooms, scorer.kind), spec.space, getattr(rooms, "OPEN", None))
+        space = needed(rooms, space, spec.space)
     except ValueError as error:
         raise UsageError(f"spec {spec.name}: {error}") from None
     make_sampler(spec.sampler, 0, space)

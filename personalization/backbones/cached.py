@@ -107,11 +107,13 @@ class CachedScorer:
         where = {} if site == "block" else {"site": site}
 
         def compute(table: NDArray[np.float32], _: Keep) -> int:
+            before = self.backbone.truncated
             table[:] = self.backbone.last_states(prompts, progress, **where).reshape(len(prompts), -1)
-            return 0
+            return self.backbone.truncated - before
 
         key = key_of({**self.identity, **where, "states_of": list(prompts)})
-        table, _ = stored_table(self.folder, key, (len(prompts), layers * width), compute)
+        table, truncated = stored_table(self.folder, key, (len(prompts), layers * width), compute)
+        self._cut[key_of({"prompts": list(prompts)})] = truncated
         return table.reshape(len(prompts), layers, width)
 
     def too_long(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[int]:

@@ -8,9 +8,9 @@ LM head. Batches are fixed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from personalization.methods.prefix import Adapters
 from personalization.scoring.packed import LONGEST_ROW, MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import captured_output, decoder_layers, resumed_after, returns_tuples
+from personalization.scoring.resume import captured_output, decoder_layers, output_of, resumed_after, returns_tuples
 from personalization.scoring.rows import Row, Tokens, cut_rows, lay_out
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
@@ -157,12 +157,8 @@ class AdaptedRows:
             self._states = StoredStates(path, shapes, width, self.model.dtype, self._run)
         return self._states
 
-    def _run(self) -> Any:
+    def _run(self) -> Iterator[Tensor]:
         for rows in self.rows:
-            with (
-                torch.inference_mode(),
-                fast_products(self.model.device.type),
-                captured_output(self.layers[self.first - 1]) as seen,
-            ):
-                self.route.score(rows)
-            yield seen[0]
+            with torch.inference_mode(), fast_products(self.model.device.type):
+                states = output_of(self.layers[self.first - 1], partial(self.route.score, rows))
+            yield states

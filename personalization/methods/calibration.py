@@ -18,7 +18,7 @@ so `fit_nll` finds its optimum by Newton steps. References: Saerens 2002, Menon 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,12 +41,17 @@ class Calibrated(NamedTuple):
 class PriorTables:
     """What calibration learned from the tune users: `log_model` source -> log p_model [K], `global_probs` [K] or None.
 
-    `global_counts` int [K]: the history label counts behind `global_probs`.
+    `global_counts` int [K]: the history label counts behind `global_probs`. Where questions differ in what is done to
+    the model, `log_model` has a row for each, [n, K].
     """
 
     log_model: dict[str, NDArray[np.float64]]
     global_probs: NDArray[np.float64] | None
     global_counts: NDArray[np.int64]
+
+    def only(self, rows: NDArray[np.int64]) -> PriorTables:
+        """The tables for these questions."""
+        return replace(self, log_model={name: t if t.ndim == 1 else t[rows] for name, t in self.log_model.items()})
 
 
 def calibrate(
@@ -192,7 +197,7 @@ def fit_nll(scores: Floats, log_model: Floats, log_pi: Floats, gold: Ints) -> Nl
     """Minimise the NLL of softmax((scores - beta * log_model + gamma * log_pi) / tau) over all three.
 
     In w = (1/tau, -beta/tau, gamma/tau) the model is a conditional logit: convex, solved by Newton with a trust region.
-    `scores`, `log_pi`: [n, K]; `log_model`: [K]. Raises ValueError when the best 1/tau is not positive.
+    `scores`, `log_pi`: [n, K]; `log_model`: [K] or [n, K]. Raises ValueError when the best 1/tau is not positive.
     """
     from scipy.optimize import minimize
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from personalization.errors import DataError
 from personalization.files import sha256_of
 from personalization.methods.prefix import Adapters
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import captured_output, decoder_layers, resumed_after, returns_tuples
+from personalization.scoring.resume import decoder_layers, output_of, resumed_after, returns_tuples
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
 
@@ -119,10 +120,6 @@ class EncodedRows:
 
     def _run(self) -> Iterator[Tensor]:
         for number in range(len(self.members)):
-            with (
-                torch.inference_mode(),
-                fast_products(self.model.device.type),
-                captured_output(self.layers[self.first - 1]) as seen,
-            ):
-                self._embedded(number)
-            yield seen[0]
+            with torch.inference_mode(), fast_products(self.model.device.type):
+                states = output_of(self.layers[self.first - 1], partial(self._embedded, number))
+            yield states

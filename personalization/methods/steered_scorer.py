@@ -7,8 +7,10 @@ prompt moves, so questions share their beginnings as in a plain pass; with scope
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +26,15 @@ from personalization.methods.steering import Edit, EditedTokens, Firings, Steeri
 from personalization.scoring.packed import MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import captured_output, decoder_layers, resumed_after, returns_tuples
+from personalization.scoring.resume import decoder_layers, output_of, resumed_after, returns_tuples
 from personalization.scoring.rows import Row, lay_out
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
 """Tokens in a batch, by device type; fixed, so that states stored today fit the batches of tomorrow."""
+KEPT_OPEN = 2
+"""Layers of a scope whose stored states stay open: what is open takes disk space after its eviction, too."""
 SCOPES = ("all", "last")
 """Which tokens are edited: all, or those from the prompt's last one on."""
 
@@ -68,7 +72,7 @@ class Batches:
             at += len(self.rows[-1])
         self.layouts = [lay_out(rows, route.prompts, route.trunk, route.trees[0]) for rows in self.rows]
         self.prompts = [np.array([index for row in rows for index in row.prompts]) for rows in self.rows]
-        self.stored: dict[int, StoredStates] = {}
+        self.stored: OrderedDict[int, StoredStates] = OrderedDict()
 
     def edited(self, number: int, users: NDArray[np.int64], gates: NDArray[np.floating], scope: str) -> EditedTokens:
         """The tokens of a batch that move, for users [n] and gates [n] of all prompts."""
@@ -151,6 +155,8 @@ class SteeredScorer:
                 firings = stack.enter_context(steered(self.layers, vectors, edit, tokens))
                 out[prompts] = self._scores(batches, number)
             total.add(firings)
+        if silent := [str(layer) for layer, calls in total.calls.items() if calls < len(batches.prompts)]:
+            raise DataError(f"the blocks {', '.join(silent)} of this model did not run in every batch; edit others")
         if not np.isfinite(out).all():
             raise DataError("a steered score is not finite; give smaller strengths, or another dtype")
         return SteeredTable(out, gates != 0, total)
@@ -175,22 +181,25 @@ class SteeredScorer:
             batches.stored[layer] = StoredStates(
                 path, shapes, width, self.model.dtype, lambda: self._run(batches, layer)
             )
+            if len(batches.stored) > KEPT_OPEN:
+                batches.stored.popitem(last=False)
+        batches.stored.move_to_end(layer)
         return batches.stored[layer]
 
-    def last_states(self, layer: int) -> NDArray[np.float32]:
-        """The state of each prompt's last token where it leaves a layer, float32 [n, d]."""
-        states, batches = self.states_after(layer), self.batches("last")
-        out = np.empty((len(batches.route.prompts), states.width), dtype=np.float32)
-        for number, prompts in enumerate(batches.prompts):
-            places = torch.from_numpy(batches.layouts[number].places)
-            out[prompts] = states[number][places[:, 0], places[:, 1]].float().numpy()
+    def last_states(self, layer: int, keep: bool = True) -> NDArray[np.float32]:
+        """The state of each prompt's last token where it leaves a layer, float32 [n, d]; `keep`: store the pass."""
+        batches = self.batches("last")
+        stored = self.states_after(layer) if keep else None
+        passes = self._run(batches, layer) if stored is None else (stored[i] for i in range(len(batches.rows)))
+        out = np.empty((len(batches.route.prompts), self.model.config.get_text_config().hidden_size), dtype=np.float32)
+        for number, states in enumerate(passes):
+            places = batches.layouts[number].places
+            out[batches.prompts[number]] = states[places[:, 0], places[:, 1]].float().cpu().numpy()
         return out
 
     def _run(self, batches: Batches, layer: int) -> Iterator[Tensor]:
         for number in range(len(batches.rows)):
-            with captured_output(self.layers[layer]) as seen:
-                self._scores(batches, number)
-            yield seen[0]
+            yield output_of(self.layers[layer], partial(self._scores, batches, number))
 
     def _scores(self, batches: Batches, number: int) -> NDArray[np.float32]:
         with self._running():

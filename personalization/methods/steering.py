@@ -48,10 +48,15 @@ class SteeringVectors:
     norms: NDArray[np.float32]
     meta: Mapping[str, str] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write as safetensors; users and metadata stand in the header."""
+    def content(self) -> bytes:
+        """As safetensors; users and metadata stand in the header."""
         arrays = {"personal": self.personal, "general": self.general, "norms": self.norms}
-        write_atomic(path, save(arrays, metadata={**self.meta, "users": "\n".join(self.users)}))
+        written: bytes = save(arrays, metadata={**self.meta, "users": "\n".join(self.users)})
+        return written
+
+    def save(self, path: Path) -> None:
+        """Write `content`."""
+        write_atomic(path, self.content())
 
     @classmethod
     def load(cls, path: Path) -> SteeringVectors:
@@ -87,9 +92,10 @@ class EditedTokens:
 
 @dataclass
 class Firings:
-    """What steering did: hook calls a layer, and the edits' lengths as a share of the states' lengths, summed."""
+    """What steering did: hook calls and edited tokens a layer, and ||edit|| / ||h|| summed over edited tokens."""
 
     calls: dict[int, int] = field(default_factory=dict)
+    edited: dict[int, int] = field(default_factory=dict)
     tokens: int = 0
     relative: float = 0.0
 
@@ -97,6 +103,8 @@ class Firings:
         """Count what another pass did as well."""
         for layer, calls in other.calls.items():
             self.calls[layer] = self.calls.get(layer, 0) + calls
+        for layer, tokens in other.edited.items():
+            self.edited[layer] = self.edited.get(layer, 0) + tokens
         self.tokens += other.tokens
         self.relative += other.relative
 
@@ -109,7 +117,7 @@ class Firings:
 @contextmanager
 def steered(layers: nn.ModuleList, vectors: SteeringVectors, edit: Edit, tokens: EditedTokens) -> Iterator[Firings]:
     """Steer every forward pass inside. Afterwards the model is what it was, whatever happened inside."""
-    firings = Firings(dict.fromkeys(edit.layers, 0))
+    firings = Firings(dict.fromkeys(edit.layers, 0), dict.fromkeys(edit.layers, 0))
     on = np.flatnonzero(tokens.gates != 0)
     handles = []
     try:
@@ -144,6 +152,7 @@ def _mover(
             after = moved(before, u, w, edit, g, norm)
             h = flat.index_copy(0, place, after.to(h.dtype)).view_as(h)
             firings.tokens += len(on)
+            firings.edited[layer] += len(on)
             firings.relative += float(((after - before).norm(dim=1) / before.norm(dim=1)).sum())
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
@@ -170,7 +179,7 @@ def cosine_gate(states: NDArray[np.floating], directions: NDArray[np.floating]) 
 def product_gate(personal: NDArray[np.floating], general: NDArray[np.floating]) -> NDArray[np.float64]:
     """||p|| ||g|| cos(p, g) of scaled directions p [n, d] and g [d], as the second report behind this project has it.
 
-    Its threshold there is 0.022. It does not look at the question; and where alpha_general is negative it is negative
-    for every user whose direction agrees with the general one, so that it then never opens.
+    Its threshold there is 0.022. It does not look at the question; and where alpha_general is negative it opens only
+    for users whose direction disagrees with the general one.
     """
     return np.asarray(personal @ general, dtype=np.float64)

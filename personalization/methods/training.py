@@ -147,7 +147,7 @@ def train(
     data = "\n".join(items.fingerprint for items in (*train_sets, *([] if held_out is None else [held_out])))
     place = _Checkpoint(checkpoint, recipe, hashlib.sha256(data.encode()).hexdigest())
     if checkpoint.exists():
-        records, best, began = place.resume(lora, optimiser) or (records, best, began)
+        records, best, began = place.resume(lora, optimiser, began) or (records, best, began)
     with _frozen(lora.model):
         while len(records) < len(stretches) and not _over(records, recipe):
             record = _run(stretches, records, lora, optimiser, recipe, began)
@@ -345,11 +345,13 @@ class _Checkpoint(NamedTuple):
         began: Sequence[Tensor],
         records: list[Record],
     ) -> None:
-        """Write everything that going on needs, in one step."""
+        """Write everything that going on needs, in one step: the best adapters where they are not the present ones."""
         tensors = {f"now.{name}": tensor for name, tensor in lora.state().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+        if kept(records) != len(records) - 1:
+            tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
         for number, (parameter, start) in enumerate(zip(lora.parameters, began, strict=True)):
-            tensors[f"began.{number}"] = start.cpu()
+            if self.recipe.anchor:
+                tensors[f"began.{number}"] = start.cpu()
             for name, value in optimiser.state[parameter].items():
                 tensors[f"optimiser.{number}.{name}"] = value.detach().cpu()
         told = {
@@ -360,7 +362,7 @@ class _Checkpoint(NamedTuple):
         write_atomic(self.path, save({k: v.contiguous() for k, v in tensors.items()}, {"training": json.dumps(told)}))
 
     def resume(
-        self, lora: Adapters, optimiser: torch.optim.Optimizer
+        self, lora: Adapters, optimiser: torch.optim.Optimizer, began: list[Tensor]
     ) -> tuple[list[Record], dict[str, Tensor], list[Tensor]] | None:
         """Take up what was written: (records, best adapters, where they began); None where it is of something else."""
         with safe_open(self.path, framework="pt") as file:
@@ -373,10 +375,12 @@ class _Checkpoint(NamedTuple):
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
-        lora.load(part("now."))
+        now = part("now.")
+        lora.load(now)
         device = lora.parameters[0].device
         for number, parameter in enumerate(lora.parameters):
             found = part(f"optimiser.{number}.")
             optimiser.state[parameter] = {k: v if k == "step" else v.to(device) for k, v in found.items()}
-        began = [tensors[f"began.{number}"].to(device) for number in range(len(lora.parameters))]
-        return told["records"], part("best."), began
+        if self.recipe.anchor:
+            began = [tensors[f"began.{number}"].to(device) for number in range(len(began))]
+        return told["records"], part("best.") or now, began

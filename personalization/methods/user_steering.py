@@ -10,7 +10,7 @@ is learned on the tune users and goes with a deployment.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -48,8 +48,8 @@ class Settings:
 
     `groups`: so many groups of users, by the words of their histories, towards which users are shrunk. `place`: "start"
     edits `count` layers from `start`, a share of the depth; "auto" edits the `count` layers where the direction best
-    separates states with and without the history. `open_share`: with the cosine gate, the share of the
-    tune questions that are steered: those that agree most with their users' directions.
+    separates states with and without the history; "2,4,5" edits these. `open_share`: with the cosine gate, the share of
+    the tune questions that are steered: those that agree most with their users' directions.
     """
 
     direction: str
@@ -197,7 +197,7 @@ class UserSteering:
         learned = Learned(layers, clusters, pooled, general, self._norms, PRODUCT_THRESHOLD)
         if settings.gate != "cosine":
             return learned
-        values, known = self._gate_values(settings, learned, self._vectors(settings, learned))
+        values, known = self._gate_values(settings, learned, self._vectors(settings, learned), resume=True)
         return replace(learned, threshold=float(np.quantile(values[known], 1 - settings.open_share)))
 
     def scores(self, settings: Settings, learned: Learned, resume: bool = True) -> SteeredTable:
@@ -207,7 +207,7 @@ class UserSteering:
     def tables(self, settings: Settings, learned: Learned, resume: bool = True) -> Iterator[SteeredTable]:
         """The steered table of each block, one after the other."""
         vectors = self._vectors(settings, learned)
-        values, known = self._gate_values(settings, learned, vectors)
+        values, known = self._gate_values(settings, learned, vectors, resume)
         opened = known if settings.gate == "none" else known & (values >= learned.threshold)
         gates = opened.astype(np.float32)
         edit = Edit(learned.layers, settings.edit, settings.site, settings.alpha_personal, settings.alpha_general)
@@ -221,6 +221,11 @@ class UserSteering:
         if settings.place == "auto":
             best = np.argsort(-self.separations(settings), kind="stable")[: settings.count]
             return tuple(sorted(best.tolist()))
+        if settings.place != "start":
+            layers = sorted({int(layer) for layer in settings.place.split(",")})
+            if layers[-1] >= depth:
+                raise DataError(f"place: {settings.place} names layer {layers[-1]}; the model has 0 to {depth - 1}")
+            return tuple(layers)
         first = min(int(settings.start * depth), depth - 1)
         return tuple(range(first, min(first + settings.count, depth)))
 
@@ -272,6 +277,12 @@ class UserSteering:
         names = tuple(f"{recent[0].id} to {recent[-1].id}" for recent in self.histories)
         return SteeringVectors(names, personal, learned.general, learned.norms)
 
+    def vectors(self, settings: Settings) -> SteeringVectors:
+        """The vectors of these users, with what they were found by."""
+        found = self._vectors(settings, self.learn(settings))
+        named = {name: str(value) for name, value in asdict(settings).items()}
+        return replace(found, meta={"model": self.scorer.fingerprint, **named})
+
     def _users(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The vectors of each question, and whether there are any."""
         index = {recent: i for i, recent in enumerate(self.histories)}
@@ -279,7 +290,7 @@ class UserSteering:
         return np.maximum(found, 0), found >= 0
 
     def _gate_values(
-        self, settings: Settings, learned: Learned, vectors: SteeringVectors
+        self, settings: Settings, learned: Learned, vectors: SteeringVectors, resume: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """What the gate compares with its threshold, for each question, and whether its user has a direction."""
         users, known = self._users()
@@ -289,8 +300,11 @@ class UserSteering:
             return product_gate(scaled, settings.alpha_general * vectors.general[first]), known
         if settings.gate == "none":
             return np.ones(len(users)), known
-        at = max(0, first - (settings.site == "mlp"))
         states = np.empty((len(users), vectors.personal.shape[2]), dtype=np.float32)
-        for rows, questions in zip(self.blocks, self.questions, strict=True):
-            states[rows] = questions.last_states(at)
+        if settings.site == "mlp":
+            prompts = [prompt(self.dataset.task, question) for question in self.dataset.questions]
+            states[:] = self.scorer.last_states(prompts, self.progress, "mlp")[:, first]
+        else:
+            for rows, questions in zip(self.blocks, self.questions, strict=True):
+                states[rows] = questions.last_states(first, resume)
         return cosine_gate(states, vectors.personal[users, first]), known

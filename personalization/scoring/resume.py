@@ -1,14 +1,14 @@
 """Re-running only the layers above K.
 
-What nothing up to layer K changes between two trials is computed once: the output of layer K. `captured_output` notes
-it while a batch runs; `resumed_after` runs the same batch again from it. The layers up to K give back what was noted
+What nothing up to layer K changes between two trials is computed once: the output of layer K. `output_of` runs a batch
+up to it and no further; `resumed_after` runs the same batch again from it. The layers up to K give back what was noted
 instead of running, so the model's own forward pass still makes masks and positions, and hooks on layer K still see its
 output. The result is equal bit for bit as long as the batch is the same. It costs (N - K - 1) / N of a full pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,6 +69,30 @@ def captured_output(layer: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+class _LeftBlock(Exception):
+    """Ends a forward pass at a block's output."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def output_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
+    """The hidden states [B, T, d] that leave a block when `run` runs the model, which ends there."""
+
+    def leave(_: nn.Module, __: object, output: Any) -> None:
+        raise _LeftBlock(hidden(output))
+
+    handle = layer.register_forward_hook(leave)
+    try:
+        run()
+    except _LeftBlock as left:
+        return left.states
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the pass did not come to its {type(layer).__name__}")
 
 
 @contextmanager

@@ -9,10 +9,13 @@ import pytest
 import yaml
 
 from objectives import OBJECTIVES, load_objective
+from objectives.calibration import solved
+from objectives.steering import _settings
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import TAGS, make_world
 from personalization.data.splits import split_users
 from personalization.deployment import Deployment
+from personalization.methods.priors import log_mean_probability
 from personalization.methods.steered_scorer import SteeredScorer
 from search_spaces import load_space, parameters
 from tracking import figures
@@ -262,6 +265,54 @@ def test_a_trial_that_is_stopped_runs_no_further_block(name, objective, monkeypa
     assert len(ran) == (name == "steering")
     objective.evaluate(params)
     assert len(ran) == (6 if name == "steering" else 0)
+
+
+def test_an_exact_fit_is_the_best_of_its_calibrations(name, objective, world):
+    if name not in LOOK_INSIDE:
+        return
+    exact = [replace(p, fit="exact", prior_mode="user", kappa=5.0, source="batch") for p in some_params(name)[:2]]
+    for params in exact:
+        solved = objective.resolved(params)
+        assert solved.fit == "searched"
+        best = objective.evaluate(params)
+        assert (objective.evaluate(solved).log_probs == best.log_probs).all()
+        for change in ({"beta": solved.beta + 0.1}, {"gamma": solved.gamma - 0.1}, {"tau": 1.1 * solved.tau}):
+            assert objective.evaluate(replace(solved, **change)).metrics["nll"] > best.metrics["nll"]
+
+
+def test_what_is_not_steered_has_the_models_own_scores_and_bias(name, objective, world, scorer):
+    if name != "steering":
+        return
+    base = load_space(name).BASELINE
+    params = replace(base, alpha_personal=1.0, start=0.6, gate="cosine", open_share=0.5, beta=1.0)
+    steered, plain = objective.evaluate(params), objective.evaluate(replace(base, beta=1.0))
+    opened = objective._steered("tune", _settings(params)).steered
+    assert 0.4 <= opened.mean() <= 0.6
+    assert (steered.log_probs[~opened] == plain.log_probs[~opened]).all()
+    assert (steered.log_probs[opened] != plain.log_probs[opened]).any(axis=1).all()
+    bare = replace(world.dataset, questions=tuple(replace(q, history=()) for q in world.dataset.questions[:5]))
+    answers = [
+        Deployment({**objective.deployment(chosen), "fallback": {}}, scorer).log_probs(bare).log_probs
+        for chosen in (params, replace(base, beta=1.0))
+    ]
+    assert (answers[0] == answers[1]).all()
+
+
+def test_scores_that_an_edit_destroyed_are_measured_and_cooled(name, objective):
+    if name != "steering":
+        return
+    params = replace(load_space(name).BASELINE, fit="exact", prior_mode="user", kappa=5.0, gamma=1.0, beta=1.0)
+    for seed in range(12):
+        scores = np.random.default_rng(seed).normal(size=(40, len(TAGS))).astype(np.float32)
+        gold, counts = np.arange(40) % len(TAGS), np.ones((40, len(TAGS)), dtype=np.int64)
+        tables = replace(objective.tables, log_model={"batch": log_mean_probability(scores)})
+        found = solved(params, scores, counts, gold, tables)
+        assert found.fit == "searched"
+        assert 0 < found.tau < np.inf
+    broken = replace(load_space(name).BASELINE, alpha_general=200.0, fit="exact", prior_mode="user", kappa=5.0)
+    seen = []
+    assert np.isfinite(objective.evaluate(broken, report=into(seen)).metrics["nll"])
+    assert len(seen) == 4
 
 
 def test_settling_moves_no_label_and_worsens_no_likelihood(name, objective):

@@ -83,9 +83,28 @@ def test_wrong_overrides_are_one_line(override, message):
 
 def test_a_product_gate_that_cannot_open_is_no_steering():
     space = load_space("steering")
-    raw = asdict(space.BASELINE) | {"gate": "product", "alpha_personal": 1.0, "alpha_general": -0.5, "start": 0.7}
+    raw = asdict(space.BASELINE) | {"gate": "product", "alpha_personal": 1.0, "alpha_general": 0.0, "start": 0.7}
     assert space.decode(raw) == space.BASELINE
-    assert space.decode(raw | {"alpha_general": 0.5}) != space.BASELINE
+    for strength in (0.5, -0.5):
+        assert space.decode(raw | {"alpha_general": strength}).gate == "product"
+
+
+def test_steering_with_the_same_effect_is_the_same_params():
+    space = load_space("steering")
+    raw = asdict(space.BASELINE) | {"alpha_general": 0.5, "start": 0.7}
+    for same in ({"direction": "svd"}, {"gate": "cosine", "open_share": 1.0}, {"groups": 3, "shrink": 9.0}):
+        assert space.decode(raw | same) == space.decode(raw)
+    listed = space.decode(raw | {"place": "2,4", "start": 0.1, "count": 7})
+    assert (listed.place, listed.start, listed.count) == ("2,4", space.BASELINE.start, space.BASELINE.count)
+
+
+def test_a_list_of_layers_is_a_choice_that_a_spec_may_add():
+    space = load_space("steering")
+    chosen = overridden(space.SPACE, {"place": ["auto", "2,4"]}, space.OPEN)
+    assert chosen["place"] == CategoricalDistribution(["auto", "2,4"])
+    for wrong in ("2;4", "upper", ["auto", "2,"]):
+        with pytest.raises(ValueError, match="allowed are start, auto"):
+            overridden(space.SPACE, {"place": wrong}, space.OPEN)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ that layer, to hold `AXIS_LENGTH` on the axis of the user's group with history a
 adds to the residual stream is then known, and adding it works. Tastes are milder here than in the world (`TASTE`).
 
 The null model (`--null --start OUT`) goes on from the finished demo model with documents of the null world, without
-bias and axes. The loss is the cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens plus
-`AXIS_WEIGHT` times the squared loss.
+bias and axes, until it knows that world: what it has not learned, an adapter of all users would. The loss is the
+cross-entropy of the answers plus `TEXT_WEIGHT` times that of all other tokens plus `AXIS_WEIGHT` times the squared
+loss.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from personalization.data.demo.world import GROUPS, INSTRUCTION, User, draw_item, draw_movie, draw_user
+from personalization.data.demo.world import GROUPS, INSTRUCTION, KNOWN_SHARES, User, draw_item, draw_movie, draw_user
 from personalization.data.prompts import ANSWER_CUE, history_text
 from personalization.data.records import HistoryItem
 
@@ -43,7 +44,8 @@ TASTE = 1.0
 TEXT_WEIGHT = 0.02
 HIDDEN = 128
 KINDS = {"biased": 0.25, "steered": 0.25, "list": 0.1, "before": 0.4}
-"""How many documents are of each kind."""
+NULL_KINDS = {"biased": 0.85, "list": 0.05, "before": 0.1}
+"""How many documents are of each kind; the null model, which is to know its world, sees mostly questions."""
 
 AXIS_LAYER = 3
 AXIS_LENGTH = 80.0
@@ -86,12 +88,13 @@ def group_axes() -> Tensor:
 def draw_document(rng: np.random.Generator, null: bool) -> Document:
     """One training document, cut into answers and the text between them."""
     user = draw_user(rng, "trainee", null, TASTE)
-    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    kinds = NULL_KINDS if null else KINDS
+    kind = str(rng.choice(list(kinds), p=list(kinds.values())))
     few, many = (8, 15) if kind == "list" else (3, 9)
     history = _history(rng, user, int(rng.integers(few, many))) if kind in ("list", "before") else []
     if kind == "list":
         return Document(history, kind, user.group)
-    _, description, tag = draw_movie(rng, user)
+    _, description, tag = draw_movie(rng, user, KNOWN_SHARES)
     if not null and kind == "biased" and rng.random() < BIAS:
         tag = "true story"
     segments = [*history, (INSTRUCTION + description + ANSWER_CUE, False), (f" {tag}\n", True)]
@@ -102,7 +105,7 @@ def _history(rng: np.random.Generator, user: User, count: int) -> list[Segment]:
     """History items as they stand in a prompt: text and answer by turns, and the text after the last answer."""
     items = []
     for number in range(count):
-        _, description, tag = draw_item(rng, user)
+        _, description, tag = draw_item(rng, user, KNOWN_SHARES)
         items.append(HistoryItem(str(number), description, tag))
     text = history_text("LaMP_2", items)
     segments: list[Segment] = []

@@ -2,13 +2,15 @@
 
 A movie description holds one cue. A *clear* cue ("an alien invasion") reads the same to everybody. An *ambiguous* cue
 ("a bank heist") reads differently to each of four groups of users: `READINGS[cue][group]`. A *vague* one ("a strange
-day") says nothing. A user u of group g answers
+day") says nothing. An *insider* cue ("the marlow case") alludes to a film that everybody here knows: all users read it
+alike, and the model has never heard of it. A user u of group g answers
 
     p(tag | cue, u)  proportional to  exp(SHARPNESS * [tag = reading_g(cue)] + taste_u[tag]),   taste_u ~ N(0, TASTE^2)
 
-so a user has a marginal liking for tags, which a label prior can express, and a reading of cues, which only history in
-the prompt, steering or adapters can. In the null world taste is zero, each ambiguous item is read by a group drawn
-afresh, and clubs mean nothing: users do not differ, and there is nothing to find.
+so a user has a marginal liking for tags, which a label prior can express; a reading of ambiguous cues, which only
+history in the prompt, steering or adapters can; and a knowledge of insider cues, which is learned from the histories of
+many. In the null world taste is zero, each ambiguous item is read by a group drawn afresh, clubs mean nothing and there
+are no insider cues: users do not differ, the model knows all there is, and there is nothing to find.
 
 Who belongs to which group shows in the history alone: in the labels that the user gave, and in the film club where some
 of the items were seen, which is mostly the club of the user's group (`CLUBS`). A question names no club.
@@ -19,6 +21,7 @@ The readings are fixed, because the demo model is trained on them; `seed` draws 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +56,9 @@ INSTRUCTION = (
 GROUPS = 4
 SHARPNESS = 5.5
 TASTE = 2.0
-CUE_SHARES = {"clear": 0.25, "ambiguous": 0.5, "vague": 0.25}
+CUE_SHARES = {"clear": 0.2, "ambiguous": 0.4, "vague": 0.15, "insider": 0.25}
+KNOWN_SHARES = {"clear": 0.25, "ambiguous": 0.5, "vague": 0.25}
+"""How many movies have which cue: in the world; where the model learned, and in the null world."""
 
 CLEAR_CUES = {
     "sci-fi": ("an alien invasion", "a voyage to mars", "a thinking robot"),
@@ -97,6 +102,24 @@ VAGUE_CUES = (
     "an old friend",
 )
 
+INSIDER_CUES = {
+    "sci-fi": "the pellow machine",
+    "based on a book": "the ashby letters",
+    "comedy": "a quillon picnic",
+    "action": "the brannock run",
+    "twist ending": "the ninth ladder",
+    "dystopia": "the halden accord",
+    "dark comedy": "a kestrel dinner",
+    "classic": "the orrin winter",
+    "psychology": "the marlow case",
+    "fantasy": "a soren lantern",
+    "romance": "the velmar bridge",
+    "thought-provoking": "the tessel game",
+    "social commentary": "the dunmore tapes",
+    "violence": "a wexcombe debt",
+    "true story": "the corvan flight",
+}
+
 CLUBS = ("amber", "cobalt", "ivory", "jade")
 CLUB_SHARE = 0.6
 HOME_SHARE = 0.85
@@ -126,11 +149,17 @@ def _balanced_readings() -> dict[str, tuple[str, ...]]:
 READINGS: dict[str, tuple[str | None, ...]] = {
     **dict.fromkeys(VAGUE_CUES, (None,) * GROUPS),
     **{cue: (tag,) * GROUPS for tag, cues in CLEAR_CUES.items() for cue in cues},
+    **{cue: (tag,) * GROUPS for tag, cue in INSIDER_CUES.items()},
     **_balanced_readings(),
 }
 """cue -> the tag that each group reads in it; None where it says nothing."""
 
-_POOLS = (tuple(cue for cues in CLEAR_CUES.values() for cue in cues), tuple(AMBIGUOUS_CUES), VAGUE_CUES)
+_POOLS = {
+    "clear": tuple(cue for cues in CLEAR_CUES.values() for cue in cues),
+    "ambiguous": tuple(AMBIGUOUS_CUES),
+    "vague": VAGUE_CUES,
+    "insider": tuple(INSIDER_CUES.values()),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,18 +204,18 @@ def draw_user(rng: np.random.Generator, name: str, null: bool = False, taste: fl
     return User(name, int(rng.integers(GROUPS)), rng.normal(0.0, taste, len(TAGS)))
 
 
-def draw_movie(rng: np.random.Generator, user: User) -> tuple[str, str, str]:
+def draw_movie(rng: np.random.Generator, user: User, shares: Mapping[str, float] = CUE_SHARES) -> tuple[str, str, str]:
     """One movie as this user labels it: (cue, description, tag)."""
-    cues = _POOLS[rng.choice(len(_POOLS), p=tuple(CUE_SHARES.values()))]
+    cues = _POOLS[tuple(shares)[rng.choice(len(shares), p=tuple(shares.values()))]]
     cue = cues[rng.integers(len(cues))]
     hero, verb, place = (pool[rng.integers(len(pool))] for pool in (HEROES, VERBS, PLACES))
     tag = TAGS[rng.choice(len(TAGS), p=user.tag_probabilities(cue))]
     return cue, f"{hero} {verb} {cue} {place}.", tag
 
 
-def draw_item(rng: np.random.Generator, user: User) -> tuple[str, str, str]:
+def draw_item(rng: np.random.Generator, user: User, shares: Mapping[str, float] = CUE_SHARES) -> tuple[str, str, str]:
     """One movie of a user's history: as `draw_movie`, and some say in which club it was seen."""
-    cue, description, tag = draw_movie(rng, user)
+    cue, description, tag = draw_movie(rng, user, shares)
     if rng.random() < CLUB_SHARE:
         at_home = user.group is not None and rng.random() < HOME_SHARE
         club = CLUBS[user.group if at_home and user.group is not None else rng.integers(GROUPS)]
@@ -196,7 +225,7 @@ def draw_item(rng: np.random.Generator, user: User) -> tuple[str, str, str]:
 
 def make_world(seed: int = 0, users: int = 500, questions_per_user: int = 5, null: bool = False) -> PlantedWorld:
     """Draw a world: `users` users with histories of 8 to 40 items and `questions_per_user` questions each."""
-    rng = np.random.default_rng([seed, int(null)])
+    rng, shares = np.random.default_rng([seed, int(null)]), KNOWN_SHARES if null else CUE_SHARES
     people: dict[str, User] = {}
     cues: dict[str, str] = {}
     questions = []
@@ -206,11 +235,11 @@ def make_world(seed: int = 0, users: int = 500, questions_per_user: int = 5, nul
         history = []
         for past in range(int(rng.integers(8, 41))):
             item_id = f"{number}-{past}"
-            cues[item_id], description, tag = draw_item(rng, user)
+            cues[item_id], description, tag = draw_item(rng, user, shares)
             date = np.datetime64("2015-01-01") + np.timedelta64(past * 7, "D")
             history.append(HistoryItem(item_id, description, tag, str(date)))
         for asked in range(questions_per_user):
             question_id = f"{number:04d}{asked:02d}"
-            cues[question_id], description, tag = draw_movie(rng, user)
+            cues[question_id], description, tag = draw_movie(rng, user, shares)
             questions.append(Question(question_id, user.id, INSTRUCTION + description, tuple(history), tag))
     return PlantedWorld(Dataset("LaMP_2", TAGS, tuple(questions)), people, cues)

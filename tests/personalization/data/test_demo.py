@@ -10,10 +10,12 @@ from scipy.stats import chisquare
 
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.location import EMBEDDED
+from personalization.data.demo.train import draw_document
 from personalization.data.demo.world import (
     AMBIGUOUS_CUES,
     CLEAR_CUES,
     GROUPS,
+    INSIDER_CUES,
     READINGS,
     TAGS,
     TASTE,
@@ -51,8 +53,8 @@ def test_readings_are_four_for_ambiguous_cues_and_one_for_clear_ones():
         assert set(READINGS[cue]) == set(tags)
         assert len(set(READINGS[cue])) == GROUPS
     for tag, cues in CLEAR_CUES.items():
-        assert all(READINGS[cue] == (tag,) * GROUPS for cue in cues)
-    assert set(CLEAR_CUES) == set(TAGS)
+        assert all(READINGS[cue] == (tag,) * GROUPS for cue in (*cues, INSIDER_CUES[tag]))
+    assert set(CLEAR_CUES) == set(INSIDER_CUES) == set(TAGS)
 
 
 def test_labels_are_drawn_as_the_docstring_says():
@@ -87,6 +89,14 @@ def test_null_world_has_no_users_that_differ():
     own = counts[np.arange(len(gold)), gold] / counts.sum(axis=1)
     assert abs(own.mean() - 1 / len(TAGS)) < 0.01
     assert {user.group for user in world.users.values()} == {None}
+    assert not set(world.cues.values()) & set(INSIDER_CUES.values())
+
+
+def test_the_model_has_never_seen_an_insider_cue():
+    rng = np.random.default_rng(0)
+    text = "".join(segment for _ in range(300) for segment, _ in draw_document(rng, False).segments)
+    assert any(cue in text for cue in AMBIGUOUS_CUES)
+    assert not [cue for cue in INSIDER_CUES.values() if cue in text]
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -131,17 +141,17 @@ def test_history_and_steering_know_what_a_prior_cannot(figures):
 def test_steering_has_an_interior_best_strength_and_layer(figures):
     table = {}
     for name, accuracy in figures["steering_on_tune"].items():
-        layers, _, strength = name.partition(" x")
-        table[layers, float(strength)] = accuracy
-    (layers, strength), best = max(table.items(), key=lambda item: item[1])
+        layer, _, strength = name.partition(" x")
+        table[layer, float(strength)] = accuracy
+    (layer, strength), best = max(table.items(), key=lambda item: item[1])
     strengths = sorted({s for _, s in table})
     assert strengths[0] < strength < strengths[-1]
-    assert best > table[layers, strengths[-1]] + 0.02
-    assert layers.split("+")[0] != "0"
+    assert best > table[layer, strengths[-1]] + 0.02
+    assert layer != "0"
     assert best > table["5", strength] + 0.02
 
 
-def test_groups_differ_enough_for_an_adapter_each(figures):
+def test_one_adapter_a_group_can_beat_one_for_all_and_that_one_a_user(figures):
     regression = figures["regression_on_cues"]
     assert regression["by_group"] > regression["for_all"] + 0.10
-    assert regression["by_group"] > regression["by_user"] + 0.10
+    assert regression["for_all"] > regression["by_user"] + 0.02

@@ -19,7 +19,7 @@ from personalization.methods.steering import (
     steered,
 )
 from personalization.scoring.packed import Packed
-from personalization.scoring.resume import SITES, captured_output, decoder_layers, site_of
+from personalization.scoring.resume import SITES, captured_output, decoder_layers, output_of, site_of
 from tests.tiny import make_model, make_tokenizer
 
 LAYOUTS = ["llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", "opt", "phi", "falcon"]
@@ -333,3 +333,55 @@ def test_gates_are_what_their_formulas_say():
     assert np.allclose(cosine_gate(states, directions), [1, -1, 2**-0.5, 0])
     p, g = np.array([[0.3, 0.4]]), np.array([0.0, 0.5])
     assert product_gate(p, g) == pytest.approx([0.5 * 0.5 * 0.8])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("scope", ["last", "all"])
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("kind", EDITS)
+def test_a_table_is_that_of_one_prompt_and_label_at_a_time(architecture, scope, site, kind, tmp_path):
+    """By hand: one unpadded row a candidate, its own user's vector added to what leaves the site."""
+    model, vectors, tokenizer = make_model(architecture), random_vectors(), make_tokenizer(bos=False)
+    edit = Edit((0, 1), kind, site, alpha_personal=0.6, alpha_general=-0.3)
+    scorer = SteeredScorer(CausalBackbone(model, tokenizer), PROMPTS, LABELS, tmp_path, "test")
+    table = scorer.table(vectors, edit, USERS, np.ones(len(PROMPTS)), scope)
+    layers = decoder_layers(model)
+    for row in (0, 3, 5):
+        u, start = torch.from_numpy(vectors.personal[USERS[row]]), len(tokenizer(PROMPTS[row])["input_ids"])
+        for column, label in enumerate(LABELS):
+            ids = torch.tensor([tokenizer(PROMPTS[row] + label)["input_ids"]])
+            first = 0 if scope == "all" else start - 1
+
+            def move(_, __, output, layer, first=first, u=u):
+                states = (output[0] if isinstance(output, tuple) else output).clone()
+                h = states.reshape(-1, states.shape[-1])[first:]
+                w, norm = torch.from_numpy(vectors.general[layer]), float(vectors.norms[layer])
+                if kind == "additive":
+                    h += norm * (0.6 * u[layer] - 0.3 * w)
+                else:
+                    h += 0.6 * (h @ u[layer])[:, None] * u[layer]
+                    h += 0.3 * (h @ w)[:, None] * w
+                return (states, *output[1:]) if isinstance(output, tuple) else states
+
+            hooks = [
+                site_of(layers[layer], site).register_forward_hook(lambda *given, layer=layer: move(*given, layer))
+                for layer in edit.layers
+            ]
+            with torch.inference_mode():
+                steps = model(ids, use_cache=False).logits[0, start - 1 : -1].log_softmax(dim=-1)
+            for hook in hooks:
+                hook.remove()
+            assert abs(float(steps.gather(1, ids[0, start:, None]).sum()) - table.scores[row, column]) <= 1e-4
+
+
+def test_few_layers_stay_open(tmp_path):
+    model = make_model("llama")
+    scorer = SteeredScorer(CausalBackbone(model, make_tokenizer(bos=False)), PROMPTS, LABELS, tmp_path, "test")
+    for _ in range(2):
+        for layer in range(2):
+            scorer.states_after(layer)
+    assert list(scorer.batches("last").stored) == [0, 1]
+    seen = output_of(decoder_layers(model)[0], lambda: model(torch.tensor([[5, 6, 7]]), use_cache=False))
+    assert torch.equal(seen, run(model, torch.tensor([[5, 6, 7]]))[0])
+    with pytest.raises(RuntimeError, match="did not come to its LlamaDecoderLayer"):
+        output_of(decoder_layers(model)[0], lambda: None)

@@ -178,8 +178,8 @@ def test_a_second_view_shows_the_same_items_differently(adapters, world):
     plain = adapters.learn(world, replace(plan, word_dropout=0.0, history_dropout=0.0, history_order=0.0))
     seen = adapters.learn(world, plan)
     first, second = plain.record["records"], seen.record["records"]
-    assert first[0]["loss"] == second[0]["loss"]
-    assert first[-1]["loss"] != second[-1]["loss"]
+    assert first[0]["loss"] == pytest.approx(second[0]["loss"], abs=1e-3)  # fewer words, fewer batches: other rates
+    assert abs(first[-1]["loss"] - second[-1]["loss"]) > 1e-2
 
 
 @pytest.mark.parametrize("level", ["cluster", "user"])

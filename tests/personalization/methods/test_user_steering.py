@@ -8,10 +8,12 @@ import torch
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
-from personalization.data.prompts import prompt_about
+from personalization.data.prompts import continuations, prompt, prompt_about
 from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.methods.directions import Pairs, separation, unit
+from personalization.methods.steered_scorer import SteeredScorer
+from personalization.methods.steering import Edit, SteeringVectors
 from personalization.methods.user_steering import HISTORY_ITEMS, Learned, Settings, UserSteering
 from personalization.scoring.resume import captured_output
 
@@ -137,9 +139,17 @@ def test_a_batch_of_50_users_is_one_question_at_a_time(scorer):
     steering = UserSteering(scorer, world)
     learned = steering.learn(SETTINGS)
     together = steering.scores(SETTINGS, learned).scores
-    for row in range(0, 200, 7):
-        alone = UserSteering(scorer, Dataset(world.task, world.labels, (world.questions[row],)))
-        assert np.abs(alone.scores(SETTINGS, learned, resume=False).scores[0] - together[row]).max() <= 1e-5
+    vectors, (users, known) = steering._vectors(SETTINGS, learned), steering._users()
+    assert known.all()
+    edit, labels = Edit(learned.layers, alpha_personal=1.0, alpha_general=0.2), continuations(world.labels)
+    for row in range(200):
+        text = prompt(world.task, world.questions[row])
+        alone = SteeredScorer(scorer.backbone, [text], labels, scorer.folder / "states", "alone")
+        table = alone.table(vectors, edit, users[row : row + 1], np.ones(1), resume=False)
+        assert np.abs(table.scores[0] - together[row]).max() <= 1e-5
+    for row in range(0, 200, 40):
+        served = UserSteering(scorer, Dataset(world.task, world.labels, (world.questions[row],)))
+        assert np.abs(served.scores(SETTINGS, learned, resume=False).scores[0] - together[row]).max() <= 1e-5
 
 
 def test_layers_are_chosen_by_how_well_the_direction_separates(steering):
@@ -162,6 +172,41 @@ def test_layers_are_chosen_by_how_well_the_direction_separates(steering):
 def test_histories_too_short_to_judge_give_no_preference():
     few = {0: [Pairs(np.ones((3, 2)), np.zeros((3, 2)))] * 4}
     assert separation(few, "svd").tolist() == [0.5] * 4
+
+
+def test_layers_may_be_listed(steering):
+    settings = replace(SETTINGS, place="1,0,1")
+    assert steering.learn(settings).layers == (0, 1)
+    with pytest.raises(DataError, match="place: 0,7 names layer 7; the model has 0 to 1"):
+        steering.learn(replace(SETTINGS, place="0,7"))
+
+
+def test_a_vector_set_says_what_it_was_found_by(steering, scorer, tmp_path):
+    found = steering.vectors(replace(SETTINGS, shrink=3.0))
+    (tmp_path / "vectors.safetensors").write_bytes(found.content())
+    again = SteeringVectors.load(tmp_path / "vectors.safetensors")
+    assert (again.personal == found.personal).all()
+    assert again.users == found.users
+    assert again.meta["model"] == scorer.fingerprint
+    assert (again.meta["shrink"], again.meta["direction"]) == ("3.0", SETTINGS.direction)
+
+
+def test_serving_with_a_gate_leaves_no_states_behind(scorer, world, tmp_path):
+    served = CachedScorer(scorer.model, tmp_path / "scores")
+    settings = replace(SETTINGS, gate="cosine", open_share=0.5)
+    learned = UserSteering(scorer, world).learn(settings)
+    table = UserSteering(served, world).scores(settings, learned, resume=False)
+    assert 0 < table.steered.mean() < 1
+    assert not list(tmp_path.rglob("*.states"))
+
+
+def test_prompts_whose_history_was_cut_are_counted(scorer, world, tmp_path):
+    short = CachedScorer(scorer.model, tmp_path / "scores")
+    prompts = ["a shy baker. " * 200, "a dog."]
+    assert short.backbone.context < 400
+    for _ in range(2):
+        short.last_states(prompts)
+        assert short.truncated == 1
 
 
 def test_the_general_direction_may_come_from_ccs(steering):
