@@ -141,7 +141,7 @@ class Deployment:
         if params["adapter"] == "head":
             own = UserHeads(self.scorer, Path()).scores(dataset, load_heads(adapter))
         else:
-            own = UserAdapters(self.scorer, Path()).scores(dataset, Trained.from_listed(adapter))
+            own = UserAdapters(self.scorer, Path()).scores(dataset, Trained.from_listed(adapter), resume=False)
         return blended(scores, own, params["blend"])
 
     def log_probs(self, dataset: Dataset) -> Calibrated:

@@ -59,11 +59,11 @@ def parameters(space: Space, kind: str) -> dict[str, BaseDistribution]:
 
 def needed(space: Space, chosen: Mapping[str, BaseDistribution], named: Collection[str]) -> dict[str, BaseDistribution]:
     """The chosen distributions without the parameters that no choice left reads, unless they are named."""
-    read_with: Mapping[str, Mapping[str, tuple[str, ...]]] = getattr(space, "READ_WITH", {})
+    read_with: Mapping[str, Mapping[str, tuple[Any, ...]]] = getattr(space, "READ_WITH", {})
 
     def read(name: str) -> bool:
         return all(
-            not isinstance(found := chosen[other], CategoricalDistribution) or not set(found.choices).isdisjoint(of)
+            not isinstance(found := chosen.get(other), CategoricalDistribution) or not set(found.choices).isdisjoint(of)
             for other, of in read_with.get(name, {}).items()
         )
 

@@ -46,8 +46,10 @@ OF_TRAINING = (
     "lr_ratio", "schedule", "accumulate", "weight_decay", "dropout", "margin", "match", "diversity", "anchor",
 )  # fmt: skip
 OF_ITEMS = ("history_dropout", "history_order")
+OF_VIEWS = ("word_dropout", *OF_ITEMS)
+SOME = tuple(range(1, 17))
 ONLY = {**retrieval.ONLY, **dict.fromkeys((*OF_ITEMS, "depth", "prefix_tokens", "adapter=prefix"), "causal")}
-READ_WITH: dict[str, dict[str, tuple[str, ...]]] = {
+OWN: dict[str, dict[str, tuple[str | int, ...]]] = {
     **{name: {"adapter": ("lora", "prefix")} for name in OF_TRAINING},
     "prefix_tokens": {"adapter": ("prefix",)},
     "dropout": {"adapter": ("lora",)},
@@ -56,6 +58,13 @@ READ_WITH: dict[str, dict[str, tuple[str, ...]]] = {
     "depth": {"adapter": ("head",)},
     "groups": {"level": ("cluster",)},
     "cluster_by": {"level": ("cluster",)},
+    **{name: {"adapter": ("lora", "prefix"), "k": SOME} for name in OF_ITEMS},
+}
+READ_WITH: dict[str, dict[str, tuple[str | int, ...]]] = {
+    **retrieval.READ_WITH,
+    **OWN,
+    **{name: {"fit": ("searched",)} for name in ("beta", "gamma", "tau")},
+    "source": {"adapter": ("none",)},
 }
 
 
@@ -123,9 +132,9 @@ def decode(raw: Mapping[str, Any]) -> Params:
 
 def _idle(values: Mapping[str, Any]) -> list[str]:
     """Parameters of the adapter that nothing reads beside the others."""
-    idle = [name for name, needs in READ_WITH.items() if any(values[other] not in of for other, of in needs.items())]
-    if values.get("k", 0) == 0:
-        idle += OF_ITEMS
+    idle = [name for name, needs in OWN.items() if any(values.get(other, 0) not in of for other, of in needs.items())]
+    if values["epochs"] == 1:
+        idle += OF_VIEWS
     if values["level"] == "unified" and values["adapter"] == "lora":
         idle.append("anchor")
     return idle

@@ -26,6 +26,11 @@ SPACE: dict[str, BaseDistribution] = {
 
 ONLY = {"template": "encoder", "scale": "encoder", "k": "causal"}
 """Parameters that one kind of backbone reads; they stay at their baseline for the others."""
+READ_WITH: dict[str, dict[str, tuple[str | int, ...]]] = {
+    "width": {"prior_mode": ("similar",)},
+    "half_life": {"prior_mode": ("similar",)},
+    "mix": {"ranking": ("mix",)},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ BASELINE = Params(**_NONE, **asdict(calibration.BASELINE))
 
 def decode(raw: Mapping[str, Any]) -> Params:
     """Params from a trial's raw values."""
-    values = {**{name: _NONE[name] for name in ONLY}, **raw}
+    values = {**_NONE, **raw}
     values |= asdict(calibration.decode({name: values[name] for name in calibration.SPACE}))
     if values["prior_mode"] != "similar":
         values |= {name: _NONE[name] for name in ("width", "half_life")}

@@ -29,6 +29,11 @@ SPACE: dict[str, BaseDistribution] = {
     **calibration.SPACE,
 }
 
+READ_WITH: dict[str, dict[str, tuple[str, ...]]] = {
+    **{name: {"fit": ("searched",)} for name in ("beta", "gamma", "tau", "source")},
+    "start": {"place": ("start",)},
+    "open_share": {"gate": ("cosine",)},
+}
 OPEN = {"place": r"\d+(,\d+)*"}
 """A spec may also give a list of layers."""
 

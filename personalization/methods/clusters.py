@@ -96,6 +96,8 @@ def cluster(kind: str, histories: Sequence[History], labels: Sequence[str], embe
 
     terms = {"words": _vocabulary(histories), "labels": tuple(labels), "embedding": ()}[kind]
     features = _features(kind, terms, histories, embed)
+    if not features.shape[1]:  # no words at all
+        return Clusters(kind, terms, np.zeros((1, 0), dtype=np.float32), 0.0)
     k = max(1, min(k, len(np.unique(features, axis=0))))
     found = KMeans(n_clusters=k, n_init=STARTS, random_state=0).fit(features)
     shown = silhouette_score(features, found.labels_) if 1 < k < len(features) else 0.0

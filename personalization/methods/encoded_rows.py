@@ -94,6 +94,8 @@ class EncodedRows:
     def _embedded(self, number: int) -> Tensor:
         """Embeddings of a batch, at length one, float32 [b, d]."""
         features = self.backbone.features([self.texts[row] for row in self.members[number]])
+        if not features["input_ids"].shape[1]:  # texts without a token
+            return torch.zeros(len(self.members[number]), self.backbone.embedding_width, device=self.model.device)
         return nn.functional.normalize(self.backbone.encoder(features)["sentence_embedding"].float(), dim=-1)
 
     def table(self, lora: Adapters | None, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:

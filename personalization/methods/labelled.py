@@ -69,6 +69,12 @@ def held_out(items: Dataset, level: str) -> tuple[Dataset, Dataset]:
     return some(rest), some(judged)
 
 
+def judged_at_every_level(items: Dataset) -> set[str]:
+    """Ids of the items that no level learns from: the newest fifth of every fifth user's."""
+    of_users, newest = ({q.id for q in held_out(items, level)[1].questions} for level in ("unified", "user"))
+    return of_users & newest
+
+
 def with_words_dropped(items: Dataset, rate: float) -> Dataset:
     """The same items, each word of what is to be classified left out at this rate; one word stays."""
     random, out = np.random.default_rng(0), []

@@ -35,7 +35,7 @@ def adapted_modules(model: PreTrainedModel, first: int, targets: str) -> list[st
     found = []
     for layer in decoder_layers(model)[first:]:
         for name, module in layer.named_modules():
-            attention = "attn" in name or "attention" in name
+            attention = "attn" in name.lower() or "attention" in name.lower()
             if isinstance(module, nn.Linear | Conv1D) and (targets == "all" or attention == (targets == "attention")):
                 found.append(names[id(module)])
     return found

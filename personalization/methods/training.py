@@ -4,17 +4,16 @@
          + margin * mean max(0, 1 - (score_gold - best wrong score))
          + match * CE(softmax_y cos(q, e_y) / 0.1, gold)
          + diversity * max(0, H(gold of the batch) - H(mean prediction of the batch))
-         + anchor * sum ||adapter - where it began||^2
+         + anchor * mean ||adapter of the item's group - where it began||^2
 
 with scores log p(label's continuation | prompt), q the last hidden state at the prompt's end and e_y the mean of the LM
 head's rows for the label's tokens (a contrastive loss, as in CLIP, Radford et al. 2021); of an encoder, the embeddings
-of text and label. AdamW (Loshchilov & Hutter
-2019), after a linear warm-up cosine decay, or half the rate after each evaluation that is not the best so far; the
-gradients of `accumulate` batches make a step, their norm is clipped. B may learn faster than A (LoRA+, Hayou et al.
-2024). Several times in each epoch the held-out items are measured; the adapters with the best loss there are kept, and
-`patience` evaluations without a better one end the training. With each evaluation goes a checkpoint of the adapters,
-the optimiser and the records; the order of batches and the dropout depend on seed and place alone, so a training that
-was killed goes on to the same bits on a CPU.
+of text and label. Steps by AdamW, each group by itself (`grouped_adamw`); after a linear warm-up cosine decay, or half
+the rate after each evaluation that is not the best so far; the gradients of `accumulate` batches make a step. B may
+learn faster than A (LoRA+, Hayou et al. 2024). Several times in each epoch the held-out items are measured; what has
+the best loss there is kept, and `patience` evaluations without a better one end the training. With each goes a
+checkpoint of adapters, optimiser and records; the order of batches and the dropout depend on seed and place alone, so a
+training that was killed goes on to the same bits on a CPU.
 """
 
 from __future__ import annotations
@@ -41,12 +40,13 @@ from personalization.errors import DataError
 from personalization.files import write_atomic
 from personalization.methods.adapted_rows import AdaptedRows
 from personalization.methods.encoded_rows import EncodedRows
+from personalization.methods.grouped_adamw import GroupedAdamW
 from personalization.methods.prefix import Adapters
 from personalization.metrics import entropy_bits, label_counts
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Of the recipe: a change that changes results raises it."""
 WARM_UP = 0.1
 """Share of the steps over which the learning rate rises."""
@@ -98,7 +98,7 @@ class Items:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of prompts, users, model and labels."""
+        """SHA-256 of what the rows depend on, and of the gold labels."""
         return hashlib.sha256(self.rows.key.encode() + self.gold.tobytes()).hexdigest()
 
 
@@ -139,7 +139,7 @@ def train(
     Raises DataError where a loss is not finite.
     """
     slow, fast = lora.sides
-    optimiser = torch.optim.AdamW([{"params": slow}, {"params": fast}], lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimiser = GroupedAdamW([{"params": slow}, {"params": fast}], recipe.lr, recipe.weight_decay)
     stretches = _stretches(train_sets, recipe)
     began = [parameter.detach().clone() for parameter in lora.parameters]
     records: list[Record] = []
@@ -176,38 +176,6 @@ def measured(scores: NDArray[np.float32], gold: NDArray[np.int64]) -> Record:
     }
 
 
-def flags(records: Sequence[Record]) -> list[str]:
-    """What looks wrong in a training, each with its epoch and what usually helps."""
-    said = []
-    for record in records:
-        if record.get("held_out_top1_share", 0.0) > 0.9:
-            said.append(
-                f"epoch {record['epoch']:g}: one label takes {record['held_out_top1_share']:.0%} of the predictions; "
-                "raise diversity, or lower lr"
-            )
-            break
-    for before, record in pairwise(records):
-        if record.get("held_out_loss", 0.0) > before.get("held_out_loss", 0.0) + 0.05:
-            said.append(
-                f"epoch {record['epoch']:g}: the held-out loss rises from {before['held_out_loss']:.3f} to "
-                f"{record['held_out_loss']:.3f}; take fewer epochs, a smaller rank or lr, or more dropout"
-            )
-            break
-    for record in records:
-        parts = {name.removeprefix("loss_"): value for name, value in record.items() if name.startswith("loss_")}
-        main = parts.get("label", 0.0) + parts.get("token", 0.0)
-        heavy = [name for name, value in parts.items() if name not in ("label", "token") and value > 2 * main > 0]
-        if heavy:
-            said.append(f"epoch {record['epoch']:g}: the loss is mostly {heavy[0]}; lower its weight")
-            break
-    if records and records[-1].get("held_out_loss", 0.0) > 1.5 * records[-1]["loss"] + 0.1:
-        said.append(
-            f"epoch {records[-1]['epoch']:g}: held-out loss {records[-1]['held_out_loss']:.3f} against "
-            f"{records[-1]['loss']:.3f} in training; it learns its items by heart: smaller rank, more dropout"
-        )
-    return said
-
-
 class _Stretch(NamedTuple):
     """Steps between two evaluations: batches of `items` that make a step, and how many steps come before."""
 
@@ -240,7 +208,7 @@ def _run(
     stretches: Sequence[_Stretch],
     records: Sequence[Record],
     lora: Adapters,
-    optimiser: torch.optim.Optimizer,
+    optimiser: GroupedAdamW,
     recipe: Recipe,
     began: Sequence[Tensor],
 ) -> Record:
@@ -255,8 +223,9 @@ def _run(
         optimiser.zero_grad(set_to_none=True)
         for name, value in _gradients(stretch, batches, lora, recipe, began).items():
             sums[name] = sums.get(name, 0.0) + value
-        torch.nn.utils.clip_grad_norm_(lora.parameters, recipe.clip)
-        optimiser.step()
+        present, shares = _groups(stretch, batches, lora.parameters[0].device)
+        optimiser.clip(present, shares, recipe.clip)
+        optimiser.step(present)
     prompts = sum(len(stretch.items.rows.members[number]) for batches in stretch.steps for number in batches)
     return {"epoch": stretch.epoch, "lr": rate, **{name: value / prompts for name, value in sums.items()}}
 
@@ -276,8 +245,12 @@ def _gradients(
         else:
             parts = losses(rows.scores(number, lora, recipe.dropout), gold, lengths, recipe)
         if recipe.anchor:
-            moved = [(now - then).square().sum() for now, then in zip(lora.parameters, began, strict=True)]
-            parts["anchor"] = (recipe.anchor * torch.stack(moved).sum()).to(gold.device)
+            present, shares = _groups(stretch, [number], lora.parameters[0].device)
+            moved = [
+                (now[present] - then[present]).square().flatten(1).sum(dim=1)
+                for now, then in zip(lora.parameters, began, strict=True)
+            ]
+            parts["anchor"] = (recipe.anchor * (torch.stack(moved).sum(dim=0) @ shares)).to(gold.device)
         loss = torch.stack(list(parts.values())).sum()
         if not torch.isfinite(loss):
             raise DataError(f"the loss is {float(loss.detach())} in epoch {stretch.epoch:g}; take a smaller lr")
@@ -285,6 +258,14 @@ def _gradients(
         for name, value in {"loss": loss, **{f"loss_{k}": v for k, v in parts.items()}}.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(gold)
     return sums
+
+
+def _groups(stretch: _Stretch, batches: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The groups with prompts in these batches [n], and their shares of the prompts [n]."""
+    rows = stretch.items.rows
+    own = rows.groups[np.concatenate([rows.members[number] for number in batches])]
+    present, counts = np.unique(own, return_counts=True)
+    return torch.from_numpy(present).to(device), torch.from_numpy(counts / len(own)).float().to(device)
 
 
 def _share_of_rate(step: int, steps: int, recipe: Recipe, records: Sequence[Record]) -> float:

@@ -14,8 +14,8 @@ that LoRA and penalises the distance to it (constrained LoRA). It is trained by 
 start from it or stand on it. Every fifth user is held out, at level `user`
 every user's newest fifth of the items; what is kept is what had the smallest loss there. Every second epoch sees the
 items differently, where a rate says so: words or items of the history left out, or these in another order. What was
-trained lies in a folder named by all that it depends on: PEFT's files a group, the checkpoint, and record.json with
-every evaluation.
+trained lies in a folder named by all that it depends on: PEFT's files a group, and record.json with every evaluation;
+until that is there, the checkpoint.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,13 +37,20 @@ from personalization.data.records import Dataset
 from personalization.errors import DataError, UsageError
 from personalization.files import sha256_of, write_atomic
 from personalization.methods.clusters import Clusters, cluster, histories_of
-from personalization.methods.labelled import held_out, labelled_items, needed, varied, with_words_dropped
+from personalization.methods.labelled import (
+    held_out,
+    judged_at_every_level,
+    labelled_items,
+    needed,
+    varied,
+    with_words_dropped,
+)
 from personalization.methods.priors import log_softmax
 from personalization.methods.retrieval import Histories
 from personalization.scoring.store import key_of
 
 LEVELS = ("unified", "cluster", "user")
-RECORD = "record.json"
+RECORD, CHECKPOINT = "record.json", "checkpoint.safetensors"
 EVALUATIONS = 2
 """How often an epoch is judged by the held-out items."""
 PATIENCE = 3
@@ -91,6 +99,24 @@ class Plan:
     def varies(self) -> bool:
         """Whether there is a second view."""
         return bool(self.word_dropout or (self.k and (self.history_dropout or self.history_order)))
+
+
+@cache
+def _code() -> str:
+    """SHA-256 of the code that makes adapters: a mended recipe reads no old ones."""
+    room = Path(__file__).parent
+    names = (
+        "training",
+        "training_flags",
+        "grouped_adamw",
+        "adapted_rows",
+        "encoded_rows",
+        "lora",
+        "prefix",
+        "labelled",
+        "user_adapters",
+    )
+    return "".join(sha256_of(room / f"{name}.py") for name in names)
 
 
 def _of_all(plan: Plan) -> Plan:
@@ -185,8 +211,6 @@ class UserAdapters:
         self, dataset: Dataset, plan: Plan, report: Report | None = None, items: Dataset | None = None
     ) -> Trained:
         """Train as planned, or read what was trained before. `items`: not all labelled ones, but these."""
-        from personalization.methods.training import VERSION
-
         if plan.adapter == "prefix" and self.scorer.kind == "encoder":
             raise UsageError("a prefix needs a causal model; give adapter: head or lora")
         items, backbone = needed(labelled_items(dataset)) if items is None else items, self._backbone
@@ -199,7 +223,7 @@ class UserAdapters:
         first = min(int(plan.start * backbone.depth), backbone.depth - 1)
         context = Context(plan.k, plan.ranking, plan.mix)
         key = {
-            "identity": self.scorer.identity, "version": [VERSION, EVALUATIONS, PATIENCE], "plan": asdict(plan),
+            "identity": self.scorer.identity, "code": _code(), "plan": asdict(plan),
             "prompts": self._prompts(items, context), "gold": [(q.id, q.gold) for q in items.questions],
             "labels": self._labels(items), "groups": dict(groups),
             "origin": None if origin is None else content_of(origin.folder, origin.count),
@@ -218,7 +242,8 @@ class UserAdapters:
         self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, report: Report | None
     ) -> None:
         """Train into the folder of `trained`."""
-        from personalization.methods.training import Recipe, flags, kept, train
+        from personalization.methods.training import Recipe, kept, train
+        from personalization.methods.training_flags import flags
 
         learned, judged = held_out(items, plan.level)
         views = [self._items(learned, plan, trained)]
@@ -228,9 +253,9 @@ class UserAdapters:
         recipe = Recipe(**given, evaluations=EVALUATIONS, patience=PATIENCE)
         adapters, folder = self._new(plan, trained, origin, views[0].rows), trained.folder
         folder.mkdir(parents=True, exist_ok=True)
-        watch = None if report is None else lambda scores, step: report(judged, scores, step)
+        watch = None if report is None else _comparable(report, items, judged)
         judge = self._items(judged, plan, trained) if judged.questions else None
-        records = train(views, judge, adapters, recipe, folder / "checkpoint.safetensors", watch)
+        records = train(views, judge, adapters, recipe, folder / CHECKPOINT, watch)
         for group in range(trained.count):
             adapters.save(folder / f"group-{group}", group, self.scorer.model)
         clusters, numbers = trained.clusters, list(trained.groups.values())
@@ -246,6 +271,7 @@ class UserAdapters:
             mapped = {"users": dict(trained.groups), **clusters.listed()}
             write_atomic(folder / "cluster_map.json", json.dumps(mapped))
         write_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        (folder / CHECKPOINT).unlink()
 
     def _new(self, plan: Plan, trained: Trained, origin: Trained | None, rows: Any) -> Any:
         """Adapters that have learned nothing yet, or what `origin` has; a prefix begins as the first of `rows` does."""
@@ -257,14 +283,17 @@ class UserAdapters:
             below, tokens = trained.below.load(model), first_tokens(rows.route.prompts[0], plan.prefix_tokens)
             return GroupedPrefix.begun(below, tokens, trained.count)
         modules = tuple(adapted_modules(model, trained.first, plan.targets))
+        if not modules:
+            raise DataError(f"targets: {plan.targets} names no linear map in this model's layers; use targets: all")
         lora = GroupedLora(model, LoraShape(modules, plan.rank, 2.0 * plan.rank, trained.count))
         if origin is not None:
             one = origin.load(model).state()
             lora.load({name: tensor.expand(trained.count, -1, -1) for name, tensor in one.items()})
         return lora
 
-    def scores(self, dataset: Dataset, trained: Trained) -> NDArray[np.float32]:
-        """Scores of the questions with their users' adapters, float32 [n, K]."""
+    def scores(self, dataset: Dataset, trained: Trained, resume: bool = True) -> NDArray[np.float32]:
+        """Scores of the questions with their users' adapters, float32 [n, K]; `resume=False`: no states are kept."""
+        trained = trained if resume else replace(trained, first=0)
         groups = self.assigned(dataset, trained)
         if trained.below is not None and -1 in groups.values():
             return self._with_and_without(dataset, trained, trained.below, {u for u, g in groups.items() if g >= 0})
@@ -350,6 +379,14 @@ class UserAdapters:
         features = trained.clusters.features(list(histories_of(dataset).values()), self.scorer.embeddings)
         groups = np.array(list(self.assigned(dataset, trained).values()))
         return {"places": trained.clusters.plane(features), "groups": groups, "silhouette": trained.clusters.silhouette}
+
+
+def _comparable(report: Report, items: Dataset, judged: Dataset) -> Callable[[NDArray[np.float32], int], None]:
+    """What tells `report` of the items that are judged at every level, or of all: a pruner compares like with like."""
+    shared = judged_at_every_level(items)
+    rows = np.array([row for row, q in enumerate(judged.questions) if q.id in shared] or range(len(judged)))
+    some = Dataset(judged.task, judged.labels, tuple(judged.questions[row] for row in rows))
+    return lambda scores, step: report(some, scores[rows], step)
 
 
 def blended(base: NDArray[np.float32], adapted: NDArray[np.float32], blend: float) -> NDArray[np.float32]:

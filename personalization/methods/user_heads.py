@@ -86,7 +86,8 @@ class UserHeads:
     def crossed(self, dataset: Dataset, plan: HeadPlan) -> NDArray[np.float32]:
         """log p(label | question) by heads that did not learn from the question's user, float32 [n, K].
 
-        The users are dealt into FOLDS; each fold is answered with the heads of the others, as a new user would be.
+        The users are dealt into FOLDS; each fold is answered with the heads of the others, as a new user would be;
+        where the others have no labelled items, with the heads of all.
         """
         blocks = user_blocks([q.user_id for q in dataset.questions], FOLDS)
         out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
@@ -94,7 +95,8 @@ class UserHeads:
             own = {dataset.questions[i].user_id for i in rows}
             others = dataset.of_users({q.user_id for q in dataset.questions} - own) if len(blocks) > 1 else dataset
             part = Dataset(dataset.task, dataset.labels, tuple(dataset.questions[i] for i in rows))
-            out[rows] = self.scores(part, self.learn(others, plan))
+            learned_from = others if labelled_items(others).questions else dataset
+            out[rows] = self.scores(part, self.learn(learned_from, plan))
         return out
 
     def scores(self, dataset: Dataset, heads: Heads) -> NDArray[np.float32]:

@@ -130,4 +130,4 @@ def test_what_is_read_with_others_names_parameters_and_choices(name):
     for parameter, needs in getattr(space, "READ_WITH", {}).items():
         assert parameter in space.SPACE
         for other, choices in needs.items():
-            assert set(choices) < set(space.SPACE[other].choices)
+            assert all(space.SPACE[other]._contains(space.SPACE[other].to_internal_repr(c)) for c in choices)

@@ -1,0 +1,41 @@
+"""What looks wrong in a training: collapse, falling quality, one loss above all others, items learned by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+
+def flags(records: Sequence[Mapping[str, float]]) -> list[str]:
+    """What looks wrong in a training, each with its epoch and what usually helps."""
+    said = []
+    for record in records:
+        if record.get("held_out_top1_share", 0.0) > 0.9:
+            said.append(
+                f"epoch {record['epoch']:g}: one label takes {record['held_out_top1_share']:.0%} of the predictions; "
+                "raise diversity, or lower lr"
+            )
+            break
+    for before, record in pairwise(records):
+        if record.get("held_out_loss", 0.0) > before.get("held_out_loss", 0.0) + 0.05:
+            said.append(
+                f"epoch {record['epoch']:g}: the held-out loss rises from {before['held_out_loss']:.3f} to "
+                f"{record['held_out_loss']:.3f}; take fewer epochs, a smaller rank or lr, or more dropout"
+            )
+            break
+    for record in records:
+        parts = {name.removeprefix("loss_"): value for name, value in record.items() if name.startswith("loss_")}
+        main = parts.get("label", 0.0) + parts.get("token", 0.0)
+        heavy = [name for name, value in parts.items() if name not in ("label", "token") and value > 2 * main > 0]
+        if heavy:
+            said.append(f"epoch {record['epoch']:g}: the loss is mostly {heavy[0]}; lower its weight")
+            break
+    if not records:
+        return said
+    learned = records[-1].get("loss_label", records[-1]["loss"])
+    if records[-1].get("held_out_loss", 0.0) > 1.5 * learned + 0.1:
+        said.append(
+            f"epoch {records[-1]['epoch']:g}: held-out loss {records[-1]['held_out_loss']:.3f} against "
+            f"{learned:.3f} in training; it learns its items by heart: smaller rank, more dropout"
+        )
+    return said
