@@ -48,6 +48,7 @@ def run(
 ) -> None:
     """Create or resume a study and run it to its number of trials."""
     from studies.display import RunDisplay, print_result
+    from studies.logs import log_to
     from studies.runner import run_study
     from studies.spec import load_spec
 
@@ -61,7 +62,7 @@ def run(
         loaded = load_spec(spec, {**changes, "seed": seed, "name": f"{loaded.name}-seed{seed}"})
     if name is not None:
         loaded = load_spec(spec, {**changes, "seed": loaded.seed, "name": name})
-    with RunDisplay(loaded) as display:
+    with log_to(home), RunDisplay(loaded) as display:
         result = run_study(loaded, home, display)
     print_result(result, loaded)
     if as_json:
@@ -104,11 +105,12 @@ def promote(
 ) -> None:
     """Test the study's best on users that no trial saw; write the deploy config if it holds."""
     from studies.display import ScoringDisplay, print_promotion
+    from studies.logs import log_to
     from studies.promotion import promote as promote_study
     from studies.study import find_study, open_study, stored_spec
 
     spec = stored_spec(find_study(study, home, storage))
-    with ScoringDisplay() as display:
+    with log_to(home), ScoringDisplay() as display:
         opened = open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
         result = promote_study(opened, out)
     print_promotion(result)

@@ -4,7 +4,7 @@
 
 Runs the presets `demo` and `demo-steering`, selects in each as a promotion does, and compares the two on the confirm
 users. Then the steering that was chosen again, with random directions of the same length, and with the directions of
-other users. The last line is JSON.
+other users, on the tune users, too, where the calibration is solved anew for them. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def chosen(preset: str, home: Path, trials: int) -> tuple[Any, Any, Evaluation]:
 
 
 def controlled(opened: Any, params: Any, change: Any) -> Evaluation:
-    """The same steering with other personal directions [H, L, d] for the confirm users; nothing is learned anew."""
+    """The same steering with other personal directions [H, L, d], the calibration solved for them on tune."""
     objective = open_study(opened.spec, opened.home).objective
-    steering = objective._steering("confirm")
-    real = steering._vectors
+    for part in ("tune", "confirm"):
+        steering = objective._steering(part)
 
-    def changed(settings: Any, learned: Any) -> SteeringVectors:
-        vectors = real(settings, learned)
-        return replace(vectors, personal=change(vectors.personal))
+        def changed(settings: Any, learned: Any, real: Any = steering._vectors) -> SteeringVectors:
+            vectors = real(settings, learned)
+            return replace(vectors, personal=change(vectors.personal))
 
-    steering._vectors = changed
-    return objective.evaluate(params, "confirm")
+        steering._vectors = changed
+    return objective.evaluate(replace(params, fit="exact"), "confirm")
 
 
 def at_random(directions: np.ndarray) -> np.ndarray:

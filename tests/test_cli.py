@@ -46,6 +46,14 @@ def test_run_prints_one_json_object_last(chamtune, spec_file):
     assert "baseline" in err
 
 
+def test_the_log_says_how_the_model_is_scored(chamtune, spec_file, tmp_path):
+    chamtune("run", spec_file(trials=1), "--home", "h")
+    written = (tmp_path / "h" / "logs" / "chamtune.log").read_text()
+    assert "INFO personalization.scoring.routes: packed rows for llama" in written
+    chamtune("promote", "nothing", "--home", "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_seed_makes_a_study_of_its_own(chamtune, spec_file):
     path = spec_file(trials=2)
     chamtune("run", path, "--home", "h")

@@ -130,7 +130,7 @@ class Router:
                 if reason is None and not self._agrees(title, longest):
                     reason = f"its scores differ from those of one row a candidate on a trial row of {longest} tokens"
                 if reason is None:
-                    log.debug("%s for %s", title, name)
+                    log.info("%s for %s", title, name)
                     return route(self.model, self.head, prompts, candidates)
                 log.info("no %s for %s: %s", title, name, reason)
         log.info("one row a candidate for %s", name)

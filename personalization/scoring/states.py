@@ -63,7 +63,7 @@ class StoredStates:
         return intact
 
     def _write(self, batches: Iterable[Tensor]) -> None:
-        log.info("storing %.0f MB of hidden states in %s", self._starts[-1] / 1e6, self.path)
+        log.info("storing %.1f MB of hidden states in %s", self._starts[-1] / 1e6, self.path)
         with atomic_file(self.path) as file:
             for states in batches:
                 file.write(states.contiguous().cpu().view(torch.uint8).numpy().tobytes())

@@ -119,6 +119,12 @@ def test_matching_states_is_matching_embeddings(adapters, world):
     assert plain.listed()["sha256"] != matched.listed()["sha256"]
 
 
+def test_texts_without_a_token_have_equal_scores(tiny_encoder, tmp_path):
+    backbone = load_encoder(str(tiny_encoder), device="cpu")
+    rows = EncodedRows(backbone, ["", ""], np.zeros(2, dtype=np.int64), ["a", "b"], 0, tmp_path, "test")
+    assert np.allclose(rows.table(None), -np.log(2))
+
+
 def test_a_prefix_is_refused(adapters, world):
     with pytest.raises(UsageError, match="a prefix needs a causal model; give adapter: head or lora"):
         adapters.learn(world, replace(PLAN, adapter="prefix"))

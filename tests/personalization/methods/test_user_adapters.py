@@ -182,6 +182,27 @@ def test_a_second_view_shows_the_same_items_differently(adapters, world):
     assert abs(first[-1]["loss"] - second[-1]["loss"]) > 1e-2
 
 
+def test_a_pruner_sees_the_same_items_at_every_level(adapters, world):
+    seen = {}
+    for level in ("unified", "cluster", "user"):
+        plan = replace(PLAN, level=level, lr=3e-3, epochs=1)
+        adapters.learn(
+            world, plan, lambda items, *_, level=level: seen.setdefault(level, [q.id for q in items.questions])
+        )
+    assert seen["unified"] == seen["cluster"] == seen["user"]
+    learned = {q.id for level in ("unified", "user") for q in held_out(labelled_items(world), level)[0].questions}
+    assert seen["user"]
+    assert not set(seen["user"]) & learned
+
+
+def test_serving_keeps_no_states(adapters, scorer, world, tmp_path):
+    trained = adapters.learn(world, PLAN)
+    served = CachedScorer(scorer.model, tmp_path / "scores")
+    table = UserAdapters(served, tmp_path).scores(world, trained, resume=False)
+    assert np.abs(table - adapters.scores(world, trained)).max() <= 1e-4
+    assert not list(tmp_path.rglob("*.states"))
+
+
 @pytest.mark.parametrize("level", ["cluster", "user"])
 def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world, tiny_model, level):
     plan = replace(PLAN, adapter="prefix", level=level, prefix_tokens=5, lr=5e-2)

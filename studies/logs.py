@@ -1,0 +1,34 @@
+"""What the rooms say while they work, kept in logs/chamtune.log of the home folder; warnings also on the terminal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOMS = ("studies", "objectives", "tracking", "personalization")
+
+
+@contextmanager
+def log_to(home: Path) -> Iterator[None]:
+    """Keep the rooms' messages inside: which route scores a model and why, what is stored and how large it is."""
+    (home / "logs").mkdir(parents=True, exist_ok=True)
+    kept = logging.FileHandler(home / "logs" / "chamtune.log", encoding="utf-8")
+    kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    shown = logging.StreamHandler()
+    shown.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(room) for room in ROOMS]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.INFO)
+            logger.addHandler(kept)
+            logger.addHandler(shown)
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+            logger.removeHandler(kept)
+            logger.removeHandler(shown)
+        kept.close()
