@@ -9,7 +9,7 @@ is learned on the tune users and goes with a deployment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -139,21 +139,27 @@ class UserSteering:
 
     @cached_property
     def histories(self) -> dict[History, Question]:
-        """The histories that have a direction, each with one of its questions: fewer than two items tell nothing."""
+        """The histories that are steered by, each with one of its questions."""
         recent = {_recent(self.dataset.task, q): q for q in self.dataset.questions}
-        return {history: question for history, question in recent.items() if len(history) > 1}
+        return {history: question for history, question in recent.items() if history}
+
+    @cached_property
+    def paired(self) -> list[History]:
+        """The histories that tell a direction: one item has no other in front of it."""
+        return [history for history in self.histories if len(history) > 1]
 
     def pairs(self, site: str) -> dict[History, list[Pairs]]:
         """history -> states of its items at each layer's site."""
         if site not in self._pairs:
-            self._pairs[site] = self._asked(site) if self.histories else {}
+            self._pairs[site] = self._asked(site) if self.paired else {}
         return self._pairs[site]
 
     def _asked(self, site: str) -> dict[History, list[Pairs]]:
         personal: list[str] = []
         neutral: list[str] = []
         rows: dict[History, list[int]] = {}
-        for recent, question in self.histories.items():
+        for recent in self.paired:
+            question = self.histories[recent]
             for item in recent:
                 others = [other for other in recent if other is not item]
                 alone = prompt_about(self.dataset.task, question, item.text)
@@ -184,12 +190,12 @@ class UserSteering:
 
     def learn(self, settings: Settings) -> Learned:
         """Pooled and general directions, norms and the gate's threshold of these users; DataError without histories."""
-        if not self.histories:
+        if not self.paired:
             raise DataError("steering needs histories, and no tune user has two items; use objective: calibration")
         layers, own = self._layers(settings), self._own(settings)
         clusters = self._grouped(settings.groups) if settings.groups > 1 else None
         count = 1 if clusters is None else len(clusters.centres)
-        pooled = group_directions(own, self._groups(clusters), count, settings.shrink)
+        pooled = group_directions(own, self._groups(clusters, self.paired), count, settings.shrink)
         general = unit(self._own(replace(settings, direction="mean_difference")).mean(axis=0))
         if settings.general == "ccs":
             for layer in layers:
@@ -259,21 +265,26 @@ class UserSteering:
 
     def _grouped(self, k: int) -> Clusters:
         if k not in self._clusters:
-            self._clusters[k] = cluster("words", list(self.histories), (), self.scorer.embeddings, k)
+            self._clusters[k] = cluster("words", self.paired, (), self.scorer.embeddings, k)
         return self._clusters[k]
 
-    def _groups(self, clusters: Clusters | None) -> NDArray[np.int64]:
+    def _groups(self, clusters: Clusters | None, histories: Sequence[History]) -> NDArray[np.int64]:
         """The group of each history, [U]."""
         if clusters is None:
-            return np.zeros(len(self.histories), dtype=np.int64)
-        return clusters.assign(clusters.features(list(self.histories), self.scorer.embeddings))
+            return np.zeros(len(histories), dtype=np.int64)
+        return clusters.assign(clusters.features(histories, self.scorer.embeddings))
 
     def _vectors(self, settings: Settings, learned: Learned) -> SteeringVectors:
         if not self.histories:
             nobody = np.zeros((1, *learned.general.shape), dtype=np.float32)
             return SteeringVectors(("",), nobody, learned.general, learned.norms)
-        items, toward = np.array(list(map(len, self.histories))), learned.pooled[self._groups(learned.clusters)]
-        personal = unit(shrunk(self._own(settings), items, toward, settings.shrink))
+        everybody = list(self.histories)
+        items = np.array([len(recent) if len(recent) > 1 else 0 for recent in everybody])
+        own = np.zeros((len(everybody), *learned.general.shape), dtype=np.float32)
+        if self.paired:
+            own[items > 0] = self._own(settings)
+        toward = learned.pooled[self._groups(learned.clusters, everybody)]
+        personal = unit(shrunk(own, items, toward, settings.shrink))
         names = tuple(f"{recent[0].id} to {recent[-1].id}" for recent in self.histories)
         return SteeringVectors(names, personal, learned.general, learned.norms)
 

@@ -48,7 +48,7 @@ GOLDS: dict[str, str] = {}
 
 @pytest.fixture
 def world_folder(tmp_path):
-    dataset = make_world(21, users=120, questions_per_user=3).dataset
+    dataset = make_world(23, users=120, questions_per_user=3).dataset
     write_dataset(tmp_path / "data", "w", dataset)
     GOLDS.update({q.text: q.gold for q in dataset.questions})
     return tmp_path / "data"

@@ -95,10 +95,16 @@ def test_an_item_that_is_the_question_itself_tells_nothing(steering, scorer, wor
     assert (plain == told).all()
 
 
-def test_one_item_is_no_direction(steering, scorer, world):
-    learned = steering.learn(SETTINGS)
+def test_one_item_is_no_direction_of_ones_own(steering, scorer, world):
+    settings = replace(SETTINGS, groups=2)
+    learned = steering.learn(settings)
     bare = Dataset(world.task, world.labels, tuple(replace(q, history=q.history[:1]) for q in world.questions))
-    assert not UserSteering(scorer, bare).scores(SETTINGS, learned).steered.any()
+    few = UserSteering(scorer, bare)
+    table = few.scores(settings, learned)
+    assert table.steered.all()
+    groups = few._groups(learned.clusters, list(few.histories))
+    assert np.allclose(few._vectors(settings, learned).personal, unit(learned.pooled)[groups], atol=1e-6)
+    assert (table.scores != steering.scores(replace(settings, alpha_personal=0.0), learned).scores).any()
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
@@ -249,7 +255,7 @@ def test_users_are_shrunk_towards_their_group_and_groups_towards_all(steering, s
     grouped = replace(SETTINGS, groups=3, shrink=1e6)
     learned = steering.learn(replace(grouped, shrink=2.0))
     assert learned.pooled.shape[0] == 3
-    groups = steering._groups(learned.clusters)
+    groups = steering._groups(learned.clusters, steering.paired)
     own = steering._own(SETTINGS)
     for group in range(3):
         mine = own[groups == group]
