@@ -100,6 +100,7 @@ class Router:
         self.model = model
         self.head = find_head(model)
         self._tried: dict[str, tuple[int, bool]] = {}
+        self._said: set[str] = set()
 
     def routes(self, prompts: Sequence[Tokens], candidates: Candidates) -> list[tuple[list[int], Route]]:
         """Routes, each with the prompts (their indices) that it serves."""
@@ -130,11 +131,17 @@ class Router:
                 if reason is None and not self._agrees(title, longest):
                     reason = f"its scores differ from those of one row a candidate on a trial row of {longest} tokens"
                 if reason is None:
-                    log.info("%s for %s", title, name)
+                    self._say(title)
                     return route(self.model, self.head, prompts, candidates)
                 log.info("no %s for %s: %s", title, name, reason)
         log.info("one row a candidate for %s", name)
         return RowPerCandidate(self.model, self.head, prompts, candidates)
+
+    def _say(self, title: str) -> None:
+        """Name a route in the log, once."""
+        if title not in self._said:
+            self._said.add(title)
+            log.info("%s for %s", title, self.model.config.model_type)
 
     def _agrees(self, title: str, longest: int) -> bool:
         """Whether a route gives the scores of one row a candidate on prompts with rows of this length, and of 18."""
