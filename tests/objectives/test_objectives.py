@@ -52,7 +52,7 @@ class PlantedScorer:
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world(5, users=60, questions_per_user=2)
+    return make_world(5, users=36, questions_per_user=2)
 
 
 @pytest.fixture(params=OBJECTIVES)
