@@ -136,15 +136,7 @@ class AdaptedRows:
 
     def table(self, lora: Adapters | None, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
         """Scores of all prompts, float32 [n, K]."""
-        out = np.empty((len(self.groups), len(self.lengths)), dtype=np.float32)
-        with torch.inference_mode():
-            for number, members in enumerate(self.members):
-                out[members] = self.scores(number, lora).numpy()
-                if progress is not None:
-                    progress(number + 1, len(self.members))
-        if not np.isfinite(out).all():
-            raise DataError("a score under the adapter is not finite; give a smaller learning rate, or another dtype")
-        return out
+        return table_of(self, lora, progress)
 
     @property
     def states(self) -> StoredStates:
@@ -162,3 +154,16 @@ class AdaptedRows:
             with torch.inference_mode(), fast_products(self.model.device.type):
                 states = output_of(self.layers[self.first - 1], partial(self.route.score, rows))
             yield states
+
+
+def table_of(rows: Any, lora: Adapters | None, progress: Callable[[int, int], None] | None) -> NDArray[np.float32]:
+    """Scores of all prompts, or texts, of rows, float32 [n, K]; DataError where one is not finite."""
+    out = np.empty((len(rows.groups), len(rows.lengths)), dtype=np.float32)
+    with torch.inference_mode():
+        for number, members in enumerate(rows.members):
+            out[members] = rows.scores(number, lora).numpy()
+            if progress is not None:
+                progress(number + 1, len(rows.members))
+    if not np.isfinite(out).all():
+        raise DataError("a score under the adapter is not finite; give a smaller learning rate, or another dtype")
+    return out

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from personalization.backbones import SCALE
 from personalization.backbones.encoder import EncoderBackbone
-from personalization.errors import DataError
 from personalization.files import sha256_of
+from personalization.methods.adapted_rows import table_of
 from personalization.methods.prefix import Adapters
 from personalization.scoring.products import fast_products
 from personalization.scoring.resume import decoder_layers, output_of, resumed_after, returns_tuples
@@ -100,15 +100,7 @@ class EncodedRows:
 
     def table(self, lora: Adapters | None, progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
         """Scores of all texts, float32 [n, K]."""
-        out = np.empty((len(self.texts), len(self.labels)), dtype=np.float32)
-        with torch.inference_mode():
-            for number, members in enumerate(self.members):
-                out[members] = self.scores(number, lora).numpy()
-                if progress is not None:
-                    progress(number + 1, len(self.members))
-        if not np.isfinite(out).all():
-            raise DataError("a score under the adapter is not finite; give a smaller learning rate, or another dtype")
-        return out
+        return table_of(self, lora, progress)
 
     @property
     def states(self) -> StoredStates:
