@@ -139,7 +139,7 @@ def main() -> None:
                 "x",
             )
             items = Items(rows, gold)
-            shape = LoraShape(tuple(adapted_modules(backbone.model, first, "all")), RANK, 2.0 * RANK, 1)
+            shape = LoraShape(adapted_modules(backbone.model, backbone.layers[first:], "all"), RANK, 2.0 * RANK, 1)
             lora = GroupedLora(backbone.model, shape)
             start = GroupedLora(backbone.model, shape)
             theirs, their_losses = trainer(backbone.model, prompts, gold, items, start, recipe, folder, tokenizer)

@@ -22,7 +22,8 @@ from safetensors import safe_open
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
-from personalization.methods.user_adapters import Plan, UserAdapters, content_of
+from personalization.methods.trained import content_of
+from personalization.methods.user_adapters import Plan, UserAdapters
 
 PLAN = Plan(level="cluster", groups=4, start=0.67, epochs=8, lr=5e-4, dropout=0.1, word_dropout=0.1, margin=0.2)
 

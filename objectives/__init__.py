@@ -68,7 +68,10 @@ class Objective(Protocol):
         """The group of each user of a part, for a method that has groups."""
 
     def curves(self, params: Any) -> Mapping[str, Sequence[float]]:
-        """What changed while these parameters were measured: name -> a value for each step."""
+        """What changed while these parameters were measured, or until the trial was ended: name -> a value a step."""
+
+    def alarms(self, params: Any) -> list[str]:
+        """What looked wrong meanwhile; a sentence each."""
 
     def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:
         """What is worth drawing of these parameters: name of a figure -> what that figure takes."""

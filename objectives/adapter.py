@@ -9,7 +9,7 @@ learned from four fifths of them, not from their questions.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -24,9 +24,11 @@ from personalization.data.splits import PARTS, Splits
 from personalization.evaluation import Evaluation, gold_indices
 from personalization.methods.calibration import Calibrated
 from personalization.methods.priors import log_softmax
-from personalization.methods.user_adapters import Plan, Trained, UserAdapters, blended
+from personalization.methods.trained import Trained
+from personalization.methods.training_flags import flags
+from personalization.methods.user_adapters import Plan, UserAdapters, blended
 from personalization.methods.user_heads import HeadPlan, Heads, UserHeads
-from search_spaces.adapter import BASELINE
+from search_spaces.adapter import BASELINE, OF_ITEMS
 
 KEPT = 64
 """Tables of trained adapters that stay in memory."""
@@ -44,6 +46,7 @@ class Adapter(Retrieval):
         self._heads, self._lora = UserHeads(any_scorer, folder), UserAdapters(any_scorer, folder, progress)
         self._tables: OrderedDict[tuple[Any, ...], NDArray[np.float32]] = OrderedDict()
         self._trained: dict[tuple[Plan, bool], Trained] = {}
+        self._course: dict[Plan, list[dict[str, float]]] = {}
         super().__init__(splits, scorer, progress)
 
     def evaluate(self, params: Any, part: str = "tune", report: Report | None = None) -> Evaluation:
@@ -102,11 +105,12 @@ class Adapter(Retrieval):
             everybody = [q for name in PARTS for q in self._splits.part(name).questions]
             dataset = Dataset(dataset.task, dataset.labels, tuple(everybody))
 
-        def tell(items: Dataset, scores: NDArray[np.float32], step: int) -> None:
+        def tell(items: Dataset, scores: NDArray[np.float32], records: Sequence[dict[str, float]]) -> None:
             if report is not None:
+                self._course[plan] = list(records)
                 ids, users = tuple(q.id for q in items.questions), tuple(q.user_id for q in items.questions)
-                modes = ["user"] * len(items)
-                report(Evaluation(items.labels, ids, users, gold_indices(items), log_softmax(scores), modes), step)
+                given = (items.labels, ids, users, gold_indices(items), log_softmax(scores), ["user"] * len(items))
+                report(Evaluation(*given), len(records))
 
         self._trained[plan, of_everybody] = self._lora.learn(dataset, plan, tell)
         return self._trained[plan, of_everybody]
@@ -123,10 +127,20 @@ class Adapter(Retrieval):
 
     def curves(self, params: Any) -> dict[str, list[float]]:
         """What each evaluation of the training gave."""
+        records = self._records(params)
+        return {f"training/{name}": [record[name] for record in records] for name in (records or [{}])[0]}
+
+    def alarms(self, params: Any) -> list[str]:
+        """The flags of the training."""
+        return flags(self._records(params))
+
+    def _records(self, params: Any) -> list[dict[str, float]]:
+        """The evaluations of a training, as far as it went."""
         if params.adapter not in TRAINED:
-            return {}
-        records = self._learn(params, "tune").record["records"]
-        return {f"training/{name}": [record[name] for record in records] for name in records[0]}
+            return []
+        plan = _plan(params)
+        known = self._trained.get((plan, False))
+        return self._course.get(plan, []) if known is None else list(known.record["records"])
 
     def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:
         """The course of the training, and the tune users by group."""
@@ -150,8 +164,7 @@ class Adapter(Retrieval):
             return super().remarks(params)
         if params.adapter == "head":
             return []
-        record = self._learn(params, "tune").record
-        said = list(record["flags"])
+        record, said = self._learn(params, "tune").record, self.alarms(params)
         if record["silhouette"] is not None:
             sizes = ", ".join(map(str, record["sizes"]))
             said.append(f"{record['groups']} groups of {sizes} users, silhouette {record['silhouette']:.3f}")
@@ -189,7 +202,7 @@ def _plan(params: Any) -> Plan:
     plan = Plan(**{field.name: getattr(params, field.name) for field in fields(Plan)})
     if plan.k:
         return plan
-    plain = {name: getattr(Plan, name) for name in ("ranking", "mix", "history_dropout", "history_order")}
+    plain = {name: getattr(Plan, name) for name in ("ranking", "mix", *OF_ITEMS)}
     return replace(plan, **plain)
 
 

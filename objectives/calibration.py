@@ -126,6 +126,10 @@ class Calibration:
         """None."""
         return {}
 
+    def alarms(self, params: Any) -> list[str]:  # noqa: ARG002
+        """None."""
+        return []
+
     def pictures(self, params: Any) -> Mapping[str, Mapping[str, Any]]:  # noqa: ARG002
         """None."""
         return {}

@@ -26,10 +26,11 @@ from personalization.errors import DataError
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate, report_calibrate
 from personalization.methods.priors import history_counts
 from personalization.methods.retrieval import Histories, retrieval_calibrate
-from personalization.methods.user_adapters import Trained, UserAdapters, blended
+from personalization.methods.trained import Trained
+from personalization.methods.user_adapters import UserAdapters, blended
 from personalization.methods.user_heads import UserHeads, load_heads
 
-FORMAT = 4
+FORMAT = 5
 
 
 def steered_calibrate(
@@ -90,7 +91,7 @@ class Deployment:
         config = read_config(path)
         model = config["model"]
         folder = Path(cache) if cache is not None else path.resolve().parent / ".chamtune" / "cache" / "scores"
-        scorer = CachedScorer(model["path"], folder, model["dtype"], model["device"], model["chat"])
+        scorer = CachedScorer(model["path"], folder, model["dtype"], model["device"], model["blocks"], model["chat"])
         if scorer.fingerprint != model["fingerprint"]:
             raise DataError(
                 f"{path}: model {model['path']} has changed since the promotion (fingerprint "

@@ -20,11 +20,13 @@ SPACE: dict[str, BaseDistribution] = {
     "c_own": FloatDistribution(1e-4, 10.0, log=True),
     "depth": FloatDistribution(0.0, 1.0),
     "rank": CategoricalDistribution([2, 4, 8, 16]),
+    "alpha": CategoricalDistribution([0.5, 1.0, 2.0, 4.0]),
     "targets": CategoricalDistribution(["attention", "mlp", "all"]),
     "start": FloatDistribution(0.0, 0.95),
     "prefix_tokens": IntDistribution(1, 20),
     "word_dropout": FloatDistribution(0.0, 0.3),
     "history_dropout": FloatDistribution(0.0, 0.5),
+    "history_swap": FloatDistribution(0.0, 0.5),
     "history_order": FloatDistribution(0.0, 1.0),
     "epochs": IntDistribution(1, 8),
     "lr": FloatDistribution(1e-4, 2e-2, log=True),
@@ -33,6 +35,10 @@ SPACE: dict[str, BaseDistribution] = {
     "accumulate": CategoricalDistribution([1, 2, 4]),
     "weight_decay": FloatDistribution(1e-4, 1.0, log=True),
     "dropout": FloatDistribution(0.0, 0.3),
+    "clip": FloatDistribution(0.1, 10.0, log=True),
+    "patience": IntDistribution(1, 8),
+    "label": FloatDistribution(0.1, 1.0),
+    "token": FloatDistribution(0.0, 1.0),
     "margin": FloatDistribution(0.0, 1.0),
     "match": FloatDistribution(0.0, 1.0),
     "diversity": FloatDistribution(0.0, 1.0),
@@ -42,13 +48,14 @@ SPACE: dict[str, BaseDistribution] = {
 }
 
 OF_TRAINING = (
-    "rank", "targets", "start", "prefix_tokens", "word_dropout", "history_dropout", "history_order", "epochs", "lr",
-    "lr_ratio", "schedule", "accumulate", "weight_decay", "dropout", "margin", "match", "diversity", "anchor",
+    "rank", "alpha", "targets", "start", "prefix_tokens", "word_dropout", "history_dropout", "history_swap",
+    "history_order", "epochs", "lr", "lr_ratio", "schedule", "accumulate", "weight_decay", "dropout", "clip",
+    "patience", "label", "token", "margin", "match", "diversity", "anchor",
 )  # fmt: skip
-OF_ITEMS = ("history_dropout", "history_order")
+OF_ITEMS = ("history_dropout", "history_swap", "history_order")
 OF_VIEWS = ("word_dropout", *OF_ITEMS)
 SOME = tuple(range(1, 17))
-ONLY = {**retrieval.ONLY, **dict.fromkeys((*OF_ITEMS, "depth", "prefix_tokens", "adapter=prefix"), "causal")}
+ONLY = {**retrieval.ONLY, **dict.fromkeys((*OF_ITEMS, "depth", "prefix_tokens", "adapter=prefix", "token"), "causal")}
 OWN: dict[str, dict[str, tuple[str | int, ...]]] = {
     **{name: {"adapter": ("lora", "prefix")} for name in OF_TRAINING},
     "prefix_tokens": {"adapter": ("prefix",)},
@@ -84,11 +91,13 @@ class Params(retrieval.Params):
     c_own: float
     depth: float
     rank: int
+    alpha: float
     targets: str
     start: float
     prefix_tokens: int
     word_dropout: float
     history_dropout: float
+    history_swap: float
     history_order: float
     epochs: int
     lr: float
@@ -97,6 +106,10 @@ class Params(retrieval.Params):
     accumulate: int
     weight_decay: float
     dropout: float
+    clip: float
+    patience: int
+    label: float
+    token: float
     margin: float
     match: float
     diversity: float
@@ -106,10 +119,10 @@ class Params(retrieval.Params):
 
 _NONE: dict[str, Any] = {
     "adapter": "none", "blend": 0.0, "level": "unified", "groups": 4, "cluster_by": "words", "c": 0.01, "c_own": 0.01,
-    "depth": 0.0, "rank": 4, "targets": "all", "start": 0.5, "prefix_tokens": 8, "word_dropout": 0.0,
-    "history_dropout": 0.0, "history_order": 0.0, "epochs": 4, "lr": 2e-3, "lr_ratio": 1.0, "schedule": "cosine",
-    "accumulate": 1, "weight_decay": 0.01, "dropout": 0.0, "margin": 0.0, "match": 0.0, "diversity": 0.0,
-    "anchor": 0.0, "fit": "searched",
+    "depth": 0.0, "rank": 4, "alpha": 2.0, "targets": "all", "start": 0.5, "prefix_tokens": 8, "word_dropout": 0.0,
+    "history_dropout": 0.0, "history_swap": 0.0, "history_order": 0.0, "epochs": 4, "lr": 2e-3, "lr_ratio": 1.0,
+    "schedule": "cosine", "accumulate": 1, "weight_decay": 0.01, "dropout": 0.0, "clip": 1.0, "patience": 3,
+    "label": 1.0, "token": 0.0, "margin": 0.0, "match": 0.0, "diversity": 0.0, "anchor": 0.0, "fit": "searched",
 }  # fmt: skip
 
 BASELINE = Params(**_NONE, **asdict(retrieval.BASELINE))

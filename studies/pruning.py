@@ -1,7 +1,8 @@
 """When a trial is stopped early: pruners by name, and what a trial tells them after each block of users.
 
 With one metric to optimise these are Optuna's pruners. They see the running value of that metric, step by step; the
-Wilcoxon pruner sees the mean score of each user, the user being the step, since it compares trials on the same users.
+Wilcoxon pruner sees the mean score of each user, the user being the step, since it compares trials on the same users;
+in a training, at each evaluation of it.
 
 Optuna's pruners take one metric. `dominated` takes several: it stops a trial whose running values were worse in every
 metric, after this block and after the one before, than those of one and the same feasible trial.
@@ -48,7 +49,7 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
     if name == "none":
         return None
     values: list[Sequence[float | None]] = []
-    users: set[str] = set()
+    told: set[int] = set()
     place = {question: row for row, question in enumerate(baseline.question_ids)}
 
     def report(first: Evaluation, step: int | None = None) -> None:
@@ -61,10 +62,12 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
             stop = _dominated(trial, values)
         else:
             if name == "wilcoxon":
-                _report_users(trial, first, optimize[0], users)
+                _report_users(trial, first, optimize[0], told, step or 1)
             else:
                 trial.report(now[0], len(values))
-            stop = trial.should_prune()
+            with warnings.catch_warnings():  # the best training may have ended earlier than this one
+                warnings.filterwarnings("ignore", "WilcoxonPruner finds steps")
+                stop = trial.should_prune()
         if stop:
             raise optuna.TrialPruned
 
@@ -80,14 +83,18 @@ def _values(first: Evaluation, baseline: Evaluation, place: dict[str, int], opti
     return [metrics[metric] for metric in optimize]
 
 
-def _report_users(trial: optuna.Trial, first: Evaluation, metric: str, reported: set[str]) -> None:
-    """Report the mean score of each user that was not reported yet, in the direction of the study."""
+def _report_users(trial: optuna.Trial, first: Evaluation, metric: str, told: set[int], step: int) -> None:
+    """Report the mean score of each user that was not told yet, in the direction of the study.
+
+    At each step of a training all users count anew, each to be compared with itself at the same step.
+    """
     sign = 1.0 if trial.study.direction == StudyDirection.MAXIMIZE else -1.0
     scores, (names, owners) = first.question_scores(metric), first.users
-    for step, name in enumerate(names):
-        if name not in reported:
-            reported.add(name)
-            trial.report(sign * float(scores[owners == step].mean()), step)
+    for user in range(len(names)):
+        place = (step - 1) * len(names) + user
+        if place not in told:
+            told.add(place)
+            trial.report(sign * float(scores[owners == user].mean()), place)
 
 
 def _dominated(trial: optuna.Trial, values: Sequence[Sequence[float | None]]) -> bool:

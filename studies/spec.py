@@ -72,6 +72,7 @@ class ModelSpec(_Strict):
     path: str = Field(description="demo, demo-null, minilm, a folder, or a hub id owner/name")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    blocks: str | None = Field(None, description="path of the list of its blocks, where its length does not tell it")
     chat: bool = Field(False, description="wrap each prompt in the model's chat template")
 
 

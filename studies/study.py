@@ -56,9 +56,8 @@ class OpenStudy:
 def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, worker: str = "0") -> OpenStudy:
     """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume."""
     rooms = load_space(spec.objective)
-    scorer = CachedScorer(
-        spec.model.path, home / "cache" / "scores", spec.model.dtype, spec.model.device, spec.model.chat
-    )
+    model = spec.model
+    scorer = CachedScorer(model.path, home / "cache" / "scores", model.dtype, model.device, model.blocks, model.chat)
     try:
         space = overridden(parameters(rooms, scorer.kind), spec.space, getattr(rooms, "OPEN", None))
         space = needed(rooms, space, spec.space)

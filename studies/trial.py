@@ -21,7 +21,8 @@ from studies.pruning import watch
 from studies.storage import STAMP
 
 MEASURED = "measured"
-"""Trial attribute: metrics, curves, sampler seed; for repeated parameters the trial whose result was reused."""
+"""Trial attribute: metrics, curves, remarks, sampler seed; of repeated parameters the trial whose result was reused, of
+a pruned trial what was seen until then."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,13 @@ class TrialRunner:
                     params, report=watch(self.pruner, trial, self.optimize, self.baseline)
                 )
                 metrics = {**all_metrics(evaluation, self.baseline), **self.objective.observed(params)}
-                remarks = self.objective.remarks(params)
-                curves = {name: list(values) for name, values in self.objective.curves(params).items()}
+                remarks, curves = self.objective.remarks(params), self._curves(params)
                 self.measured[key] = (trial.number, metrics)
             values = [_finite(name, metrics[name]) for name in self.optimize]
             violations = {c.metric: c.violation(_finite(c.metric, metrics[c.metric])) for c in self.constraints}
         except optuna.TrialPruned:
+            seen = {"remarks": self.objective.alarms(params), "curves": self._curves(params)}
+            trial.set_user_attr(MEASURED, seen)
             return self._end(trial, TrialState.PRUNED)
         except KeyboardInterrupt:
             self._end(trial, TrialState.FAIL, failure="interrupted")
@@ -133,6 +135,9 @@ class TrialRunner:
             measured["duplicate_of"] = duplicate
         trial.set_user_attr(MEASURED, measured)
         return outcome_of(self.study.tell(trial, values))
+
+    def _curves(self, params: Any) -> dict[str, list[float]]:
+        return {name: list(values) for name, values in self.objective.curves(params).items()}
 
     def _end(self, trial: optuna.Trial, state: TrialState, failure: str | None = None) -> Outcome:
         """Tell a trial that has no value. It is infeasible, so that nothing takes it for a good one."""

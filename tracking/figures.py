@@ -164,9 +164,8 @@ def training(records: Sequence[Mapping[str, float]]) -> bytes:
     figure = Figure(figsize=(9.6, 3.6))
     left, right = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
-    left.plot(
-        epochs, [record["loss"] for record in records], "o-", ms=3, color=BLUE, lw=1.8, label="items learned from"
-    )
+    learned = [record.get("train_loss", record["loss"]) for record in records]
+    left.plot(epochs, learned, "o-", ms=3, color=BLUE, lw=1.8, label="items learned from")
     parts = sorted(name for name in records[0] if name.startswith("loss_"))
     for name in parts if len(parts) > 1 else ():
         left.plot(epochs, [record[name] for record in records], ".:", lw=0.9, label=name.removeprefix("loss_"))

@@ -34,6 +34,9 @@ class Backbone(Protocol):
     model: Any
 
     @property
+    def layers(self) -> Any: ...
+
+    @property
     def depth(self) -> int: ...
 
     @property
@@ -62,12 +65,12 @@ class Backbone(Protocol):
         """Embeddings of length one, float32 [n, d]."""
 
 
-def load_backbone(kind: str, path_or_hub_id: str, dtype: str, device: str, chat: bool) -> Any:
+def load_backbone(kind: str, path_or_hub_id: str, dtype: str, device: str, blocks: str | None, chat: bool) -> Any:
     """Load a model of this kind; `chat`, a causal model's template, is refused elsewhere."""
     module, _, name = BACKBONES[kind].partition(":")
     load = getattr(import_module(module), name)
     if kind == "causal":
-        return load(path_or_hub_id, dtype, device, chat)
+        return load(path_or_hub_id, dtype, device, blocks, chat)
     if chat:
         raise UsageError(f"model {path_or_hub_id} is of kind {kind}: it has no chat template; set chat: false")
-    return load(path_or_hub_id, dtype, device)
+    return load(path_or_hub_id, dtype, device, blocks)

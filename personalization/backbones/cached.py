@@ -38,19 +38,25 @@ def _code() -> str:
 class CachedScorer:
     """`label_logprobs` of one model, stored by content.
 
-    The key holds weights, tokenizer, prompts, continuations, dtype, device, chat mode (and the day, where a
-    chat template tells it), code and library versions. A
-    pass that was killed goes on with the batch it was at.
+    The key holds weights, tokenizer, prompts, continuations, dtype, device, path of the blocks, chat mode (and the day,
+    where a chat template tells it), code and library versions. A pass that was killed goes on with the batch it was at.
     `truncated` counts the prompts that were cut to fit the context, also those read from the store.
     """
 
     def __init__(
-        self, model: str, folder: Path, dtype: str = "float32", device: str = "auto", chat: bool = False
+        self,
+        model: str,
+        folder: Path,
+        dtype: str = "float32",
+        device: str = "auto",
+        blocks: str | None = None,
+        chat: bool = False,
     ) -> None:
         self.model = model
         self.folder = folder
         self.dtype = dtype
         self.device = device
+        self.blocks = blocks
         self.chat = chat
         self._cut: dict[str, int] = {}
 
@@ -72,7 +78,7 @@ class CachedScorer:
     @cached_property
     def backbone(self) -> Backbone:
         """The model itself, loaded on first use."""
-        loaded: Backbone = load_backbone(self.kind, self.model, self.dtype, self.device, self.chat)
+        loaded: Backbone = load_backbone(self.kind, self.model, self.dtype, self.device, self.blocks, self.chat)
         return loaded
 
     @cached_property
@@ -90,6 +96,7 @@ class CachedScorer:
             "model": self.fingerprint,
             "dtype": self.dtype,
             "device": self.device if self.device != "auto" else ("gpu" if NVIDIA_DRIVER.exists() else "cpu"),
+            "blocks": self.blocks,
             "chat": self.chat,
             "day": date.today().isoformat() if self.chat and tells_the_day(locate_model(self.model)) else None,
             "code": _code(),

@@ -32,11 +32,18 @@ EMBEDDED_TOKENS = 4096
 class CausalBackbone:
     """A causal language model with its tokenizer. It knows text and tokens, and no user.
 
-    `truncated` counts the prompts that were cut at their beginning to fit the context.
+    `blocks`: path of the list of the model's blocks, where its length does not tell it. `truncated` counts the prompts
+    that were cut at their beginning to fit the context.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> None:
-        self.model = model.eval()
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        chat: bool = False,
+        blocks: str | None = None,
+    ) -> None:
+        self.model, self.blocks = model.eval(), blocks
         self.tokenizer = tokenizer
         self.encoder = PairEncoder(tokenizer, chat)
         self.router = Router(model)
@@ -63,6 +70,11 @@ class CausalBackbone:
     def depth(self) -> int:
         """Number of layers."""
         return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """The blocks, in order."""
+        return decoder_layers(self.model, self.blocks)
 
     @property
     def embedding_width(self) -> int:
@@ -116,7 +128,7 @@ class CausalBackbone:
         """
         heads = [self.fit(head, 1) for head in self.encoder.heads(prompts)]
         route = self.packed(heads, [[0]])
-        modules = [site_of(layer, site) for layer in decoder_layers(self.model)]
+        modules = [site_of(layer, site) for layer in self.layers]
         out = np.empty((len(prompts), len(modules), self.width), dtype=np.float32)
         scores = np.full((len(prompts), 1), np.nan, dtype=np.float32)
         score_all(LastStates(route, modules, out), scores, self.budget, None, progress)
@@ -189,7 +201,11 @@ class CausalBackbone:
 
 
 def load_causal(
-    path_or_hub_id: str, dtype: str = "float32", device: str = "auto", chat: bool = False
+    path_or_hub_id: str,
+    dtype: str = "float32",
+    device: str = "auto",
+    blocks: str | None = None,
+    chat: bool = False,
 ) -> CausalBackbone:
     """Load a model from a folder, the hub or the package: safetensors only, no code from the model's repository.
 
@@ -204,4 +220,4 @@ def load_causal(
         )
     except (OSError, ValueError) as error:
         raise DataError(f"model folder {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return CausalBackbone(model.to(device), tokenizer, chat)
+    return CausalBackbone(model.to(device), tokenizer, chat, blocks)

@@ -40,8 +40,8 @@ class EncoderBackbone:
     `lead`: what the model puts in front of every text, its default prompt.
     """
 
-    def __init__(self, encoder: Any) -> None:
-        self.encoder = encoder.eval()
+    def __init__(self, encoder: Any, blocks: str | None = None) -> None:
+        self.encoder, self.blocks = encoder.eval(), blocks
         self.model = encoder.transformers_model
         self.truncated = 0
         self.lead = encoder.prompts.get(encoder.default_prompt_name, "") if encoder.default_prompt_name else ""
@@ -70,7 +70,7 @@ class EncoderBackbone:
     @property
     def layers(self) -> torch.nn.ModuleList:
         """The blocks, in order."""
-        return decoder_layers(self.model)
+        return decoder_layers(self.model, self.blocks)
 
     def label_logprobs(
         self,
@@ -161,7 +161,9 @@ class EncoderBackbone:
         return [len(text) for text in ids]
 
 
-def load_encoder(path_or_hub_id: str, dtype: str = "float32", device: str = "auto") -> EncoderBackbone:
+def load_encoder(
+    path_or_hub_id: str, dtype: str = "float32", device: str = "auto", blocks: str | None = None
+) -> EncoderBackbone:
     """Load a sentence-transformers model from a folder, the hub or a package: safetensors only, none of its code."""
     from sentence_transformers import SentenceTransformer
 
@@ -176,4 +178,4 @@ def load_encoder(path_or_hub_id: str, dtype: str = "float32", device: str = "aut
         raise DataError(f"encoder folder {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     if getattr(encoder, "transformers_model", None) is None:
         raise DataError(f"encoder folder {folder} holds no transformer; give a sentence-transformers model that does")
-    return EncoderBackbone(encoder)
+    return EncoderBackbone(encoder, blocks)

@@ -26,7 +26,7 @@ from personalization.methods.prefix import Adapters
 from personalization.scoring.packed import LONGEST_ROW, MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import captured_output, decoder_layers, output_of, resumed_after, returns_tuples
+from personalization.scoring.resume import captured_output, output_of, resumed_after, returns_tuples
 from personalization.scoring.rows import Row, Tokens, cut_rows, lay_out
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
@@ -64,7 +64,7 @@ class AdaptedRows:
             raise DataError(f"adapters take labels of at most {MOST_NODES} tokens together")
         units = self._units(heads, users, len(route.trees[0].tokens))
         self.route = Packed(self.model, route.head, heads, tails[0], units=units)
-        self.layers = decoder_layers(self.model)
+        self.layers = backbone.layers
         self.tuples = returns_tuples(self.model, self.layers)
         tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
         waiting = sorted(units, key=lambda unit: -unit.width)

@@ -27,7 +27,7 @@ from personalization.files import sha256_of
 from personalization.methods.adapted_rows import table_of
 from personalization.methods.prefix import Adapters
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import decoder_layers, output_of, resumed_after, returns_tuples
+from personalization.scoring.resume import output_of, resumed_after, returns_tuples
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
 
@@ -52,7 +52,7 @@ class EncodedRows:
         identity: Mapping[str, Any] | str,
     ) -> None:
         self.backbone, self.model, self.texts, self.groups = backbone, backbone.model, texts, groups
-        self.first, self.folder, self.layers = first, folder, decoder_layers(backbone.model)
+        self.first, self.folder, self.layers = first, folder, backbone.layers
         self.labels = torch.from_numpy(backbone.embeddings(labels)).to(self.model.device)
         self.tuples = returns_tuples(self.model, self.layers)
         size = BATCH.get(self.model.device.type, BATCH["cpu"])

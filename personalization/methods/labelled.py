@@ -85,11 +85,20 @@ def with_words_dropped(items: Dataset, rate: float) -> Dataset:
     return Dataset(items.task, items.labels, tuple(out))
 
 
-def varied(chosen: Sequence[Sequence[HistoryItem]], dropped: float, shuffled: float) -> list[list[HistoryItem]]:
-    """Items in front of each prompt, each left out at rate `dropped`; a share `shuffled` of the lists in any order."""
+def varied(
+    ranked: Sequence[Sequence[HistoryItem]], k: int, dropped: float, swapped: float, shuffled: float
+) -> list[list[HistoryItem]]:
+    """The first k items of each list, to stand in front of a prompt.
+
+    At rate `swapped` an item gives its place to one ranked behind the first k; at rate `dropped` a place stays empty; a
+    share `shuffled` of the lists comes in any order.
+    """
     random, out = np.random.default_rng(1), []
-    for items in chosen:
-        kept = [item for item, drawn in zip(items, random.random(len(items)), strict=True) if drawn >= dropped]
+    for items in ranked:
+        shown, spare = list(items[:k]), items[k:]
+        for place, other in zip(np.flatnonzero(random.random(len(shown)) < swapped), spare, strict=False):
+            shown[place] = other
+        kept = [item for item, drawn in zip(shown, random.random(len(shown)), strict=True) if drawn >= dropped]
         if random.random() < shuffled:
             kept = [kept[place] for place in random.permutation(len(kept))]
         out.append(kept)

@@ -10,7 +10,7 @@ and `PeftModel.from_pretrained` loads them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,21 +24,20 @@ from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from personalization.files import write_atomic
-from personalization.scoring.resume import decoder_layers
 
 TARGETS = ("attention", "mlp", "all")
 
 
-def adapted_modules(model: PreTrainedModel, first: int, targets: str) -> list[str]:
-    """Paths of the linear maps of the layers from `first` on: those of the attention, of the rest, or all."""
+def adapted_modules(model: PreTrainedModel, layers: Iterable[nn.Module], targets: str) -> tuple[str, ...]:
+    """Paths of the linear maps of these layers of a model: those of the attention, of the rest, or all."""
     names = {id(module): name for name, module in model.named_modules()}
     found = []
-    for layer in decoder_layers(model)[first:]:
+    for layer in layers:
         for name, module in layer.named_modules():
             attention = "attn" in name.lower() or "attention" in name.lower()
             if isinstance(module, nn.Linear | Conv1D) and (targets == "all" or attention == (targets == "attention")):
                 found.append(names[id(module)])
-    return found
+    return tuple(found)
 
 
 @dataclass(frozen=True)

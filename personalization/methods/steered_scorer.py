@@ -26,7 +26,7 @@ from personalization.methods.steering import Edit, EditedTokens, Firings, Steeri
 from personalization.scoring.packed import MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import decoder_layers, output_of, resumed_after, returns_tuples
+from personalization.scoring.resume import output_of, resumed_after, returns_tuples
 from personalization.scoring.rows import Row, lay_out
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
@@ -90,8 +90,7 @@ class Batches:
 class SteeredScorer:
     """Questions of many users, ready to be scored under edits.
 
-    `identity` (JSON-able): all else that the states depend on, above all the weights. `layers`: the path of the model's
-    list of blocks, where it cannot be found.
+    `identity` (JSON-able): all else that the states depend on, above all the weights.
     """
 
     def __init__(
@@ -101,7 +100,6 @@ class SteeredScorer:
         continuations: Sequence[str],
         folder: Path,
         identity: Mapping[str, Any] | str,
-        layers: str | None = None,
     ) -> None:
         heads, tails = backbone.encoder.encode(prompts, continuations)
         if len(set(tails)) != 1:
@@ -111,7 +109,7 @@ class SteeredScorer:
         route = backbone.packed(heads, tails[0])
         if len(route.trees) > 1:
             raise DataError(f"steering takes labels of at most {MOST_NODES} tokens together")
-        self.layers = decoder_layers(self.model, layers)
+        self.layers = backbone.layers
         self.tuples = returns_tuples(self.model, self.layers)
         self.tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
         self._routes = {

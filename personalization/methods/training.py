@@ -46,7 +46,7 @@ from personalization.metrics import entropy_bits, label_counts
 
 log = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Of the recipe: a change that changes results raises it."""
 WARM_UP = 0.1
 """Share of the steps over which the learning rate rises."""
@@ -83,10 +83,10 @@ class Recipe:
 
 
 Record = dict[str, float]
-"""What one stretch of an epoch gave; `epoch`: how many are done."""
-Watch = Callable[[NDArray[np.float32], int], None]
-"""Called after each evaluation with the scores of the held-out items [m, K] and the evaluation's number, from 1 on; may
-raise to end the training."""
+"""What one stretch of an epoch gave, losses weighted; `epoch`: how many are done; `train_loss`: the unweighted cross
+entropy over the labels, as `held_out_loss`."""
+Watch = Callable[[NDArray[np.float32], Sequence[Record]], None]
+"""Called after each evaluation with the scores of the held-out items [m, K] and all records; may raise to end it."""
 
 
 @dataclass
@@ -158,7 +158,7 @@ def train(
                 best = lora.state()
             place.save(lora, optimiser, best, began, records)
             if watch is not None and scores is not None:
-                watch(scores, len(records))
+                watch(scores, records)
     lora.load(best)
     return records
 
@@ -227,7 +227,9 @@ def _run(
         optimiser.clip(present, shares, recipe.clip)
         optimiser.step(present)
     prompts = sum(len(stretch.items.rows.members[number]) for batches in stretch.steps for number in batches)
-    return {"epoch": stretch.epoch, "lr": rate, **{name: value / prompts for name, value in sums.items()}}
+    means = {name: value / prompts for name, value in sums.items()}
+    train_loss = {"train_loss": means["loss_label"] / recipe.label} if recipe.label else {}
+    return {"epoch": stretch.epoch, "lr": rate, **train_loss, **means}
 
 
 def _gradients(

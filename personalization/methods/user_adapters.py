@@ -11,22 +11,21 @@ In a sentence encoder a text is asked alone, and LoRA moves its embedding (`enco
 
 `adapter` is lora, or prefix: a prefix on top of the frozen LoRA of all users. `anchor` > 0 starts groups and users at
 that LoRA and penalises the distance to it (constrained LoRA). It is trained by the plain recipe, once for all that
-start from it or stand on it. Every fifth user is held out, at level `user`
-every user's newest fifth of the items; what is kept is what had the smallest loss there. Every second epoch sees the
-items differently, where a rate says so: words or items of the history left out, or these in another order. What was
-trained lies in a folder named by all that it depends on: PEFT's files a group, and record.json with every evaluation;
-until that is there, the checkpoint.
+start from it or stand on it. Every fifth user is held out, at level `user` every user's newest fifth of the items; what
+is kept is what had the smallest loss there. Every second epoch sees the items differently, where a rate says so: words
+or items of the history left out, other items in their place, or these in another order. What was trained lies in a
+folder named by all that it depends on: PEFT's files a group, and record.json with every evaluation; until that is
+there, the checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,17 +46,16 @@ from personalization.methods.labelled import (
 )
 from personalization.methods.priors import log_softmax
 from personalization.methods.retrieval import Histories
+from personalization.methods.trained import Context, Trained, content_of
 from personalization.scoring.store import key_of
 
 LEVELS = ("unified", "cluster", "user")
 RECORD, CHECKPOINT = "record.json", "checkpoint.safetensors"
 EVALUATIONS = 2
 """How often an epoch is judged by the held-out items."""
-PATIENCE = 3
-"""Evaluations without a better one after which a training ends."""
 
-Report = Callable[[Dataset, NDArray[np.float32], int], None]
-"""Called after each evaluation with the held-out items, their scores [m, K] and its number; may raise to end it all."""
+Report = Callable[[Dataset, NDArray[np.float32], Sequence[dict[str, float]]], None]
+"""Called after each evaluation with the held-out items, their scores [m, K] and all records; may raise to end it."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,9 @@ class Plan:
     """What to train.
 
     `start`: the first layer with a LoRA, a share of the depth; `prefix_tokens`: length of a prefix; `k` items of the
-    history in the prompt, by `ranking` and `mix`; `word_dropout`, `history_dropout`, `history_order`: rates of the
-    second view; losses by weight. The rest is the recipe of `training`.
+    history in the prompt, by `ranking` and `mix`; `word_dropout`, `history_dropout`, `history_swap`, `history_order`:
+    rates of the second view; `alpha`: LoRA's, in units of the rank; losses by weight. The rest is the recipe of
+    `training`.
     """
 
     adapter: str = "lora"
@@ -74,6 +73,7 @@ class Plan:
     groups: int = 4
     cluster_by: str = "words"
     rank: int = 4
+    alpha: float = 2.0
     targets: str = "all"
     start: float = 0.5
     prefix_tokens: int = 8
@@ -82,6 +82,7 @@ class Plan:
     mix: float = 0.0
     word_dropout: float = 0.0
     history_dropout: float = 0.0
+    history_swap: float = 0.0
     history_order: float = 0.0
     epochs: int = 4
     lr: float = 2e-3
@@ -90,6 +91,10 @@ class Plan:
     accumulate: int = 1
     weight_decay: float = 0.01
     dropout: float = 0.0
+    clip: float = 1.0
+    patience: int = 3
+    label: float = 1.0
+    token: float = 0.0
     margin: float = 0.0
     match: float = 0.0
     diversity: float = 0.0
@@ -98,7 +103,7 @@ class Plan:
     @property
     def varies(self) -> bool:
         """Whether there is a second view."""
-        return bool(self.word_dropout or (self.k and (self.history_dropout or self.history_order)))
+        return bool(self.word_dropout or (self.k and (self.history_dropout or self.history_swap or self.history_order)))
 
 
 @cache
@@ -114,6 +119,7 @@ def _code() -> str:
         "lora",
         "prefix",
         "labelled",
+        "trained",
         "user_adapters",
     )
     return "".join(sha256_of(room / f"{name}.py") for name in names)
@@ -121,84 +127,7 @@ def _code() -> str:
 
 def _of_all(plan: Plan) -> Plan:
     """The plan of the LoRA of all users that others start from or stand on: of the same shape, by the plain recipe."""
-    return Plan(**{name: getattr(plan, name) for name in ("rank", "targets", "start", "k", "ranking", "mix")})
-
-
-class Context(NamedTuple):
-    """Which items of the history stand in a prompt."""
-
-    k: int
-    ranking: str
-    mix: float
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Adapters on disk. `groups`: user -> number, for those it was trained for; `clusters` for everybody else.
-
-    `below`: the adapters of all users that prefixes of `prefix` tokens stand on; `idle`: groups whose prefix has had
-    nothing to learn from, so that `below` answers them.
-    """
-
-    folder: Path
-    level: str
-    first: int
-    count: int
-    context: Context
-    groups: Mapping[str, int]
-    clusters: Clusters | None
-    below: Trained | None
-    prefix: int
-    idle: tuple[int, ...]
-    record: Mapping[str, Any]
-
-    def listed(self) -> dict[str, Any]:
-        """JSON-able, with the content of the adapters."""
-        return {
-            "folder": str(self.folder.resolve()),
-            "sha256": content_of(self.folder, self.count),
-            "level": self.level,
-            "first": self.first,
-            "count": self.count,
-            "context": self.context._asdict(),
-            "groups": dict(self.groups),
-            "clusters": None if self.clusters is None else self.clusters.listed(),
-            "below": None if self.below is None else self.below.listed(),
-            "prefix": self.prefix,
-            "idle": list(self.idle),
-        }
-
-    @classmethod
-    def from_listed(cls, listed: Mapping[str, Any]) -> Trained:
-        """What `listed` gave; DataError where the adapters are not those."""
-        folder = Path(listed["folder"])
-        if not folder.is_dir() or content_of(folder, listed["count"]) != listed["sha256"]:
-            raise DataError(
-                f"{folder}: the adapters of this config are missing or changed; restore them or promote again"
-            )
-        clusters = None if listed["clusters"] is None else Clusters.from_listed(listed["clusters"])
-        below = None if listed["below"] is None else cls.from_listed(listed["below"])
-        plain = {name: listed[name] for name in ("level", "first", "count", "groups", "prefix")}
-        context, idle = Context(**listed["context"]), tuple(listed["idle"])
-        return cls(folder=folder, context=context, clusters=clusters, below=below, idle=idle, record={}, **plain)
-
-    def load(self, model: Any) -> Any:
-        """The adapters, to be applied to this model."""
-        from personalization.methods.lora import load_lora
-        from personalization.methods.prefix import load_prefix
-
-        folders = [self.folder / f"group-{group}" for group in range(self.count)]
-        return load_lora(model, folders) if self.below is None else load_prefix(self.below.load(model), folders)
-
-
-def content_of(folder: Path, count: int) -> str:
-    """SHA-256 over the adapters of all groups."""
-    digest = hashlib.sha256()
-    for group in range(count):
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            path = folder / f"group-{group}" / name
-            digest.update(f"{group} {name} {sha256_of(path) if path.exists() else 'missing'}\n".encode())
-    return digest.hexdigest()
+    return Plan(**{name: getattr(plan, name) for name in ("rank", "alpha", "targets", "start", "k", "ranking", "mix")})
 
 
 class UserAdapters:
@@ -250,7 +179,7 @@ class UserAdapters:
         if plan.varies:
             views.append(self._items(learned, plan, trained, vary=True))
         given = {field.name: getattr(plan, field.name) for field in fields(Recipe) if hasattr(plan, field.name)}
-        recipe = Recipe(**given, evaluations=EVALUATIONS, patience=PATIENCE)
+        recipe = Recipe(**given, evaluations=EVALUATIONS)
         adapters, folder = self._new(plan, trained, origin, views[0].rows), trained.folder
         folder.mkdir(parents=True, exist_ok=True)
         watch = None if report is None else _comparable(report, items, judged)
@@ -282,10 +211,10 @@ class UserAdapters:
         if trained.below is not None:
             below, tokens = trained.below.load(model), first_tokens(rows.route.prompts[0], plan.prefix_tokens)
             return GroupedPrefix.begun(below, tokens, trained.count)
-        modules = tuple(adapted_modules(model, trained.first, plan.targets))
+        modules = adapted_modules(model, self._backbone.layers[trained.first :], plan.targets)
         if not modules:
             raise DataError(f"targets: {plan.targets} names no linear map in this model's layers; use targets: all")
-        lora = GroupedLora(model, LoraShape(modules, plan.rank, 2.0 * plan.rank, trained.count))
+        lora = GroupedLora(model, LoraShape(modules, plan.rank, plan.alpha * plan.rank, trained.count))
         if origin is not None:
             one = origin.load(model).state()
             lora.load({name: tensor.expand(trained.count, -1, -1) for name, tensor in one.items()})
@@ -331,9 +260,11 @@ class UserAdapters:
         asked = dataset if vary is None else with_words_dropped(dataset, vary.word_dropout)
         if not context.k:
             return [WORDINGS[self.scorer.kind].prompt(asked.task, q) for q in asked.questions]
-        chosen = Histories(self.scorer, dataset).top(context.ranking, context.mix, context.k)
+        histories, rates = Histories(self.scorer, dataset), (0.0, 0.0, 0.0)
         if vary is not None:
-            chosen = varied(chosen, vary.history_dropout, vary.history_order)
+            rates = (vary.history_dropout, vary.history_swap, vary.history_order)
+        ranked = histories.top(context.ranking, context.mix, context.k * (2 if rates[1] else 1))
+        chosen = varied(ranked, context.k, *rates)
         prompts, _ = Histories(self.scorer, asked).with_items(chosen, continuations(asked.labels))
         return prompts
 
@@ -381,12 +312,14 @@ class UserAdapters:
         return {"places": trained.clusters.plane(features), "groups": groups, "silhouette": trained.clusters.silhouette}
 
 
-def _comparable(report: Report, items: Dataset, judged: Dataset) -> Callable[[NDArray[np.float32], int], None]:
+def _comparable(
+    report: Report, items: Dataset, judged: Dataset
+) -> Callable[[NDArray[np.float32], Sequence[dict[str, float]]], None]:
     """What tells `report` of the items that are judged at every level, or of all: a pruner compares like with like."""
     shared = judged_at_every_level(items)
     rows = np.array([row for row, q in enumerate(judged.questions) if q.id in shared] or range(len(judged)))
     some = Dataset(judged.task, judged.labels, tuple(judged.questions[row] for row in rows))
-    return lambda scores, step: report(some, scores[rows], step)
+    return lambda scores, records: report(some, scores[rows], records)
 
 
 def blended(base: NDArray[np.float32], adapted: NDArray[np.float32], blend: float) -> NDArray[np.float32]:

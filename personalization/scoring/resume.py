@@ -55,7 +55,7 @@ def decoder_layers(model: PreTrainedModel, path: str | None = None) -> nn.Module
     if len(lists) != 1:
         names = ", ".join(lists) or "none"
         raise DataError(
-            f"{model.config.model_type}: {names} of its modules could be its {depth} blocks; name one with layers="
+            f"{model.config.model_type}: {names} of its modules could be its {depth} blocks; name one with model.blocks"
         )
     return next(iter(lists.values()))
 

@@ -51,7 +51,7 @@ def test_a_study_over_targets_and_ranks_leaves_the_model_as_it_was(tmp_path, spe
     assert result.failed == 0
     assert len({(targets, rank) for targets, rank, *_ in seen}) > 4
     (model,) = models
-    fresh = state(cached.load_backbone("causal", spec.model.path, "float32", "cpu", False).model)
+    fresh = state(cached.load_backbone("causal", spec.model.path, "float32", "cpu", None, False).model)
     for *_, weights, logits in seen:
         assert weights == fresh[0]
         assert torch.equal(logits, fresh[1])
@@ -68,11 +68,13 @@ def test_what_a_training_gave_is_kept_step_by_step_also_of_pruned_trials(tmp_pat
     assert set(result.groups) <= {2, 3}
     outcomes = [outcome_of(trial) for trial in find_study("small", tmp_path, None).get_trials()]
     for outcome in outcomes:
-        assert outcome.curves["reported"]
-        if outcome.state == "COMPLETE" and outcome.duplicate_of is None:
-            curves = outcome.curves
-            assert curves["training/epoch"][-1] == outcome.metrics["epochs_run"]
+        curves = outcome.curves
+        assert curves["reported"]
+        if outcome.duplicate_of is None:
             assert len(curves["training/held_out_loss"]) == len(curves["reported"])
+            assert len(curves["training/train_loss"]) == len(curves["reported"])
+        if outcome.state == "COMPLETE" and outcome.duplicate_of is None:
+            assert curves["training/epoch"][-1] == outcome.metrics["epochs_run"]
     assert {outcome.state for outcome in outcomes} == {TrialState.COMPLETE.name, TrialState.PRUNED.name}
     best = tmp_path / "results" / "small" / "best"
     assert {"training.png", "groups.png"} <= {path.name for path in best.iterdir()}

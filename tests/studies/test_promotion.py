@@ -28,7 +28,7 @@ class BiasedScorer:
     truncated = 0
     kind = "causal"
 
-    def __init__(self, model, folder, dtype="float32", device="auto", chat=False):
+    def __init__(self, model, folder, dtype="float32", device="auto", blocks=None, chat=False):
         self.fingerprint = "planted-model"
 
     def label_logprobs(self, prompts, continuations, progress=None):

@@ -49,6 +49,23 @@ def test_wilcoxon_compares_the_same_users():
     assert run(study, "wilcoxon", ["accuracy"], 0.95) is None
 
 
+def test_wilcoxon_compares_trainings_at_the_same_evaluation():
+    study = optuna.create_study(direction="maximize", pruner=make_pruner("wilcoxon"))
+    for shares, stopped_at in (((0.1, 0.9), None), ((0.1, 0.9, 0.9), None), ((0.1, 0.1), 2)):
+        trial = study.ask()
+        report = watch("wilcoxon", trial, ["accuracy"], BASELINE)
+        ended = None
+        for step, share in enumerate(shares, start=1):
+            try:
+                report(evaluation(share), step)
+            except optuna.TrialPruned:
+                ended = step
+                break
+        assert ended == stopped_at
+        study.tell(trial, None if ended else shares[-1], optuna.trial.TrialState.PRUNED if ended else None)
+    assert list(study.trials[1].intermediate_values) == list(range(60))
+
+
 @pytest.mark.parametrize("name", ["wilcoxon", "median"])
 def test_a_loss_is_stopped_when_it_is_high(name):
     study = optuna.create_study(direction="minimize", pruner=make_pruner(name))

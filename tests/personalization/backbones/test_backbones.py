@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from personalization.backbones import BACKBONES, SCALE, load_backbone
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.location import model_kind
-from personalization.errors import UsageError
+from personalization.errors import DataError, UsageError
 from search_spaces.retrieval import BASELINE
 
 TEXTS = ["a heist in paris", "two friends cross the desert to find water", "a dog", "war and peace, told by a child"]
@@ -25,7 +26,7 @@ def folder(kind, tiny_model, tiny_encoder):
 
 @pytest.fixture
 def backbone(kind, folder):
-    return load_backbone(kind, str(folder), "float32", "cpu", False)
+    return load_backbone(kind, str(folder), "float32", "cpu", None, False)
 
 
 def test_the_kind_is_read_from_the_folder(kind, folder):
@@ -104,9 +105,24 @@ def test_a_prompt_that_was_cut_is_counted_once(kind, folder, tmp_path):
     assert again.truncated == 1
 
 
+def test_the_list_of_blocks_can_be_named(kind, backbone):
+    """A second list as long as the model is deep makes the layout ambiguous; a path decides."""
+    expected = list(backbone.layers)
+    path = next(name for name, module in backbone.model.named_modules() if list(module.children()) == expected)
+    backbone.model.extra = torch.nn.ModuleList([torch.nn.Identity()] * backbone.depth)
+    try:
+        with pytest.raises(DataError, match=r"extra of its modules could be its .* name one with model.blocks"):
+            list(backbone.layers)
+        backbone.blocks = path
+        assert list(backbone.layers) == expected
+    finally:
+        backbone.blocks = None
+        del backbone.model.extra
+
+
 def test_only_a_causal_model_has_a_chat_template(tiny_encoder):
     with pytest.raises(UsageError, match="it has no chat template; set chat: false"):
-        load_backbone("encoder", str(tiny_encoder), "float32", "cpu", True)
+        load_backbone("encoder", str(tiny_encoder), "float32", "cpu", None, True)
 
 
 def test_the_baseline_scale_is_the_encoders():

@@ -18,7 +18,9 @@ from personalization.deployment import Deployment
 from personalization.errors import UsageError
 from personalization.methods.encoded_rows import EncodedRows
 from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules
-from personalization.methods.user_adapters import Plan, Trained, UserAdapters
+from personalization.methods.trained import Trained
+from personalization.methods.user_adapters import Plan, UserAdapters
+from personalization.scoring.resume import decoder_layers
 from search_spaces import load_space
 
 PLAN = Plan(level="cluster", groups=2, epochs=3, lr=2e-2, start=0.5)
@@ -46,7 +48,7 @@ def rows_of(scorer, world, first, groups=None):
 
 
 def random_lora(model, first, groups):
-    lora = GroupedLora(model, LoraShape(tuple(adapted_modules(model, first, "all")), 2, 4.0, groups))
+    lora = GroupedLora(model, LoraShape(adapted_modules(model, decoder_layers(model)[first:], "all"), 2, 4.0, groups))
     with torch.no_grad():
         for parameter in lora.sides[1]:
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(parameter[0])))

@@ -79,10 +79,25 @@ def test_dropped_words_leave_the_instruction(world):
 
 def test_items_in_front_are_left_out_or_stand_otherwise(world):
     chosen = [list(q.history[:6]) for q in world.questions] * 10
-    assert varied(chosen, 0.0, 0.0) == chosen
-    half = varied(chosen, 0.5, 0.0)
+    assert varied(chosen, 20, 0.0, 0.0, 0.0) == chosen
+    half = varied(chosen, 20, 0.5, 0.0, 0.0)
     assert all([item for item in before if item in after] == after for before, after in zip(chosen, half, strict=True))
     assert 0.4 < sum(map(len, half)) / sum(map(len, chosen)) < 0.6
-    turned = varied(chosen, 0.0, 0.5)
+    first = varied(chosen, 3, 0.0, 0.0, 0.0)
+    assert first == [items[:3] for items in chosen]
+    swapped = varied(chosen, 3, 0.0, 0.5, 0.0)
+    assert all(len(after) == len(before) for before, after in zip(first, swapped, strict=True))
+    assert all(
+        a == b or b in items[3:]
+        for items, before, after in zip(chosen, first, swapped, strict=True)
+        for a, b in zip(before, after, strict=True)
+    )
+    assert (
+        0.4
+        < sum(b not in before for before, after in zip(first, swapped, strict=True) for b in after)
+        / sum(map(len, first))
+        < 0.6
+    )
+    turned = varied(chosen, 20, 0.0, 0.0, 0.5)
     assert all(set(before) == set(after) for before, after in zip(chosen, turned, strict=True))
     assert 0.35 < sum(before != after for before, after in zip(chosen, turned, strict=True)) / len(chosen) < 0.6

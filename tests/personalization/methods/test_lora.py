@@ -10,6 +10,7 @@ from peft import PeftModel
 from personalization.backbones.causal import CausalBackbone
 from personalization.methods.adapted_rows import AdaptedRows
 from personalization.methods.lora import TARGETS, GroupedLora, LoraShape, adapted_modules, load_lora
+from personalization.scoring.resume import decoder_layers
 from tests.tiny import make_model, make_tokenizer
 
 LAYOUTS = ["llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", "opt", "phi", "falcon"]
@@ -20,7 +21,9 @@ USERS = [f"user {group}" for group in GROUPS]
 
 
 def random_lora(model, first=0, groups=3, targets="all", seed=0):
-    lora = GroupedLora(model, LoraShape(tuple(adapted_modules(model, first, targets)), 4, 8.0, groups), seed)
+    lora = GroupedLora(
+        model, LoraShape(adapted_modules(model, decoder_layers(model)[first:], targets), 4, 8.0, groups), seed
+    )
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in lora.parameters:
@@ -68,7 +71,7 @@ def test_a_row_gets_the_adapter_of_its_group_and_none_without_one():
 
 def test_a_new_adapter_changes_nothing_and_begins_as_pefts():
     model = make_model("llama")
-    lora = GroupedLora(model, LoraShape(tuple(adapted_modules(model, 0, "all")), 4, 8.0, 2))
+    lora = GroupedLora(model, LoraShape(adapted_modules(model, decoder_layers(model), "all"), 4, 8.0, 2))
     ids = torch.arange(5, 12)[None]
     with torch.inference_mode(), lora.applied(torch.tensor([1])):
         adapted = model(ids).logits
@@ -84,7 +87,7 @@ def test_the_model_is_bit_equal_afterwards_whatever_happens_inside():
     plain = model(ids).logits
     for targets in TARGETS:
         for rank in (1, 4):
-            shape = LoraShape(tuple(adapted_modules(model, rank % 2, targets)), rank, 2.0, 1)
+            shape = LoraShape(adapted_modules(model, decoder_layers(model)[rank % 2 :], targets), rank, 2.0, 1)
             with GroupedLora(model, shape).applied(torch.tensor([0])):
                 model(ids)
             assert torch.equal(model(ids).logits, plain)
@@ -98,12 +101,14 @@ def test_the_model_is_bit_equal_afterwards_whatever_happens_inside():
 @pytest.mark.parametrize("architecture", LAYOUTS)
 def test_targets_divide_the_linear_maps(architecture):
     model = make_model(architecture)
-    attention, rest, every = (set(adapted_modules(model, 0, targets)) for targets in ("attention", "mlp", "all"))
+    attention, rest, every = (
+        set(adapted_modules(model, decoder_layers(model), targets)) for targets in ("attention", "mlp", "all")
+    )
     assert attention | rest == every
     assert not attention & rest
     assert attention
     assert rest
-    assert set(adapted_modules(model, 1, "all")) < every
+    assert set(adapted_modules(model, decoder_layers(model)[1:], "all")) < every
 
 
 def test_saved_groups_are_loaded_side_by_side(tmp_path):

@@ -16,7 +16,8 @@ from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.methods.adapted_rows import AdaptedRows
 from personalization.methods.labelled import held_out, labelled_items
-from personalization.methods.user_adapters import Plan, Trained, UserAdapters, blended
+from personalization.methods.trained import Trained
+from personalization.methods.user_adapters import Plan, UserAdapters, blended
 
 PLAN = Plan(level="cluster", groups=2, epochs=2, lr=2e-2)
 
@@ -74,8 +75,8 @@ def test_what_was_trained_is_read_again_and_a_stopped_training_goes_on(scorer, w
     adapters = UserAdapters(scorer, tmp_path)
     seen = []
 
-    def stop(items, scores, number):
-        assert number == 1
+    def stop(items, scores, records):
+        assert len(records) == 1
         seen.append(scores.shape)
         assert scores.shape[0] == len(items)
         raise Stopped
