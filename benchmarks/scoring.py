@@ -235,17 +235,22 @@ def on_cpu(peers: list[str], n: int, repeats: int) -> dict[str, object]:
     return against_peers(peers, CausalBackbone(model_of(SHAPE), tokenizer), prompts, labels, repeats)
 
 
+def model_on_gpu() -> torch.nn.Module:
+    """Random weights in the shape of Llama 3.2 3B, bfloat16."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE_3B), dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3.0)
+    return model
+
+
 def on_gpu(peers: list[str], n: int, repeats: int) -> dict[str, object]:
     """A model of the shape of Llama 3.2 3B with random weights, prompts of about 500 tokens, 15 labels."""
     prompts = texts(n, 310)
     tokenizer = tokenizer_of([*texts(2000, 310, seed=1), *prompts], 8000)
     labels = [f" {tag}" for tag in LAMP_2_TAGS]
-    torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE_3B)
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(3.0)
+    model = model_on_gpu()
     backbone = CausalBackbone(model, tokenizer)
     result = against_peers(peers, backbone, prompts, labels, repeats)
     result["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 1)

@@ -1,6 +1,7 @@
 """What does a steering trial cost that starts at layer K of N, as a share of a full pass?
 
     python benchmarks/steering.py
+    python benchmarks/steering.py --gpu    # only 200 questions of 50 users, a 3B shape in bfloat16
 
 The 12-layer shape of benchmarks/scoring.py. For each K the block K is edited, once with the whole model and once from
 the stored states, in turns; both give the same bits. `cost_over_ideal` is the ratio of times over (N - K) / N: at most
@@ -17,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.methods.steered_scorer import SteeredScorer
@@ -35,16 +37,15 @@ def vectors_of(users: int, layers: int, width: int) -> SteeringVectors:
     return SteeringVectors(tuple(f"u{i}" for i in range(users)), personal, personal[0], norms)
 
 
-def user_by_user(repeats: int) -> dict[str, float]:
+def user_by_user(model: torch.nn.Module, repeats: int) -> dict[str, float]:
     """Four questions of each of 50 users, behind their histories: all in one call, and a call for each user."""
     users = np.repeat(np.arange(50), 4)
     histories = scoring.texts(50, 60, seed=2)
     prompts = [f"{histories[user]} {text}" for user, text in zip(users, scoring.texts(200, 20), strict=True)]
     tokenizer = scoring.tokenizer_of([*scoring.texts(2000, 90, seed=1), *prompts], scoring.SHAPE["vocab_size"])
-    backbone = CausalBackbone(scoring.model_of(scoring.SHAPE), tokenizer)
+    backbone = CausalBackbone(model, tokenizer)
     labels = [f" {tag}" for tag in scoring.LAMP_2_TAGS]
-    depth = scoring.SHAPE["num_hidden_layers"]
-    vectors, edit = vectors_of(50, depth, scoring.SHAPE["hidden_size"]), Edit((depth // 2,), alpha_personal=0.5)
+    vectors, edit = vectors_of(50, backbone.depth, backbone.width), Edit((backbone.depth // 2,), alpha_personal=0.5)
 
     def table(rows: np.ndarray, folder: str) -> np.ndarray:
         scorer = SteeredScorer(backbone, [prompts[i] for i in rows], labels, Path(folder), "benchmark")
@@ -69,7 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gpu", action="store_true")
     options = parser.parse_args()
+    if options.gpu:
+        print(json.dumps(user_by_user(scoring.model_on_gpu(), 3)))
+        return
     prompts = scoring.texts(options.n, 90)
     tokenizer = scoring.tokenizer_of([*scoring.texts(2000, 90, seed=1), *prompts], scoring.SHAPE["vocab_size"])
     backbone = CausalBackbone(scoring.model_of(scoring.SHAPE), tokenizer)
@@ -97,7 +102,7 @@ def main() -> None:
             result["cost_over_ideal"][str(k)] = round(share * depth / (depth - k), 3)
             result["share_of_full"][str(k)] = round(share, 3)
             result["stored_mb"][str(k)] = round(scorer.states_after(k).path.stat().st_size / 1e6, 1)
-    print(json.dumps({**result, **user_by_user(3)}))
+    print(json.dumps({**result, **user_by_user(backbone.model, 3)}))
 
 
 if __name__ == "__main__":

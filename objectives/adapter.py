@@ -195,7 +195,15 @@ class Adapter(Retrieval):
             config["adapter"] = self._heads.save(self._head(params))
         elif params.adapter in TRAINED:
             config["adapter"] = self._learn(params, "confirm").listed()
+            if (params.adapter, params.level) == ("lora", "user"):
+                config["without_adapter"] = self._without(params)
         return config
+
+    def _without(self, params: Any) -> dict[str, Any]:
+        """What calibrates the model itself: users that no adapter was trained for are answered by it."""
+        plain = self.resolved(replace(params, adapter="none", fit="exact"))
+        bias = self._priors(plain).log_model["batch"]
+        return {"params": {name: getattr(plain, name) for name in ("beta", "gamma", "tau")}, "log_model": bias.tolist()}
 
 
 def _plan(params: Any) -> Plan:

@@ -134,16 +134,18 @@ class Deployment:
         bias = np.where(steered[:, None], self.config["steering"]["log_model"], tables.log_model["batch"])
         return scores, replace(tables, log_model={**tables.log_model, "batch": bias})
 
-    def _adapted(self, dataset: Dataset, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores blended with those of the adapter that the config names, if it names one."""
+    def _adapted(self, dataset: Dataset, scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Scores blended with those of the adapter that the config names, if it names one; whose it did not answer."""
         adapter, params = self.config.get("adapter"), self.config["params"]
+        left = np.zeros(len(dataset), dtype=np.bool_)
         if adapter is None or not dataset.questions:
-            return scores
+            return scores, left
         if params["adapter"] == "head":
             own = UserHeads(self.scorer, Path()).scores(dataset, load_heads(adapter))
         else:
-            own = UserAdapters(self.scorer, Path()).scores(dataset, Trained.from_listed(adapter), resume=False)
-        return blended(scores, own, params["blend"])
+            adapters, trained = UserAdapters(self.scorer, Path()), Trained.from_listed(adapter)
+            own, left = adapters.scores(dataset, trained, resume=False), adapters.left_alone(dataset, trained)
+        return blended(scores, own, params["blend"]), left
 
     def log_probs(self, dataset: Dataset) -> Calibrated:
         """Log-probabilities [n, K] and prior modes of a data set with the config's labels."""
@@ -155,22 +157,31 @@ class Deployment:
         plain = history_counts(dataset)
         known = plain.sum(axis=1) > 0
         counts: NDArray[np.number[Any]] = plain
+        left = np.zeros(len(dataset), dtype=np.bool_)
         if self.config["method"] in ("retrieval", "adapter"):
             histories, wanted = Histories(self.scorer, dataset), SimpleNamespace(**params)
-            scores = self._adapted(dataset, histories.scores(wanted))
+            scores, left = self._adapted(dataset, histories.scores(wanted))
             counts = histories.counts(wanted) if params["prior_mode"] == "similar" else plain
         elif "steering" in self.config and dataset.questions:
             scores, tables = self._steered(dataset, tables)
         else:
             scores = self._scores(dataset)
-        method = METHODS[self.config["method"]]
+        others: dict[str, Any] = {}
+        if left.any():
+            others = self.config["without_adapter"]["params"]
+            bias = np.where(left[:, None], self.config["without_adapter"]["log_model"], tables.log_model["batch"])
+            tables = replace(tables, log_model={**tables.log_model, "batch": bias})
+        method, fallback = METHODS[self.config["method"]], self.config["fallback"]
         log_probs = np.empty(scores.shape)
         modes = [""] * len(dataset)
-        for rows, chosen in (
-            (np.flatnonzero(known), params),
-            (np.flatnonzero(~known), params | self.config["fallback"]),
+        for own, chosen in (
+            (known & ~left, params),
+            (known & left, params | others),
+            (~known & ~left, params | fallback),
+            (~known & left, params | others | fallback),
         ):
-            if len(rows):
+            if own.any():
+                rows = np.flatnonzero(own)
                 part = method(scores[rows], counts[rows], tables.only(rows), **chosen)
                 log_probs[rows] = part.log_probs
                 for row, mode in zip(rows, part.prior_modes, strict=True):

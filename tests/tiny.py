@@ -24,6 +24,7 @@ from transformers import (
     MptConfig,
     OPTConfig,
     PhiConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -127,9 +128,6 @@ def random_evaluation(seed: int, n: int = 60, users: int = 12, k: int = 5, skill
 
 def save_encoder(folder: Path, window: int = 64) -> None:
     """A random sentence encoder, its layers' weights large, saved as sentence-transformers saves one."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=400, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48
@@ -139,6 +137,14 @@ def save_encoder(folder: Path, window: int = 64) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(4.0)
+    save_as_encoder(folder, model, window)
+
+
+def save_as_encoder(folder: Path, model: PreTrainedModel, window: int = 64) -> None:
+    """A model of width 32 under a mean over tokens, saved as sentence-transformers saves one: folder/encoder."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
     model.save_pretrained(folder / "plain")
     make_tokenizer(bos=False).save_pretrained(folder / "plain")
     transformer = Transformer(str(folder / "plain"), max_seq_length=window)

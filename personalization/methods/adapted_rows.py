@@ -26,7 +26,7 @@ from personalization.methods.prefix import Adapters
 from personalization.scoring.packed import LONGEST_ROW, MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import captured_output, output_of, resumed_after, returns_tuples
+from personalization.scoring.resume import captured_output, output_of, parts_returned, resumed_after
 from personalization.scoring.rows import Row, Tokens, cut_rows, lay_out
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
@@ -65,7 +65,7 @@ class AdaptedRows:
         units = self._units(heads, users, len(route.trees[0].tokens))
         self.route = Packed(self.model, route.head, heads, tails[0], units=units)
         self.layers = backbone.layers
-        self.tuples = returns_tuples(self.model, self.layers)
+        self.parts = parts_returned(self.model, self.layers)
         tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
         waiting = sorted(units, key=lambda unit: -unit.width)
         self.rows: list[Sequence[Row]] = []
@@ -109,7 +109,7 @@ class AdaptedRows:
             stack.enter_context(fast_products(self.model.device.type))
             if self.first:
                 given = self.states[number].to(self.model.device)
-                stack.enter_context(resumed_after(self.layers, self.first - 1, given, self.tuples))
+                stack.enter_context(resumed_after(self.layers, self.first - 1, given, self.parts))
             past = None
             if lora is not None:
                 groups = torch.from_numpy(self.groups[[row.prompts[0] for row in rows]]).to(self.model.device)

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from personalization.backbones import SCALE
 from personalization.backbones.encoder import EncoderBackbone
+from personalization.errors import UnavailableError
 from personalization.files import sha256_of
 from personalization.methods.adapted_rows import table_of
 from personalization.methods.prefix import Adapters
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import output_of, resumed_after, returns_tuples
+from personalization.scoring.resume import output_of, parts_returned, resumed_after
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
 
@@ -54,7 +55,7 @@ class EncodedRows:
         self.backbone, self.model, self.texts, self.groups = backbone, backbone.model, texts, groups
         self.first, self.folder, self.layers = first, folder, backbone.layers
         self.labels = torch.from_numpy(backbone.embeddings(labels)).to(self.model.device)
-        self.tuples = returns_tuples(self.model, self.layers)
+        self.parts = parts_returned(self.model, self.layers)
         size = BATCH.get(self.model.device.type, BATCH["cpu"])
         order = np.array(sorted(range(len(texts)), key=lambda row: -len(texts[row])))
         self.members = [order[at : at + size] for at in range(0, len(order), size)]
@@ -63,6 +64,19 @@ class EncodedRows:
             "batch": size, "first": first, "attention": self.model.config._attn_implementation,
         })  # fmt: skip
         self._states: StoredStates | None = None
+        if first and len(texts) and not self._may_resume():
+            raise UnavailableError(
+                f"{backbone.name}: its layers take more from each other than states; adapters start at the first: "
+                "give start: 0"
+            )
+
+    def _may_resume(self) -> bool:
+        """Whether a batch whose lower layers are left out ends where the whole one does."""
+        with torch.inference_mode(), fast_products(self.model.device.type):
+            whole = self._embedded(0)
+            states = output_of(self.layers[self.first - 1], partial(self._embedded, 0))
+            with resumed_after(self.layers, self.first - 1, states, self.parts):
+                return torch.equal(self._embedded(0), whole)
 
     @property
     def batches(self) -> int:
@@ -84,7 +98,7 @@ class EncodedRows:
             stack.enter_context(fast_products(self.model.device.type))
             if self.first:
                 given = self.states[number].to(self.model.device)
-                stack.enter_context(resumed_after(self.layers, self.first - 1, given, self.tuples))
+                stack.enter_context(resumed_after(self.layers, self.first - 1, given, self.parts))
             if lora is not None:
                 groups = torch.from_numpy(self.groups[self.members[number]]).to(self.model.device)
                 stack.enter_context(lora.applied(groups, dropout))

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
+from personalization.errors import UnavailableError
 from personalization.files import write_atomic
 
 TARGETS = ("attention", "mlp", "all")
@@ -88,7 +89,7 @@ class GroupedLora:
         handles = []
         try:
             for path in self.shape.modules:
-                hook = _adder(self.a[path], self.b[path], rows, scale, dropout)
+                hook = _adder(path, self.a[path], self.b[path], rows, scale, dropout)
                 handles.append(self.model.get_submodule(path).register_forward_hook(hook))
             yield None
         finally:
@@ -163,13 +164,18 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
-def _adder(a: Tensor, b: Tensor, rows: Tensor, scale: float, dropout: float) -> Any:
+def _adder(path: str, a: Tensor, b: Tensor, rows: Tensor, scale: float, dropout: float) -> Any:
     one = len(a) == 1 and bool((rows == 0).all())
     on = (rows >= 0).to(a.dtype)[:, None, None]
     groups = rows.clamp(min=0)
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0].to(a.dtype)
+        if not one and (len(x) % len(rows) or (x.ndim > 2 and len(x) != len(rows))):
+            raise UnavailableError(
+                f"{path} takes {len(x)} rows from a batch of {len(rows)}, so that it cannot have an adapter for each "
+                "user; give targets: mlp"
+            )
         if dropout:
             x = nn.functional.dropout(x, dropout)
         flat = x.ndim == 2  # OPT joins rows and places

@@ -26,7 +26,7 @@ from personalization.methods.steering import Edit, EditedTokens, Firings, Steeri
 from personalization.scoring.packed import MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import output_of, resumed_after, returns_tuples
+from personalization.scoring.resume import output_of, parts_returned, resumed_after
 from personalization.scoring.rows import Row, lay_out
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
@@ -110,7 +110,7 @@ class SteeredScorer:
         if len(route.trees) > 1:
             raise DataError(f"steering takes labels of at most {MOST_NODES} tokens together")
         self.layers = backbone.layers
-        self.tuples = returns_tuples(self.model, self.layers)
+        self.parts = parts_returned(self.model, self.layers)
         self.tokens = BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
         self._routes = {
             "last": lambda: route,
@@ -149,7 +149,7 @@ class SteeredScorer:
             with ExitStack() as stack:
                 if states is not None:
                     given = states[number].to(self.model.device)
-                    stack.enter_context(resumed_after(self.layers, after, given, self.tuples))
+                    stack.enter_context(resumed_after(self.layers, after, given, self.parts))
                 firings = stack.enter_context(steered(self.layers, vectors, edit, tokens))
                 out[prompts] = self._scores(batches, number)
             total.add(firings)

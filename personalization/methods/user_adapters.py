@@ -304,6 +304,11 @@ class UserAdapters:
             found = {user: 0 if trained.level == "unified" else trained.groups.get(user, -1) for user in histories}
         return {user: -1 if group in trained.idle else group for user, group in found.items()}
 
+    def left_alone(self, dataset: Dataset, trained: Trained) -> NDArray[np.bool_]:
+        """Which questions the model itself answers, [n]: those of users without an adapter."""
+        groups = self.assigned(dataset, trained)
+        return np.array([groups[q.user_id] == -1 and trained.below is None for q in dataset.questions], dtype=np.bool_)
+
     def placed(self, dataset: Dataset, trained: Trained) -> dict[str, Any]:
         """The users of a data set in the plane [U, 2] with their groups [U], of adapters that have groups."""
         assert trained.clusters is not None

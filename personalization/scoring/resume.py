@@ -96,9 +96,9 @@ def output_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
 
 
 @contextmanager
-def resumed_after(layers: nn.ModuleList, k: int, states: Tensor, tuples: bool) -> Iterator[None]:
-    """Run the model from the output of layer `k`. `tuples`: whether its blocks return tuples."""
-    given: Any = (states, None) if tuples else states
+def resumed_after(layers: nn.ModuleList, k: int, states: Tensor, parts: int) -> Iterator[None]:
+    """Run the model from the output of layer `k`. `parts`: of the tuples that its blocks return; 0: no tuples."""
+    given: Any = (states, *[None] * (parts - 1)) if parts else states
     skipped = layers[: k + 1]
     for layer in skipped:
         layer.forward = lambda *_, **__: given
@@ -115,10 +115,12 @@ def hidden(output: Any) -> Tensor:
     return states
 
 
-def returns_tuples(model: PreTrainedModel, layers: nn.ModuleList) -> bool:
-    """Whether the blocks of a model return tuples."""
-    seen: list[bool] = []
-    handle = layers[0].register_forward_hook(lambda _, __, output: seen.append(isinstance(output, tuple)))
+def parts_returned(model: PreTrainedModel, layers: nn.ModuleList) -> int:
+    """How many parts the tuples have that the blocks of a model return; 0 where they return states alone."""
+    seen: list[int] = []
+    handle = layers[0].register_forward_hook(
+        lambda _, __, output: seen.append(len(output) if isinstance(output, tuple) else 0)
+    )
     try:
         with torch.inference_mode():
             model.base_model(input_ids=torch.tensor([[1, 2]], device=model.device))

@@ -1,5 +1,8 @@
 """Contract: every objective listed in OBJECTIVES, on planted scores."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,8 +16,10 @@ from objectives.calibration import solved
 from objectives.steering import _settings
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import TAGS, make_world
+from personalization.data.lamp import write_dataset
+from personalization.data.prompts import WORDINGS
 from personalization.data.splits import split_users
-from personalization.deployment import Deployment
+from personalization.deployment import FORMAT, Deployment
 from personalization.methods.priors import log_mean_probability
 from personalization.methods.steered_scorer import SteeredScorer
 from search_spaces import load_space, parameters
@@ -331,6 +336,26 @@ def test_deployment_answers_as_the_trial_did(name, objective, world, scorer):
         evaluation = objective.evaluate(params, "confirm")
         assert [a.label for a in answers] == [TAGS[i] for i in evaluation.predicted]
         assert [a.prior_mode for a in answers] == list(evaluation.prior_modes)
+
+
+def test_a_fresh_process_answers_as_the_trial_did(world, tiny_model, folder, tmp_path):
+    """By the command line, from a config and what it names: steered layers, trained adapters."""
+    splits = split_users(world.dataset)
+    questions, _ = write_dataset(tmp_path, "confirm", splits.confirm)
+    for name in LOOK_INSIDE:
+        scorer = ModelScorer(str(tiny_model), folder)
+        objective, params = load_objective(name, splits, scorer), some_params(name)[0]
+        model = {"path": scorer.model, "dtype": "float32", "device": "auto", "blocks": None, "chat": False}
+        about = {"format": FORMAT, "generation": 1, "provenance": {}, "template": WORDINGS["causal"].template}
+        config = {**about, "model": {**model, "fingerprint": scorer.fingerprint}, "fallback": {}}
+        path, out = tmp_path / f"{name}.yaml", tmp_path / f"{name}.json"
+        path.write_text(yaml.safe_dump({**config, **objective.deployment(params)}))
+        command = [sys.executable, "-m", "cli", "predict", "--config", path, "--questions", questions, "--out", out]
+        subprocess.run(command, check=True, capture_output=True)
+        evaluation = objective.evaluate(params, "confirm")
+        answers = {answer["id"]: answer["output"] for answer in json.loads(out.read_text())["golds"]}
+        assert answers == dict(zip(evaluation.question_ids, (TAGS[i] for i in evaluation.predicted), strict=True))
+        assert (evaluation.predicted != objective.evaluate(load_space(name).BASELINE, "confirm").predicted).any()
 
 
 def test_nothing_to_answer_is_answered_by_nothing(name, objective, scorer):

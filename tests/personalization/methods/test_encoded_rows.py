@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from transformers import AutoModel, DebertaV2Config, T5Config
 
 from objectives import load_objective
 from personalization.backbones.cached import CachedScorer
@@ -15,13 +16,14 @@ from personalization.data.demo.world import make_world
 from personalization.data.prompts import item_text
 from personalization.data.splits import split_users
 from personalization.deployment import Deployment
-from personalization.errors import UsageError
+from personalization.errors import UnavailableError, UsageError
 from personalization.methods.encoded_rows import EncodedRows
 from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules
 from personalization.methods.trained import Trained
 from personalization.methods.user_adapters import Plan, UserAdapters
 from personalization.scoring.resume import decoder_layers
 from search_spaces import load_space
+from tests.tiny import save_as_encoder
 
 PLAN = Plan(level="cluster", groups=2, epochs=3, lr=2e-2, start=0.5)
 
@@ -152,3 +154,39 @@ def test_a_deployment_answers_as_the_trial_did(scorer, world, level):
     assert [answer.label for answer in answers] == [world.labels[i] for i in evaluation.predicted]
     plain = objective.evaluate(replace(params, adapter="none"), "confirm")
     assert (evaluation.log_probs != plain.log_probs).any()
+    new = [replace(q, user_id=f"new {q.user_id}") for q in splits.confirm.questions]
+    found = Deployment(config, scorer).predict(new)
+    if level == "user":  # the encoder itself answers them, calibrated as such
+        expected = [dict(zip(world.labels, row, strict=True)) for row in plain.log_probs]
+    else:
+        expected = [answer.log_probs for answer in answers]
+    assert all(a.log_probs == pytest.approx(b, abs=1e-4) for a, b in zip(found, expected, strict=True))
+
+
+def other_encoder(folder, config):
+    """A random sentence encoder of another architecture."""
+    torch.manual_seed(0)
+    save_as_encoder(folder, AutoModel.from_config(config))
+    return CachedScorer(str(folder / "encoder"), folder / "scores")
+
+
+def test_layers_that_hand_on_more_than_states_are_refused_below_the_adapters(tmp_path, world):
+    """T5's first block makes the position bias of all."""
+    small = {"vocab_size": 400, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4}
+    scorer = other_encoder(tmp_path, T5Config(**small, architectures=["T5EncoderModel"]))
+    adapters = UserAdapters(scorer, tmp_path / "adapters")
+    with pytest.raises(UnavailableError, match=r"t5: its layers take more from each other than states; .* start: 0"):
+        adapters.learn(world, replace(PLAN, start=0.5))
+    assert len(adapters.learn(world, replace(PLAN, start=0.0, epochs=1)).record["records"]) == 2
+
+
+def test_maps_that_are_shared_by_a_batch_get_no_adapter_for_each_user(tmp_path, world):
+    """DeBERTa's attention maps its relative positions by the same weights as its states."""
+    small = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    places = {"relative_attention": True, "share_att_key": True, "pos_att_type": ["p2c", "c2p"]}
+    scorer = other_encoder(tmp_path, DebertaV2Config(**small, **places, intermediate_size=48, position_buckets=8))
+    adapters = UserAdapters(scorer, tmp_path / "adapters")
+    grouped = replace(PLAN, level="cluster", groups=2, epochs=1)
+    with pytest.raises(UnavailableError, match=r"takes 1 rows from a batch of .*; give targets: mlp"):
+        adapters.learn(world, grouped)
+    assert len(adapters.learn(world, replace(grouped, targets="mlp")).record["records"]) == 2
