@@ -29,7 +29,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 benchmark: install
 	$(BIN)/python benchmarks/trials.py

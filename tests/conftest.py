@@ -14,7 +14,9 @@ from personalization.data.lamp import write_dataset
 from personalization.evaluation import Evaluation
 from tests.tiny import make_model, make_tokenizer, random_evaluation, save_encoder
 
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 

@@ -105,19 +105,16 @@ def test_a_prompt_that_was_cut_is_counted_once(kind, folder, tmp_path):
     assert again.truncated == 1
 
 
-def test_the_list_of_blocks_can_be_named(kind, backbone):
+def test_the_list_of_blocks_can_be_named(kind, folder, backbone, tmp_path):
     """A second list as long as the model is deep makes the layout ambiguous; a path decides."""
-    expected = list(backbone.layers)
-    path = next(name for name, module in backbone.model.named_modules() if list(module.children()) == expected)
-    backbone.model.extra = torch.nn.ModuleList([torch.nn.Identity()] * backbone.depth)
-    try:
-        with pytest.raises(DataError, match=r"extra of its modules could be its .* name one with model.blocks"):
-            list(backbone.layers)
-        backbone.blocks = path
-        assert list(backbone.layers) == expected
-    finally:
-        backbone.blocks = None
-        del backbone.model.extra
+    path = next(name for name, module in backbone.model.named_modules() if module is backbone.layers)
+    named = CachedScorer(str(folder), tmp_path, blocks=path)
+    for one in (backbone, named.backbone):
+        one.model.extra = torch.nn.ModuleList([torch.nn.Identity()] * backbone.depth)
+    with pytest.raises(DataError, match=r"extra of its modules could be its .* name one with model.blocks"):
+        list(backbone.layers)
+    assert named.backbone.layers is named.backbone.model.get_submodule(path)
+    assert named.identity != CachedScorer(str(folder), tmp_path).identity
 
 
 def test_only_a_causal_model_has_a_chat_template(tiny_encoder):
