@@ -99,7 +99,7 @@ class Adapter(Retrieval):
         """The adapters for a part: of tune's histories; at level `user`, for other parts, of everybody's histories."""
         plan, dataset = _plan(params), self._splits.tune
         of_everybody = plan.level == "user" and part != "tune"
-        if (plan, of_everybody) in self._trained:
+        if report is None and (plan, of_everybody) in self._trained:
             return self._trained[plan, of_everybody]
         if of_everybody:
             everybody = [q for name in PARTS for q in self._splits.part(name).questions]

@@ -37,6 +37,7 @@ SPACE: dict[str, BaseDistribution] = {
     "dropout": FloatDistribution(0.0, 0.3),
     "clip": FloatDistribution(0.1, 10.0, log=True),
     "patience": IntDistribution(1, 8),
+    "warm_up": FloatDistribution(0.0, 0.3),
     "label": FloatDistribution(0.1, 1.0),
     "token": FloatDistribution(0.0, 1.0),
     "margin": FloatDistribution(0.0, 1.0),
@@ -50,7 +51,7 @@ SPACE: dict[str, BaseDistribution] = {
 OF_TRAINING = (
     "rank", "alpha", "targets", "start", "prefix_tokens", "word_dropout", "history_dropout", "history_swap",
     "history_order", "epochs", "lr", "lr_ratio", "schedule", "accumulate", "weight_decay", "dropout", "clip",
-    "patience", "label", "token", "margin", "match", "diversity", "anchor",
+    "patience", "warm_up", "label", "token", "margin", "match", "diversity", "anchor",
 )  # fmt: skip
 OF_ITEMS = ("history_dropout", "history_swap", "history_order")
 OF_VIEWS = ("word_dropout", *OF_ITEMS)
@@ -108,6 +109,7 @@ class Params(retrieval.Params):
     dropout: float
     clip: float
     patience: int
+    warm_up: float
     label: float
     token: float
     margin: float
@@ -122,7 +124,8 @@ _NONE: dict[str, Any] = {
     "depth": 0.0, "rank": 4, "alpha": 2.0, "targets": "all", "start": 0.5, "prefix_tokens": 8, "word_dropout": 0.0,
     "history_dropout": 0.0, "history_swap": 0.0, "history_order": 0.0, "epochs": 4, "lr": 2e-3, "lr_ratio": 1.0,
     "schedule": "cosine", "accumulate": 1, "weight_decay": 0.01, "dropout": 0.0, "clip": 1.0, "patience": 3,
-    "label": 1.0, "token": 0.0, "margin": 0.0, "match": 0.0, "diversity": 0.0, "anchor": 0.0, "fit": "searched",
+    "warm_up": 0.1, "label": 1.0, "token": 0.0, "margin": 0.0, "match": 0.0, "diversity": 0.0, "anchor": 0.0,
+    "fit": "searched",
 }  # fmt: skip
 
 BASELINE = Params(**_NONE, **asdict(retrieval.BASELINE))

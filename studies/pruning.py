@@ -18,6 +18,7 @@ import optuna
 from optuna import pruners
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
+from scipy.stats import wilcoxon
 
 from objectives import Report
 from personalization.evaluation import Evaluation, all_metrics
@@ -34,6 +35,8 @@ PRUNERS: dict[str, Callable[[], pruners.BasePruner]] = {
 }
 PATIENCE = 2
 """Blocks in a row after which `dominated` stops a trial."""
+WORSE = 0.1
+"""p-value below which `wilcoxon` ends a training; WilcoxonPruner's own threshold."""
 RUNNING = "running"
 """Trial attribute of `dominated`: the metrics after each block."""
 
@@ -62,12 +65,10 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
             stop = _dominated(trial, values)
         else:
             if name == "wilcoxon":
-                _report_users(trial, first, optimize[0], told, step or 1)
+                mine = _report_users(trial, first, optimize[0], told, step or 1)
             else:
                 trial.report(now[0], len(values))
-            with warnings.catch_warnings():  # the best training may have ended earlier than this one
-                warnings.filterwarnings("ignore", "WilcoxonPruner finds steps")
-                stop = trial.should_prune()
+            stop = trial.should_prune() if name != "wilcoxon" or step is None else _worse(trial, mine)
         if stop:
             raise optuna.TrialPruned
 
@@ -83,18 +84,36 @@ def _values(first: Evaluation, baseline: Evaluation, place: dict[str, int], opti
     return [metrics[metric] for metric in optimize]
 
 
-def _report_users(trial: optuna.Trial, first: Evaluation, metric: str, told: set[int], step: int) -> None:
-    """Report the mean score of each user that was not told yet, in the direction of the study.
+def _report_users(trial: optuna.Trial, first: Evaluation, metric: str, told: set[int], step: int) -> dict[int, float]:
+    """Report the mean score of each user that was not told yet, in the direction of the study; all by their places.
 
     At each step of a training all users count anew, each to be compared with itself at the same step.
     """
     sign = 1.0 if trial.study.direction == StudyDirection.MAXIMIZE else -1.0
     scores, (names, owners) = first.question_scores(metric), first.users
-    for user in range(len(names)):
-        place = (step - 1) * len(names) + user
+    means = {(step - 1) * len(names) + i: sign * float(scores[owners == i].mean()) for i in range(len(names))}
+    for place, mean in means.items():
         if place not in told:
             told.add(place)
-            trial.report(sign * float(scores[owners == user].mean()), place)
+            trial.report(mean, place)
+    return means
+
+
+def _worse(trial: optuna.Trial, mine: dict[int, float]) -> bool:
+    """Whether the users of one evaluation are worse than the best trial's there: WilcoxonPruner's test.
+
+    That pruner itself would take each evaluation of a user for another user.
+    """
+    try:
+        theirs = trial.study.best_trial.intermediate_values
+    except ValueError:
+        return False
+    difference = [value - theirs[place] for place, value in mine.items() if place in theirs]
+    if len(difference) < 2:
+        return False
+    maximize = trial.study.direction == StudyDirection.MAXIMIZE
+    test = wilcoxon(difference, alternative="less" if maximize else "greater", zero_method="zsplit")
+    return bool(test.pvalue < WORSE)
 
 
 def _dominated(trial: optuna.Trial, values: Sequence[Sequence[float | None]]) -> bool:

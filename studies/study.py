@@ -121,7 +121,8 @@ def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna
     if stored is None and study.get_trials(deepcopy=False):
         raise UsageError(f"study {spec.name!r} in {url} was not made by chamtune; choose another name")
     if stored is not None:
-        refuse_changes(spec.name, stored, record)
+        was = parse_spec(stored["spec"], f"the spec of study {spec.name}").identity()
+        refuse_changes(spec.name, {**stored, "spec": was}, record)
     study.set_user_attr(RECORD, record)
     with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
         study.set_metric_names(list(spec.optimize))

@@ -111,18 +111,16 @@ class TrialRunner:
             if key in self.measured:
                 duplicate, metrics = self.measured[key]
             else:
-                evaluation = self.objective.evaluate(
-                    params, report=watch(self.pruner, trial, self.optimize, self.baseline)
-                )
+                report = watch(self.pruner, trial, self.optimize, self.baseline)
+                try:
+                    evaluation = self.objective.evaluate(params, report=report)
+                except optuna.TrialPruned:
+                    return self._pruned(trial, params)
                 metrics = {**all_metrics(evaluation, self.baseline), **self.objective.observed(params)}
                 remarks, curves = self.objective.remarks(params), self._curves(params)
                 self.measured[key] = (trial.number, metrics)
             values = [_finite(name, metrics[name]) for name in self.optimize]
             violations = {c.metric: c.violation(_finite(c.metric, metrics[c.metric])) for c in self.constraints}
-        except optuna.TrialPruned:
-            seen = {"remarks": self.objective.alarms(params), "curves": self._curves(params)}
-            trial.set_user_attr(MEASURED, seen)
-            return self._end(trial, TrialState.PRUNED)
         except KeyboardInterrupt:
             self._end(trial, TrialState.FAIL, failure="interrupted")
             raise
@@ -135,6 +133,12 @@ class TrialRunner:
             measured["duplicate_of"] = duplicate
         trial.set_user_attr(MEASURED, measured)
         return outcome_of(self.study.tell(trial, values))
+
+    def _pruned(self, trial: optuna.Trial, params: Any) -> Outcome:
+        """Tell a trial that was ended early, with what was seen until then."""
+        seen = {"seed": self.seed, "remarks": self.objective.alarms(params), "curves": self._curves(params)}
+        trial.set_user_attr(MEASURED, seen)
+        return self._end(trial, TrialState.PRUNED)
 
     def _curves(self, params: Any) -> dict[str, list[float]]:
         return {name: list(values) for name, values in self.objective.curves(params).items()}

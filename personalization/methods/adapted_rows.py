@@ -26,7 +26,7 @@ from personalization.methods.prefix import Adapters
 from personalization.scoring.packed import LONGEST_ROW, MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import captured_output, output_of, parts_returned, resumed_after
+from personalization.scoring.resume import captured_output, may_resume, output_of, parts_returned, resumed_after
 from personalization.scoring.rows import Row, Tokens, cut_rows, lay_out
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
@@ -78,6 +78,10 @@ class AdaptedRows:
             "attention": self.model.config._attn_implementation,
         })  # fmt: skip
         self._states: StoredStates | None = None
+        if first and self.rows:
+            with fast_products(self.model.device.type):
+                resumable = may_resume(self.layers, first - 1, self.parts, partial(self.route.score, self.rows[0]))
+            self.first = first if resumable else 0
 
     def _units(self, heads: Sequence[Tokens], users: Sequence[str], nodes: int) -> list[Row]:
         members: dict[str, list[int]] = {}

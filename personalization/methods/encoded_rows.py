@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from personalization.backbones import SCALE
 from personalization.backbones.encoder import EncoderBackbone
-from personalization.errors import UnavailableError
 from personalization.files import sha256_of
 from personalization.methods.adapted_rows import table_of
 from personalization.methods.prefix import Adapters
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import output_of, parts_returned, resumed_after
+from personalization.scoring.resume import may_resume, output_of, parts_returned, resumed_after
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
 
@@ -64,19 +63,10 @@ class EncodedRows:
             "batch": size, "first": first, "attention": self.model.config._attn_implementation,
         })  # fmt: skip
         self._states: StoredStates | None = None
-        if first and len(texts) and not self._may_resume():
-            raise UnavailableError(
-                f"{backbone.name}: its layers take more from each other than states; adapters start at the first: "
-                "give start: 0"
-            )
-
-    def _may_resume(self) -> bool:
-        """Whether a batch whose lower layers are left out ends where the whole one does."""
-        with torch.inference_mode(), fast_products(self.model.device.type):
-            whole = self._embedded(0)
-            states = output_of(self.layers[self.first - 1], partial(self._embedded, 0))
-            with resumed_after(self.layers, self.first - 1, states, self.parts):
-                return torch.equal(self._embedded(0), whole)
+        if first and self.members:
+            with fast_products(self.model.device.type):
+                resumable = may_resume(self.layers, first - 1, self.parts, partial(self._embedded, 0))
+            self.first = first if resumable else 0
 
     @property
     def batches(self) -> int:

@@ -174,7 +174,7 @@ def _adder(path: str, a: Tensor, b: Tensor, rows: Tensor, scale: float, dropout:
         if not one and (len(x) % len(rows) or (x.ndim > 2 and len(x) != len(rows))):
             raise UnavailableError(
                 f"{path} takes {len(x)} rows from a batch of {len(rows)}, so that it cannot have an adapter for each "
-                "user; give targets: mlp"
+                "user; give other targets"
             )
         if dropout:
             x = nn.functional.dropout(x, dropout)

@@ -26,7 +26,7 @@ from personalization.methods.steering import Edit, EditedTokens, Firings, Steeri
 from personalization.scoring.packed import MOST_NODES, Packed
 from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
-from personalization.scoring.resume import output_of, parts_returned, resumed_after
+from personalization.scoring.resume import may_resume, output_of, parts_returned, resumed_after
 from personalization.scoring.rows import Row, lay_out
 from personalization.scoring.states import StoredStates
 from personalization.scoring.store import key_of
@@ -143,7 +143,7 @@ class SteeredScorer:
         out = np.empty((len(users), len(batches.route.trees[0].lengths)), dtype=np.float32)
         total = Firings(dict.fromkeys(edit.layers, 0))
         after = min(edit.layers) - (edit.site == "mlp") if resume else -1
-        states = self.states_after(after, scope) if after >= 0 else None
+        states = self.states_after(after, scope) if after >= 0 and self._may_resume(batches, after) else None
         for number, prompts in enumerate(batches.prompts):
             tokens = batches.edited(number, users, gates, scope)
             with ExitStack() as stack:
@@ -194,6 +194,10 @@ class SteeredScorer:
             places = batches.layouts[number].places
             out[batches.prompts[number]] = states[places[:, 0], places[:, 1]].float().cpu().numpy()
         return out
+
+    def _may_resume(self, batches: Batches, after: int) -> bool:
+        with self._running():
+            return may_resume(self.layers, after, self.parts, lambda: batches.route.score(batches.rows[0]))
 
     def _run(self, batches: Batches, layer: int) -> Iterator[Tensor]:
         for number in range(len(batches.rows)):

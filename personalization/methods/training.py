@@ -36,7 +36,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from personalization.errors import DataError
+from personalization.errors import DataError, UsageError
 from personalization.files import write_atomic
 from personalization.methods.adapted_rows import AdaptedRows
 from personalization.methods.encoded_rows import EncodedRows
@@ -46,10 +46,8 @@ from personalization.metrics import entropy_bits, label_counts
 
 log = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 """Of the recipe: a change that changes results raises it."""
-WARM_UP = 0.1
-"""Share of the steps over which the learning rate rises."""
 SCHEDULES = ("cosine", "plateau")
 SHARPNESS = 10.0
 """Scale of the cosines in the match loss."""
@@ -60,7 +58,7 @@ class Recipe:
     """How adapters are trained. Losses by weight.
 
     `evaluations` an epoch; `lr_ratio`: of the rates of B and A; `accumulate` batches a step; `clip` bounds the
-    gradient's norm; `patience` in evaluations.
+    gradient's norm; `patience` in evaluations; `warm_up`: share of the steps over which the learning rate rises.
     """
 
     epochs: int = 4
@@ -79,6 +77,7 @@ class Recipe:
     diversity: float = 0.0
     anchor: float = 0.0
     patience: int = 2
+    warm_up: float = 0.1
     seed: int = 0
 
 
@@ -122,6 +121,8 @@ def losses(
         share = torch.bincount(gold, minlength=scores.shape[1]) / len(gold)
         wanted = -(share * share.clamp(min=1e-12).log()).sum()
         found["diversity"] = recipe.diversity * (wanted + (mean * mean.clamp(min=1e-12).log()).sum()).clamp(min=0)
+    if not found:
+        raise UsageError("nothing is learned: label, token, margin, match and diversity all have weight 0")
     return found
 
 
@@ -272,18 +273,18 @@ def _groups(stretch: _Stretch, batches: Sequence[int], device: torch.device) -> 
 
 def _share_of_rate(step: int, steps: int, recipe: Recipe, records: Sequence[Record]) -> float:
     """The learning rate as a share of its largest, by the recipe's schedule."""
+    warm = max(1, round(recipe.warm_up * steps))
     if recipe.schedule == "cosine":
-        return _schedule(step, steps)
+        return _cosine(step, steps, warm)
     if recipe.schedule != "plateau":
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, but got {recipe.schedule!r}")
     losses_so_far = [record.get("held_out_loss", record["loss"]) for record in records]
     misses = sum(loss >= min(losses_so_far[:at]) for at, loss in enumerate(losses_so_far) if at)
-    return float(min(1.0, (step + 1) / max(1, round(WARM_UP * steps))) * 0.5**misses)
+    return float(min(1.0, (step + 1) / warm) * 0.5**misses)
 
 
-def _schedule(step: int, steps: int) -> float:
+def _cosine(step: int, steps: int, warm: int) -> float:
     """Linear warm-up, then cosine decay."""
-    warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

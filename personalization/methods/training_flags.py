@@ -16,13 +16,18 @@ def flags(records: Sequence[Mapping[str, float]]) -> list[str]:
                 "raise diversity, or lower lr"
             )
             break
-    for before, record in pairwise(records):
-        if record.get("held_out_loss", 0.0) > before.get("held_out_loss", 0.0) + 0.05:
+    held_out = [record["held_out_loss"] for record in records if "held_out_loss" in record]
+    for at in range(1, len(held_out)):
+        best, last = min(held_out[:at]), held_out[max(0, at - 3) : at + 1]
+        if held_out[at] > best + 0.05 or (len(last) == 4 and all(a < b for a, b in pairwise(last))):
             said.append(
-                f"epoch {record['epoch']:g}: the held-out loss rises from {before['held_out_loss']:.3f} to "
-                f"{record['held_out_loss']:.3f}; take fewer epochs, a smaller rank or lr, or more dropout"
+                f"epoch {records[at]['epoch']:g}: the held-out loss rises from {best:.3f} to {held_out[at]:.3f}; take "
+                "fewer epochs, a smaller rank or lr, or more dropout"
             )
             break
+    trained = [record["train_loss"] for record in records if "train_loss" in record]
+    if len(trained) > 2 and min(trained[1:]) >= trained[0]:
+        said.append(f"epoch {records[-1]['epoch']:g}: the training loss does not fall; raise lr or rank")
     for record in records:
         parts = {name.removeprefix("loss_"): value for name, value in record.items() if name.startswith("loss_")}
         main = parts.get("label", 0.0) + parts.get("token", 0.0)

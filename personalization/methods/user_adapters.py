@@ -21,7 +21,8 @@ there, the checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -34,11 +35,11 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.prompts import WORDINGS, continuations
 from personalization.data.records import Dataset
 from personalization.errors import DataError, UsageError
-from personalization.files import sha256_of, write_atomic
+from personalization.files import locked, sha256_of, write_atomic
 from personalization.methods.clusters import Clusters, cluster, histories_of
+from personalization.methods.judged import Judged, Report
 from personalization.methods.labelled import (
     held_out,
-    judged_at_every_level,
     labelled_items,
     needed,
     varied,
@@ -54,8 +55,8 @@ RECORD, CHECKPOINT = "record.json", "checkpoint.safetensors"
 EVALUATIONS = 2
 """How often an epoch is judged by the held-out items."""
 
-Report = Callable[[Dataset, NDArray[np.float32], Sequence[dict[str, float]]], None]
-"""Called after each evaluation with the held-out items, their scores [m, K] and all records; may raise to end it."""
+KEPT_CHECKPOINTS = 64
+"""Trainings that were ended early and may go on; older ones would begin anew."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class Plan:
     dropout: float = 0.0
     clip: float = 1.0
     patience: int = 3
+    warm_up: float = 0.1
     label: float = 1.0
     token: float = 0.0
     margin: float = 0.0
@@ -112,13 +114,13 @@ def _code() -> str:
     room = Path(__file__).parent
     names = (
         "training",
-        "training_flags",
         "grouped_adamw",
         "adapted_rows",
         "encoded_rows",
         "lora",
         "prefix",
         "labelled",
+        "judged",
         "trained",
         "user_adapters",
     )
@@ -143,7 +145,7 @@ class UserAdapters:
         if plan.adapter == "prefix" and self.scorer.kind == "encoder":
             raise UsageError("a prefix needs a causal model; give adapter: head or lora")
         items, backbone = needed(labelled_items(dataset)) if items is None else items, self._backbone
-        learned, _ = held_out(items, plan.level)
+        learned, judged = held_out(items, plan.level)
         origin = None
         if (plan.level != "unified" and plan.anchor) or plan.adapter == "prefix":
             known = learned if plan.level == "user" else items  # what judges a user's adapter is new to the origin, too
@@ -154,6 +156,7 @@ class UserAdapters:
         key = {
             "identity": self.scorer.identity, "code": _code(), "plan": asdict(plan),
             "prompts": self._prompts(items, context), "gold": [(q.id, q.gold) for q in items.questions],
+            "varied": self._prompts(items, context, plan) if plan.varies else None,
             "labels": self._labels(items), "groups": dict(groups),
             "origin": None if origin is None else content_of(origin.folder, origin.count),
         }  # fmt: skip
@@ -163,16 +166,18 @@ class UserAdapters:
             taught = {groups[q.user_id] for q in learned.questions}
             idle = tuple(group for group in range(count) if group not in taught)
             trained = replace(trained, first=0, below=origin, prefix=plan.prefix_tokens, idle=idle)
-        if not (folder / RECORD).exists():
-            self._train(items, plan, trained, origin, report)
-        return replace(trained, record=json.loads((folder / RECORD).read_text()))
+        with locked(folder / "lock"):
+            told = Judged(items, judged, folder / "judged.safetensors", report)
+            if not (folder / RECORD).exists():
+                self._train(items, plan, trained, origin, told)
+                return replace(trained, record=json.loads((folder / RECORD).read_text()))
+        record = json.loads((folder / RECORD).read_text())
+        told.again(record["records"])
+        return replace(trained, record=record)
 
-    def _train(
-        self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, report: Report | None
-    ) -> None:
+    def _train(self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged) -> None:
         """Train into the folder of `trained`."""
         from personalization.methods.training import Recipe, kept, train
-        from personalization.methods.training_flags import flags
 
         learned, judged = held_out(items, plan.level)
         views = [self._items(learned, plan, trained)]
@@ -181,15 +186,14 @@ class UserAdapters:
         given = {field.name: getattr(plan, field.name) for field in fields(Recipe) if hasattr(plan, field.name)}
         recipe = Recipe(**given, evaluations=EVALUATIONS)
         adapters, folder = self._new(plan, trained, origin, views[0].rows), trained.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        watch = None if report is None else _comparable(report, items, judged)
+        self._forget_old_checkpoints()
         judge = self._items(judged, plan, trained) if judged.questions else None
-        records = train(views, judge, adapters, recipe, folder / CHECKPOINT, watch)
+        records = train(views, judge, adapters, recipe, folder / CHECKPOINT, told)
         for group in range(trained.count):
             adapters.save(folder / f"group-{group}", group, self.scorer.model)
         clusters, numbers = trained.clusters, list(trained.groups.values())
         record = {
-            "plan": asdict(plan), "records": records, "kept": kept(records), "flags": flags(records),
+            "plan": asdict(plan), "records": records, "kept": kept(records),
             "trainable": adapters.trainable,
             "total": sum(p.numel() for p in self._backbone.model.parameters()), "items": len(learned),
             "held_out_items": len(judged), "groups": trained.count,
@@ -200,7 +204,13 @@ class UserAdapters:
             mapped = {"users": dict(trained.groups), **clusters.listed()}
             write_atomic(folder / "cluster_map.json", json.dumps(mapped))
         write_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
-        (folder / CHECKPOINT).unlink()
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+    def _forget_old_checkpoints(self) -> None:
+        with suppress(FileNotFoundError):  # another process may do the same
+            known = sorted(self.folder.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+            for path in known[:-KEPT_CHECKPOINTS]:
+                path.unlink()
 
     def _new(self, plan: Plan, trained: Trained, origin: Trained | None, rows: Any) -> Any:
         """Adapters that have learned nothing yet, or what `origin` has; a prefix begins as the first of `rows` does."""
@@ -225,21 +235,22 @@ class UserAdapters:
         trained = trained if resume else replace(trained, first=0)
         groups = self.assigned(dataset, trained)
         if trained.below is not None and -1 in groups.values():
-            return self._with_and_without(dataset, trained, trained.below, {u for u, g in groups.items() if g >= 0})
+            return self._with_and_without(dataset, trained, {u for u, g in groups.items() if g >= 0}, resume)
         adapters = trained.load(self._backbone.model)
         rows = self._rows(self._prompts(dataset, trained.context), dataset, groups, trained)
         return np.asarray(rows.table(adapters, self.progress))
 
     def _with_and_without(
-        self, dataset: Dataset, trained: Trained, below: Trained, known: set[str]
+        self, dataset: Dataset, trained: Trained, known: set[str], resume: bool
     ) -> NDArray[np.float32]:
         """Users without a prefix are answered by the adapters below."""
+        assert trained.below is not None
         out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
         mine = np.array([q.user_id in known for q in dataset.questions])
-        for own, adapters in ((mine, trained), (~mine, below)):
+        for own, adapters in ((mine, trained), (~mine, trained.below)):
             if own.any():
                 part = tuple(q for q, chosen in zip(dataset.questions, own, strict=True) if chosen)
-                out[own] = self.scores(Dataset(dataset.task, dataset.labels, part), adapters)
+                out[own] = self.scores(Dataset(dataset.task, dataset.labels, part), adapters, resume)
         return out
 
     @property
@@ -315,16 +326,6 @@ class UserAdapters:
         features = trained.clusters.features(list(histories_of(dataset).values()), self.scorer.embeddings)
         groups = np.array(list(self.assigned(dataset, trained).values()))
         return {"places": trained.clusters.plane(features), "groups": groups, "silhouette": trained.clusters.silhouette}
-
-
-def _comparable(
-    report: Report, items: Dataset, judged: Dataset
-) -> Callable[[NDArray[np.float32], Sequence[dict[str, float]]], None]:
-    """What tells `report` of the items that are judged at every level, or of all: a pruner compares like with like."""
-    shared = judged_at_every_level(items)
-    rows = np.array([row for row, q in enumerate(judged.questions) if q.id in shared] or range(len(judged)))
-    some = Dataset(judged.task, judged.labels, tuple(judged.questions[row] for row in rows))
-    return lambda scores, records: report(some, scores[rows], records)
 
 
 def blended(base: NDArray[np.float32], adapted: NDArray[np.float32], blend: float) -> NDArray[np.float32]:

@@ -8,15 +8,19 @@ output. The result is equal bit for bit as long as the batch is the same. It cos
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from personalization.errors import DataError
+
+log = logging.getLogger(__name__)
 
 SITES = ("block", "mlp")
 MLPS = ("mlp", "feed_forward", "ffn", "fc2")
@@ -44,8 +48,8 @@ def decoder_layers(model: PreTrainedModel, path: str | None = None) -> nn.Module
             found = model.get_submodule(path)
         except AttributeError:
             raise DataError(f"model has no module {path!r}; give the path of its list of blocks") from None
-        if not isinstance(found, nn.ModuleList):
-            raise DataError(f"module {path!r} is no list of blocks")
+        if not isinstance(found, nn.ModuleList) or len(found) != depth:
+            raise DataError(f"module {path!r} is no list of the model's {depth} blocks")
         return found
     lists = {
         name: module
@@ -113,6 +117,27 @@ def hidden(output: Any) -> Tensor:
     """The hidden states in what a block or a model returns; some return a tuple."""
     states: Tensor = output if isinstance(output, Tensor) else output[0]
     return states
+
+
+_TRIED: WeakKeyDictionary[nn.ModuleList, dict[int, bool]] = WeakKeyDictionary()
+TOLERANCE = 1e-3
+"""Largest difference, in what `run` gives, of a pass that may be resumed."""
+
+
+def may_resume(layers: nn.ModuleList, k: int, parts: int, run: Callable[[], Tensor]) -> bool:
+    """Whether `run` gives from the output of layer `k` what it gives from the beginning; tried once for each layer.
+
+    It does not where blocks hand on more than states, as T5's first one does with the position bias of all.
+    """
+    tried = _TRIED.setdefault(layers, {})
+    if k not in tried:
+        with torch.inference_mode():
+            whole, states = run(), output_of(layers[k], run)
+            with resumed_after(layers, k, states, parts):
+                tried[k] = torch.allclose(run(), whole, rtol=0, atol=TOLERANCE)
+        if not tried[k]:
+            log.info("block %d hands on more than states: the whole model runs every time", k)
+    return tried[k]
 
 
 def parts_returned(model: PreTrainedModel, layers: nn.ModuleList) -> int:

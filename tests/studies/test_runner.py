@@ -22,7 +22,7 @@ from studies.runner import run_study
 from studies.samplers import SAMPLERS, derived_seed, make_sampler
 from studies.spec import load_spec
 from studies.storage import open_storage, recover_lost_trials, storage_url
-from studies.study import find_study, open_study, ranked
+from studies.study import RECORD, find_study, open_study, ranked
 from studies.trial import MEASURED, TrialRunner
 
 
@@ -77,6 +77,15 @@ def test_resuming_with_another_spec_is_refused_with_the_difference(tmp_path, spe
         run_study(spec_of(trials=3, **changes), tmp_path)
     assert said in str(caught.value)
     assert len(trials_of(tmp_path)) == 2
+
+
+def test_a_study_from_before_an_option_existed_resumes(tmp_path, spec_of):
+    run_study(spec_of(trials=2), tmp_path)
+    study = find_study("small", tmp_path, None)
+    record = study.user_attrs[RECORD]
+    del record["spec"]["model"]["blocks"]
+    study.set_user_attr(RECORD, record)
+    assert run_study(spec_of(trials=3), tmp_path).trials == 3
 
 
 def test_resuming_with_other_data_or_another_model_is_refused(tmp_path, spec_of, small_data, tiny_model):

@@ -274,6 +274,9 @@ def test_an_unknown_layout_says_what_to_give():
     with pytest.raises(DataError, match="no module 'model.blocks'; give the path"):
         decoder_layers(model, "model.blocks")
     assert list(decoder_layers(model, "model.layers")) == list(model.model.layers)
+    model.model.others = torch.nn.ModuleList([torch.nn.Identity()])
+    with pytest.raises(DataError, match="module 'model.others' is no list of the model's 2 blocks"):
+        decoder_layers(model, "model.others")
     model.extra = torch.nn.ModuleList([torch.nn.Identity()] * 2)
     with pytest.raises(DataError, match=r"model.layers, extra of its modules could be its 2 blocks; name one"):
         decoder_layers(model)

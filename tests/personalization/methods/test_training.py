@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from personalization.backbones.causal import CausalBackbone
-from personalization.errors import DataError
+from personalization.errors import DataError, UsageError
 from personalization.methods.adapted_rows import BATCH_TOKENS, AdaptedRows
 from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules
 from personalization.methods.training import SCHEDULES, Items, Recipe, losses, measured, train
@@ -220,6 +220,11 @@ def test_a_loss_that_is_not_finite_is_said(backbone, tmp_path):
         train([data], None, lora, RECIPE, tmp_path / "c.safetensors")
 
 
+def test_a_recipe_without_a_loss_is_refused(backbone, tmp_path):
+    with pytest.raises(UsageError, match="nothing is learned: label, token, margin, match and diversity"):
+        train([items(backbone, tmp_path)], None, fresh(backbone), Recipe(label=0.0), tmp_path / "c.safetensors")
+
+
 @pytest.mark.parametrize(
     ("records", "said"),
     [
@@ -238,6 +243,14 @@ def test_a_loss_that_is_not_finite_is_said(backbone, tmp_path):
         ([{"epoch": 1, "loss": 0.2, "train_loss": 0.2, "held_out_loss": 1.0}], "it learns its items by heart"),
         ([{"epoch": 1, "loss": 1.0, "loss_label": 0.6, "train_loss": 0.6, "held_out_loss": 1.2}], "by heart"),
         ([{"epoch": 1, "loss": 1.0, "loss_label": 0.1, "train_loss": 1.0, "held_out_loss": 1.0}], ""),
+        (
+            [{"epoch": i, "loss": 1.0, "held_out_loss": 1.0 + 0.02 * i} for i in range(1, 5)],
+            "epoch 4: the held-out loss rises from 1.020 to 1.080",
+        ),
+        (
+            [{"epoch": i, "loss": 1.0, "train_loss": 1.0} for i in range(1, 4)],
+            "epoch 3: the training loss does not fall",
+        ),
     ],
 )
 def test_flags_name_the_epoch_and_what_helps(records, said):

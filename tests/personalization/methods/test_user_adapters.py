@@ -1,6 +1,7 @@
 """From histories to adapters to scores."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -172,6 +173,43 @@ def test_items_of_the_history_stand_in_front_when_learning_and_when_asked(adapte
     assert np.abs(alone.table(lora)[0] - table[0]).max() <= 1e-4
 
 
+def test_what_was_trained_tells_a_pruner_the_same_again(scorer, world, tmp_path):
+    adapters, told = UserAdapters(scorer, tmp_path), {1: [], 2: []}
+    for turn, seen in told.items():
+        adapters.learn(world, PLAN, lambda items, scores, records, seen=seen: seen.append((scores, list(records))))
+        assert len(seen) == len(adapters.learn(world, PLAN).record["records"]), turn
+    for (first, records), (again, same) in zip(*told.values(), strict=True):
+        assert (first == again).all()
+        assert records == same
+
+
+def test_two_workers_train_the_same_adapters_once(tiny_model, world, tmp_path, monkeypatch):
+    trainings = []
+    train = UserAdapters._train
+    monkeypatch.setattr(UserAdapters, "_train", lambda *given: (trainings.append(1), train(*given)))
+    workers = [UserAdapters(CachedScorer(str(tiny_model), tmp_path / "scores"), tmp_path / "a") for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda worker: worker.learn(world, replace(PLAN, epochs=1)).listed(), workers))
+    assert found[0] == found[1]
+    assert len(trainings) == 1
+
+
+def test_what_a_second_view_shows_tells_trainings_apart(adapters, world):
+    """The item that is swapped in ranks behind those of the plain prompts."""
+    plan = replace(PLAN, level="unified", k=1, history_swap=1.0, epochs=2, start=0.9)
+
+    def with_third_newest(text):
+        questions = []
+        for q in world.questions:
+            *older, third, second, newest = sorted(q.history, key=lambda item: item.date)
+            third = replace(third, label=None, text=text or third.text)
+            questions.append(replace(q, history=(*older, third, second, newest)))
+        return Dataset(world.task, world.labels, tuple(questions))
+
+    first, second = (adapters.learn(with_third_newest(text), plan) for text in ("", "something else"))
+    assert first.folder != second.folder
+
+
 def test_a_second_view_shows_the_same_items_differently(adapters, world):
     plan = replace(PLAN, level="unified", k=3, word_dropout=0.2, history_dropout=0.5, history_order=1.0, epochs=2)
     assert plan.varies
@@ -201,6 +239,10 @@ def test_serving_keeps_no_states(adapters, scorer, world, tmp_path):
     served = CachedScorer(scorer.model, tmp_path / "scores")
     table = UserAdapters(served, tmp_path).scores(world, trained, resume=False)
     assert np.abs(table - adapters.scores(world, trained)).max() <= 1e-4
+    assert not list(tmp_path.rglob("*.states"))
+    prefix = adapters.learn(world, replace(PLAN, adapter="prefix", level="user", prefix_tokens=2, epochs=1))
+    new = tuple(replace(q, user_id=f"new {q.user_id}") for q in world.questions[:4])
+    UserAdapters(served, tmp_path).scores(Dataset(world.task, world.labels, new), prefix, resume=False)
     assert not list(tmp_path.rglob("*.states"))
 
 
