@@ -178,8 +178,9 @@ def training(records: Sequence[Mapping[str, float]]) -> bytes:
             values = [record[f"held_out_{name}"] for record in records]
             right.plot(epochs, values, "o-", ms=3, color=color, label=name.replace("_", " "))
         bits = right.twinx()
-        bits.plot(epochs, [record["held_out_entropy"] for record in records], "o-", ms=3, color=GREY)
-        bits.set(ylabel="entropy of the predictions, bits (grey)", ylim=(0, None))
+        entropies = [record["held_out_entropy"] for record in records]
+        bits.plot(epochs, entropies, "o-", ms=3, color=GREY)
+        bits.set(ylabel="entropy of the predictions, bits (grey)", ylim=(0, 1.1 * max(entropies) + 0.1))
         right.legend(fontsize=8)
     left.set(xlabel="epoch", ylabel="loss, nats")
     left.legend(fontsize=7)
