@@ -181,7 +181,7 @@ def training(records: Sequence[Mapping[str, float]]) -> bytes:
         entropies = [record["held_out_entropy"] for record in records]
         bits.plot(epochs, entropies, "o-", ms=3, color=GREY)
         bits.set(ylabel="entropy of the predictions, bits (grey)", ylim=(0, 1.1 * max(entropies) + 0.1))
-        right.legend(fontsize=8)
+        right.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     left.set(xlabel="epoch", ylabel="loss, nats")
     left.legend(fontsize=7)
     right.set(xlabel="epoch", ylabel="held-out items", ylim=(0, 1))
