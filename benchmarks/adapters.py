@@ -98,7 +98,9 @@ def trainer(model, prompts, gold, items: Items, lora: GroupedLora, recipe: Recip
     optimiser = torch.optim.AdamW(
         [p for p in wrapped.parameters() if p.requires_grad], lr=recipe.lr, weight_decay=recipe.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: training._schedule(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: training._share_of_rate(step, steps, recipe, [])
+    )
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"), num_train_epochs=1, logging_steps=1, report_to=[], save_strategy="no",
         max_grad_norm=recipe.clip, disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
