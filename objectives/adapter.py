@@ -106,13 +106,13 @@ class Adapter(Retrieval):
             dataset = Dataset(dataset.task, dataset.labels, tuple(everybody))
 
         def tell(items: Dataset, scores: NDArray[np.float32], records: Sequence[dict[str, float]]) -> None:
-            if report is not None:
-                self._course[plan] = list(records)
-                ids, users = tuple(q.id for q in items.questions), tuple(q.user_id for q in items.questions)
-                given = (items.labels, ids, users, gold_indices(items), log_softmax(scores), ["user"] * len(items))
-                report(Evaluation(*given), len(records))
+            assert report is not None
+            self._course[plan] = list(records)
+            ids, users = tuple(q.id for q in items.questions), tuple(q.user_id for q in items.questions)
+            given = (items.labels, ids, users, gold_indices(items), log_softmax(scores), ["user"] * len(items))
+            report(Evaluation(*given), len(records))
 
-        self._trained[plan, of_everybody] = self._lora.learn(dataset, plan, tell)
+        self._trained[plan, of_everybody] = self._lora.learn(dataset, plan, None if report is None else tell)
         return self._trained[plan, of_everybody]
 
     def observed(self, params: Any) -> dict[str, float]:

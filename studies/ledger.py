@@ -7,7 +7,6 @@ never closed (the process died) counts, and is finished by asking again: the sam
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from personalization.errors import DataError
+from personalization.files import locked
 
 
 def spent_alpha(alpha: float, use: int) -> float:
@@ -33,9 +33,7 @@ class Ledger:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other promotions out: two looks at once would both count as the same one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.path.with_suffix(".lock")):
             yield
 
     def entries(self) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from personalization.errors import UnavailableError
+from personalization.files import locked
 
 BUSY_TIMEOUT_S = 60
 WORKER_LOST = "worker_lost"
@@ -65,9 +66,7 @@ def _one_creator(sqlite_url: str | None) -> Iterator[None]:
         yield
         return
     path = Path(sqlite_url.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_name(f"{path.name}.lock")):
         yield
 
 

@@ -11,7 +11,6 @@ is over. A record that MLflow refuses for what it says goes to `STUDY.rejected.j
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from tenacity import RetryCallState, Retrying, wait_exponential
 
+from personalization.files import locked
 from tracking.spool import Spool
 
 log = logging.getLogger("tracking")
@@ -220,8 +220,7 @@ class Patience:
 def send(spool: Spool, uri: str) -> bool:
     """Replay until the spool is empty and the parent has ended; whether everything was sent."""
     patience = Patience()
-    with (spool.path.with_suffix(".lock")).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(spool.path.with_suffix(".lock")):
         retrying = Retrying(
             wait=wait_exponential(0.5, max=10),
             stop=patience.is_over,

@@ -40,6 +40,6 @@ class Judged:
 
     def again(self, records: Sequence[dict[str, float]]) -> None:
         """Tell of all evaluations of a training that is over."""
-        for step in sorted(map(int, self.tables)):
-            if self.report is not None:
+        if self.report is not None:
+            for step in sorted(map(int, self.tables)):
                 self.report(self.items, self.tables[str(step)], records[:step])
