@@ -99,6 +99,9 @@ def show(study: str, home: HomeOption = HOME, storage: StorageOption = None, as_
 def promote(
     study: str,
     out: Annotated[Path, typer.Option(help="The deploy config to write.")] = Path("deploy.yaml"),
+    replace_unreadable: Annotated[
+        bool, typer.Option("--replace-unreadable", help="Set a config aside that cannot be read, untested.")
+    ] = False,
     home: HomeOption = HOME,
     storage: StorageOption = None,
     as_json: JsonOption = False,
@@ -112,7 +115,7 @@ def promote(
     spec = stored_spec(find_study(study, home, storage))
     with log_to(home), ScoringDisplay() as display:
         opened = open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
-        result = promote_study(opened, out)
+        result = promote_study(opened, out, replace_unreadable)
     print_promotion(result)
     if as_json:
         print(json.dumps(result))

@@ -91,6 +91,9 @@ class Objective(Protocol):
     def settle(self, params: Any) -> Any:
         """The same decisions with better probabilities: what labels do not depend on, fitted by NLL on tune."""
 
+    def learned_from_tune(self, params: Any) -> bool:
+        """Whether answers on tune users come from what has learned these users' own labels."""
+
     def warm_start(self) -> list[dict[str, Any]]:
         """Raw parameter values worth trying first, from exact solvers."""
 

@@ -170,6 +170,10 @@ class Adapter(Retrieval):
             said.append(f"{record['groups']} groups of {sizes} users, silhouette {record['silhouette']:.3f}")
         return said
 
+    def learned_from_tune(self, params: Any) -> bool:
+        """LoRA and prefixes do; heads answer users that they did not learn from."""
+        return params.adapter in TRAINED
+
     def warm_start(self) -> list[dict[str, Any]]:
         """Retrieval's points without an adapter, then the plainest head or adapters, solved exactly.
 

@@ -162,6 +162,10 @@ class Calibration:
         """The parameters themselves: nothing is left to a solver."""
         return params
 
+    def learned_from_tune(self, params: Any) -> bool:  # noqa: ARG002
+        """No: it learns label counts and a few numbers."""
+        return False
+
     def settle(self, params: Any) -> Any:
         """The same parameters with the temperature that minimises NLL on tune; no label changes."""
         part = self._part("tune")

@@ -16,8 +16,8 @@ from personalization.data.records import Dataset
 from personalization.errors import ChamtuneError, DataError
 from personalization.metrics import entropy_bits, label_counts, metrics_of
 
-MEANS = ("accuracy", "nll", "brier", "mae", "rmse")
-"""Metrics that are means over questions (rmse: of squares), and so can be judged question by question."""
+MEANS = ("accuracy", "accuracy_gain", "nll", "brier", "mae")
+"""Metrics that are means over questions, and so can be judged question by question."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,31 @@ class Evaluation:
         return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
     def question_scores(self, metric: str) -> NDArray[np.float64]:
-        """What a metric is the mean of, larger being better, float [n]; correctness for one that is no mean.
-
-        For rmse it is the squared error.
-        """
+        """What one of `MEANS` is the mean of, larger being better, float [n]; ChamtuneError for any other metric."""
         rows = np.arange(len(self.gold))
-        if metric in ("mae", "rmse"):
-            distance = np.abs(self.predicted - self.gold).astype(np.float64)
-            return np.asarray(-distance if metric == "mae" else -(distance**2))
+        if metric in ("accuracy", "accuracy_gain"):
+            return self.correct.astype(np.float64)
+        if metric == "mae":
+            return np.asarray(-np.abs(self.predicted - self.gold), dtype=np.float64)
         if metric == "nll":
             return np.asarray(self.log_probs[rows, self.gold], dtype=np.float64)
         if metric == "brier":
             probs = np.exp(self.log_probs.astype(np.float64))
             return np.asarray(2 * probs[rows, self.gold] - (probs**2).sum(axis=1) - 1)
-        return self.correct.astype(np.float64)
+        raise ChamtuneError(f"metric {metric!r} is no mean over questions; those are {', '.join(MEANS)}")
+
+
+def joined(parts: Sequence[Evaluation]) -> Evaluation:
+    """The evaluations of several data sets with the same labels, as one."""
+    first = parts[0]
+    return Evaluation(
+        first.labels,
+        tuple(question for part in parts for question in part.question_ids),
+        tuple(user for part in parts for user in part.user_ids),
+        np.concatenate([part.gold for part in parts]),
+        np.concatenate([part.log_probs for part in parts]),
+        [mode for part in parts for mode in part.prior_modes],
+    )
 
 
 def gold_indices(dataset: Dataset) -> NDArray[np.int64]:
@@ -114,16 +125,16 @@ def gold_indices(dataset: Dataset) -> NDArray[np.int64]:
 
 
 def changes(baseline: Evaluation, candidate: Evaluation) -> Mapping[str, float]:
-    """Against the baseline on the same questions: accuracy gain, share changed, and counts helped and hurt."""
+    """Against the baseline on the same questions: accuracy gain, and shares of answers changed, helped and hurt."""
     if baseline.question_ids != candidate.question_ids:
         raise ChamtuneError("two evaluations of different questions cannot be compared")
-    helped = int((~baseline.correct & candidate.correct).sum())
-    hurt = int((baseline.correct & ~candidate.correct).sum())
+    helped = float((~baseline.correct & candidate.correct).mean())
+    hurt = float((baseline.correct & ~candidate.correct).mean())
     return {
-        "accuracy_gain": (helped - hurt) / len(baseline.gold),
+        "accuracy_gain": helped - hurt,
         "changed_rate": float((baseline.predicted != candidate.predicted).mean()),
-        "helped": float(helped),
-        "hurt": float(hurt),
+        "helped": helped,
+        "hurt": hurt,
     }
 
 

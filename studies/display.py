@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from studies.prospects import Prospect
 from studies.results import StudyResult
 from studies.runner import Watcher
 from studies.spec import StudySpec
@@ -194,36 +195,75 @@ def print_study(description: dict[str, Any]) -> None:
 def print_promotion(result: dict[str, Any]) -> None:
     """The verdict and its evidence."""
     verdict = "promoted" if result["promoted"] else "refused"
-    note = " (recorded earlier; nothing was spent)" if result["recorded"] else ""
-    console.print(f"{verdict}{note}: {result['reason']}")
-    confirm = result["confirm"]
-    if confirm is not None:
-        low, high = confirm["ci95"]
-        test = confirm["mcnemar"]
-        p = confirm["p_value" if confirm["metric"] == "accuracy" else "p_accuracy"]
-        console.print(
-            f"confirm: {confirm['n']} questions of {confirm['users']} users, "
-            f"accuracy {confirm['baseline_accuracy']:.3f} -> "
-            f"{confirm['accuracy']:.3f}, difference {confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}], p = "
-            f"{p:.4f} (sign flip by user); McNemar b {test['b']}, c {test['c']}, "
-            f"exact {test['p_exact']:.4f}, mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, "
-            f"hurt {confirm['hurt']}; "
-            f"use {confirm['use']} of this set"
-        )
-        for name, beside in confirm["references"].items():
-            low, high = beside["ci95"]
-            console.print(
-                f"against the {name} (no model): {beside['accuracy']:.3f} -> {confirm['accuracy']:.3f}, "
-                f"difference {beside['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {beside['p_value']:.4f}"
-            )
-            if beside["delta"] <= 0:
-                console.print(f"mind: without the model, {name} is no worse")
-        if confirm["detectable_difference"] is not None:
-            console.print(
-                f"smallest difference that this set detects with 80 % power: {confirm['detectable_difference']:.3f}"
-            )
+    note = " (looked at earlier; nothing was spent)" if result["recorded"] else ""
+    console.print(f"{verdict}{note}: {result['reason']}", markup=False)
+    if result["confirm"] is not None:
+        _print_confirm(result["confirm"])
     if result["deploy"]:
-        console.print(f"deploy config: {result['deploy']}, generation {result['generation']}")
+        console.print(f"deploy config: {result['deploy']}, generation {result['generation']}", markup=False)
+
+
+def _print_confirm(confirm: dict[str, Any]) -> None:
+    low, high = confirm["ci95"]
+    test = confirm["mcnemar"]
+    console.print(
+        f"confirm: {confirm['n']} questions of {confirm['users']} users, "
+        f"accuracy {confirm['baseline_accuracy']:.3f} -> "
+        f"{confirm['accuracy']:.3f}, difference {confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}], p = "
+        f"{confirm['p_accuracy']:.4f} (sign flip by user); McNemar b {test['b']}, c {test['c']}, "
+        f"exact {test['p_exact']:.4f}, mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, "
+        f"hurt {confirm['hurt']}; use {confirm['use']} of this set"
+    )
+    for name, test in confirm["tests"].items():
+        if name != "accuracy":
+            low, high = test["interval"]
+            console.print(
+                f"{name}: {test['before']:.3f} -> {test['after']:.3f}, better by {test['delta']:+.3f} "
+                f"[{low:+.3f}, {high:+.3f}], p = {test['p_value']:.4f} ({test['test']})"
+            )
+    for name, beside in confirm["references"].items():
+        test = beside["tests"]["accuracy"]
+        low, high = test["interval"]
+        answered, n = beside["answered"], beside["n"]
+        some = "" if answered == n else f", for {answered} of {n}; else the prior"
+        console.print(
+            f"against the {name} (no model{some}): {test['before']:.3f} -> {test['after']:.3f}, "
+            f"difference {test['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {test['p_value']:.4f}"
+        )
+        if test["delta"] <= 0:
+            console.print(f"mind: without the model, {name} is no worse")
+    for line in roles_said(confirm["chosen_by"], confirm["users"]):
+        console.print(f"mind: {line}", markup=False)
+    if confirm["detectable_difference"] is not None:
+        console.print(
+            f"smallest difference that this set detects with 80 % power: {confirm['detectable_difference']:.3f}"
+        )
+
+
+def roles_said(chosen_by: dict[str, dict[str, int]], users: int) -> list[str]:
+    """What other studies did with confirm users before, a line each."""
+    done = {"tune": "tuned on", "select": "selected on"}
+    return [
+        f"study {study} was {done[part]} {count} of these {users} users: for them this is no fresh evidence"
+        for part, studies in chosen_by.items()
+        for study, count in studies.items()
+    ]
+
+
+def print_prospect(found: Prospect) -> None:
+    """What the confirm users can show."""
+    who = f"{found.questions} confirm questions of {found.users} users"
+    if found.hopeless:
+        console.print(f"mind: the {who} can confirm no gain, however large (level {found.level:.2g})")
+    elif found.detectable is None:
+        console.print(f"mind: the {who} detect no gain in accuracy with 80 % power where 20 % of answers change")
+    else:
+        console.print(
+            f"the {who} (worth {found.questions_worth:.0f} of different users) detect a gain in accuracy of "
+            f"{found.detectable:.3f} with 80 % power at level {found.level:.2g}, where 20 % of answers change"
+        )
+    for line in roles_said(found.chosen_by, found.users):
+        console.print(f"mind: {line}", markup=False)
 
 
 def print_comparison(result: dict[str, Any], figure: Path) -> None:

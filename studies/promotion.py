@@ -1,102 +1,64 @@
 """From a study to a deploy config, if the evidence carries it.
 
-The shortlist is re-scored on select users, one trial is chosen, and it is tested once on confirm users against the
-baseline, and against the config deployed at the same place if there is one. All gates must hold: feasible on confirm,
-better with p below the level that the ledger grants, and a gain no smaller than the spec's minimum. A promotion of a
-study in a state that was judged before returns the recorded result.
+A trial is chosen (`selection`) and looked at once on the confirm users, beside the baseline and beside the config that
+is deployed at the same place, if there is one. What the look gave is kept with the studies (`evidence`) before anything
+else is done with it. The gates (`judgement`) are applied to it each time, by the terms that the spec states now; a
+study that was looked at in this state is not looked at again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from personalization.backbones.location import EMBEDDED, PACKAGED
 from personalization.data.prompts import WORDINGS
-from personalization.data.records import Dataset
 from personalization.deployment import FORMAT, Deployment, read_config
-from personalization.errors import UsageError
+from personalization.errors import DataError, UsageError
 from personalization.evaluation import Evaluation, all_metrics
+from personalization.files import locked
 from personalization.scoring.store import key_of
 from studies.deployments import publish, published, registry_name, roll_back
-from studies.ledger import Ledger, spent_alpha
+from studies.evidence import Evidence, Look
+from studies.judgement import judge
 from studies.record import versions
 from studies.references import against_references
 from studies.results import figure_name, study_figure
-from studies.selection import Candidate, choose, feasible_on_select, mean_and_error, shortlist, verdict_metric
+from studies.selection import Candidate, choose, feasible, goals, shortlist
 from studies.study import OpenStudy, finished
+from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
 from tracking.report import write_report
-from tracking.significance import detectable_difference, significance
+from tracking.significance import draws_for, paired_test, significance
 from tracking.spool import OFF, Sender, Spool, tracking_uri
 
 CONFIRM_NOTE = "Measured on the confirm users, which no trial saw; used for one test."
 FLUSH_S = 60
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """The evidence on confirm, and the verdict."""
+class Incumbent(NamedTuple):
+    """What stands at the place of the deploy config: a generation, or why it cannot be read."""
 
-    promoted: bool
-    reason: str
-    confirm: dict[str, Any]
+    generation: int | None = None
+    state: str | None = None
+    deployment: Deployment | None = None
+    unreadable: str | None = None
 
 
-def promote(opened: OpenStudy, out: Path) -> dict[str, Any]:
+def promote(opened: OpenStudy, out: Path, replace_unreadable: bool = False) -> dict[str, Any]:
     """Judge a study and, if it passes, write `out`; JSON-able: promoted, reason, trial, params, confirm, ...
 
-    The verdict is in the ledger before the config is written, so that a promotion that died in between is finished by
-    the same command.
+    `replace_unreadable`: a config at `out` that cannot be read is set aside untested; else it is a DataError, before
+    any look. A promotion that died between look and config is finished by the same command.
     """
-    ledger, state = Ledger(opened.home), _state(opened)
-    with ledger.locked():
-        result = ledger.closed(state)
-        recorded = result is not None
-        if result is None:
-            result = _judge(opened, out, ledger, state)
-            if result["confirm"] is not None:
-                ledger.close_use(state, result)
-        answer = {**_without_config(result), "recorded": recorded, "deploy": None}
-        if not result["promoted"]:
-            return answer
-        generation, present = published(opened.home, out, state), _generation(out)
-        if generation is None or present is None or present < generation:
-            _refuse_other(out, present, result)
-            present = generation = publish(opened.home, out, result["config"])
-            _track(opened, out, result, generation)
-    if present == generation:
-        return {**answer, "deploy": str(out), "generation": generation}
-    replaced = f"{result['reason']}; generation {generation} of {out} has since been replaced by {present}"
-    return {**answer, "reason": replaced, "generation": generation}
-
-
-def _generation(out: Path) -> int | None:
-    """The generation of the config at a place; None where there is none."""
-    return int(read_config(out)["generation"]) if out.exists() else None
-
-
-def _refuse_other(out: Path, present: int | None, result: dict[str, Any]) -> None:
-    """The config at `out` may be replaced only by one that was tested against it."""
-    if present is not None and (str(out.resolve()), present) != (result["out"], result["replaces"]):
-        raise UsageError(f"{out} holds a config that this study was not tested against; give --out {result['out']}")
-
-
-def _without_config(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != "config"}
-
-
-def _state(opened: OpenStudy) -> str:
-    """Identifies a study and how far it has come."""
-    trials = finished(opened.study.get_trials(deepcopy=False))
-    identity = {key: opened.record[key] for key in ("spec", "data", "model")}
-    return key_of({"url": opened.url, "study": opened.spec.name, "identity": identity, "trials": len(trials)})
-
-
-def _judge(opened: OpenStudy, out: Path, ledger: Ledger, state: str) -> dict[str, Any]:
-    """Select a trial and test it. Refusals before the confirm users are looked at spend nothing."""
+    incumbent = _incumbent(opened, out, replace_unreadable)
+    evidence = Evidence(opened.storage)
+    evidence.take_over(opened.home)
+    terms, state = opened.spec.promotion, _state(opened)
     result: dict[str, Any] = {
         "promoted": False,
         "study": opened.spec.name,
@@ -104,54 +66,167 @@ def _judge(opened: OpenStudy, out: Path, ledger: Ledger, state: str) -> dict[str
         "params": None,
         "shortlist": [],
         "confirm": None,
-        "out": str(out.resolve()),
-        "replaces": _generation(out),
+        "recorded": False,
+        "deploy": None,
     }
-    metric, candidates = verdict_metric(opened), shortlist(opened)
-    if not candidates:
-        return {**result, "reason": "no feasible trial; run more trials or relax the constraints"}
-    result["shortlist"] = [_listed(candidate) for candidate in candidates]
-    kept = feasible_on_select(opened, candidates)
+    look = evidence.look(opened.record["id"], state)
+    if look is None or look.found is None:
+        chosen, why = _choose(opened, result)
+        if chosen is None:
+            return {**result, "reason": why}
+        refused = _cannot_pass(opened, evidence) if look is None else None
+        if refused is not None:
+            return {**result, "reason": refused}
+        look = evidence.open(opened.record["id"], state, opened.spec.name, opened.splits.confirm, terms.alpha)
+        level = evidence.granted(look, terms.alpha)
+        look.found = _measure(opened, chosen.trial, chosen.params, result["shortlist"], (out, incumbent), level)
+        evidence.close(look, look.found, look.found["tests"][goals(opened)[0]]["delta"])
+        _report(opened, look.found)
+    else:
+        result["recorded"] = True
+        level = evidence.granted(look, terms.alpha)
+    return _finish(opened, out, incumbent, {**result, "state": state}, evidence, look, level)
+
+
+def _finish(
+    opened: OpenStudy,
+    out: Path,
+    incumbent: Incumbent,
+    result: dict[str, Any],
+    evidence: Evidence,
+    look: Look,
+    level: float,
+) -> dict[str, Any]:
+    """Apply the gates, and write the config where they hold and it does not stand there yet."""
+    found, state = look.found, result.pop("state")
+    assert found is not None
+    verdict = judge(found, opened.constraints, opened.spec.promotion, goals(opened), level)
+    chosen_by = evidence.chosen_by(opened.splits.confirm)
+    result |= {key: found[key] for key in ("trial", "params", "shortlist")}
+    result |= {"confirm": {**found, "use": look.use, "alpha": level, "chosen_by": chosen_by}, **verdict._asdict()}
+    if not verdict.promoted:
+        return result
+    if incumbent.state == state:
+        return {**result, "deploy": str(out), "generation": incumbent.generation}
+    with locked(opened.home / "deployments" / ".lock"):
+        generation, present = published(opened.home, out, state), incumbent.generation
+        if generation is not None and present is not None and present >= generation:
+            replaced = f"{verdict.reason}; generation {generation} of {out} has since been replaced by {present}"
+            return {**result, "reason": replaced, "generation": generation}
+        if incumbent.unreadable is not None:
+            out.rename(out.with_name(f"{out.name}.unreadable"))
+        elif present is not None and (str(out.resolve()), present) != (found["out"], found["replaces"]):
+            raise UsageError(f"{out} holds a config that this study was not tested against; give --out {found['out']}")
+        config = _config(opened, _params(opened, found), result["confirm"], state)
+        if incumbent.unreadable is not None:
+            config["provenance"]["replaced_unreadable"] = incumbent.unreadable
+        generation = publish(opened.home, out, config)
+    _track(opened, out, result, generation)
+    return {**result, "deploy": str(out), "generation": generation}
+
+
+def _params(opened: OpenStudy, found: Mapping[str, Any]) -> Any:
+    """The parameters that a look was about."""
+    return type(opened.rooms.BASELINE)(**found["params"])
+
+
+def _state(opened: OpenStudy) -> str:
+    """Identifies a study and how far it has come."""
+    return key_of({"id": opened.record["id"], "trials": len(finished(opened.study.get_trials(deepcopy=False)))})
+
+
+def _incumbent(opened: OpenStudy, out: Path, replace_unreadable: bool) -> Incumbent:
+    """The config at a place, tried on a question: what cannot answer is reported before any look."""
+    if not out.exists():
+        return Incumbent()
+    try:
+        config = read_config(out)
+        deployment = Deployment.load(out, opened.home / "cache" / "scores")
+        deployment.predict(opened.splits.tune.questions[:1])
+    except DataError as error:
+        if replace_unreadable:
+            return Incumbent(unreadable=str(error))
+        raise DataError(
+            f"the config to be replaced cannot be used: {error}; nothing was looked at. Restore it, or set it aside "
+            "untested with --replace-unreadable"
+        ) from error
+    return Incumbent(int(config["generation"]), config["provenance"].get("state"), deployment)
+
+
+def _choose(opened: OpenStudy, result: dict[str, Any]) -> tuple[Candidate | None, str]:
+    """The trial to look at, or why there is none; notes the shortlist in the result."""
+    found, terms, metrics = shortlist(opened), opened.spec.promotion, goals(opened)
+    if not found.candidates:
+        return None, "no feasible trial; run more trials or relax the constraints"
+    users = " and ".join(found.parts)
+    result["shortlist"] = [
+        {
+            "trial": candidate.trial,
+            "tune": candidate.tune_value,
+            "judged_on": users,
+            "accuracy": candidate.seen.metrics["accuracy"],
+            "complexity": candidate.complexity,
+        }
+        for candidate in found.candidates
+    ]
+    kept = feasible(found, opened.constraints)
     if not kept:
-        return {**result, "reason": "no shortlisted trial keeps the constraints on the select users"}
-    chosen = choose(kept, metric)
-    before, _ = mean_and_error(opened.objective.evaluate(opened.rooms.BASELINE, "select"), metric)
-    after, _ = mean_and_error(chosen.select, metric)
+        return None, f"no shortlisted trial keeps the constraints on the {users} users"
+    chosen = choose(found, kept, metrics, terms.margins, terms.alpha)
+    if chosen is None:
+        return None, f"no shortlisted trial is better than the baseline on the {users} users"
     result |= {"trial": chosen.trial, "params": asdict(chosen.params)}
-    if after <= before:
-        reason = f"trial {chosen.trial} is no better than the baseline on the select users"
-        return {**result, "reason": reason}
-    incumbent = Deployment.load(out, opened.home / "cache" / "scores") if out.exists() else None
-    use = ledger.open_use(_digests(opened.splits.confirm), state, opened.spec.name)
-    alpha = spent_alpha(opened.spec.promotion.alpha, use)
+    return chosen, ""
+
+
+def _cannot_pass(opened: OpenStudy, evidence: Evidence) -> str | None:
+    """Why no result on these confirm users could be promoted, whatever it is; None where one could."""
+    level = evidence.next_level(opened.splits.confirm, opened.spec.promotion.alpha)
+    users = len({q.user_id for q in opened.splits.confirm.questions})
+    if level <= 0:
+        return "earlier looks at these confirm users have used up their level; give users that nobody looked at"
+    if smallest_p(users) >= level:
+        return (
+            f"{users} confirm users cannot show anything: the smallest p that they allow is {smallest_p(users):.2g}, "
+            f"needed p < {level:.2g}; nothing was looked at. Give more users, or a larger confirm share"
+        )
+    return None
+
+
+def _measure(
+    opened: OpenStudy,
+    trial: int,
+    params: Any,
+    listed: list[dict[str, Any]],
+    place: tuple[Path, Incumbent],
+    level: float,
+) -> dict[str, Any]:
+    """The evidence of a look, JSON-able."""
+    metrics, (out, incumbent) = goals(opened), place
     baseline = opened.objective.evaluate(opened.rooms.BASELINE, "confirm")
-    candidate = opened.objective.evaluate(chosen.params, "confirm")
-    deployed = None if incumbent is None else _answers(incumbent, opened, baseline)
-    judgement = judge(opened, baseline, candidate, deployed, alpha)
-    beside = against_references(opened, "confirm", candidate)
-    confirm = {**judgement.confirm, "use": use, "alpha": alpha, "references": beside}
-    figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
-    groups = opened.objective.groups(chosen.params, "confirm")
-    write_report(
-        opened.home / "results" / opened.spec.name / "confirm", baseline, candidate, CONFIRM_NOTE, figure, groups
-    )
-    result |= {"promoted": judgement.promoted, "reason": judgement.reason, "confirm": confirm}
-    if judgement.promoted:
-        result["config"] = _config(opened, chosen, confirm, state)
-    return result
-
-
-def _digests(dataset: Dataset) -> set[str]:
-    """A short digest of each question: of its user and text."""
-    return {hashlib.sha256(f"{q.user_id}\n{q.text}".encode()).hexdigest()[:12] for q in dataset.questions}
-
-
-def _listed(candidate: Candidate) -> dict[str, Any]:
+    candidate = opened.objective.evaluate(params, "confirm")
+    found = significance(baseline, candidate, metrics, level)
+    changed = candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64)
+    owners = candidate.users[1]
+    n = found["n"] / design_effect(intraclass(changed, owners), owners)
+    discordance = (found["helped"] + found["hurt"]) / found["n"]
+    beside = None
+    if incumbent.deployment is not None:
+        answers = _answers(incumbent.deployment, opened, baseline)
+        beside = {metric: paired_test(answers, candidate, metric, level) for metric in metrics}
     return {
-        "trial": candidate.trial,
-        "tune": candidate.tune_value,
-        "select_accuracy": candidate.select.metrics["accuracy"],
-        "complexity": candidate.complexity,
+        **found,
+        "trial": trial,
+        "params": asdict(params),
+        "shortlist": listed,
+        "metrics": all_metrics(candidate, baseline),
+        "baseline_metrics": baseline.metrics,
+        "detectable_difference": detectable_difference(n, discordance, level) if discordance else None,
+        "draws": draws_for(level),
+        "incumbent": beside,
+        "references": against_references(opened, "confirm", candidate, metrics[0]),
+        "out": str(out.resolve()),
+        "replaces": incumbent.generation,
     }
 
 
@@ -170,40 +245,21 @@ def _answers(deployment: Deployment, opened: OpenStudy, baseline: Evaluation) ->
     )
 
 
-def judge(
-    opened: OpenStudy, baseline: Evaluation, candidate: Evaluation, incumbent: Evaluation | None, alpha: float
-) -> Judgement:
-    """The test on confirm and its gates."""
-    metric = verdict_metric(opened)
-    test = significance(baseline, candidate, metric)
-    minimum = opened.spec.promotion.min_gain
-    measured = all_metrics(candidate, baseline)
-    broken = [f"{c.metric} {measured[c.metric]:.3f}" for c in opened.constraints if c.violation(measured[c.metric]) > 0]
-    discordance = (test["helped"] + test["hurt"]) / test["n"]
-    confirm = {
-        **test,
-        "metrics": candidate.metrics,
-        "baseline_metrics": baseline.metrics,
-        "detectable_difference": detectable_difference(test["n"], discordance, alpha) if discordance else None,
-    }
-    against = {"baseline": test}
-    if incumbent is not None:
-        against["deployed config"] = confirm["incumbent"] = significance(incumbent, candidate, metric)
-    if broken:
-        return Judgement(False, f"not feasible on the confirm users: {', '.join(broken)}", confirm)
-    for name, result in against.items():
-        delta, p = result["delta"], result["p_value"]
-        if not (delta > 0 and p < alpha):
-            reason = f"{test['metric']} not better than the {name}'s: {delta:+.3f}, p = {p:.4f}, needed p < {alpha:.4f}"
-            return Judgement(False, reason, confirm)
-        if delta < minimum:
-            reason = f"gain in {test['metric']} over the {name} of {delta:+.3f} is below the minimum {minimum}"
-            return Judgement(False, reason, confirm)
-    reason = f"{test['metric']} better by {test['delta']:+.3f}, p = {test['p_value']:.4f} < {alpha:.4f}"
-    return Judgement(True, reason, confirm)
+def _report(opened: OpenStudy, found: Mapping[str, Any]) -> None:
+    """The result folder of a look, written once its evidence is kept."""
+    params = _params(opened, found)
+    baseline, candidate = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
+    figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
+    groups = opened.objective.groups(params, "confirm")
+    folder = opened.home / "results" / opened.spec.name / "confirm"
+    write_report(folder, baseline, candidate, CONFIRM_NOTE, figure, groups)
 
 
-def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any], state: str) -> dict[str, Any]:
+KEPT = ("n", "users", "baseline_accuracy", "accuracy", "delta_accuracy", "ci95", "p_accuracy", "tests", "alpha", "use")
+"""What a deploy config says of its evidence."""
+
+
+def _config(opened: OpenStudy, params: Any, confirm: dict[str, Any], state: str) -> dict[str, Any]:
     """The deploy config, without its generation."""
     spec = opened.spec
     path = spec.model.path
@@ -216,34 +272,18 @@ def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any], state
             "fingerprint": opened.record["model"],
         },
         "template": WORDINGS[opened.scorer.kind].template,
-        **opened.objective.deployment(chosen.params),
-        "fallback": {"prior_mode": "global"} if asdict(chosen.params)["prior_mode"] in ("user", "similar") else {},
+        **opened.objective.deployment(params),
+        "fallback": {"prior_mode": "global"} if asdict(params)["prior_mode"] in ("user", "similar") else {},
         "provenance": {
             "study": spec.name,
             "study_id": opened.record["id"],
-            "trial": chosen.trial,
+            "trial": confirm["trial"],
             "state": state,
             "spec": opened.record["spec"],
             "data": opened.record["data"],
             "versions": versions(),
             "promoted_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "confirm": {
-                key: confirm[key]
-                for key in (
-                    "n",
-                    "users",
-                    "baseline_accuracy",
-                    "accuracy",
-                    "delta_accuracy",
-                    "ci95",
-                    "p_accuracy",
-                    "metric",
-                    "delta",
-                    "p_value",
-                    "alpha",
-                    "use",
-                )
-            },
+            "confirm": {key: confirm[key] for key in KEPT},
         },
     }
 
@@ -268,7 +308,7 @@ def _track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int
             "metrics": {
                 **result["confirm"]["metrics"],
                 "delta_accuracy": result["confirm"]["delta_accuracy"],
-                "p_value": result["confirm"]["p_value"],
+                "p_value": result["confirm"]["p_accuracy"],
             },
             "tags": {"measured_on": "confirm", "generation": str(generation)},
             "started_ms": now,
@@ -281,7 +321,7 @@ def _track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int
 
 def roll_back_deployment(home: Path, out: Path) -> tuple[int, int]:
     """Bring back the config that the present one replaced, and move the registry's alias: (generation, restored)."""
-    with Ledger(home).locked():
+    with locked(home / "deployments" / ".lock"):
         provenance = read_config(out)["provenance"]
         generation, restored, origin = roll_back(home, out)
     spool = Spool(home, provenance["study"], provenance["study_id"])

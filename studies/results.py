@@ -11,12 +11,12 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.constraints import feasible
+from studies.prospects import prospect
 from studies.references import PRIOR, references
 from studies.study import OpenStudy, finished, ranked
 from studies.trial import MEASURED
 from tracking import figures
 from tracking.report import write_report
-from tracking.significance import detectable_difference
 from tracking.spool import Spool
 
 TUNE_NOTE = "Measured on the tune users, on which the parameters were chosen: an optimistic figure, not evidence."
@@ -69,7 +69,7 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
         baseline=opened.baseline.metrics,
         gold={"entropy": opened.baseline.gold_entropy(), "top1_share": opened.baseline.gold_top1_share()},
         references=references(opened, "tune"),
-        detectable_difference=detectable_difference(len(opened.splits.confirm)),
+        detectable_difference=prospect(opened).detectable,
         truncated_prompts=opened.scorer.truncated,
         taste={} if best is None else taste_profile(opened, opened.rooms.decode(best.params)),
         groups=by_groups(opened, complete),

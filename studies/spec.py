@@ -29,6 +29,10 @@ RELATIVE_METRICS = {
 """Metrics against the baseline, with the direction in which they improve."""
 
 DIRECTIONS = {name: metric.direction for name, metric in (METRICS | ORDERED).items()} | RELATIVE_METRICS
+EITHER_WAY = ("entropy", "top1_share", "changed_rate")
+"""Metrics that a study may want more of, or less; all others improve in one direction."""
+SHARES = ("accuracy", "macro_f1", "balanced_accuracy", "top1_share", "changed_rate", "helped", "hurt")
+"""Metrics between 0 and 1."""
 RESUMABLE = ("trials", "timeout_s", "storage", "tracking", "promotion")
 """Keys that may differ when a study is resumed."""
 
@@ -81,6 +85,10 @@ class PromotionSpec(_Strict):
 
     alpha: float = Field(0.05, gt=0, lt=1, description="total error rate that one confirm set may spend")
     min_gain: float = Field(0.0, ge=0, description="smallest gain worth deploying, in the first optimised metric")
+    margins: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="further goal -> how much worse it may be; without one, no significant loss"
+    )
+    beat_references: bool = Field(True, description="refuse where an answer without a model does better")
 
 
 class StudySpec(_Strict):
@@ -115,10 +123,21 @@ class StudySpec(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
+        for name, direction in self.optimize.items():
+            if name not in EITHER_WAY and direction != DIRECTIONS[name]:
+                raise ValueError(f"optimize: {name} improves when it is {DIRECTIONS[name]}d, so {direction} is no goal")
         for name, text in self.constraints.items():
-            parse_constraint(name, text)
-        first = next(iter(self.optimize))
-        if self.pruner == "wilcoxon" and first not in (*MEANS, "accuracy_gain"):
+            bound = parse_constraint(name, text).bound
+            if name in SHARES and not 0 <= bound <= 1:
+                raise ValueError(f"constraints: {name} is a share, from 0 to 1, and {text!r} is outside")
+        first, *further = self.optimize
+        for name in self.promotion.margins:
+            if name not in further:
+                raise ValueError(
+                    f"promotion.margins: {name!r} is no further goal of this study; "
+                    f"those are {', '.join(further) or 'none'}, and promotion.min_gain is for {first}"
+                )
+        if self.pruner == "wilcoxon" and first not in MEANS:
             raise ValueError(
                 f"pruner: wilcoxon compares users by one of {', '.join(MEANS)}, and {first} is no such mean"
             )

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from objectives import KINDS, Objective, load_objective
@@ -22,6 +23,7 @@ from personalization.metrics import metrics_of
 from search_spaces import Space, load_space, needed, overridden, parameters
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
+from studies.evidence import Evidence
 from studies.pruning import make_pruner
 from studies.record import refuse_changes, versions
 from studies.samplers import derived_seed, make_sampler
@@ -41,6 +43,7 @@ class OpenStudy:
     spec: StudySpec
     home: Path
     url: str
+    storage: RDBStorage
     study: optuna.Study
     record: dict[str, Any]
     rooms: Space
@@ -85,7 +88,9 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
                 f"metric {name} needs labels that are numbers in a row, and these are {splits.tune.labels}"
             )
     url = storage_url(home, spec.storage)
-    study = _create_or_load(spec, url, record)
+    storage = open_storage(url)
+    study = _create_or_load(spec, storage, record)
+    Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
     sampler_seed = derived_seed(spec.seed, spec.sampler, worker, len(study.get_trials(deepcopy=False)))
     study.sampler = make_sampler(spec.sampler, sampler_seed, space)
     objective = load_objective(spec.objective, splits, scorer, progress)
@@ -94,6 +99,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         spec=spec,
         home=home,
         url=url,
+        storage=storage,
         study=study,
         record=record,
         rooms=rooms,
@@ -107,8 +113,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
     )
 
 
-def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna.Study:
-    storage = open_storage(url)
+def _create_or_load(spec: StudySpec, storage: RDBStorage, record: dict[str, Any]) -> optuna.Study:
     study = optuna.create_study(
         storage=storage,
         study_name=spec.name,
@@ -119,7 +124,7 @@ def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna
     stored = study.user_attrs.get(RECORD)
     record["id"] = uuid.uuid4().hex[:12] if stored is None else stored["id"]
     if stored is None and study.get_trials(deepcopy=False):
-        raise UsageError(f"study {spec.name!r} in {url} was not made by chamtune; choose another name")
+        raise UsageError(f"study {spec.name!r} was not made by chamtune; choose another name")
     if stored is not None:
         was = parse_spec(stored["spec"], f"the spec of study {spec.name}").identity()
         refuse_changes(spec.name, {**stored, "spec": was}, record)

@@ -13,7 +13,7 @@ from personalization.data.lamp import check_dataset
 from personalization.data.records import Dataset, Question, chronological
 from personalization.data.splits import split_users
 from personalization.errors import DataError
-from tracking.significance import detectable_difference
+from tracking.detection import detectable_difference
 
 
 def check(path: Path) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from personalization.evaluation import Evaluation
 
+NAMED_LABELS = 60
+WITHOUT_NAMES = 10.0
+"""Side in inches of a confusion matrix of more labels."""
 BLUE, ORANGE, GREY = "#1f5a9e", "#d9731a", "#b0b0b0"
 
 
@@ -21,22 +24,25 @@ def _png(figure: Figure) -> bytes:
 
 
 def confusion_matrix(evaluation: Evaluation) -> bytes:
-    """Gold labels in rows, predictions in columns; rows are shares of the gold label, numbers are counts."""
+    """Gold labels in rows, predictions in columns; rows are shares of the gold label, numbers are counts.
+
+    Past `NAMED_LABELS` labels the figure keeps its size, and has neither names nor numbers.
+    """
     k = len(evaluation.labels)
     counts = np.zeros((k, k), dtype=int)
     np.add.at(counts, (evaluation.gold, evaluation.predicted), 1)
-    size = 2.5 + 0.42 * k
+    named = k <= NAMED_LABELS
+    size = 2.5 + 0.42 * k if named else WITHOUT_NAMES
     figure = Figure(figsize=(size, size))
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in zip(*np.nonzero(counts), strict=True):
-        dark = shares[row, column] > 0.5
-        axes.text(
-            column, row, counts[row, column], ha="center", va="center", fontsize=7, color="white" if dark else "black"
-        )
-    axes.set_xticks(range(k), evaluation.labels, rotation=60, ha="right", fontsize=8)
-    axes.set_yticks(range(k), evaluation.labels, fontsize=8)
+    if named:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=7, color=color)
+        axes.set_xticks(range(k), evaluation.labels, rotation=60, ha="right", fontsize=8)
+        axes.set_yticks(range(k), evaluation.labels, fontsize=8)
     axes.set(
         xlabel="predicted",
         ylabel="gold",

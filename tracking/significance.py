@@ -1,27 +1,42 @@
 """Is the difference real? Paired tests of two systems on the same questions, by user.
 
-The verdict is the user-level sign-flip test: under the null hypothesis a user's net gain s_u = helped_u - hurt_u is as
-likely as -s_u, and p is the share of sign patterns whose |sum| reaches the observed one. It keeps its level when users
-have several correlated questions, where McNemar's test does not; that is shown beside it, exact and mid-p (Fagerland
-et al. 2013). The interval is BCa over users of sum s_u / sum n_u. Cost: 9,999 sign patterns and as many resamples.
+A metric that is a mean over questions is tested by the user-level sign flip: under the null hypothesis a user's net
+gain s_u is as likely as -s_u, and p is the share of sign patterns whose |sum| reaches the observed one. Any other
+metric (macro-F1, calibration error, RMSE, ...) is tested by exchanging the two systems' answers user by user and
+computing the metric anew: the same null hypothesis, for a statistic that is no sum. Both keep their level when users
+have several correlated questions, where McNemar's test does not; that is shown beside, exact and mid-p (Fagerland et
+al. 2013).
 
-The smallest detectable difference solves Connor's 1987 sample-size formula for the paired difference.
+Intervals are BCa over users. Every difference is in the metric's own units, and positive where the candidate is better.
+Cost: 9,999 patterns, or 40 over the level where that is more, and 9,999 resamples; for a metric that is no mean each is
+one computation of it.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import stats
 
+from personalization.errors import ChamtuneError
 from personalization.evaluation import MEANS, Evaluation, changes
+from personalization.metrics import METRICS, ORDERED
 
 RESAMPLES = 9999
+DRAWS_AT_LEVEL = 40
+"""Patterns that are drawn for each one that may reach the observed difference at the level of the test."""
 BATCH_ELEMENTS = 4_000_000
 """How many resampled values are in memory at once."""
+
+
+def draws_for(level: float) -> int:
+    """How many patterns give p the resolution that a test at this level needs."""
+    return max(RESAMPLES, math.ceil(DRAWS_AT_LEVEL / level))
 
 
 class McNemar(NamedTuple):
@@ -43,20 +58,74 @@ def mcnemar(b: int, c: int) -> McNemar:
     return McNemar(b, c, exact, mid)
 
 
-def sign_flip(user_gains: NDArray[np.number[Any]]) -> float:
+def sign_flip(user_gains: NDArray[np.number[Any]], draws: int = RESAMPLES) -> float:
     """Two-sided p-value of the sum of the users' net gains, float [U]; exact where few users differ."""
     gains = user_gains[user_gains != 0].astype(np.float64)
-    if not len(gains):
-        return 1.0
-    if len(gains) == 1:
+    if len(gains) < 2:
         return 1.0
     result = stats.permutation_test(
         (gains, np.zeros_like(gains)),
         lambda x, y, axis: (x - y).sum(axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=RESAMPLES,
+        n_resamples=draws,
         batch=max(1, BATCH_ELEMENTS // len(gains)),
+        rng=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
+
+
+class _Systems:
+    """Two systems on the same questions, and how much better the second one is in a metric that is no mean.
+
+    Such metrics read labels and the probability of the top one, and no other column of the table.
+    """
+
+    def __init__(self, before: Evaluation, after: Evaluation, metric: str) -> None:
+        known = METRICS | ORDERED
+        if metric not in known:
+            raise ChamtuneError(f"metric {metric!r} cannot be tested; those that can are {', '.join((*MEANS, *known))}")
+        self.measure, direction = known[metric]
+        self.sign = 1.0 if direction == "maximize" else -1.0
+        self.k = len(before.labels)
+        self.top = np.stack([e.log_probs.max(axis=1) for e in (before, after)])
+        self.predicted = np.stack([before.predicted, after.predicted])
+        self.gold, (names, self.owners) = before.gold, before.users
+        self.users = len(names)
+        self.rows = np.split(np.argsort(self.owners, kind="stable"), np.cumsum(np.bincount(self.owners))[:-1])
+
+    def value(self, system: NDArray[np.int64], rows: NDArray[np.int64]) -> float:
+        """The metric of answers that question `rows[i]` gets from system 0 or 1, int [m]."""
+        top = np.broadcast_to(self.top[system, rows][:, None], (len(rows), self.k))
+        return self.measure(top, self.predicted[system, rows], self.gold[rows])
+
+    def gain_by(self, systems: NDArray[np.int64], users: NDArray[np.int64]) -> float:
+        """How much better the systems [U] of these users are than the other ones."""
+        rows = np.concatenate([self.rows[user] for user in users])
+        chosen = systems[self.owners[rows]]
+        return round(self.sign * (self.value(chosen, rows) - self.value(1 - chosen, rows)), 12)
+
+    @property
+    def observed(self) -> float:
+        """How much better the second system is."""
+        return self.gain_by(np.ones(self.users, dtype=np.int64), np.arange(self.users))
+
+
+def exchange(before: Evaluation, after: Evaluation, metric: str, draws: int = RESAMPLES) -> float:
+    """Two-sided p-value of a metric's difference when users' answers of the two systems are exchanged at random.
+
+    Exact where the users are few. ChamtuneError for a metric that cannot be tested.
+    """
+    systems = _Systems(before, after, metric)
+    everybody = np.arange(systems.users)
+    if systems.users < 2 or (before.log_probs == after.log_probs).all():
+        return 1.0
+    result = stats.permutation_test(
+        (2 * everybody + 1, 2 * everybody),
+        lambda x, _: systems.gain_by(x % 2, everybody),
+        permutation_type="samples",
+        vectorized=False,
+        n_resamples=draws,
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
@@ -83,6 +152,28 @@ def user_interval(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def gain_interval(before: Evaluation, after: Evaluation, metric: str, level: float = 0.95) -> tuple[float, float]:
+    """BCa interval over users of a gain in a metric; its two ends are equal where no resample differs."""
+    if metric in MEANS:
+        return user_interval(*user_totals(after, after.question_scores(metric) - before.question_scores(metric)), level)
+    systems = _Systems(before, after, metric)
+    observed = systems.observed
+    if systems.users < 2 or (before.log_probs == after.log_probs).all():
+        return observed, observed
+    second = np.ones(systems.users, dtype=np.int64)
+    with warnings.catch_warnings(category=stats.DegenerateDataWarning, action="ignore"):
+        found = stats.bootstrap(
+            (np.arange(systems.users),),
+            lambda users: systems.gain_by(second, users),
+            vectorized=False,
+            confidence_level=level,
+            n_resamples=RESAMPLES,
+            method="BCa",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+    return (float(found.low), float(found.high)) if np.isfinite(found).all() else (observed, observed)
+
+
 def user_totals(evaluation: Evaluation, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Sum of a per-question value by user, and the number of questions by user; both [U]."""
     users, rows = evaluation.users
@@ -90,35 +181,60 @@ def user_totals(evaluation: Evaluation, values: NDArray[Any]) -> tuple[NDArray[A
     return sums, np.bincount(rows, minlength=len(users))
 
 
-def significance(baseline: Evaluation, candidate: Evaluation, metric: str = "accuracy") -> dict[str, Any]:
+def gain(before: Evaluation, after: Evaluation, metric: str) -> float:
+    """How much better the second system is, in the metric's own units; ChamtuneError for one that cannot be tested."""
+    if metric in MEANS:
+        return float((after.question_scores(metric) - before.question_scores(metric)).mean())
+    return _Systems(before, after, metric).observed
+
+
+def paired_test(before: Evaluation, after: Evaluation, metric: str, level: float = 0.05) -> dict[str, Any]:
+    """One metric of two systems, JSON-able: before, after, delta (positive: better), interval, p_value, test.
+
+    ChamtuneError for a metric that cannot be tested.
+    """
+    own = "accuracy" if metric == "accuracy_gain" else metric
+    if metric in MEANS:
+        differences = after.question_scores(metric) - before.question_scores(metric)
+        p_value, name = sign_flip(user_totals(after, differences)[0], draws_for(level)), "user-level sign flip"
+    else:
+        p_value, name = exchange(before, after, metric, draws_for(level)), "exchange of users' answers"
+    return {
+        "metric": metric,
+        "before": before.metrics[own],
+        "after": after.metrics[own],
+        "delta": gain(before, after, metric),
+        "interval": list(gain_interval(before, after, metric)),
+        "p_value": p_value,
+        "test": f"{name}, two-sided",
+    }
+
+
+def significance(
+    baseline: Evaluation, candidate: Evaluation, metrics: Sequence[str] = ("accuracy",), level: float = 0.05
+) -> dict[str, Any]:
     """Everything that a promotion is judged by, JSON-able.
 
-    `p_value` and `delta` are of the metric: one of `MEANS`, with the sign turned where less is better, else accuracy.
-    `ci95` and `p_accuracy` are of accuracy.
+    `tests`: one for each metric, with the resolution that `level` needs. `ci95` and `p_accuracy` are of accuracy.
     """
     changed = changes(baseline, candidate)
-    gain = candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64)
-    gains, sizes = user_totals(candidate, gain)
-    test = mcnemar(int(changed["hurt"]), int(changed["helped"]))
-    low, high = user_interval(gains, sizes)
-    differences = candidate.question_scores(metric) - baseline.question_scores(metric)
+    accuracy = paired_test(baseline, candidate, "accuracy", level)
+    gains, sizes = user_totals(candidate, candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64))
+    hurt, helped = (round(changed[name] * len(candidate.gold)) for name in ("hurt", "helped"))
     return {
-        "n": len(gain),
+        "n": len(candidate.gold),
         "users": len(sizes),
         "baseline_accuracy": baseline.metrics["accuracy"],
         "accuracy": candidate.metrics["accuracy"],
         "delta_accuracy": changed["accuracy_gain"],
         "delta_accuracy_user_mean": float((gains / sizes).mean()),
-        "ci95": [low, high],
-        "metric": metric if metric in MEANS else "accuracy",
-        "delta": float(differences.mean()),
-        "p_value": sign_flip(user_totals(candidate, differences)[0]),
-        "p_accuracy": sign_flip(gains),
-        "test": "user-level sign flip, two-sided",
-        "mcnemar": test._asdict(),
+        "ci95": accuracy["interval"],
+        "p_accuracy": accuracy["p_value"],
+        "tests": {name: paired_test(baseline, candidate, name, level) for name in metrics},
+        "mcnemar": mcnemar(hurt, helped)._asdict(),
         "changed_rate": changed["changed_rate"],
-        "helped": int(changed["helped"]),
-        "hurt": int(changed["hurt"]),
+        "helped": helped,
+        "hurt": hurt,
         "prior_modes": candidate.mode_counts(),
     }
 
@@ -137,17 +253,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     corrected = np.empty(len(order))
     corrected[order] = np.minimum(raised, 1.0)
     return [float(p) for p in corrected]
-
-
-def detectable_difference(n: int, discordance: float = 0.2, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """Smallest paired difference found with this power; None where even the largest possible one is not."""
-    z_alpha, z_power = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
-
-    def excess(difference: float) -> float:
-        spread = z_alpha * discordance**0.5 + z_power * (discordance - difference**2) ** 0.5
-        return float(spread**2 / difference**2 - n)
-
-    largest = min(discordance, discordance**0.5)
-    if excess(largest) > 0:
-        return None
-    return float(optimize.brentq(excess, 1e-6, largest))

@@ -17,7 +17,7 @@ from personalization.data.records import Dataset
 from personalization.errors import DataError
 
 PARTS = ("tune", "select", "confirm")
-DEFAULT_SHARES = {"tune": 0.5, "select": 0.2, "confirm": 0.3}
+DEFAULT_SHARES = {"tune": 0.3, "select": 0.1, "confirm": 0.6}
 
 
 @dataclass(frozen=True)
