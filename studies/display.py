@@ -76,6 +76,10 @@ class RunDisplay(ScoringDisplay):
         note = f"best {best}, feasible {self._feasible / self._seen:.0%}"
         self.advance("trials", done, total, note)
 
+    def waiting(self, reason: str) -> None:
+        """This worker waits for another."""
+        console.print(reason)
+
     def sending(self, waiting: int) -> None:
         """Records not yet in MLflow."""
         self._most = max(self._most, waiting)

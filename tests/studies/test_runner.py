@@ -19,10 +19,11 @@ from personalization.methods.priors import taste
 from studies import results
 from studies.pruning import PRUNERS
 from studies.runner import run_study
-from studies.samplers import SAMPLERS, derived_seed, make_sampler
+from studies.samplers import SAMPLERS, derived_seed, make_sampler, points, suggested
 from studies.spec import load_spec
-from studies.storage import open_storage, recover_lost_trials, storage_url
-from studies.study import RECORD, find_study, open_study, ranked
+from studies.recovery import enqueue, recover
+from studies.storage import open_storage, storage_url
+from studies.study import RECORD, find_study, finished, open_study, ranked
 from studies.trial import MEASURED, TrialRunner
 
 
@@ -209,25 +210,26 @@ def test_lost_trials_fail_and_are_retried_once_and_clean(tmp_path):
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     dead = study.ask(space)
     dead.set_constraint("entropy", 5.0)
-    assert recover_lost_trials(study, space, None) == [0]
-    assert recover_lost_trials(study, space, None) == []
+    assert recover(study, study.trials, space) == [0]
+    assert recover(study, study.trials, space) == []
     retry = study.ask(space)
     assert (retry.params, retry.user_attrs["retry_of"]) == (dead.params, 0)
     retry.set_constraint("entropy", -1.0)
     study.tell(retry, 0.0)
     assert study.trials[1].constraints == {"entropy": -1.0}
-    assert study.trials[0].user_attrs["failure"] == "worker_lost"
+    assert study.trials[0].state == TrialState.FAIL
+    assert [trial.number for trial in finished(study.trials)] == [1]
 
 
 @pytest.mark.parametrize("asked", [0, 1, 2])
 def test_a_queued_point_lost_while_it_was_asked_for_is_queued_again(tmp_path, asked):
     study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
     space = {name: optuna.distributions.FloatDistribution(0, 1) for name in "xyz"}
-    study.enqueue_trial({"x": 0.25, "y": 0.75})
+    enqueue(study, {"x": 0.25, "y": 0.75})
     dying = study.ask()
     for name in "xyz"[:asked]:
         dying.suggest_float(name, 0, 1)
-    assert recover_lost_trials(study, space, None) == [0]
+    assert recover(study, study.trials, space) == [0]
     retry = study.ask(space)
     assert (retry.params["x"], retry.params["y"], retry.user_attrs["retry_of"]) == (0.25, 0.75, 0)
 
@@ -236,7 +238,7 @@ def test_a_sampled_point_lost_while_it_was_asked_for_is_left_to_the_sampler(tmp_
     study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
     space = {name: optuna.distributions.FloatDistribution(0, 1) for name in "xyz"}
     study.ask().suggest_float("x", 0, 1)
-    assert recover_lost_trials(study, space, None) == [0]
+    assert recover(study, study.trials, space) == [0]
     assert [t.state for t in study.trials] == [TrialState.FAIL]
 
 
@@ -246,9 +248,8 @@ def test_a_grid_point_lost_while_it_was_asked_for_is_measured_after_all(tmp_path
     spec = spec_of(trials=1, sampler="grid", space=space)
     run_study(spec, tmp_path)
     opened = open_study(spec, tmp_path)
-    dying = opened.study.ask()
-    for name, distribution in list(opened.space.items())[:asked]:
-        dying._suggest(name, distribution)
+    enqueue(opened.study, points("grid", spec.seed, opened.space)[1])
+    suggested(opened.study.ask(), dict(list(opened.space.items())[:asked]))
     result = run_study(spec.model_copy(update={"trials": 10}), tmp_path)
     complete = [t for t in trials_of(tmp_path) if t.state == TrialState.COMPLETE]
     assert result.lost == [1]
@@ -324,7 +325,7 @@ def test_kill_9_loses_no_finished_trial_and_leaves_none_running(tmp_path, spec_o
     assert [t.number for t in trials] == list(range(len(trials)))
     assert not [t for t in trials if t.state == TrialState.RUNNING]
     assert {n: trials[n].value for n in seen} == seen
-    lost = [t for t in trials if t.user_attrs.get("failure") == "worker_lost"]
+    lost = [t for t in trials if t.state == TrialState.FAIL]
     retried = {t.user_attrs.get("retry_of") for t in trials}
     parameters = set(trials[0].params)
     assert all(t.number in retried for t in lost if set(t.params) == parameters)
@@ -338,7 +339,7 @@ def test_a_signal_ends_the_study_after_the_running_trial(tmp_path, spec_of, star
     wait_for_trials(home, 3, process)
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err.decode()
+    assert process.returncode == 128 + number, err.decode()
     answer = json.loads(out.decode().splitlines()[-1])
     states = {t.state for t in trials_of(home)}
     assert states == {TrialState.COMPLETE}
@@ -357,7 +358,7 @@ def test_tpe_comes_within_two_points_of_the_exact_constrained_optimum(tmp_path):
             for beta in np.linspace(0, 2, 17):
                 found = line_optimum(part.scores - beta * source, log_pi, part.gold, (-0.5, 2.0), 0.6, 0.55)
                 exact = max(exact, found.accuracy if found else 0.0)
-    study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", 0, opened.space))
+    study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", 0))
     baseline = opened.baseline
     runner = TrialRunner(
         study, opened.space, opened.rooms, opened.objective, baseline, ["accuracy"], opened.constraints, seed=0
