@@ -8,7 +8,7 @@ constraints nor attributes.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import optuna
@@ -44,12 +44,8 @@ def enqueue(study: optuna.Study, point: dict[str, Any], **attributes: Any) -> No
     study.enqueue_trial(point, user_attrs={POINT: point, **attributes})
 
 
-def recover(study: optuna.Study, lost: Collection[FrozenTrial], parameters: Collection[str]) -> list[int]:
-    """Fail trials that nobody works on, and queue again what did not count; the numbers failed here.
-
-    A trial that ended meanwhile stays as it is. One that died while it was asked for, without all `parameters`, is left
-    to the sampler, unless it came from the queue.
-    """
+def fail(study: optuna.Study, lost: Collection[FrozenTrial]) -> list[int]:
+    """Fail trials that nobody works on; the numbers failed here. One that ended meanwhile stays as it is."""
     failed = []
     for trial in lost:
         try:
@@ -58,15 +54,18 @@ def recover(study: optuna.Study, lost: Collection[FrozenTrial], parameters: Coll
             continue
         if ended.state == TrialState.FAIL and FAILURE not in ended.user_attrs:
             failed.append(trial.number)
-    _queue_again(study, parameters)
     return failed
 
 
-def _queue_again(study: optuna.Study, parameters: Collection[str]) -> None:
-    """Each once; but an outage's second failure is not tried a third time: it may be the parameters' after all."""
-    trials = study.get_trials(deepcopy=False)
+def queue_again(study: optuna.Study, trials: Sequence[FrozenTrial], parameters: Collection[str]) -> bool:
+    """Queue the parameters of what did not count, each once; whether there were any. `trials`: all of the study.
+
+    A trial that died while it was asked for, without all `parameters`, is left to the sampler, unless it came from the
+    queue. The second failure in an outage is not tried a third time: it may be the parameters' after all.
+    """
     retried = {trial.user_attrs.get(RETRY_OF) for trial in trials}
     outages = _outages([trial for trial in trials if trial.state == TrialState.FAIL])
+    queued = False
     for number in sorted(uncounted(trials) - retried):
         attributes = trials[number].user_attrs
         point = {**attributes.get(POINT, {}), **trials[number].params}
@@ -74,3 +73,5 @@ def _queue_again(study: optuna.Study, parameters: Collection[str]) -> None:
         again = number in outages and attributes.get(RETRY_OF) in outages
         if whole and not again and attributes.get(FAILURE) != REPEATED:
             enqueue(study, point, **{RETRY_OF: number})
+            queued = True
+    return queued

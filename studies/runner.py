@@ -19,7 +19,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from personalization.errors import ChamtuneError, UsageError
-from studies.recovery import POINT, REPEATED, SURPLUS, enqueue, recover, uncounted
+from studies.recovery import POINT, REPEATED, SURPLUS, enqueue, fail, queue_again, uncounted
 from studies.results import StudyResult, summarize, write_results
 from studies.samplers import derived_seed, holds, make_sampler, points
 from studies.spec import StudySpec
@@ -273,8 +273,11 @@ class Loop:
     def _tend(self) -> list[FrozenTrial]:
         """Take care of what dead workers left; all trials as they are then."""
         trials = self._study.get_trials(deepcopy=False)
-        self.lost += recover(self._study, self._workers.lost(trials), self._opened.space)
-        trials = self._study.get_trials(deepcopy=False)
+        if lost := self._workers.lost(trials):
+            self.lost += fail(self._study, lost)
+            trials = self._study.get_trials(deepcopy=False)
+        if queue_again(self._study, trials, self._opened.space):
+            trials = self._study.get_trials(deepcopy=False)
         self._workers.bury(trials)
         self._runner.remember(trials)
         return trials

@@ -45,7 +45,7 @@ def points(sampler: str, seed: int, space: Space) -> list[dict[str, Any]] | None
         return None
     names = sorted(space)
     found = list(itertools.product(*(_values(name, space[name]) for name in names)))
-    np.random.RandomState(seed).shuffle(found)  # type: ignore[arg-type]
+    np.random.RandomState(seed).shuffle(found)
     return [dict(zip(names, values, strict=True)) for values in found]
 
 

@@ -18,10 +18,10 @@ from personalization.methods.calibration import line_optimum
 from personalization.methods.priors import taste
 from studies import results
 from studies.pruning import PRUNERS
+from studies.recovery import enqueue, fail, queue_again
 from studies.runner import run_study
 from studies.samplers import SAMPLERS, derived_seed, make_sampler, points, suggested
 from studies.spec import load_spec
-from studies.recovery import enqueue, recover
 from studies.storage import open_storage, storage_url
 from studies.study import RECORD, find_study, finished, open_study, ranked
 from studies.trial import MEASURED, TrialRunner
@@ -205,13 +205,19 @@ def test_warm_start_comes_first(tmp_path, spec_of, monkeypatch):
     assert first.params["kappa"] == 5.0
 
 
+def recover(study, space):
+    failed = fail(study, study.get_trials(states=[TrialState.RUNNING]))
+    queue_again(study, study.get_trials(), space)
+    return failed
+
+
 def test_lost_trials_fail_and_are_retried_once_and_clean(tmp_path):
     study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     dead = study.ask(space)
     dead.set_constraint("entropy", 5.0)
-    assert recover(study, study.trials, space) == [0]
-    assert recover(study, study.trials, space) == []
+    assert recover(study, space) == [0]
+    assert recover(study, space) == []
     retry = study.ask(space)
     assert (retry.params, retry.user_attrs["retry_of"]) == (dead.params, 0)
     retry.set_constraint("entropy", -1.0)
@@ -229,7 +235,7 @@ def test_a_queued_point_lost_while_it_was_asked_for_is_queued_again(tmp_path, as
     dying = study.ask()
     for name in "xyz"[:asked]:
         dying.suggest_float(name, 0, 1)
-    assert recover(study, study.trials, space) == [0]
+    assert recover(study, space) == [0]
     retry = study.ask(space)
     assert (retry.params["x"], retry.params["y"], retry.user_attrs["retry_of"]) == (0.25, 0.75, 0)
 
@@ -238,7 +244,7 @@ def test_a_sampled_point_lost_while_it_was_asked_for_is_left_to_the_sampler(tmp_
     study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
     space = {name: optuna.distributions.FloatDistribution(0, 1) for name in "xyz"}
     study.ask().suggest_float("x", 0, 1)
-    assert recover(study, study.trials, space) == [0]
+    assert recover(study, space) == [0]
     assert [t.state for t in study.trials] == [TrialState.FAIL]
 
 
