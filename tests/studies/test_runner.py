@@ -1,4 +1,7 @@
+import errno
+import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -13,18 +16,22 @@ import yaml
 from optuna.trial import TrialState
 
 from objectives.calibration import Calibration
-from personalization.errors import UsageError
+from personalization.errors import UnavailableError, UsageError
 from personalization.methods.calibration import line_optimum
 from personalization.methods.priors import taste
 from studies import results
+from studies.display import print_result
 from studies.pruning import PRUNERS
 from studies.recovery import enqueue, fail, queue_again
 from studies.runner import run_study
 from studies.samplers import SAMPLERS, derived_seed, make_sampler, points, suggested
+from studies.show import describe_study
 from studies.spec import load_spec
 from studies.storage import open_storage, storage_url
 from studies.study import RECORD, find_study, finished, open_study, ranked
-from studies.trial import MEASURED, TrialRunner
+from studies.trial import MEASURED, Outage, TrialRunner, outcome_of
+
+COUNT = itertools.count()
 
 
 def trials_of(home, name="small"):
@@ -156,6 +163,108 @@ def test_a_failing_trial_is_recorded_and_the_study_goes_on(tmp_path, spec_of, mo
     assert "non_finite_objective: accuracy is nan" in failed[1].user_attrs["failure"]
 
 
+@pytest.fixture
+def broken(monkeypatch):
+    """A function that makes trials fail with what `error` gives; the baseline is measured first."""
+    real = Calibration.evaluate
+
+    def fail_with(error):
+        calls = itertools.count()
+
+        def evaluate(self, params, part="tune", report=None):
+            if next(calls) and (raised := error()) is not None:
+                raise raised
+            return real(self, params, part, report)
+
+        monkeypatch.setattr(Calibration, "evaluate", evaluate)
+
+    yield fail_with
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (lambda: OSError(errno.ENOSPC, "No space left on device"), 74),
+        (lambda: RuntimeError(f"CUDA error {next(COUNT)}\nmore"), 70),
+        (lambda: UnavailableError("no answer"), 69),
+    ],
+)
+def test_an_outage_stops_the_run_and_costs_no_budget(tmp_path, spec_of, broken, monkeypatch, error, code):
+    broken(error)
+    for tries in (1, 2):
+        with pytest.raises(Outage, match="5 trials in a row failed with") as caught:
+            run_study(spec_of(trials=20), tmp_path)
+        assert caught.value.exit_code == code
+        assert "\n" not in str(caught.value)
+        assert len(trials_of(tmp_path)) == 5 * tries
+        assert finished(trials_of(tmp_path)) == []
+    monkeypatch.undo()
+    result = run_study(spec_of(trials=8), tmp_path)
+    trials = trials_of(tmp_path)
+    assert (result.trials, result.complete, result.failed) == (8, 8, 0)
+    assert [t.params for t in trials[5:10]] == [t.params for t in trials[:5]]
+
+
+def test_the_points_of_an_outage_are_measured_when_it_is_over(tmp_path, spec_of, broken, monkeypatch):
+    broken(lambda: OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(Outage):
+        run_study(spec_of(), tmp_path)
+    monkeypatch.undo()
+    run_study(spec_of(trials=6), tmp_path)
+    trials = trials_of(tmp_path)
+    assert [t.user_attrs.get("retry_of") for t in trials[5:]] == [0, 1, 2, 3, 4, None]
+    assert [t.params for t in trials[5:10]] == [t.params for t in trials[:5]]
+
+
+def test_failures_of_many_kinds_or_of_the_parameters_are_no_outage(tmp_path, spec_of, broken, monkeypatch):
+    kinds = itertools.cycle([ValueError("a"), ValueError("b"), KeyError("a"), None])
+    broken(lambda: next(kinds))
+    assert run_study(spec_of(trials=9), tmp_path / "kinds").failed == 7
+    monkeypatch.undo()
+    real = Calibration.evaluate
+
+    def infinite(self, params, part="tune", report=None):
+        evaluation = real(self, params, part, report)
+        evaluation.metrics["accuracy"] = math.inf
+        return evaluation
+
+    monkeypatch.setattr(Calibration, "evaluate", infinite)
+    assert run_study(spec_of(trials=7), tmp_path / "infinite").failed == 7
+
+
+def test_an_interrupted_trial_is_measured_when_the_study_goes_on(tmp_path, spec_of, broken, monkeypatch):
+    errors = iter([None, None, KeyboardInterrupt()])
+    broken(lambda: next(errors))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec_of(), tmp_path)
+    monkeypatch.undo()
+    result = run_study(spec_of(trials=4), tmp_path)
+    trials = trials_of(tmp_path)
+    assert (result.trials, result.complete, result.failed) == (4, 4, 0)
+    assert trials[3].params == trials[2].params
+    assert describe_study("small", tmp_path, None)["failures"] == {}
+
+
+def test_a_figure_without_a_finite_value_harms_no_trial_that_is_not_judged_by_it(tmp_path, spec_of, monkeypatch):
+    real = Calibration.evaluate
+
+    def odd(self, params, part="tune", report=None):
+        evaluation = real(self, params, part, report)
+        evaluation.metrics["nll"], evaluation.metrics["brier"] = math.inf, math.nan
+        return evaluation
+
+    monkeypatch.setattr(Calibration, "evaluate", odd)
+    monkeypatch.setattr(Calibration, "curves", lambda self, params: {"loss": [1.0, math.nan]})
+    for trials in (2, 4):
+        result = run_study(spec_of(trials=trials, constraints={}), tmp_path)
+        assert (result.complete, result.failed) == (trials, 0)
+    trial = trials_of(tmp_path)[0]
+    assert trial.user_attrs[MEASURED]["metrics"]["nll"] is trial.user_attrs[MEASURED]["metrics"]["brier"] is None
+    assert trial.user_attrs[MEASURED]["curves"] == {"loss": [1.0, None]}
+    assert not {"nll", "brier"} & set(outcome_of(trial).metrics)
+    print_result(result, spec_of(constraints={}))
+
+
 def test_a_study_without_a_feasible_trial_names_the_closest(tmp_path, spec_of):
     result = run_study(spec_of(trials=4, constraints={"entropy": ">= 99"}), tmp_path)
     assert result.best is None
@@ -203,6 +312,25 @@ def test_warm_start_comes_first(tmp_path, spec_of, monkeypatch):
     first = trials_of(tmp_path)[0]
     assert first.user_attrs["warm_start"] is True
     assert first.params["kappa"] == 5.0
+
+
+def test_warm_start_points_survive_the_death_of_who_queues_them(tmp_path, spec_of, monkeypatch):
+    base = {"beta": 1.0, "kappa": 5.0, "tau": 1.0, "prior_mode": "user", "source": "batch"}
+    monkeypatch.setattr(Calibration, "warm_start", lambda self: [{**base, "gamma": g} for g in (0.25, 0.5, 0.75)])
+    real, calls = optuna.Study.enqueue_trial, itertools.count()
+
+    def dies(self, *given, **named):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        real(self, *given, **named)
+
+    monkeypatch.setattr(optuna.Study, "enqueue_trial", dies)
+    spec = spec_of(trials=5, warm_start=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path)
+    run_study(spec.model_copy(update={"trials": 4}), tmp_path)
+    run_study(spec, tmp_path)
+    assert [t.params["gamma"] for t in trials_of(tmp_path) if "warm_start" in t.user_attrs] == [0.25, 0.5, 0.75]
 
 
 def recover(study, space):
