@@ -1,12 +1,14 @@
 """The `chamtune` command: parse, call one function, print.
 
 Heavy rooms are imported inside the commands, so that `chamtune --help` is quick. Exit codes follow sysexits (64 usage,
-65 data, 69 unavailable, 70 internal); 3 is a refused promotion, 1 a study without a feasible trial.
+65 data, 69 unavailable, 70 internal); 3 is a refused promotion, 1 a study without a feasible trial, 128 + n a run that
+signal n stopped.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -18,8 +20,9 @@ HomeOption = Annotated[Path, typer.Option(help="Folder of studies, tracking, cac
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 StorageOption = Annotated[str | None, typer.Option(help="Optuna storage URL; default: studies.db in the home folder.")]
 HOME = Path(".chamtune")
-CLI_USAGE, USAGE, IO_ERROR = 2, 64, 74
-"""What typer exits with on wrong arguments, and what we do; what we exit with when a disk or file fails."""
+CLI_USAGE, USAGE, UNAVAILABLE, INTERNAL, IO_ERROR, STOPPED = 2, 64, 69, 70, 74, 128
+"""What typer exits with on wrong arguments, and what we do; a storage that fails, a fault of ours, a disk or file that
+fails, and what is added to the number of a signal."""
 
 app = typer.Typer(
     help="Find the best way to personalise an LLM classifier, prove it, and deploy it.",
@@ -67,7 +70,9 @@ def run(
     print_result(result, loaded)
     if as_json:
         print(json.dumps(result.as_json()))
-    if result.best is None and result.stopped_by is None:
+    if result.stopped_by is not None:
+        raise typer.Exit(STOPPED + result.stopped_by)
+    if result.best is None:
         raise typer.Exit(1)
 
 
@@ -273,26 +278,36 @@ def data_export(
 
 
 def main() -> None:
-    """Run the command line; errors meant for the user are one line and an exit code."""
-    from personalization.errors import ChamtuneError
-
+    """Run the command line; every error is one line and an exit code, with the traceback where --debug is given."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app()
-    except ChamtuneError as error:
-        if "--debug" in sys.argv[1:]:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if "--debug" in sys.argv[1:]:
-            traceback.print_exc()
-        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(IO_ERROR)
+        app(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(STOPPED + signal.SIGINT)
     except SystemExit as end:
         sys.exit(USAGE if end.code == CLI_USAGE else end.code)
+    except Exception as error:
+        if arguments != sys.argv[1:]:
+            traceback.print_exc()
+        message, code = _told(error)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """One line for an error, and its exit code."""
+    from personalization.errors import ChamtuneError, first_line
+
+    if isinstance(error, ChamtuneError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input or output'}: {error.strerror or error}", IO_ERROR
+    from studies.storage import STORAGE_ERRORS, reason
+
+    if isinstance(error, STORAGE_ERRORS):
+        return f"the storage failed: {reason(error)}; the same command goes on when it is back", UNAVAILABLE
+    return f"{type(error).__name__}: {first_line(error)}; this should not happen, --debug shows where it did", INTERNAL
 
 
 if __name__ == "__main__":

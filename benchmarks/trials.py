@@ -20,10 +20,12 @@ from unittest import mock
 import optuna
 
 from search_spaces.calibration import SPACE
-from studies.runner import StopRequest, Watcher, _catch_up, _run_trials
+from studies.runner import Loop, StopRequest, Watcher, catch_up
+from studies.samplers import suggested
 from studies.spec import load_spec
 from studies.storage import open_storage
 from studies.study import open_study
+from studies.workers import workers_of
 from tracking.spool import Sender, Spool, tracking_uri
 
 
@@ -36,7 +38,7 @@ def bare(folder: Path, trials: int) -> float:
     )
 
     def objective(trial: optuna.Trial) -> float:
-        params = {name: trial._suggest(name, distribution) for name, distribution in SPACE.items()}
+        params = suggested(trial, SPACE)
         trial.set_constraint("entropy", 0.5 - params["beta"])
         trial.set_constraint("top1_share", params["beta"] - 1.5)
         return -((params["gamma"] - 1) ** 2)
@@ -53,10 +55,11 @@ def tuned(home: Path, cache: Path, trials: int) -> tuple[float, float]:
     spec = load_spec("demo", {"trials": trials})
     opened = open_study(spec, home)
     spool = Spool(home, spec.name, opened.record["id"])
-    _catch_up(opened, spool)
+    catch_up(opened, spool)
     sender = Sender(spool, tracking_uri(home, None))
     started = time.perf_counter()
-    _run_trials(opened, StopRequest(), Watcher(), spool)
+    with workers_of(home, opened.url, spec.name) as workers:
+        Loop(opened, workers, StopRequest(), Watcher(), spool).run()
     elapsed = time.perf_counter() - started
     left = sender.finish(1800)
     if left:

@@ -11,6 +11,11 @@ The message is one line: what was found, where, what is allowed, what to do.
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class ChamtuneError(Exception):
     """Base of every error that the command line prints without a traceback."""
 

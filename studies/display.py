@@ -65,6 +65,10 @@ class RunDisplay(ScoringDisplay):
         super().__enter__()
         return self
 
+    def opened(self, found: Prospect) -> None:
+        """What the confirm users can show."""
+        print_prospect(found)
+
     def trial(self, outcome: Outcome, done: int, total: int) -> None:
         """A trial has ended."""
         self._seen += 1
@@ -76,6 +80,10 @@ class RunDisplay(ScoringDisplay):
         best = "none yet" if self._best is None else f"{self._best:.4f}"
         note = f"best {best}, feasible {self._feasible / self._seen:.0%}"
         self.advance("trials", done, total, note)
+
+    def waiting(self, reason: str) -> None:
+        """This worker waits for another."""
+        console.print(reason)
 
     def sending(self, waiting: int) -> None:
         """Records not yet in MLflow."""

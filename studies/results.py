@@ -173,7 +173,8 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
                 }
             )
     if spool is not None:
-        best = {f"best/{k}": v for k, v in result.best["metrics"].items()} if result.best is not None else {}
+        measured = {} if result.best is None else result.best["metrics"]
+        best = {f"best/{name}": value for name, value in measured.items() if value is not None}
         spool.append(
             {
                 "kind": "summary",

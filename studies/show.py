@@ -69,7 +69,7 @@ def describe_study(name: str, home: Path, url: str | None) -> dict[str, Any]:
     ]
     failures = {
         t.number: str(t.user_attrs.get("failure", "")).strip().splitlines()[-1:]
-        for t in trials
+        for t in finished(trials)
         if t.state == TrialState.FAIL
     }
     return {

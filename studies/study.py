@@ -26,9 +26,10 @@ from studies.data import load_splits
 from studies.evidence import Evidence
 from studies.pruning import make_pruner
 from studies.record import refuse_changes, versions
-from studies.samplers import derived_seed, make_sampler
+from studies.recovery import uncounted
+from studies.samplers import LONE, derived_seed, make_sampler, points
 from studies.spec import RELATIVE_METRICS, StudySpec, parse_spec
-from studies.storage import WORKER_LOST, open_storage, storage_url
+from studies.storage import open_storage, storage_url
 
 RECORD = "chamtune"
 """Study attribute that holds the frozen record."""
@@ -56,7 +57,7 @@ class OpenStudy:
     sampler_seed: int
 
 
-def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, worker: str = "0") -> OpenStudy:
+def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) -> OpenStudy:
     """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume."""
     rooms = load_space(spec.objective)
     model = spec.model
@@ -66,7 +67,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         space = needed(rooms, space, spec.space)
     except ValueError as error:
         raise UsageError(f"spec {spec.name}: {error}") from None
-    make_sampler(spec.sampler, 0, space)
+    points(spec.sampler, spec.seed, space)
     splits = load_splits(spec)
     record = {
         "spec": spec.identity(),
@@ -91,8 +92,8 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
     storage = open_storage(url)
     study = _create_or_load(spec, storage, record)
     Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
-    sampler_seed = derived_seed(spec.seed, spec.sampler, worker, len(study.get_trials(deepcopy=False)))
-    study.sampler = make_sampler(spec.sampler, sampler_seed, space)
+    sampler_seed = derived_seed(spec.seed, spec.sampler, LONE, len(study.get_trials(deepcopy=False)))
+    study.sampler = make_sampler(spec.sampler, sampler_seed)
     objective = load_objective(spec.objective, splits, scorer, progress)
     baseline = objective.evaluate(rooms.BASELINE)
     return OpenStudy(
@@ -157,8 +158,9 @@ def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
 
 
 def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Trials that count towards the budget: ended, and not because their worker died."""
-    return [t for t in trials if t.state.is_finished() and t.user_attrs.get("failure") != WORKER_LOST]
+    """Trials that count towards the budget: complete, pruned, or failed by their own parameters."""
+    left_out = uncounted(trials)
+    return [t for t in trials if t.state.is_finished() and t.number not in left_out]
 
 
 def ranked(trials: list[FrozenTrial], optimize: dict[str, str]) -> Iterator[FrozenTrial]:

@@ -1,33 +1,76 @@
-"""One trial: ask, measure, tell. The one place that catches everything, and it records what it caught."""
+"""One trial under `study.optimize`: measured, or ended with the reason. The one place that catches everything.
+
+What it caught is recorded with the trial. Failures in a row that are alike are an outage: they say nothing about
+parameters, and a study that went on would burn its budget on them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from objectives import Objective
-from personalization.errors import ChamtuneError
+from personalization.errors import ChamtuneError, UnavailableError, first_line
 from personalization.evaluation import Evaluation, all_metrics
 from search_spaces import Space
 from studies.constraints import UNMEASURED, Constraint
 from studies.pruning import watch
-from studies.storage import STAMP
+from studies.recovery import FAILURE, INTERRUPTED, OUTAGE, uncounted
+from studies.samplers import suggested
+from studies.storage import STORAGE_ERRORS
 
+IN_A_ROW = 5
+"""Failures of a kind that are an outage."""
+IO_ERROR, INTERNAL = 74, 70
+"""What a run exits with after an outage of the disk, or of anything that is not ours (sysexits).
+
+The exit code of an outage of the storage is that of `UnavailableError`.
+"""
 MEASURED = "measured"
 """Trial attribute: metrics, curves, remarks, sampler seed; of repeated parameters the trial whose result was reused, of
-a pruned trial what was seen until then."""
+a pruned trial what was seen until then. What is not finite is null."""
+
+
+class GivenBack(Exception):
+    """Raised in a trial that shall not be measured here; says why."""
+
+
+class NotFinite(ChamtuneError):
+    """What a study judges by has no finite value at these parameters."""
+
+
+class Outage(ChamtuneError):
+    """Failures in a row that are alike."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(
+            f"{IN_A_ROW} trials in a row failed with {type(cause).__name__}: {first_line(cause)}. They cost no budget "
+            "and are queued again; mend the cause, and the same command goes on (--debug shows the traceback)"
+        )
+        self.__cause__ = cause
+        if isinstance(cause, OSError):
+            self.exit_code = IO_ERROR
+        elif isinstance(cause, STORAGE_ERRORS):
+            self.exit_code = UnavailableError.exit_code
+        else:
+            self.exit_code = cause.exit_code if isinstance(cause, ChamtuneError) else INTERNAL
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to a trial; what tracking and progress display need. `curves`: name -> a value for each step."""
+    """What happened to a trial; what tracking and progress display need.
+
+    `metrics` are the finite ones. `curves`: name -> a value for each step, NaN where it is not finite.
+    """
 
     number: int
     state: str
@@ -54,14 +97,14 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
         number=trial.number,
         state=trial.state.name,
         params=dict(trial.params),
-        metrics=measured.get("metrics", {}),
+        metrics={name: value for name, value in measured.get("metrics", {}).items() if value is not None},
         violations=dict(trial.constraints),
         started_ms=int(trial.datetime_start.timestamp() * 1000) if trial.datetime_start else 0,
         ended_ms=int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else 0,
-        failure=trial.user_attrs.get("failure"),
+        failure=trial.user_attrs.get(FAILURE),
         duplicate_of=measured.get("duplicate_of"),
         remarks=measured.get("remarks", []),
-        curves={**measured.get("curves", {}), **_reported(trial)},
+        curves={**{name: _readable(told) for name, told in measured.get("curves", {}).items()}, **_reported(trial)},
     )
 
 
@@ -75,7 +118,8 @@ def _reported(trial: FrozenTrial) -> dict[str, list[float]]:
 class TrialRunner:
     """Runs the trials of one study in one process.
 
-    `measured` maps canonical params to (trial number, metrics); `stamp` marks the trials of this home.
+    `begin`: the first act of a trial; it may raise GivenBack. `measured` maps canonical params to (trial number,
+    metrics).
     """
 
     study: optuna.Study
@@ -87,78 +131,130 @@ class TrialRunner:
     constraints: list[Constraint]
     seed: int
     pruner: str = "none"
-    stamp: str | None = None
+    begin: Callable[[optuna.Trial], None] = lambda _: None
     measured: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
+    _known: set[int] = field(default_factory=set)
+    _number: int | None = None
+    _alike: tuple[object, list[int]] = (None, [])
+    _outage: Outage | None = None
 
-    def remember(self, trials: list[FrozenTrial]) -> None:
-        """Take over what earlier runs measured."""
+    def remember(self, trials: Iterable[FrozenTrial]) -> None:
+        """Take over what earlier runs and other workers measured."""
         for trial in trials:
-            if trial.state == TrialState.COMPLETE:
+            if trial.state == TrialState.COMPLETE and trial.number not in self._known:
+                self._known.add(trial.number)
                 params = self.rooms.decode(trial.params)
                 self.measured.setdefault(_canonical(params), (trial.number, trial.user_attrs[MEASURED]["metrics"]))
 
-    def run_one(self) -> Outcome:
-        """Ask for one trial, measure it, tell the result."""
-        trial = self.study.ask(dict(self.space))
-        if self.stamp is not None:
-            trial.set_user_attr(STAMP, self.stamp)
-        duplicate: int | None = None
-        remarks: list[str] = []
-        curves: dict[str, list[float]] = {}
+    def run_one(self) -> Outcome | None:
+        """Run one trial. None where it does not count: given back, or taken over by workers who thought this one dead.
+
+        Outage after so many failures of a kind in a row.
+        """
+        self._number, ended = None, list[FrozenTrial]()
         try:
-            params = self.rooms.decode(trial.params)
-            key = _canonical(params)
-            if key in self.measured:
-                duplicate, metrics = self.measured[key]
-            else:
-                report = watch(self.pruner, trial, self.optimize, self.baseline)
-                try:
-                    evaluation = self.objective.evaluate(params, report=report)
-                except optuna.TrialPruned:
-                    return self._pruned(trial, params)
-                metrics = {**all_metrics(evaluation, self.baseline), **self.objective.observed(params)}
-                remarks, curves = self.objective.remarks(params), self._curves(params)
-                self.measured[key] = (trial.number, metrics)
+            self.study.optimize(
+                self._measure, n_trials=1, catch=(Exception,), callbacks=[lambda _, trial: ended.append(trial)]
+            )
+        except (ValueError, UpdateFinishedTrialError):
+            if not self._taken_over():
+                raise
+            return None
+        if self._outage is not None:
+            raise self._outage
+        return None if uncounted(ended) else outcome_of(ended[0])
+
+    def _taken_over(self) -> bool:
+        trials = self.study.get_trials(deepcopy=False)
+        mine = None if self._number is None else trials[self._number]
+        return mine is not None and mine.state == TrialState.FAIL and FAILURE not in mine.user_attrs
+
+    def _measure(self, trial: optuna.Trial) -> list[float]:
+        """The objective: values of what the study optimises. Whatever is raised is recorded with the trial first."""
+        self._number = trial.number
+        try:
+            self.begin(trial)
+            params = self.rooms.decode(suggested(trial, self.space))
+            metrics, notes = self._evaluated(trial, params)
             values = [_finite(name, metrics[name]) for name in self.optimize]
             violations = {c.metric: c.violation(_finite(c.metric, metrics[c.metric])) for c in self.constraints}
-        except KeyboardInterrupt:
-            self._end(trial, TrialState.FAIL, failure="interrupted")
+        except optuna.TrialPruned:
+            self._alike = (None, [])
+            self._constrain(trial, self._unmeasured())
             raise
-        except Exception:
-            return self._end(trial, TrialState.FAIL, failure=traceback.format_exc())
+        except (KeyboardInterrupt, GivenBack) as end:
+            self._fail(trial, str(end) if isinstance(end, GivenBack) else INTERRUPTED)
+            raise
+        except Exception as error:
+            self._fail(trial, traceback.format_exc())
+            self._count_alike(trial, error)
+            raise
+        self._constrain(trial, violations)
+        stored = {name: _storable(value) for name, value in metrics.items()}
+        trial.set_user_attr(MEASURED, {"metrics": stored, "seed": self.seed, **notes})
+        if "duplicate_of" not in notes:
+            self._alike = (None, [])
+        return values
+
+    def _evaluated(self, trial: optuna.Trial, params: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        """Metrics of these parameters, and what else is kept of them."""
+        key = _canonical(params)
+        if key in self.measured:
+            original, metrics = self.measured[key]
+            return metrics, {"remarks": [], "curves": {}, "duplicate_of": original}
+        report = watch(self.pruner, trial, self.optimize, self.baseline)
+        try:
+            evaluation = self.objective.evaluate(params, report=report)
+        except optuna.TrialPruned:
+            seen = {"seed": self.seed, "remarks": self.objective.alarms(params), "curves": self._curves(params)}
+            trial.set_user_attr(MEASURED, seen)
+            raise
+        metrics = {**all_metrics(evaluation, self.baseline), **self.objective.observed(params)}
+        notes = {"remarks": self.objective.remarks(params), "curves": self._curves(params)}
+        self.measured[key] = (trial.number, metrics)
+        return metrics, notes
+
+    def _curves(self, params: Any) -> dict[str, list[float | None]]:
+        return {name: [_storable(v) for v in values] for name, values in self.objective.curves(params).items()}
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> None:
+        trial.set_user_attr(FAILURE, reason)
+        self._constrain(trial, self._unmeasured())
+
+    def _unmeasured(self) -> dict[str, float]:
+        """A trial without a value is infeasible, so that nothing takes it for a good one."""
+        return {c.metric: UNMEASURED for c in self.constraints}
+
+    def _constrain(self, trial: optuna.Trial, violations: Mapping[str, float]) -> None:
         for name, violation in violations.items():
             trial.set_constraint(name, violation)
-        measured: dict[str, Any] = {"metrics": metrics, "seed": self.seed, "remarks": remarks, "curves": curves}
-        if duplicate is not None:
-            measured["duplicate_of"] = duplicate
-        trial.set_user_attr(MEASURED, measured)
-        return outcome_of(self.study.tell(trial, values))
 
-    def _pruned(self, trial: optuna.Trial, params: Any) -> Outcome:
-        """Tell a trial that was ended early, with what was seen until then."""
-        seen = {"seed": self.seed, "remarks": self.objective.alarms(params), "curves": self._curves(params)}
-        trial.set_user_attr(MEASURED, seen)
-        return self._end(trial, TrialState.PRUNED)
-
-    def _curves(self, params: Any) -> dict[str, list[float]]:
-        return {name: list(values) for name, values in self.objective.curves(params).items()}
-
-    def _end(self, trial: optuna.Trial, state: TrialState, failure: str | None = None) -> Outcome:
-        """Tell a trial that has no value. It is infeasible, so that nothing takes it for a good one."""
-        violations = {c.metric: UNMEASURED for c in self.constraints}
-        for name, violation in violations.items():
-            trial.set_constraint(name, violation)
-        if failure is not None:
-            trial.set_user_attr("failure", failure)
-        return outcome_of(self.study.tell(trial, state=state))
+    def _count_alike(self, trial: optuna.Trial, error: Exception) -> None:
+        """A metric that is not finite is its parameters' own; of all else, failures in a row make an outage."""
+        if isinstance(error, NotFinite):
+            return
+        kind, numbers = (type(error), re.sub(r"\d+", "", first_line(error))), self._alike[1]
+        self._alike = (kind, [*numbers, trial.number] if kind == self._alike[0] else [trial.number])
+        if len(self._alike[1]) >= IN_A_ROW:
+            trial.set_user_attr(OUTAGE, self._alike[1])
+            self._outage = Outage(error)
 
 
 def _canonical(params: Any) -> str:
     return json.dumps(asdict(params), sort_keys=True)
 
 
+def _storable(value: float | None) -> float | None:
+    """A number that every storage and page can read."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _readable(told: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in told]
+
+
 def _finite(name: str, value: float) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise ChamtuneError(f"non_finite_objective: {name} is {number}")
+        raise NotFinite(f"non_finite_objective: {name} is {number}")
     return number

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import optuna
 import pytest
+import sqlalchemy
 import yaml
 
 import cli
+from studies import runner
 
 
 @pytest.fixture
@@ -98,6 +101,29 @@ def test_mistakes_are_one_line_and_an_exit_code(chamtune, arguments, code, said)
 def test_debug_shows_the_traceback(chamtune):
     _, _, err = chamtune("--debug", "run", "demoo")
     assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (TypeError("no params\nat all"), 70, "error: TypeError: no params; this should not happen"),
+        (optuna.exceptions.StorageInternalError("commit"), 69, "error: the storage failed: commit"),
+        (sqlalchemy.exc.OperationalError("SELECT 1", {}, Exception("gone")), 69, "error: the storage failed: gone"),
+        (OSError(28, "No space left on device"), 74, "No space left on device"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_and_a_code_of_its_own(chamtune, spec_file, monkeypatch, error, code, said):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(runner, "run_study", fails)
+    path = spec_file()
+    found, _, err = chamtune("run", path, "--home", "h")
+    assert (found, "Traceback" in err) == (code, False)
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    found, _, err = chamtune("run", path, "--home", "h", "--debug")
+    assert (found, "Traceback" in err) == (code, True)
 
 
 def test_data_export_check_and_schema(chamtune):

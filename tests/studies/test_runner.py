@@ -1,4 +1,7 @@
+import errno
+import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -13,17 +16,20 @@ import yaml
 from optuna.trial import TrialState
 
 from objectives.calibration import Calibration
-from personalization.errors import UsageError
+from personalization.errors import UnavailableError, UsageError
 from personalization.methods.calibration import line_optimum
 from personalization.methods.priors import taste
 from studies import results
+from studies.display import print_result
 from studies.pruning import PRUNERS
+from studies.recovery import enqueue, fail, queue_again
 from studies.runner import run_study
-from studies.samplers import SAMPLERS, derived_seed, make_sampler
+from studies.samplers import SAMPLERS, derived_seed, make_sampler, points, suggested
+from studies.show import describe_study
 from studies.spec import load_spec
-from studies.storage import open_storage, recover_lost_trials, storage_url
-from studies.study import RECORD, find_study, open_study, ranked
-from studies.trial import MEASURED, TrialRunner
+from studies.storage import open_storage, storage_url
+from studies.study import RECORD, find_study, finished, open_study, ranked
+from studies.trial import MEASURED, Outage, TrialRunner, outcome_of
 
 
 def trials_of(home, name="small"):
@@ -155,6 +161,110 @@ def test_a_failing_trial_is_recorded_and_the_study_goes_on(tmp_path, spec_of, mo
     assert "non_finite_objective: accuracy is nan" in failed[1].user_attrs["failure"]
 
 
+@pytest.fixture
+def broken(monkeypatch):
+    """A function that lets trials fail with what `error` gives, where it gives something. No figures are drawn."""
+    real = TrialRunner._evaluated
+    monkeypatch.setattr("studies.runner.write_results", lambda *_: None)
+
+    def fail_with(error):
+        def evaluated(self, trial, params):
+            if (raised := error()) is not None:
+                raise raised
+            return real(self, trial, params)
+
+        monkeypatch.setattr(TrialRunner, "_evaluated", evaluated)
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 74),
+        (RuntimeError("CUDA error\nmore"), 70),
+        (UnavailableError("no answer"), 69),
+        (optuna.exceptions.StorageInternalError("commit"), 69),
+    ],
+)
+def test_an_outage_exits_with_the_code_of_its_cause_and_one_line(cause, code):
+    outage = Outage(cause)
+    assert (outage.exit_code, "\n" in str(outage)) == (code, False)
+
+
+def test_an_outage_stops_the_run_and_costs_no_budget(tmp_path, spec_of, broken):
+    count = itertools.count()
+    broken(lambda: RuntimeError(f"CUDA error {next(count)}"))
+    for tries in (1, 2):
+        with pytest.raises(Outage, match="5 trials in a row failed with RuntimeError"):
+            run_study(spec_of(trials=20), tmp_path)
+        assert len(trials_of(tmp_path)) == 5 * tries
+        assert finished(trials_of(tmp_path)) == []
+    broken(lambda: None)
+    result = run_study(spec_of(trials=4), tmp_path)
+    assert (result.trials, result.complete, result.failed) == (4, 4, 0)
+
+
+def test_the_points_of_an_outage_are_measured_when_it_is_over(tmp_path, spec_of, broken):
+    broken(lambda: OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(Outage):
+        run_study(spec_of(), tmp_path)
+    broken(lambda: None)
+    run_study(spec_of(trials=6), tmp_path)
+    trials = trials_of(tmp_path)
+    assert [t.user_attrs.get("retry_of") for t in trials[5:]] == [0, 1, 2, 3, 4, None]
+    assert [t.params for t in trials[5:10]] == [t.params for t in trials[:5]]
+
+
+def test_failures_of_many_kinds_or_of_the_parameters_are_no_outage(tmp_path, spec_of, broken, monkeypatch):
+    kinds = itertools.cycle([ValueError("a"), ValueError("b"), KeyError("a"), None])
+    broken(lambda: next(kinds))
+    assert run_study(spec_of(trials=9), tmp_path / "kinds").failed == 7
+    broken(lambda: None)
+    real = Calibration.evaluate
+
+    def infinite(self, params, part="tune", report=None):
+        evaluation = real(self, params, part, report)
+        evaluation.metrics["accuracy"] = math.inf
+        return evaluation
+
+    monkeypatch.setattr(Calibration, "evaluate", infinite)
+    assert run_study(spec_of(trials=7), tmp_path / "infinite").failed == 7
+
+
+def test_an_interrupted_trial_is_measured_when_the_study_goes_on(tmp_path, spec_of, broken):
+    errors = iter([None, None, KeyboardInterrupt()])
+    broken(lambda: next(errors))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec_of(), tmp_path)
+    broken(lambda: None)
+    result = run_study(spec_of(trials=4), tmp_path)
+    trials = trials_of(tmp_path)
+    assert (result.trials, result.complete, result.failed) == (4, 4, 0)
+    assert trials[3].params == trials[2].params
+    assert describe_study("small", tmp_path, None)["failures"] == {}
+
+
+def test_a_figure_without_a_finite_value_harms_no_trial_that_is_not_judged_by_it(tmp_path, spec_of, monkeypatch):
+    real = Calibration.evaluate
+
+    def odd(self, params, part="tune", report=None):
+        evaluation = real(self, params, part, report)
+        evaluation.metrics["nll"], evaluation.metrics["brier"] = math.inf, math.nan
+        return evaluation
+
+    monkeypatch.setattr(Calibration, "evaluate", odd)
+    monkeypatch.setattr(Calibration, "curves", lambda self, params: {"loss": [1.0, math.nan]})
+    for trials in (2, 4):
+        result = run_study(spec_of(trials=trials, constraints={}), tmp_path)
+        assert (result.complete, result.failed) == (trials, 0)
+    trial = trials_of(tmp_path)[0]
+    assert trial.user_attrs[MEASURED]["metrics"]["nll"] is trial.user_attrs[MEASURED]["metrics"]["brier"] is None
+    assert trial.user_attrs[MEASURED]["curves"] == {"loss": [1.0, None]}
+    assert not {"nll", "brier"} & set(outcome_of(trial).metrics)
+    print_result(result, spec_of(constraints={}))
+
+
 def test_a_study_without_a_feasible_trial_names_the_closest(tmp_path, spec_of):
     result = run_study(spec_of(trials=4, constraints={"entropy": ">= 99"}), tmp_path)
     assert result.best is None
@@ -204,30 +314,56 @@ def test_warm_start_comes_first(tmp_path, spec_of, monkeypatch):
     assert first.params["kappa"] == 5.0
 
 
+def test_warm_start_points_survive_the_death_of_who_queues_them(tmp_path, spec_of, monkeypatch):
+    base = {"beta": 1.0, "kappa": 5.0, "tau": 1.0, "prior_mode": "user", "source": "batch"}
+    monkeypatch.setattr(Calibration, "warm_start", lambda self: [{**base, "gamma": g} for g in (0.25, 0.5, 0.75)])
+    real, calls = optuna.Study.enqueue_trial, itertools.count()
+
+    def dies(self, *given, **named):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        real(self, *given, **named)
+
+    monkeypatch.setattr(optuna.Study, "enqueue_trial", dies)
+    spec = spec_of(trials=5, warm_start=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(spec, tmp_path)
+    run_study(spec.model_copy(update={"trials": 4}), tmp_path)
+    run_study(spec, tmp_path)
+    assert [t.params["gamma"] for t in trials_of(tmp_path) if "warm_start" in t.user_attrs] == [0.25, 0.5, 0.75]
+
+
+def recover(study, space):
+    failed = fail(study, study.get_trials(states=[TrialState.RUNNING]))
+    queue_again(study, study.get_trials(), space)
+    return failed
+
+
 def test_lost_trials_fail_and_are_retried_once_and_clean(tmp_path):
     study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     dead = study.ask(space)
     dead.set_constraint("entropy", 5.0)
-    assert recover_lost_trials(study, space, None) == [0]
-    assert recover_lost_trials(study, space, None) == []
+    assert recover(study, space) == [0]
+    assert recover(study, space) == []
     retry = study.ask(space)
     assert (retry.params, retry.user_attrs["retry_of"]) == (dead.params, 0)
     retry.set_constraint("entropy", -1.0)
     study.tell(retry, 0.0)
     assert study.trials[1].constraints == {"entropy": -1.0}
-    assert study.trials[0].user_attrs["failure"] == "worker_lost"
+    assert study.trials[0].state == TrialState.FAIL
+    assert [trial.number for trial in finished(study.trials)] == [1]
 
 
 @pytest.mark.parametrize("asked", [0, 1, 2])
 def test_a_queued_point_lost_while_it_was_asked_for_is_queued_again(tmp_path, asked):
     study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
     space = {name: optuna.distributions.FloatDistribution(0, 1) for name in "xyz"}
-    study.enqueue_trial({"x": 0.25, "y": 0.75})
+    enqueue(study, {"x": 0.25, "y": 0.75})
     dying = study.ask()
     for name in "xyz"[:asked]:
         dying.suggest_float(name, 0, 1)
-    assert recover_lost_trials(study, space, None) == [0]
+    assert recover(study, space) == [0]
     retry = study.ask(space)
     assert (retry.params["x"], retry.params["y"], retry.user_attrs["retry_of"]) == (0.25, 0.75, 0)
 
@@ -236,7 +372,7 @@ def test_a_sampled_point_lost_while_it_was_asked_for_is_left_to_the_sampler(tmp_
     study = optuna.create_study(storage=open_storage(storage_url(tmp_path, None)), study_name="s")
     space = {name: optuna.distributions.FloatDistribution(0, 1) for name in "xyz"}
     study.ask().suggest_float("x", 0, 1)
-    assert recover_lost_trials(study, space, None) == [0]
+    assert recover(study, space) == [0]
     assert [t.state for t in study.trials] == [TrialState.FAIL]
 
 
@@ -246,9 +382,8 @@ def test_a_grid_point_lost_while_it_was_asked_for_is_measured_after_all(tmp_path
     spec = spec_of(trials=1, sampler="grid", space=space)
     run_study(spec, tmp_path)
     opened = open_study(spec, tmp_path)
-    dying = opened.study.ask()
-    for name, distribution in list(opened.space.items())[:asked]:
-        dying._suggest(name, distribution)
+    enqueue(opened.study, points("grid", spec.seed, opened.space)[1])
+    suggested(opened.study.ask(), dict(list(opened.space.items())[:asked]))
     result = run_study(spec.model_copy(update={"trials": 10}), tmp_path)
     complete = [t for t in trials_of(tmp_path) if t.state == TrialState.COMPLETE]
     assert result.lost == [1]
@@ -324,7 +459,7 @@ def test_kill_9_loses_no_finished_trial_and_leaves_none_running(tmp_path, spec_o
     assert [t.number for t in trials] == list(range(len(trials)))
     assert not [t for t in trials if t.state == TrialState.RUNNING]
     assert {n: trials[n].value for n in seen} == seen
-    lost = [t for t in trials if t.user_attrs.get("failure") == "worker_lost"]
+    lost = [t for t in trials if t.state == TrialState.FAIL]
     retried = {t.user_attrs.get("retry_of") for t in trials}
     parameters = set(trials[0].params)
     assert all(t.number in retried for t in lost if set(t.params) == parameters)
@@ -338,7 +473,7 @@ def test_a_signal_ends_the_study_after_the_running_trial(tmp_path, spec_of, star
     wait_for_trials(home, 3, process)
     os.kill(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err.decode()
+    assert process.returncode == 128 + number, err.decode()
     answer = json.loads(out.decode().splitlines()[-1])
     states = {t.state for t in trials_of(home)}
     assert states == {TrialState.COMPLETE}
@@ -357,7 +492,7 @@ def test_tpe_comes_within_two_points_of_the_exact_constrained_optimum(tmp_path):
             for beta in np.linspace(0, 2, 17):
                 found = line_optimum(part.scores - beta * source, log_pi, part.gold, (-0.5, 2.0), 0.6, 0.55)
                 exact = max(exact, found.accuracy if found else 0.0)
-    study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", 0, opened.space))
+    study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", 0))
     baseline = opened.baseline
     runner = TrialRunner(
         study, opened.space, opened.rooms, opened.objective, baseline, ["accuracy"], opened.constraints, seed=0

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from personalization.errors import UnavailableError
-from studies.storage import WorkerLock, open_storage, storage_url
+from studies.storage import open_storage, storage_url
 
 
 def test_sqlite_is_in_wal_mode_with_a_busy_timeout(tmp_path):
@@ -51,17 +51,6 @@ def test_a_foreign_database_is_named(tmp_path):
     database.close()
     with pytest.raises(UnavailableError):
         open_storage(f"sqlite:///{path}")
-
-
-def test_only_the_first_worker_is_alone(tmp_path):
-    with WorkerLock(tmp_path, "u", "s") as first:
-        assert first.alone
-        first.share()
-        with WorkerLock(tmp_path, "u", "s") as second, WorkerLock(tmp_path, "u", "other") as other:
-            assert not second.alone
-            assert other.alone
-    with WorkerLock(tmp_path, "u", "s") as again:
-        assert again.alone
 
 
 @pytest.mark.timeout(180)
