@@ -21,7 +21,7 @@ from personalization.deployment import FORMAT, Deployment, read_config
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation, all_metrics
 from personalization.scoring.store import key_of
-from studies.deployments import publish, published, registry_name, roll_back
+from studies.deployments import publish, published, track
 from studies.ledger import Ledger, spent_alpha
 from studies.record import versions
 from studies.references import against_references
@@ -30,10 +30,8 @@ from studies.selection import Candidate, choose, feasible_on_select, mean_and_er
 from studies.study import OpenStudy, finished
 from tracking.report import write_report
 from tracking.significance import detectable_difference, significance
-from tracking.spool import OFF, Sender, Spool, tracking_uri
 
 CONFIRM_NOTE = "Measured on the confirm users, which no trial saw; used for one test."
-FLUSH_S = 60
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def promote(opened: OpenStudy, out: Path) -> dict[str, Any]:
         if generation is None or present is None or present < generation:
             _refuse_other(out, present, result)
             present = generation = publish(opened.home, out, result["config"])
-            _track(opened, out, result, generation)
+            track(opened, out, result, generation)
     if present == generation:
         return {**answer, "deploy": str(out), "generation": generation}
     replaced = f"{result['reason']}; generation {generation} of {out} has since been replaced by {present}"
@@ -246,47 +244,3 @@ def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any], state
             },
         },
     }
-
-
-def _track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int) -> None:
-    """Spool the promoted result and its registry version, and let MLflow have them."""
-    if opened.spec.tracking == OFF:
-        return
-    spool = Spool(opened.home, opened.spec.name, opened.record["id"])
-    folder = opened.home / "results" / opened.spec.name / "confirm"
-    (folder / "deploy").mkdir(exist_ok=True)
-    (folder / "deploy" / "deploy.yaml").write_bytes(out.read_bytes())
-    now = time.time_ns() // 1_000_000
-    key = f"promoted-{result['trial']}-{generation}"
-    spool.append(
-        {
-            "kind": "result",
-            "name": "promoted",
-            "key": key,
-            "folder": str(folder.resolve()),
-            "params": result["params"],
-            "metrics": {
-                **result["confirm"]["metrics"],
-                "delta_accuracy": result["confirm"]["delta_accuracy"],
-                "p_value": result["confirm"]["p_value"],
-            },
-            "tags": {"measured_on": "confirm", "generation": str(generation)},
-            "started_ms": now,
-            "ended_ms": now,
-        }
-    )
-    spool.append({"kind": "model", "name": registry_name(opened.home, out), "key": key, "generation": generation})
-    Sender(spool, tracking_uri(opened.home, opened.spec.tracking)).finish(FLUSH_S)
-
-
-def roll_back_deployment(home: Path, out: Path) -> tuple[int, int]:
-    """Bring back the config that the present one replaced, and move the registry's alias: (generation, restored)."""
-    with Ledger(home).locked():
-        provenance = read_config(out)["provenance"]
-        generation, restored, origin = roll_back(home, out)
-    spool = Spool(home, provenance["study"], provenance["study_id"])
-    uri = spool.sent().get("uri")
-    if uri is not None:
-        spool.append({"kind": "rollback", "name": registry_name(home, out), "generation": origin})
-        Sender(spool, uri).finish(FLUSH_S)
-    return generation, restored

@@ -23,6 +23,7 @@ from studies.storage import WorkerLock, home_stamp, recover_lost_trials, storage
 from studies.study import OpenStudy, finished, open_study
 from studies.trial import Outcome, TrialRunner, outcome_of
 from tracking.spool import OFF, Sender, Spool, tracking_uri
+from tracking.urls import shown
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def run_study(spec: StudySpec, home: Path, watcher: Watcher | None = None) -> St
     home.mkdir(parents=True, exist_ok=True)
     url = storage_url(home, spec.storage)
     if url == tracking_uri(home, spec.tracking):
-        raise UsageError(f"storage and tracking are both {url}; Optuna and MLflow need a database each")
+        raise UsageError(f"storage and tracking are both {shown(url)}; Optuna and MLflow need a database each")
     with stop_on_signal() as stop, WorkerLock(home, url, spec.name) as lock:
         opened = open_study(spec, home, watcher.scoring, worker="0" if lock.alone else str(os.getpid()))
         stamp = home_stamp(home, url)
@@ -99,7 +100,7 @@ def run_study(spec: StudySpec, home: Path, watcher: Watcher | None = None) -> St
 
 def _catch_up(opened: OpenStudy, spool: Spool) -> None:
     """Spool the study itself and every finished trial that has no line yet."""
-    if not spool.path.exists():
+    if not spool.knows_study():
         spec = opened.record["spec"]
         spool.append(
             {

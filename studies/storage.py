@@ -27,6 +27,7 @@ from optuna.trial import TrialState
 
 from personalization.errors import UnavailableError
 from personalization.files import locked
+from tracking.urls import shown
 
 BUSY_TIMEOUT_S = 60
 WORKER_LOST = "worker_lost"
@@ -48,11 +49,11 @@ def open_storage(url: str) -> RDBStorage:
         with _one_creator(url if is_sqlite else None):
             storage = RDBStorage(url, engine_kwargs=engine_kwargs)
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, KeyError) as error:
-        raise UnavailableError(f"storage {_without_password(url)}: {_reason(error)}") from error
+        raise UnavailableError(f"storage {shown(url)}: {_reason(error)}") from error
     except OSError as error:
-        raise UnavailableError(f"storage {_without_password(url)}: {error.strerror}") from None
+        raise UnavailableError(f"storage {shown(url)}: {error.strerror}") from None
     except ImportError as error:
-        raise UnavailableError(f"storage {_without_password(url)} needs a driver: {error}") from None
+        raise UnavailableError(f"storage {shown(url)} needs a driver: {error}") from None
     if is_sqlite:
         sqlalchemy.event.listen(storage.engine, "connect", _configure_sqlite)
         storage.engine.dispose()
@@ -81,13 +82,6 @@ def _reason(error: BaseException) -> str:
     cause = getattr(error, "orig", None) or error.__cause__ or error
     text = str(cause).strip().splitlines()
     return text[0] if text else type(error).__name__
-
-
-def _without_password(url: str) -> str:
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url
 
 
 def home_stamp(home: Path, url: str) -> str | None:

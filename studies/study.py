@@ -27,6 +27,7 @@ from studies.record import refuse_changes, versions
 from studies.samplers import derived_seed, make_sampler
 from studies.spec import RELATIVE_METRICS, StudySpec, parse_spec
 from studies.storage import WORKER_LOST, open_storage, storage_url
+from tracking.urls import kept, shown
 
 RECORD = "chamtune"
 """Study attribute that holds the frozen record."""
@@ -71,7 +72,10 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         "data": splits.fingerprints(),
         "model": scorer.fingerprint,
         "versions": versions(),
-        "terms": spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
+        "terms": {
+            **spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
+            "tracking": None if spec.tracking is None else kept(spec.tracking),
+        },
     }
     if scorer.kind not in KINDS.get(spec.objective, (scorer.kind,)):
         wanted = " or ".join(KINDS[spec.objective])
@@ -119,7 +123,7 @@ def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna
     stored = study.user_attrs.get(RECORD)
     record["id"] = uuid.uuid4().hex[:12] if stored is None else stored["id"]
     if stored is None and study.get_trials(deepcopy=False):
-        raise UsageError(f"study {spec.name!r} in {url} was not made by chamtune; choose another name")
+        raise UsageError(f"study {spec.name!r} in {shown(url)} was not made by chamtune; choose another name")
     if stored is not None:
         was = parse_spec(stored["spec"], f"the spec of study {spec.name}").identity()
         refuse_changes(spec.name, {**stored, "spec": was}, record)
