@@ -6,7 +6,7 @@ shows each trial's constraints in the form it knows and names the best feasible 
 the feasible trials only. Requests for another host name are refused, and so is everything but reading, unless writing
 was asked for; then writes from another origin are.
 
-The storage's URL stands in the environment variable CHAMTUNE_STORAGE; CHAMTUNE_WRITE allows writing.
+The storage's URL stands in the environment variable CHAMTUNE_STORAGE; CHAMTUNE_WRITE=yes allows writing.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class _QuietHandler(WSGIRequestHandler):
 def main() -> None:
     """Serve until the process is ended."""
     host, port = sys.argv[1:]
-    app = dashboard(os.environ["CHAMTUNE_STORAGE"], "CHAMTUNE_WRITE" in os.environ)
+    app = dashboard(os.environ["CHAMTUNE_STORAGE"], os.environ.get("CHAMTUNE_WRITE") == "yes")
     with make_server(host, int(port), app, server_class=_Server, handler_class=_QuietHandler) as server:
         server.serve_forever()
 

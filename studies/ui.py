@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlencode
 
 import optuna
 
@@ -22,11 +21,13 @@ from personalization.errors import UnavailableError
 from studies.runner import stop_on_signal
 from studies.storage import open_storage
 from studies.study import RECORD
-from tracking.spool import OFF, PRIVATE, Spool, tracking_uri
+from tracking.spool import OFF, PRIVATE, VIEW_NAME, Spool, tracking_uri
 from tracking.urls import is_server, kept, shown
 
 START_TIMEOUT_S = 90
 HOST = "127.0.0.1"
+VIEW = f"viewStateShareKey={VIEW_NAME}&workflowType=machine_learning"
+"""The view that the sender has stored with the experiment, in MLflow's pages for training and not those for chats."""
 
 
 class Tracked(NamedTuple):
@@ -34,7 +35,6 @@ class Tracked(NamedTuple):
 
     spool: Spool
     uri: str
-    first: str
 
 
 class Pages(NamedTuple):
@@ -53,7 +53,7 @@ def tracked_studies(home: Path, storage: str) -> list[Tracked]:
         record = summary.user_attrs.get(RECORD)
         if record is not None and record["terms"]["tracking"] != OFF:
             spool = Spool(home, summary.study_name, record["id"])
-            found.append(Tracked(spool, tracking_uri(home, record["terms"]["tracking"]), record["order"][0]))
+            found.append(Tracked(spool, tracking_uri(home, record["terms"]["tracking"])))
     return found
 
 
@@ -68,8 +68,7 @@ def runs_page(base: str, study: Tracked, uri: str) -> str | None:
     notes = study.spool.sent()
     if notes.get("place") != kept(uri):
         return None
-    query = urlencode({"compareRunsMode": "TABLE", "orderByKey": f"metrics.`{study.first}`", "orderByAsc": "false"})
-    return f"{base}/#/experiments/{notes['experiment']}/runs?{query}"
+    return f"{base}/#/experiments/{notes['experiment']}/runs?{VIEW}"
 
 
 def serve(
@@ -82,54 +81,42 @@ def serve(
 ) -> None:
     """Run the servers until SIGINT or SIGTERM, or until one of them ends. `ready` is called once all answer.
 
-    With `write` the dashboard may change studies. A storage's or MLflow's URL goes to its server by the environment.
+    With `write` the dashboard may change studies. The URLs of the stores go to the servers by their environment.
     """
     studies = tracked_studies(home, storage)
     uri = store_of(home, studies, tracking)
-    environment = os.environ | {
-        "CHAMTUNE_STORAGE": storage,
-        "MLFLOW_BACKEND_STORE_URI": uri,
-        "PYTHONSAFEPATH": "1",
-    }
-    environment.pop("CHAMTUNE_WRITE", None)
-    if write:
-        environment["CHAMTUNE_WRITE"] = "1"
-    modules = {"dashboard": ("studies.dashboard", HOST, str(ports[0]))}
+    servers = {"dashboard": ("studies.dashboard", HOST, str(ports[0]))}
     if not is_server(uri):
         artifacts = str((home / "mlartifacts").resolve())
-        modules["mlflow"] = ("tracking.mlflow_page", HOST, str(ports[1]), artifacts)
-    for _, port in zip(modules, ports, strict=False):
+        servers["mlflow"] = ("tracking.mlflow_page", HOST, str(ports[1]), artifacts)
+    for _, port in zip(servers, ports, strict=False):
         _check_free(HOST, port)
-    logs = home / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    processes: dict[str, subprocess.Popen[bytes]] = {}
+    (home / "logs").mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "CHAMTUNE_STORAGE": storage,
+        "CHAMTUNE_WRITE": "yes" if write else "no",
+        "MLFLOW_BACKEND_STORE_URI": uri,
+    }
+    running: list[Server] = []
     with stop_on_signal() as stop:
         try:
-            for name, command in modules.items():
-                processes[name] = _start([sys.executable, "-P", "-m", *command], logs / f"{name}.log", environment)
-            for (name, process), port in zip(processes.items(), ports, strict=False):
-                _wait_for(name, process, HOST, port, logs, lambda: stop.signal is not None)
-            base = kept(uri).rstrip("/") if is_server(uri) else f"http://{HOST}:{ports[1]}"
-            pages = {study.spool.study: runs_page(base, study, uri) for study in studies}
+            for (name, command), port in zip(servers.items(), ports, strict=False):
+                running.append(Server(name, port, home / "logs" / f"{name}.log", command, environment))
+            for server in running:
+                server.wait_until_up(lambda: stop.signal is not None)
             if stop.signal is None:
-                known = {name: page for name, page in pages.items() if page is not None}
+                base = kept(uri).rstrip("/") if is_server(uri) else f"http://{HOST}:{ports[1]}"
+                found = {study.spool.study: runs_page(base, study, uri) for study in studies}
+                known = {name: page for name, page in found.items() if page is not None}
                 ready(Pages(f"http://{HOST}:{ports[0]}", base, shown(uri), known))
             while stop.signal is None:
-                for name, process in processes.items():
-                    if process.poll() is not None:
-                        raise UnavailableError(
-                            f"the {name} server ended with {process.returncode}; see {logs / name}.log"
-                        )
+                for server in running:
+                    server.check()
                 time.sleep(0.2)
         finally:
-            for process in processes.values():
-                _end(process)
-
-
-def _start(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
-    with os.fdopen(handle, "ab") as output:
-        return subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+            for server in running:
+                server.end()
 
 
 def _check_free(host: str, port: int) -> None:
@@ -141,30 +128,47 @@ def _check_free(host: str, port: int) -> None:
             raise UnavailableError(f"port {port} on {host} is taken; give another one") from None
 
 
-def _wait_for(
-    name: str, process: subprocess.Popen[bytes], host: str, port: int, logs: Path, stopped: Callable[[], bool]
-) -> None:
-    end = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < end and not stopped():
-        if process.poll() is not None:
-            raise UnavailableError(f"the {name} server did not start; see {logs / name}.log")
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex((host, port)) == 0:
+class Server:
+    """One server's process, with a log that only its owner reads. It imports nothing from the working directory."""
+
+    def __init__(self, name: str, port: int, log: Path, command: tuple[str, ...], environment: dict[str, str]) -> None:
+        self.name, self.port, self.log = name, port, log
+        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
+        with os.fdopen(handle, "ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", *command],
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        """UnavailableError where the process has ended."""
+        if self.process.poll() is not None:
+            raise UnavailableError(f"the {self.name} server ended with {self.process.returncode}; see {self.log}")
+
+    def wait_until_up(self, stopped: Callable[[], bool]) -> None:
+        """Return once the port answers, or nobody wants it any more."""
+        end = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end and not stopped():
+            self.check()
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if probe.connect_ex((HOST, self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        if not stopped():
+            raise UnavailableError(f"the {self.name} server did not answer within {START_TIMEOUT_S} s; see {self.log}")
+
+    def end(self) -> None:
+        """SIGTERM to the process and its children; SIGKILL after ten seconds."""
+        for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+            try:
+                os.killpg(self.process.pid, number)
+            except ProcessLookupError:
                 return
-        time.sleep(0.1)
-    if not stopped():
-        raise UnavailableError(f"the {name} server did not answer within {START_TIMEOUT_S} s; see {logs / name}.log")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the process and its children; SIGKILL after ten seconds."""
-    for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
+            try:
+                self.process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue

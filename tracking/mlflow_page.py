@@ -4,6 +4,9 @@ The store's URI stands in MLFLOW_BACKEND_STORE_URI. Off are the parts of MLflow 
 whoever reaches the port could use: the assistant (it runs tools on this machine), the gateway (it holds keys and calls
 other servers), jobs, and servers of the Model Context Protocol. MLflow has no switches for them, so that a guard
 stands in front. MLflow's own check of the Host header stays on; writes from pages of another origin are refused here.
+
+MLflow's page would open an assistant on a browser's first visit; it is told that this has happened, and the buttons
+that lead to the assistant are hidden.
 """
 
 from __future__ import annotations
@@ -26,17 +29,36 @@ CLOSED = re.compile(
 """Paths that are answered with 404, as if MLflow had no such route."""
 
 
+START = b"""<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")</script>
+<style>[data-assistant-ui] { display: none !important }</style>"""
+
+
 def guarded(app: App) -> App:
-    """MLflow without the closed paths, and without writes from another origin."""
+    """MLflow without the closed paths, without writes from another origin, and with no assistant on its page."""
 
     async def checked(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (status := _refusal(scope)):
-            await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"this part of MLflow is off in chamtune ui\n"})
-            return
-        await app(scope, receive, send)
+            await _answer(send, {"status": status, "headers": []}, b"this is off in the MLflow of chamtune ui\n")
+        elif scope["type"] == "http" and scope["path"] == "/":
+            held: list[Message] = []
+
+            async def hold(message: Message) -> None:
+                held.append(message)
+
+            await app(scope, receive, hold)
+            body = b"".join(message.get("body", b"") for message in held[1:])
+            await _answer(send, held[0], body.replace(b"<head>", b"<head>" + START, 1))
+        else:
+            await app(scope, receive, send)
 
     return checked
+
+
+async def _answer(send: Send, start: Message, body: bytes) -> None:
+    headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({**start, "type": "http.response.start", "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _refusal(scope: Message) -> int | None:

@@ -11,6 +11,7 @@ twice, also where the fate of a record is unknown after a crash.
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunStatus
 from mlflow.exceptions import MlflowException
 
 from tracking.registry import crown, newest_version, register
-from tracking.spool import Spool
+from tracking.spool import VIEW_NAME, Spool
 from tracking.urls import kept
 
 log = logging.getLogger("tracking")
@@ -35,6 +36,9 @@ KEY_TAG = "chamtune.key"
 MARK_TAG = "chamtune.id"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Opens the experiment on its runs and not on the pages for chat applications. MLflow has no public name for it."""
+
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_NAME}"
+"""Where MLflow's page looks for a view that a link names. It is the page's own, and no part of MLflow's API."""
 
 Record = dict[str, Any]
 
@@ -205,6 +209,19 @@ def log_study(projection: Projection, record: Record) -> None:
         params=[Param(k, str(v)[:6000]) for k, v in record["params"].items()],
         tags=[RunTag(k, str(v)) for k, v in record["tags"].items()],
     )
+    if "optimize" in record:
+        projection.client.set_experiment_tag(projection.experiment, VIEW_TAG, json.dumps(_view(record)))
+
+
+def _view(record: Record) -> Record:
+    """The runs as a table, best first: what was optimised and bounded, feasibility, and what was varied."""
+    metrics = [f"metrics.`{name}`" for name in dict.fromkeys([*record["optimize"], *record["constraints"]])]
+    first, direction = next(iter(record["optimize"].items()))
+    return {
+        "selectedColumns": [*metrics, "tags.`feasible`", *(f"params.`{name}`" for name in record["varied"])],
+        "orderByKey": f"metrics.`{first}`",
+        "orderByAsc": direction == "minimize",
+    }
 
 
 def log_trial(projection: Projection, record: Record) -> None:

@@ -30,6 +30,9 @@ OFF = "none"
 
 PRIVATE = 0o600
 
+VIEW_NAME = "chamtune"
+"""Name of the view of a study's runs that is stored in MLflow."""
+
 
 def tracking_uri(home: Path, uri: str | None) -> str:
     """The given MLflow URI, or that of the home folder's `mlflow.db`."""
