@@ -31,6 +31,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from tenacity import RetryCallState, Retrying, wait_exponential
 
+from personalization.databases import is_sqlite, sqlite_file
 from personalization.files import locked
 from tracking.spool import Spool
 
@@ -110,7 +111,7 @@ class Projection:
 
 def _artifact_location(spool: Spool, uri: str) -> str | None:
     """Beside the database for a local one; a server has a place of its own."""
-    if not uri.startswith("sqlite"):
+    if not is_sqlite(uri):
         return None
     return (spool.home.resolve() / "mlartifacts" / spool.study).as_uri()
 
@@ -243,8 +244,9 @@ def send(spool: Spool, uri: str) -> bool:
 
 def _connect(spool: Spool, uri: str) -> Projection:
     projection = Projection(MlflowClient(tracking_uri=uri, registry_uri=uri), spool, uri)
-    if uri.startswith("sqlite:///"):
-        with sqlite3.connect(uri.removeprefix("sqlite:///"), timeout=60) as database:
+    file = sqlite_file(uri)
+    if file is not None:
+        with sqlite3.connect(file, timeout=60) as database:
             database.execute("PRAGMA journal_mode=WAL")
         database.close()
     return projection
