@@ -46,7 +46,7 @@ def same_database(one: str, other: str) -> bool:
     return first is not None and second is not None and _server(first) == _server(second)
 
 
-def without_password(url: str) -> str:
+def shown(url: str) -> str:
     """A URL for a message."""
     parsed = _parsed(url)
     if parsed is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from personalization.databases import same_database, without_password
+from personalization.databases import same_database, shown
 from personalization.errors import UsageError
 from studies.results import StudyResult, summarize, write_results
 from studies.spec import StudySpec
@@ -75,7 +75,7 @@ def run_study(spec: StudySpec, home: Path, watcher: Watcher | None = None) -> St
     home.mkdir(parents=True, exist_ok=True)
     url = storage_url(home, spec.storage)
     if same_database(url, tracking_uri(home, spec.tracking)):
-        raise UsageError(f"storage and tracking are both {without_password(url)}; Optuna and MLflow need a database each")
+        raise UsageError(f"storage and tracking are both {shown(url)}; Optuna and MLflow need a database each")
     with stop_on_signal() as stop, WorkerLock(home, url, spec.name) as lock:
         opened = open_study(spec, home, watcher.scoring, worker="0" if lock.alone else str(os.getpid()))
         stamp = home_stamp(home, url)

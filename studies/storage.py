@@ -25,7 +25,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from personalization.databases import is_sqlite, sqlite_file, sqlite_url, without_password
+from personalization.databases import is_sqlite, sqlite_file, sqlite_url, shown
 from personalization.errors import UnavailableError
 from personalization.files import locked
 
@@ -48,7 +48,7 @@ def may_exist(url: str) -> bool:
 
 def open_storage(url: str) -> RDBStorage:
     """Open (and create) a storage. UnavailableError where it cannot be reached or is no Optuna database."""
-    sqlite, shown = is_sqlite(url), without_password(url)
+    sqlite, name = is_sqlite(url), shown(url)
     engine_kwargs = {"connect_args": _patience(url)} if sqlite else {"pool_pre_ping": True}
     try:
         with _one_creator(sqlite_file(url)):
@@ -60,11 +60,11 @@ def open_storage(url: str) -> RDBStorage:
         KeyError,
         ValueError,
     ) as error:
-        raise UnavailableError(f"storage {shown}: {_reason(error)}") from error
+        raise UnavailableError(f"storage {name}: {_reason(error)}") from error
     except OSError as error:
-        raise UnavailableError(f"storage {shown}: {error.strerror}") from None
+        raise UnavailableError(f"storage {name}: {error.strerror}") from None
     except ImportError as error:
-        raise UnavailableError(f"storage {shown} needs a driver: {error}") from None
+        raise UnavailableError(f"storage {name} needs a driver: {error}") from None
     if sqlite:
         sqlalchemy.event.listen(storage.engine, "connect", _configure_sqlite)
         storage.engine.dispose()

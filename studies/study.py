@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from objectives import KINDS, Objective, load_objective
 from personalization.backbones.cached import CachedScorer
 from personalization.data.splits import Splits
-from personalization.databases import without_password
+from personalization.databases import shown
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
 from personalization.metrics import metrics_of
@@ -120,7 +120,7 @@ def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna
     stored = study.user_attrs.get(RECORD)
     record["id"] = uuid.uuid4().hex[:12] if stored is None else stored["id"]
     if stored is None and study.get_trials(deepcopy=False):
-        raise UsageError(f"study {spec.name!r} in {without_password(url)} was not made by chamtune; choose another name")
+        raise UsageError(f"study {spec.name!r} in {shown(url)} was not made by chamtune; choose another name")
     if stored is not None:
         was = parse_spec(stored["spec"], f"the spec of study {spec.name}").identity()
         refuse_changes(spec.name, {**stored, "spec": was}, record)
@@ -139,7 +139,7 @@ def stored_spec(study: optuna.Study) -> StudySpec:
 def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
     """A stored study by name; UsageError naming those that exist otherwise."""
     where = storage_url(home, url)
-    place, elsewhere = f"storage {without_password(where)}", ""
+    place, elsewhere = f"storage {shown(where)}", ""
     if url is None:
         place, elsewhere = str(home), "; one that is kept elsewhere is found with --storage and the URL in its spec"
     if not may_exist(where):

@@ -44,7 +44,7 @@ def serve(
         "dashboard": [sys.executable, "-m", "studies.dashboard", storage, host, str(ports[0])],
         "mlflow": [
             *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
-            *("--artifacts-destination", str((home / "mlartifacts").resolve())),
+            *("--artifacts-destination", (home / "mlartifacts").resolve().as_uri()),
             *("--host", host, "--port", str(ports[1]), "--workers", "1"),
             *("--allowed-hosts", f"{host}:{ports[1]},localhost:{ports[1]}"),
         ],
