@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 
+from personalization.databases import same_database, shown
 from personalization.errors import UsageError
 from studies.results import StudyResult, summarize, write_results
 from studies.spec import StudySpec
@@ -23,7 +24,6 @@ from studies.storage import WorkerLock, home_stamp, recover_lost_trials, storage
 from studies.study import OpenStudy, finished, open_study
 from studies.trial import Outcome, TrialRunner, outcome_of
 from tracking.spool import OFF, Sender, Spool, tracking_uri
-from tracking.urls import shown
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def run_study(spec: StudySpec, home: Path, watcher: Watcher | None = None) -> St
     started = time.monotonic()
     home.mkdir(parents=True, exist_ok=True)
     url = storage_url(home, spec.storage)
-    if url == tracking_uri(home, spec.tracking):
+    if same_database(url, tracking_uri(home, spec.tracking)):
         raise UsageError(f"storage and tracking are both {shown(url)}; Optuna and MLflow need a database each")
     with stop_on_signal() as stop, WorkerLock(home, url, spec.name) as lock:
         opened = open_study(spec, home, watcher.scoring, worker="0" if lock.alone else str(os.getpid()))

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial
 from objectives import KINDS, Objective, load_objective
 from personalization.backbones.cached import CachedScorer
 from personalization.data.splits import Splits
+from personalization.databases import kept, shown
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
 from personalization.metrics import metrics_of
@@ -26,8 +27,7 @@ from studies.pruning import make_pruner
 from studies.record import refuse_changes, versions
 from studies.samplers import derived_seed, make_sampler
 from studies.spec import RELATIVE_METRICS, StudySpec, parse_spec
-from studies.storage import WORKER_LOST, open_storage, storage_url
-from tracking.urls import kept, shown
+from studies.storage import WORKER_LOST, may_exist, open_storage, storage_url
 
 RECORD = "chamtune"
 """Study attribute that holds the frozen record."""
@@ -142,14 +142,17 @@ def stored_spec(study: optuna.Study) -> StudySpec:
 def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
     """A stored study by name; UsageError naming those that exist otherwise."""
     where = storage_url(home, url)
-    if where.startswith("sqlite") and not Path(where.removeprefix("sqlite:///")).exists():
-        raise UsageError(f"no studies in {home}; start one with `chamtune run demo --home {home}`")
+    place, elsewhere = f"storage {shown(where)}", ""
+    if url is None:
+        place, elsewhere = str(home), "; one that is kept elsewhere is found with --storage and the URL in its spec"
+    if not may_exist(where):
+        raise UsageError(f"no studies in {place}; start one with `chamtune run demo --home {home}`{elsewhere}")
     storage = open_storage(where)
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         known = ", ".join(optuna.get_all_study_names(storage)) or "none"
-        raise UsageError(f"no study {name!r} in {home}; there are: {known}") from None
+        raise UsageError(f"no study {name!r} in {place}; there are: {known}{elsewhere}") from None
     if RECORD not in study.user_attrs:
         raise UsageError(f"study {name!r} was not made by chamtune and cannot be shown or promoted")
     return study

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from personalization.databases import shown
 from personalization.errors import UnavailableError, UsageError
 from studies.study import find_study, stored_spec
 from tracking.spool import OFF, Sender, Spool, tracking_uri
-from tracking.urls import shown
 
 WAIT_S = 600
 

@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 import optuna
 
+from personalization.databases import kept, shown
 from personalization.errors import UnavailableError
 from studies.runner import stop_on_signal
 from studies.storage import open_storage
 from studies.study import RECORD
 from tracking.spool import OFF, PRIVATE, VIEW_NAME, Spool, tracking_uri
-from tracking.urls import is_server, kept, shown
+from tracking.urls import is_server
 
 START_TIMEOUT_S = 90
 HOST = "127.0.0.1"
@@ -87,7 +88,7 @@ def serve(
     uri = store_of(home, studies, tracking)
     servers = {"dashboard": ("studies.dashboard", HOST, str(ports[0]))}
     if not is_server(uri):
-        artifacts = str((home / "mlartifacts").resolve())
+        artifacts = (home / "mlartifacts").resolve().as_uri()
         servers["mlflow"] = ("tracking.mlflow_page", HOST, str(ports[1]), artifacts)
     for _, port in zip(servers, ports, strict=False):
         _check_free(HOST, port)

@@ -22,9 +22,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from personalization.databases import is_sqlite, kept
 from tracking.registry import crown, newest_version, register
 from tracking.spool import VIEW_NAME, Spool
-from tracking.urls import kept
 
 log = logging.getLogger("tracking")
 
@@ -196,7 +196,7 @@ class Projection:
 
 def _artifact_location(spool: Spool, uri: str) -> str | None:
     """Beside the database for a local one; a server has a place of its own."""
-    if not uri.startswith("sqlite"):
+    if not is_sqlite(uri):
         return None
     return (spool.home.resolve() / "mlartifacts" / spool.study).as_uri()
 

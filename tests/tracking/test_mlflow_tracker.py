@@ -45,8 +45,11 @@ def study_record(spool: Spool):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> str:
     """An MLflow database, created once: creating its schema takes seconds."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    home = tmp_path_factory.mktemp("mlflow") / "a?b %20ü"
+    home.mkdir()
+    uri = tracking_uri(home, None)
     MlflowClient(tracking_uri=uri).search_experiments()
+    assert list(home.parent.iterdir()) == [home]
     return uri
 
 
