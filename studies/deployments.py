@@ -82,11 +82,10 @@ def registry_name(home: Path, out: Path) -> str:
 def roll_back(home: Path, out: Path) -> tuple[int, int]:
     """Bring back what the deployed config replaced: (new generation, the restored one)."""
     current = read_config(out)
-    previous = current.get("previous_generation")
     restored = _predecessor(home, out, current)
     if restored is None:
         raise UsageError(f"{out}: generation {current['generation']} replaced nothing that is kept in {home}")
-    del restored["generation"]
+    previous = int(restored.pop("generation"))
     return _write(home, out, {**restored, "restored_from": previous}, current), previous
 
 

@@ -86,7 +86,7 @@ def serve(
     """
     studies = tracked_studies(home, storage)
     uri = store_of(home, studies, tracking)
-    servers = {"dashboard": ("studies.dashboard", HOST, str(ports[0]))}
+    servers: dict[str, tuple[str, ...]] = {"dashboard": ("studies.dashboard", HOST, str(ports[0]))}
     if not is_server(uri):
         artifacts = (home / "mlartifacts").resolve().as_uri()
         servers["mlflow"] = ("tracking.mlflow_page", HOST, str(ports[1]), artifacts)

@@ -69,9 +69,8 @@ def _turn(spool: Spool, patience: Patience) -> Iterator[bool]:
                 return
 
 
-def send(spool: Spool, uri: str) -> bool:
+def send(spool: Spool, uri: str, patience: Patience) -> bool:
     """Replay until the spool is empty and the parent has ended; whether everything was taken."""
-    patience = Patience()
     retrying = Retrying(
         wait=wait_exponential(0.5, max=10),
         stop=patience.is_over,
@@ -112,7 +111,7 @@ def main() -> None:
     os.nice(19)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     home, study, study_id = sys.argv[1:]
-    sys.exit(0 if send(Spool(Path(home), study, study_id), os.environ["MLFLOW_TRACKING_URI"]) else 75)
+    sys.exit(0 if send(Spool(Path(home), study, study_id), os.environ["MLFLOW_TRACKING_URI"], Patience()) else 75)
 
 
 if __name__ == "__main__":

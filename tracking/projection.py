@@ -11,8 +11,10 @@ twice, also where the fate of a record is unknown after a crash.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
@@ -253,6 +255,8 @@ def log_result(projection: Projection, record: Record) -> None:
     tags = {"optuna.study": projection.spool.study, "result": name, **record.get("tags", {})}
     run_id = projection.run(f"result/{record['key']}", name, tags, record["started_ms"], parent)
     projection.log(run_id, record)
+    if not os.path.isdir(record["folder"]):  # MLflow logs nothing then, and says nothing
+        raise FileNotFoundError(errno.ENOENT, "no such folder", record["folder"])
     projection.client.log_artifacts(run_id, record["folder"])
     projection.client.set_terminated(run_id, "FINISHED", record["ended_ms"])
 
