@@ -134,7 +134,7 @@ class Projection:
             self.faults += 1
             if self.faults < FILE_TRIES:
                 raise
-            reason = repr(error)
+            reason = first_line(error)
         except MlflowException as error:
             status = error.get_http_status_code()
             if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND) and not self._stands(record):

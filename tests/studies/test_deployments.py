@@ -17,6 +17,7 @@ def config(beta: float, state: str = "s") -> dict:
         "method": "calibration",
         "model": {},
         "template": next(iter(WORDINGS.values())).template,
+        "task": "LaMP_2",
         "labels": ["a", "b"],
         "params": {"beta": beta},
         "priors": {},

@@ -27,7 +27,7 @@ def make_study(home, name: str, tracking: str | None) -> Spool:
 
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
-    """The URIs that senders were started with; they send nothing where `refuse` is among them."""
+    """The URIs that senders were started with. None is started."""
     uris: list[str] = []
 
     class Recorded:
