@@ -19,6 +19,7 @@ import typer
 HomeOption = Annotated[Path, typer.Option(help="Folder of studies, tracking, caches and results.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 StorageOption = Annotated[str | None, typer.Option(help="Optuna storage URL; default: studies.db in the home folder.")]
+TrackingOption = Annotated[str | None, typer.Option(help="MLflow URI; default: that of the study's spec.")]
 HOME = Path(".chamtune")
 CLI_USAGE, USAGE, UNAVAILABLE, INTERNAL, IO_ERROR, STOPPED = 2, 64, 69, 70, 74, 128
 """What typer exits with on wrong arguments, and what we do; a storage that fails, a fault of ours, a disk or file that
@@ -129,11 +130,19 @@ def promote(
 
 
 @app.command()
-def rollback(config: Path, home: HomeOption = HOME, as_json: JsonOption = False) -> None:
+def rollback(
+    config: Path,
+    home: HomeOption = HOME,
+    storage: StorageOption = None,
+    tracking: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Bring back the deploy config that the present one replaced."""
-    from studies.promotion import roll_back_deployment
+    from studies.deployments import roll_back_deployment
+    from studies.logs import log_to
 
-    generation, restored = roll_back_deployment(home, config)
+    with log_to(home):
+        generation, restored = roll_back_deployment(home, config, storage, tracking)
     typer.echo(f"{config}: generation {generation}, with the content of generation {restored}")
     if as_json:
         print(json.dumps({"generation": generation, "restored_from": restored}))
@@ -200,40 +209,32 @@ def summary(folder: Path, as_json: JsonOption = False) -> None:
 def ui(
     home: HomeOption = HOME,
     storage: StorageOption = None,
-    tracking: Annotated[str | None, typer.Option(help="MLflow store; default: mlflow.db in the home folder.")] = None,
+    tracking: TrackingOption = None,
     dashboard_port: int = 8080,
     mlflow_port: int = 5000,
+    write: Annotated[bool, typer.Option("--write", help="Let the dashboard's page change and delete studies.")] = False,
 ) -> None:
     """Serve optuna-dashboard and MLflow on this machine until Ctrl-C."""
     from studies.storage import storage_url
-    from studies.ui import Addresses, serve
+    from studies.ui import Pages, serve
 
-    def ready(addresses: Addresses) -> None:
-        typer.echo(f"optuna-dashboard  {addresses.dashboard}\nMLflow            {addresses.mlflow}\nCtrl-C stops both")
+    def ready(pages: Pages) -> None:
+        typer.echo(f"optuna-dashboard  {pages.dashboard}\nMLflow            {pages.mlflow}  of {pages.store}")
+        for study, page in pages.studies.items():
+            typer.echo(f"  {study}  {page}")
+        typer.echo("Ctrl-C stops both")
         sys.stdout.flush()
 
     home.mkdir(parents=True, exist_ok=True)
-    serve(home, storage_url(home, storage), tracking, (dashboard_port, mlflow_port), ready)
+    serve(home, storage_url(home, storage), tracking, (dashboard_port, mlflow_port), ready, write)
 
 
 @app.command()
-def sync(
-    study: str,
-    home: HomeOption = HOME,
-    tracking: Annotated[str | None, typer.Option(help="MLflow URI; default: mlflow.db in the home folder.")] = None,
-) -> None:
+def sync(study: str, home: HomeOption = HOME, storage: StorageOption = None, tracking: TrackingOption = None) -> None:
     """Send to MLflow what an earlier run could not."""
-    from personalization.errors import UnavailableError
-    from tracking.spool import Sender, Spool, tracking_uri
+    from studies.sync import sync as sync_study
 
-    uri = tracking_uri(home, tracking)
-    waiting = 0
-    for path in sorted((home / "spool").glob(f"{study}-????????????.jsonl")):
-        spool = Spool(home, study, path.stem.rpartition("-")[2])
-        waiting += Sender(spool, uri).finish(600)
-    if waiting:
-        raise UnavailableError(f"{waiting} records still wait for {uri}; see {home / 'logs' / 'tracking.log'}")
-    typer.echo(f"everything of {study} is in {uri}")
+    typer.echo(f"everything of {study} is in {sync_study(study, home, storage, tracking)}")
 
 
 @app.command()

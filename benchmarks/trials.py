@@ -19,6 +19,7 @@ from unittest import mock
 
 import optuna
 
+from personalization.databases import sqlite_url
 from search_spaces.calibration import SPACE
 from studies.runner import Loop, StopRequest, Watcher, catch_up
 from studies.samplers import suggested
@@ -32,7 +33,7 @@ from tracking.spool import Sender, Spool, tracking_uri
 def bare(folder: Path, trials: int) -> float:
     """Seconds that bare Optuna takes."""
     study = optuna.create_study(
-        storage=open_storage(f"sqlite:///{folder / 'bare.db'}"),
+        storage=open_storage(sqlite_url(folder / "bare.db")),
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=0),
     )

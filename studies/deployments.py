@@ -1,12 +1,16 @@
 """Deploy configs and their generations.
 
-The config is replaced atomically; each generation is kept in the home folder, so that it can be rolled back. A rollback
-is a new generation with old content: generation numbers only grow.
+The config is replaced atomically; each generation is kept in the home folder, and so is what another home had put to
+the same place, so that it can be rolled back. A rollback is a new generation with old content. Generation numbers only
+grow at a place, whichever home writes there. MLflow's registry is told afterwards: its champion is what stands.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,15 @@ import yaml
 
 from personalization.deployment import read_config
 from personalization.errors import UsageError
-from personalization.files import write_atomic
+from personalization.files import locked, write_atomic
+from studies.study import OpenStudy, find_study, stored_spec
+from tracking.deployed import config_digest
+from tracking.spool import OFF, Sender, Spool, tracking_uri
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 60
+"""How long MLflow is waited for; what is left is sent by the next run or `chamtune sync`."""
 
 
 def _kept(home: Path, out: Path) -> Path:
@@ -23,44 +35,126 @@ def _kept(home: Path, out: Path) -> Path:
     return home / "deployments" / f"{out.stem}-{place}"
 
 
-def _write(home: Path, out: Path, config: dict[str, Any]) -> int:
+def _generations(home: Path, out: Path) -> dict[int, Path]:
+    """The kept generations of a place, oldest first."""
+    return dict(sorted((int(path.stem), path) for path in _kept(home, out).glob("*.yaml")))
+
+
+def _write(home: Path, out: Path, config: dict[str, Any], replaced: dict[str, Any] | None) -> int:
     kept = _kept(home, out)
-    generations = [int(path.stem) for path in kept.glob("*.yaml")]
-    generation = max(generations, default=0) + 1
-    text = yaml.safe_dump({"generation": generation, **config}, sort_keys=False, allow_unicode=True)
+    standing = 0 if replaced is None else int(replaced["generation"])
+    generation = max(standing, *_generations(home, out), 0) + 1
+    if replaced is not None and not (kept / f"{standing}.yaml").exists():
+        write_atomic(kept / f"{standing}.yaml", _text(replaced))
+    text = _text({"generation": generation, **config})
     write_atomic(kept / f"{generation}.yaml", text)
     write_atomic(out, text)
     return generation
 
 
+def _text(config: dict[str, Any]) -> str:
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
 def publish(home: Path, out: Path, config: dict[str, Any]) -> int:
-    """Write a new generation of a deploy config; its number. The one it replaces is noted in it."""
-    previous = read_config(out)["generation"] if out.exists() else None
-    return _write(home, out, {"previous_generation": previous, **config})
+    """Write a new generation of a deploy config; its number. The one it replaces is noted in it, and kept."""
+    replaced = read_config(out) if out.exists() else None
+    previous = None if replaced is None else replaced["generation"]
+    digest = None if replaced is None else config_digest(replaced)
+    return _write(home, out, {"previous_generation": previous, "previous_digest": digest, **config}, replaced)
 
 
 def published(home: Path, out: Path, state: str) -> int | None:
-    """The generation in which the result of a study in this state was written to this place, if it was."""
-    for path in _kept(home, out).glob("*.yaml"):
+    """The newest generation in which the result of a study in this state was written to this place, if it was."""
+    for generation, path in reversed(_generations(home, out).items()):
         config = read_config(path)
         if config["provenance"].get("state") == state and "restored_from" not in config:
-            return int(config["generation"])
+            return generation
     return None
 
 
 def registry_name(home: Path, out: Path) -> str:
-    """The registered model of a deploy config: one for each place."""
-    return f"chamtune-{_kept(home, out).name}"
+    """The registered model of a deploy config: one for each place, with the letters that a registry takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"chamtune-{_kept(home, out).name}")
 
 
-def roll_back(home: Path, out: Path) -> tuple[int, int, int]:
-    """Bring back what the deployed config replaced: (new generation, the restored one, where that has its content)."""
+def roll_back(home: Path, out: Path) -> tuple[int, int]:
+    """Bring back what the deployed config replaced: (new generation, the restored one)."""
     current = read_config(out)
-    previous = current.get("previous_generation")
-    path = _kept(home, out) / f"{previous}.yaml"
-    if previous is None or not path.exists():
+    restored = _predecessor(home, out, current)
+    if restored is None:
         raise UsageError(f"{out}: generation {current['generation']} replaced nothing that is kept in {home}")
-    restored = read_config(path)
-    del restored["generation"]
-    origin = restored.get("content_from", previous)
-    return _write(home, out, {**restored, "restored_from": previous, "content_from": origin}), previous, origin
+    previous = int(restored.pop("generation"))
+    return _write(home, out, {**restored, "restored_from": previous}, current), previous
+
+
+def _predecessor(home: Path, out: Path, current: dict[str, Any]) -> dict[str, Any] | None:
+    """What a config replaced. A moved one has left its generations at its old place, where the digest finds them."""
+    previous, digest = current.get("previous_generation"), current.get("previous_digest")
+    if previous is None:
+        return None
+    elsewhere = sorted((home / "deployments").glob(f"*/{previous}.yaml"))
+    for path in [_kept(home, out) / f"{previous}.yaml", *elsewhere]:
+        if path.exists():
+            found = read_config(path)
+            if config_digest(found) == digest:
+                return found
+    return None
+
+
+def track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int) -> None:
+    """Spool a promoted result and its registry version, and let MLflow have them. Call it without a lock: it waits."""
+    if opened.spec.tracking == OFF:
+        return
+    spool = Spool(opened.home, opened.spec.name, opened.record["id"])
+    folder = opened.home / "results" / opened.spec.name / "confirm"
+    config = _kept(opened.home, out) / f"{generation}.yaml"
+    write_atomic(folder / "deploy" / "deploy.yaml", config.read_bytes())
+    now = time.time_ns() // 1_000_000
+    key = f"promoted-{result['trial']}-{generation}"
+    spool.append(
+        {
+            "kind": "result",
+            "name": "promoted",
+            "key": key,
+            "folder": str(folder.resolve()),
+            "params": result["params"],
+            "metrics": {
+                **result["confirm"]["metrics"],
+                "delta_accuracy": result["confirm"]["delta_accuracy"],
+                "p_value": result["confirm"]["p_accuracy"],
+            },
+            "tags": {"measured_on": "confirm", "generation": str(generation)},
+            "started_ms": now,
+            "ended_ms": now,
+        }
+    )
+    place = {"name": registry_name(opened.home, out), "out": str(out.resolve())}
+    spool.append(
+        {"kind": "model", **place, "key": key, "generation": generation, "digest": config_digest(read_config(config))}
+    )
+    Sender(spool, tracking_uri(opened.home, opened.spec.tracking)).finish(FLUSH_S)
+
+
+def roll_back_deployment(
+    home: Path, out: Path, storage: str | None = None, tracking: str | None = None
+) -> tuple[int, int]:
+    """Bring back the config that the present one replaced, and move the registry's alias: (generation, restored).
+
+    MLflow is told at the place of the study that is rolled back. Where that study is not known here, it is said.
+    """
+    with locked(home / "deployments" / ".lock"):
+        provenance = read_config(out)["provenance"]
+        generation, restored = roll_back(home, out)
+        digest = config_digest(read_config(out))
+    try:
+        uri = tracking or stored_spec(find_study(provenance["study"], home, storage)).tracking
+    except UsageError as error:
+        log.warning("MLflow's champion is not moved: %s", error)
+        return generation, restored
+    if uri != OFF:
+        spool = Spool(home, provenance["study"], provenance["study_id"])
+        place = {"name": registry_name(home, out), "out": str(out.resolve())}
+        spool.append({"kind": "rollback", **place, "digest": digest})
+        Sender(spool, tracking_uri(home, uri)).finish(FLUSH_S)
+    return generation, restored

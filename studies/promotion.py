@@ -23,7 +23,7 @@ from personalization.errors import DataError, UsageError
 from personalization.evaluation import Evaluation, all_metrics
 from personalization.files import locked
 from personalization.scoring.store import key_of
-from studies.deployments import publish, published, registry_name, roll_back
+from studies.deployments import publish, published, track
 from studies.evidence import Evidence, Look
 from studies.judgement import judge
 from studies.record import versions
@@ -34,10 +34,8 @@ from studies.study import OpenStudy, finished
 from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
 from tracking.report import write_report
 from tracking.significance import draws_for, paired_test, significance
-from tracking.spool import OFF, Sender, Spool, tracking_uri
 
 CONFIRM_NOTE = "Measured on the confirm users, which no trial saw; used for one test."
-FLUSH_S = 60
 
 
 class Incumbent(NamedTuple):
@@ -121,7 +119,7 @@ def _finish(
         if incumbent.unreadable is not None:
             config["provenance"]["replaced_unreadable"] = incumbent.unreadable
         generation = publish(opened.home, out, config)
-    _track(opened, out, result, generation)
+    track(opened, out, result, generation)
     return {**result, "deploy": str(out), "generation": generation}
 
 
@@ -286,47 +284,3 @@ def _config(opened: OpenStudy, params: Any, confirm: dict[str, Any], state: str)
             "confirm": {key: confirm[key] for key in KEPT},
         },
     }
-
-
-def _track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int) -> None:
-    """Spool the promoted result and its registry version, and let MLflow have them."""
-    if opened.spec.tracking == OFF:
-        return
-    spool = Spool(opened.home, opened.spec.name, opened.record["id"])
-    folder = opened.home / "results" / opened.spec.name / "confirm"
-    (folder / "deploy").mkdir(exist_ok=True)
-    (folder / "deploy" / "deploy.yaml").write_bytes(out.read_bytes())
-    now = time.time_ns() // 1_000_000
-    key = f"promoted-{result['trial']}-{generation}"
-    spool.append(
-        {
-            "kind": "result",
-            "name": "promoted",
-            "key": key,
-            "folder": str(folder.resolve()),
-            "params": result["params"],
-            "metrics": {
-                **result["confirm"]["metrics"],
-                "delta_accuracy": result["confirm"]["delta_accuracy"],
-                "p_value": result["confirm"]["p_accuracy"],
-            },
-            "tags": {"measured_on": "confirm", "generation": str(generation)},
-            "started_ms": now,
-            "ended_ms": now,
-        }
-    )
-    spool.append({"kind": "model", "name": registry_name(opened.home, out), "key": key, "generation": generation})
-    Sender(spool, tracking_uri(opened.home, opened.spec.tracking)).finish(FLUSH_S)
-
-
-def roll_back_deployment(home: Path, out: Path) -> tuple[int, int]:
-    """Bring back the config that the present one replaced, and move the registry's alias: (generation, restored)."""
-    with locked(home / "deployments" / ".lock"):
-        provenance = read_config(out)["provenance"]
-        generation, restored, origin = roll_back(home, out)
-    spool = Spool(home, provenance["study"], provenance["study_id"])
-    uri = spool.sent().get("uri")
-    if uri is not None:
-        spool.append({"kind": "rollback", "name": registry_name(home, out), "generation": origin})
-        Sender(spool, uri).finish(FLUSH_S)
-    return generation, restored

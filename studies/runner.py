@@ -18,6 +18,7 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from personalization.databases import same_database, shown
 from personalization.errors import ChamtuneError, UsageError
 from studies.prospects import Prospect, prospect
 from studies.recovery import POINT, REPEATED, SURPLUS, enqueue, fail, queue_again, uncounted
@@ -112,8 +113,8 @@ def run_study(
     started = time.monotonic()
     home.mkdir(parents=True, exist_ok=True)
     url = storage_url(home, spec.storage)
-    if url == tracking_uri(home, spec.tracking):
-        raise UsageError(f"storage and tracking are both {url}; Optuna and MLflow need a database each")
+    if same_database(url, tracking_uri(home, spec.tracking)):
+        raise UsageError(f"storage and tracking are both {shown(url)}; Optuna and MLflow need a database each")
     with stop_on_signal(stop) as request:
         try:
             opened = _open(spec, home, url, watcher, request)
@@ -178,7 +179,7 @@ def _run(opened: OpenStudy, watcher: Watcher, request: StopRequest, started: flo
 
 def catch_up(opened: OpenStudy, spool: Spool) -> None:
     """Spool the study itself and every finished trial that has no line yet."""
-    if not spool.path.exists():
+    if not spool.knows_study():
         spec = opened.record["spec"]
         spool.append(
             {
@@ -186,6 +187,9 @@ def catch_up(opened: OpenStudy, spool: Spool) -> None:
                 "study": opened.spec.name,
                 "started_ms": time.time_ns() // 1_000_000,
                 "params": {"objective": spec["objective"], "sampler": spec["sampler"], "seed": spec["seed"]},
+                "optimize": dict(opened.spec.optimize),
+                "constraints": list(opened.spec.constraints),
+                "varied": [name for name in asdict(opened.rooms.BASELINE) if name in opened.space],
                 "tags": {
                     "optuna.study": opened.spec.name,
                     "model": opened.spec.model.path,

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from search_spaces import load_space
 from studies.constraints import feasible
 from studies.results import changed
-from studies.storage import open_storage, storage_url
+from studies.storage import may_exist, open_storage, storage_url
 from studies.study import RECORD, find_study, finished, ranked, stored_spec
 from studies.trial import MEASURED
 
@@ -36,7 +36,7 @@ def _counts(study: optuna.Study) -> dict[str, Any]:
 def list_studies(home: Path, url: str | None) -> list[dict[str, Any]]:
     """A row for each study: counts and the best feasible value of its first metric."""
     where = storage_url(home, url)
-    if where.startswith("sqlite") and not Path(where.removeprefix("sqlite:///")).exists():
+    if not may_exist(where):
         return []
     storage = open_storage(where)
     rows = []

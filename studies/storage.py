@@ -15,6 +15,7 @@ import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 
+from personalization.databases import is_sqlite, shown, sqlite_file, sqlite_url
 from personalization.errors import UnavailableError, first_line
 from personalization.files import locked
 
@@ -25,37 +26,52 @@ STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInter
 
 def storage_url(home: Path, url: str | None) -> str:
     """The given URL, or that of the home folder's `studies.db`."""
-    return url or f"sqlite:///{home.resolve() / 'studies.db'}"
+    return url or sqlite_url(home.resolve() / "studies.db")
+
+
+def may_exist(url: str) -> bool:
+    """Whether a storage may be there: no SQLite file is opened, and so made, that does not exist."""
+    file = sqlite_file(url)
+    return file is None or file.exists()
 
 
 def open_storage(url: str) -> RDBStorage:
     """Open (and create) a storage. UnavailableError where it cannot be reached or is no Optuna database."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    is_sqlite = url.startswith("sqlite")
-    engine_kwargs = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if is_sqlite else {"pool_pre_ping": True}
+    sqlite, name = is_sqlite(url), shown(url)
+    engine_kwargs = {"connect_args": _patience(url)} if sqlite else {"pool_pre_ping": True}
     try:
-        with _one_creator(url if is_sqlite else None):
+        with _one_creator(sqlite_file(url)):
             storage = RDBStorage(url, engine_kwargs=engine_kwargs)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError, KeyError) as error:
-        raise UnavailableError(f"storage {_without_password(url)}: {reason(error)}") from error
+    except (
+        sqlalchemy.exc.SQLAlchemyError,
+        optuna.exceptions.StorageInternalError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+    ) as error:
+        raise UnavailableError(f"storage {name}: {reason(error)}") from error
     except OSError as error:
-        raise UnavailableError(f"storage {_without_password(url)}: {error.strerror}") from None
+        raise UnavailableError(f"storage {name}: {error.strerror}") from None
     except ImportError as error:
-        raise UnavailableError(f"storage {_without_password(url)} needs a driver: {error}") from None
-    if is_sqlite:
+        raise UnavailableError(f"storage {name} needs a driver: {error}") from None
+    if sqlite:
         sqlalchemy.event.listen(storage.engine, "connect", _configure_sqlite)
         storage.engine.dispose()
     return storage
 
 
+def _patience(url: str) -> dict[str, Any]:
+    """How long to wait for another writer of a SQLite file, where the URL does not tell."""
+    return {} if "timeout" in sqlalchemy.make_url(url).query else {"timeout": BUSY_TIMEOUT_S}
+
+
 @contextmanager
-def _one_creator(sqlite_url: str | None) -> Iterator[None]:
+def _one_creator(file: Path | None) -> Iterator[None]:
     """Two processes that create the tables of one SQLite file at once would both fail."""
-    if sqlite_url is None:
+    if file is None:
         yield
         return
-    path = Path(sqlite_url.removeprefix("sqlite:///"))
-    with locked(path.with_name(f"{path.name}.lock")):
+    with locked(file.with_name(f"{file.name}.lock")):
         yield
 
 
@@ -70,10 +86,3 @@ def reason(error: BaseException) -> str:
     """The first line of what the driver said."""
     cause = error.__cause__ or error
     return first_line(getattr(cause, "orig", None) or cause)
-
-
-def _without_password(url: str) -> str:
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 from objectives import KINDS, Objective, load_objective
 from personalization.backbones.cached import CachedScorer
 from personalization.data.splits import Splits
+from personalization.databases import kept, shown
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
 from personalization.metrics import metrics_of
@@ -29,7 +30,7 @@ from studies.record import refuse_changes, versions
 from studies.recovery import uncounted
 from studies.samplers import LONE, derived_seed, make_sampler, points
 from studies.spec import RELATIVE_METRICS, StudySpec, parse_spec
-from studies.storage import open_storage, storage_url
+from studies.storage import may_exist, open_storage, storage_url
 
 RECORD = "chamtune"
 """Study attribute that holds the frozen record."""
@@ -75,7 +76,10 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
         "data": splits.fingerprints(),
         "model": scorer.fingerprint,
         "versions": versions(),
-        "terms": spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
+        "terms": {
+            **spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
+            "tracking": None if spec.tracking is None else kept(spec.tracking),
+        },
     }
     if scorer.kind not in KINDS.get(spec.objective, (scorer.kind,)):
         wanted = " or ".join(KINDS[spec.objective])
@@ -144,14 +148,17 @@ def stored_spec(study: optuna.Study) -> StudySpec:
 def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
     """A stored study by name; UsageError naming those that exist otherwise."""
     where = storage_url(home, url)
-    if where.startswith("sqlite") and not Path(where.removeprefix("sqlite:///")).exists():
-        raise UsageError(f"no studies in {home}; start one with `chamtune run demo --home {home}`")
+    place, elsewhere = f"storage {shown(where)}", ""
+    if url is None:
+        place, elsewhere = str(home), "; one that is kept elsewhere is found with --storage and the URL in its spec"
+    if not may_exist(where):
+        raise UsageError(f"no studies in {place}; start one with `chamtune run demo --home {home}`{elsewhere}")
     storage = open_storage(where)
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         known = ", ".join(optuna.get_all_study_names(storage)) or "none"
-        raise UsageError(f"no study {name!r} in {home}; there are: {known}") from None
+        raise UsageError(f"no study {name!r} in {place}; there are: {known}{elsewhere}") from None
     if RECORD not in study.user_attrs:
         raise UsageError(f"study {name!r} was not made by chamtune and cannot be shown or promoted")
     return study

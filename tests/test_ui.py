@@ -1,5 +1,7 @@
 """Both pages in a real browser."""
 
+import io
+import json
 import os
 import shutil
 import signal
@@ -9,8 +11,10 @@ import sys
 import urllib.error
 import urllib.request
 
+import optuna
 import pytest
 
+from studies.dashboard import dashboard
 from studies.runner import run_study
 from studies.study import find_study
 
@@ -43,27 +47,36 @@ def home(tmp_path_factory, tiny_model, small_data):
 
 
 @pytest.fixture(scope="module")
-def addresses(home):
-    """The two addresses of a running `chamtune ui`; checks that it stops cleanly."""
+def addresses(home, tmp_path_factory):
+    """Dashboard, MLflow and the study's page of a running `chamtune ui`, started where modules of the same names lie.
+
+    Checks that it stops cleanly.
+    """
     ports = []
     for _ in range(2):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
+    here = tmp_path_factory.mktemp("here")
+    for module in ("tracking/__init__.py", "studies/__init__.py", "mlflow.py", "uvicorn.py"):
+        (here / module).parent.mkdir(exist_ok=True)
+        (here / module).write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n")
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "cli", "ui", "--home", str(home)),
+            *(sys.executable, "-P", "-m", "cli", "ui", "--home", str(home)),
             *("--dashboard-port", str(ports[0]), "--mlflow-port", str(ports[1])),
         ],
         stdout=subprocess.PIPE,
         start_new_session=True,
+        cwd=here,
     )
-    lines = [process.stdout.readline().decode() for _ in range(3)]
-    assert "Ctrl-C stops both" in lines[2], lines
-    yield [line.split()[1] for line in lines[:2]]
+    lines = [process.stdout.readline().decode() for _ in range(4)]
+    assert "Ctrl-C stops both" in lines[3], lines
+    yield [line.split()[1] for line in lines[:3]]
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     process.stdout.close()
+    assert list(here.rglob("*.ran")) == []
     for port in ports:
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
@@ -124,12 +137,14 @@ def test_dashboard_marks_feasibility_and_names_the_best_feasible_trial(home, add
 
 @pytest.mark.timeout(180)
 def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_path):
-    import json
-
-    with urllib.request.urlopen(
-        f"{addresses[1]}/api/2.0/mlflow/experiments/get-by-name?experiment_name=watched", timeout=20
-    ) as answer:
-        experiment = json.load(answer)["experiment"]["experiment_id"]
+    page.goto(addresses[2])
+    page.get_by_text("15 matching runs").wait_for(timeout=60_000)
+    page.get_by_role("columnheader", name="top1_share").wait_for(timeout=30_000)
+    page.screenshot(path=str(tmp_path / "runs.png"))
+    assert page.get_by_role("columnheader", name="feasible").count() == 1
+    assert page.locator("[data-assistant-ui]:visible").count() == 0
+    assert page.get_by_text("MLflow Assistant").count() == 0
+    experiment = addresses[2].partition("experiments/")[2].partition("/")[0]
     page.goto(f"{addresses[1]}/#/experiments/{experiment}/runs")
     page.get_by_text("15 matching runs").wait_for(timeout=60_000)
     page.locator("[class*=ag-row] button").first.click()
@@ -151,10 +166,97 @@ def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_p
 
 
 def test_other_hosts_and_origins_are_refused(addresses):
-    for address in addresses:
+    for address in addresses[:2]:
         assert status(address) == 200
         assert status(address, host="evil.example") == 403
     assert status(f"{addresses[0]}/api/studies", origin="http://evil.example", method="POST") == 403
+    create = f"{addresses[1]}/api/2.0/mlflow/experiments/create"
+    assert status(create, origin="http://localhost:99", method="POST") == 403
+    assert status(create, origin=addresses[1], method="POST") == 400  # reached, and the request says nothing
+
+
+def test_a_malformed_host_is_a_bad_request(addresses):
+    for host in ("[::1", "[1.2.3.4]:80", "[x]"):
+        assert status(f"{addresses[0]}/api/studies", host=host) == 400
+
+
+def test_the_dashboard_only_shows(addresses, home):
+    assert status(f"{addresses[0]}/api/studies/1", method="DELETE") == 403
+    assert status(f"{addresses[0]}/api/studies/1", origin=addresses[0], method="DELETE") == 403
+    assert find_study("watched", home, None).trials
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/ajax-api/3.0/mlflow/assistant/config",
+        "/ajax-api/3.0/mlflow/gateway/secrets/list",
+        "/ajax-api/2.0/mlflow/gateway-proxy?gateway_path=x",
+        "/gateway/mlflow/v1/models",
+        "//gateway/mlflow/v1/models",
+        "/api/3.0/mlflow/mcp-servers",
+        "/ajax-api/3.0/jobs/x",
+    ],
+)
+def test_mlflow_has_no_assistant_gateway_jobs_or_mcp(addresses, path):
+    assert status(addresses[1] + path) == status(addresses[1] + path, method="POST") == 404
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_every_route_of_these_parts_is_closed_and_no_other(monkeypatch):
+    """Asks the installed MLflow for its routes, so that a new one is noticed."""
+    from mlflow.server import app, fastapi_app
+
+    from tracking.mlflow_page import CLOSED
+
+    routers = (fastapi_app.assistant_router, fastapi_app.gateway_router, fastapi_app.job_api_router)
+    closed = {route.path for router in routers for route in router.routes}
+    closed |= set(fastapi_app.get_mcp_server_api_route_prefixes())
+    rules = {rule.rule for rule in app.url_map.iter_rules()}
+    closed |= {rule for rule in rules if "/gateway" in rule or "/jobs" in rule}
+    assert len(closed) > 60
+    assert [path for path in closed if not CLOSED.match(path)] == []
+    needed = {rule for rule in rules if "/experiments/" in rule or "/runs/" in rule or "/model-versions/" in rule}
+    assert len(needed) > 30
+    assert [path for path in needed if CLOSED.match(path)] == []
+
+
+def asked(app, method: str = "GET", path: str = "/api/studies", **headers) -> tuple[str, bytes]:
+    """What a WSGI application answers: (status, body)."""
+    environ = {"SERVER_NAME": "127.0.0.1", "SERVER_PORT": "80", "HTTP_HOST": "127.0.0.1", **headers}
+    environ |= {"REQUEST_METHOD": method, "PATH_INFO": path, "wsgi.input": io.BytesIO(b"{}"), "CONTENT_LENGTH": "2"}
+    environ |= {"wsgi.errors": sys.stderr, "wsgi.url_scheme": "http", "CONTENT_TYPE": "application/json"}
+    said: list[str] = []
+    body = b"".join(app(environ, lambda status, *_: said.append(status)))
+    return said[0], body
+
+
+@pytest.fixture
+def two_goals(tmp_path) -> str:
+    """A storage with a study of two goals whose best trials are infeasible."""
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    study = optuna.create_study(storage=url, study_name="front", directions=["maximize", "minimize"])
+    for values, broken in (((0.9, 0.1), 1.0), ((0.5, 0.5), -1.0), ((0.4, 0.4), 0.0), ((0.3, 0.9), -1.0)):
+        study.add_trial(optuna.create_trial(values=values, constraints={"b": -2.0, "a": broken}))
+    return url
+
+
+def test_the_dashboard_draws_the_feasible_front(two_goals):
+    for _ in range(2):  # a second application in one process shows the same
+        app = dashboard(two_goals)
+    detail = json.loads(asked(app, path="/api/studies/1")[1])
+    assert [trial["number"] for trial in detail["best_trials"]] == [1, 2]
+    shown = [[broken, -2.0] for broken in (1.0, -1.0, 0.0, -1.0)]
+    assert [trial["constraints"] for trial in detail["trials"]] == shown
+
+
+def test_only_with_write_does_the_dashboard_change_studies_and_for_its_own_page(two_goals):
+    shows, writes = dashboard(two_goals), dashboard(two_goals, write=True)
+    assert asked(shows, "DELETE", "/api/studies/1")[0].startswith("403")
+    assert asked(writes, "DELETE", "/api/studies/1", HTTP_ORIGIN="http://localhost:1")[0].startswith("403")
+    assert optuna.get_all_study_names(two_goals) == ["front"]
+    assert asked(writes, "DELETE", "/api/studies/1", HTTP_ORIGIN="http://127.0.0.1")[0].startswith("204")
+    assert optuna.get_all_study_names(two_goals) == []
 
 
 def test_a_taken_port_is_said(home, free_port):
@@ -162,7 +264,7 @@ def test_a_taken_port_is_said(home, free_port):
         taken.bind(("127.0.0.1", free_port))
         taken.listen()
         done = subprocess.run(
-            [sys.executable, "-m", "cli", "ui", "--home", str(home), "--dashboard-port", str(free_port)],
+            [sys.executable, "-P", "-m", "cli", "ui", "--home", str(home), "--dashboard-port", str(free_port)],
             capture_output=True,
             text=True,
         )

@@ -3,11 +3,16 @@
 A study appends one JSON line for each thing worth tracking and goes on; a sender process replays the lines to MLflow
 and notes how far it came. So tracking costs a trial one write, an outage of the server fails nothing, and what was not
 sent waits for the next run or for `chamtune sync`. The lines repeat what the Optuna database holds.
+
+Files are readable by their owner only, and hold no password.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import math
 import os
 import subprocess
 import sys
@@ -16,13 +21,31 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from personalization.databases import sqlite_url
+from tracking.urls import tracking_environment
+
+log = logging.getLogger(__name__)
+
 OFF = "none"
 """The tracking URI that switches tracking off."""
 
+PRIVATE = 0o600
+
+VIEW_NAME = "chamtune"
+"""Name of the view of a study's runs that is stored in MLflow."""
+
 
 def tracking_uri(home: Path, uri: str | None) -> str:
-    """The given MLflow URI, or that of the home folder's `mlflow.db`."""
-    return uri or f"sqlite:///{home.resolve() / 'mlflow.db'}"
+    """The given MLflow URI, or that of the home folder's `mlflow.db`.
+
+    MLflow makes the folder of a `sqlite:///` URI from its undecoded text, which would leave a folder `a%3Fb` beside a
+    home `a?b`; it does not where the URI names its driver.
+    """
+    if uri is not None:
+        return uri
+    path = home.resolve() / "mlflow.db"
+    plain = sqlite_url(path)
+    return plain if plain.endswith(str(path)) else sqlite_url(path, "pysqlite")
 
 
 class Spool:
@@ -36,14 +59,16 @@ class Spool:
         self.sent_path = self.path.with_suffix(".sent.json")
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record."""
+        """Add one record. JSON knows no infinity and no NaN: they become text, which `float` reads."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        line = (json.dumps(_finite(record), allow_nan=False) + "\n").encode()
+        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, PRIVATE)
         try:
             size = os.fstat(handle).st_size
             torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-            os.write(handle, b"\n" + line if torn else line)
+            left = memoryview(b"\n" + line if torn else line)
+            while left:
+                left = left[os.write(handle, left) :]
         finally:
             os.close(handle)
 
@@ -68,27 +93,57 @@ class Spool:
                     continue
         return found
 
+    def head(self) -> str:
+        """A digest of the first line, which tells a spool that was written anew from the one that was sent."""
+        if not self.path.exists():
+            return ""
+        with self.path.open("rb") as file:
+            return hashlib.sha256(file.readline()).hexdigest()[:16]
+
     def sent(self) -> dict[str, Any]:
-        """The sender's notes: URI, experiment and offset; empty where there are none, or none that can be read."""
+        """The sender's notes; empty where there are none, none that can be read, or those of another file.
+
+        `place` and `experiment` say where the records went, `mark` is the experiment's own random id, `offset` is how
+        far the sender came, `refused` maps the offsets behind records that were not taken to the reasons.
+        """
         try:
             notes: dict[str, Any] = json.loads(self.sent_path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return {}
-        return notes
+        size = self.path.stat().st_size if self.path.exists() else 0
+        return notes if notes.get("head") == self.head() and notes.get("offset", 0) <= size else {}
 
     def note_sent(self, notes: Mapping[str, Any]) -> None:
         """Keep the sender's notes. They may be lost in a power cut: what is sent again is recognised by its key."""
         draft = self.sent_path.with_suffix(".new")
-        draft.write_text(json.dumps(notes))
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT, PRIVATE), "w") as file:
+            file.write(json.dumps(notes))
         os.replace(draft, self.sent_path)
 
+    def refused(self) -> list[str]:
+        """Why records were not taken, one reason for each."""
+        return list(self.sent().get("refused", {}).values())
+
     def waiting(self) -> int:
-        """How many records have not been sent."""
-        return len(self.records(self.sent().get("offset", 0)))
+        """How many records are not in MLflow: those that no sender came to, and those that were not taken."""
+        return len(self.records(self.sent().get("offset", 0))) + len(self.refused())
 
     def trials(self) -> set[int]:
         """Numbers of the trials that have a record."""
         return {record["number"] for record, _ in self.records() if record["kind"] == "trial"}
+
+    def knows_study(self) -> bool:
+        """Whether the study itself has a record."""
+        return any(record["kind"] == "study" for record, _ in self.records())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Sender:
@@ -98,12 +153,17 @@ class Sender:
         logs = spool.home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         self._spool = spool
-        with (logs / "tracking.log").open("ab") as log:
+        handle = os.open(logs / "tracking.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
+        with os.fdopen(handle, "ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tracking.mlflow_tracker", str(spool.home), spool.study, spool.study_id, uri],
+                [
+                    *(sys.executable, "-P", "-m", "tracking.mlflow_tracker"),
+                    *(str(spool.home.resolve()), spool.study, spool.study_id),
+                ],
                 stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
+                env=os.environ | tracking_environment(uri),
                 start_new_session=True,
             )
 
@@ -116,4 +176,12 @@ class Sender:
             if progress is not None:
                 progress(self._spool.waiting())
             time.sleep(0.1)
+        reasons = self._spool.refused()
+        if reasons:
+            log.warning("MLflow did not take %d records of %s: %s", len(reasons), self._spool.study, reasons[0])
         return self._spool.waiting()
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the sender has ended and found everything in MLflow."""
+        return self._process.poll() == 0

@@ -410,7 +410,7 @@ def minimal_config(beta: float):
 def test_rollback_brings_back_what_was_replaced(tmp_path):
     home, out = tmp_path / "home", tmp_path / "deploy.yaml"
     assert [publish(home, out, minimal_config(b)) for b in (0.1, 0.2, 0.3)] == [1, 2, 3]
-    assert roll_back(home, out) == (4, 2, 2)
+    assert roll_back(home, out) == (4, 2)
     assert yaml.safe_load(out.read_text())["params"]["beta"] == 0.2
     assert roll_back_deployment(home, out) == (5, 1)
     with pytest.raises(UsageError, match="replaced nothing"):

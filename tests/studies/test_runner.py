@@ -25,7 +25,7 @@ from studies.pruning import PRUNERS
 from studies.recovery import enqueue, fail, queue_again
 from studies.runner import run_study
 from studies.samplers import SAMPLERS, derived_seed, make_sampler, points, suggested
-from studies.show import describe_study
+from studies.show import describe_study, list_studies
 from studies.spec import load_spec
 from studies.storage import open_storage, storage_url
 from studies.study import RECORD, find_study, finished, open_study, ranked
@@ -397,10 +397,31 @@ def test_another_order_of_goals_is_refused(tmp_path, spec_of):
         run_study(spec_of(trials=3, optimize={"nll": "minimize", "accuracy": "maximize"}), tmp_path)
 
 
-def test_one_database_for_two_masters_is_refused(tmp_path, spec_of):
-    url = f"sqlite:///{tmp_path / 'both.db'}"
+@pytest.mark.parametrize("spelling", ["both.db", "./both.db?timeout=5", "x/../both.db"])
+def test_one_database_for_two_masters_is_refused(tmp_path, spec_of, spelling):
+    storage, tracking = f"sqlite:///{tmp_path}/both.db", f"sqlite:///{tmp_path}/{spelling}"
     with pytest.raises(UsageError, match="a database each"):
-        run_study(spec_of(storage=url, tracking=url), tmp_path)
+        run_study(spec_of(storage=storage, tracking=tracking), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "ä #b"])
+def test_a_home_of_any_name_holds_all_its_files(tmp_path, spec_of, name):
+    home = tmp_path / name
+    run_study(spec_of(trials=1), home)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (home / "studies.db").exists()
+    assert [row["study"] for row in list_studies(home, None)] == ["small"]
+    assert find_study("small", home, None).study_name == "small"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///{}/q.db?timeout=100", "sqlite+pysqlite:///{}/p.db"])
+def test_a_study_in_a_storage_of_any_spelling_is_found(tmp_path, spec_of, url):
+    url, home = url.format(tmp_path), tmp_path / "home"
+    run_study(spec_of(trials=1, storage=url), home)
+    assert [row["study"] for row in list_studies(home, url)] == ["small"]
+    assert find_study("small", home, url).study_name == "small"
+    with pytest.raises(UsageError, match="--storage"):
+        find_study("small", home, None)
 
 
 @pytest.fixture

@@ -20,11 +20,17 @@ def test_sqlite_is_in_wal_mode_with_a_busy_timeout(tmp_path):
         assert ask("PRAGMA synchronous").scalar() == 1
 
 
+def test_a_busy_timeout_in_the_url_is_kept(tmp_path):
+    with open_storage(f"sqlite:///{tmp_path}/x.db?timeout=7").engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 7000
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
         ("sqlite:////proc/nowhere/x.db", "storage sqlite"),
         ("nonsense", "storage nonsense"),
+        ("postgresql://u:secret@h:port/d", "storage postgresql"),
         ("mysql+pymysql://u:secret@127.0.0.1/x", "needs a driver"),
     ],
 )

@@ -1,0 +1,99 @@
+"""Database URLs, of Optuna and of MLflow, made and taken apart by SQLAlchemy.
+
+A path may hold what means something in a URL (`?`, `%`, `#`, a space), and a URL may name a driver and options; so
+nobody joins one by hand, cuts one, or compares its beginning.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import sqlalchemy
+
+SECRETS = ("password", "passwd", "sslpassword", "token", "access_token")
+"""Keys of a URL's query whose values are secrets."""
+
+PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
+
+def sqlite_url(path: Path, driver: str | None = None) -> str:
+    """The URL of a SQLite file."""
+    name = "sqlite" if driver is None else f"sqlite+{driver}"
+    return sqlalchemy.URL.create(name, database=str(path)).render_as_string(hide_password=False)
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether a URL is SQLite's, with whatever driver and options. What is no database URL is not."""
+    parsed = _parsed(url)
+    return parsed is not None and parsed.get_backend_name() == "sqlite"
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file behind a SQLite URL, resolved; None for a database in memory and for any other URL."""
+    parsed = _parsed(url)
+    if parsed is None or parsed.get_backend_name() != "sqlite" or parsed.query.get("mode") == "memory":
+        return None
+    database = parsed.database or ":memory:"
+    if "uri" in parsed.query and database.startswith("file:"):
+        database = unquote(urlsplit(database).path)
+    return None if database in ("", ":memory:") else Path(database).resolve()
+
+
+def same_database(one: str, other: str) -> bool:
+    """Whether two URLs name one database, however they spell it: the same file, or place and options of a server."""
+    files = sqlite_file(one), sqlite_file(other)
+    if files != (None, None):
+        return files[0] == files[1]
+    first, second = _parsed(one), _parsed(other)
+    return first is not None and second is not None and _server(first) == _server(second)
+
+
+def shown(url: str) -> str:
+    """A URL, or an MLflow server's, for a message: `***` in the place of each secret."""
+    parsed = _parsed(url)
+    if parsed is not None:
+        hidden = parsed.update_query_dict(dict.fromkeys(_secrets(parsed), "***"))
+        return hidden.render_as_string(hide_password=True)
+    scheme, mark, _ = url.partition("://")
+    return f"{scheme}://***" if mark else url
+
+
+def kept(url: str) -> str:
+    """A URL as it may be stored: without secrets, and without the user of an HTTP server.
+
+    The secret is given again at each use: in the environment (PGPASSWORD, or MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD), or in the spec. What cannot be taken apart and may hold one is stored as it is shown.
+    """
+    parsed = _parsed(url)
+    if parsed is None:
+        return shown(url)
+    http = parsed.drivername in ("http", "https")
+    if parsed.password is None and not _secrets(parsed) and not (http and parsed.username):
+        return url
+    bare = sqlalchemy.URL.create(
+        parsed.drivername,
+        username=None if http else parsed.username,
+        host=parsed.host,
+        port=parsed.port,
+        database=parsed.database,
+        query=parsed.query,
+    )
+    return bare.difference_update_query(_secrets(parsed)).render_as_string(hide_password=False)
+
+
+def _secrets(url: sqlalchemy.URL) -> list[str]:
+    return [key for key in url.query if key.lower() in SECRETS]
+
+
+def _server(url: sqlalchemy.URL) -> tuple[object, ...]:
+    backend = url.get_backend_name()
+    return backend, (url.host or "localhost").lower(), url.port or PORTS.get(backend), url.database, url.query
+
+
+def _parsed(url: str) -> sqlalchemy.URL | None:
+    """None where it is no database URL, as MLflow's may be; ValueError is SQLAlchemy's word for an odd port."""
+    try:
+        return sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        return None

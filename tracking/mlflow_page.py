@@ -1,0 +1,102 @@
+"""MLflow's server for `chamtune ui`: `python -P -m tracking.mlflow_page HOST PORT ARTIFACTS`.
+
+The store's URI stands in MLFLOW_BACKEND_STORE_URI. Off are the parts of MLflow 3.17 that tracking needs not and that
+whoever reaches the port could use: the assistant (it runs tools on this machine), the gateway (it holds keys and calls
+other servers), jobs, and servers of the Model Context Protocol. MLflow has no switches for them, so that a guard
+stands in front. MLflow's own check of the Host header stays on; writes from pages of another origin are refused here.
+
+MLflow's page would open an assistant on a browser's first visit; it is told that this has happened, and the buttons
+that lead to the assistant are hidden.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+CLOSED = re.compile(
+    r"/+(gateway|((ajax-)?api/+[\d.]+/+)(mlflow/+)?"
+    r"(assistant|gateway|gateway-proxy|jobs|mcp-servers|prompt-optimization|scorer))(/|$)"
+)
+"""Paths that are answered with 404, as if MLflow had no such route."""
+
+
+START = b"""<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")</script>
+<style>[data-assistant-ui] { display: none !important }</style>"""
+
+
+def guarded(app: App) -> App:
+    """MLflow without the closed paths, without writes from another origin, and with no assistant on its page."""
+
+    async def checked(scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (status := _refusal(scope)):
+            await _answer(send, {"status": status, "headers": []}, b"this is off in the MLflow of chamtune ui\n")
+        elif scope["type"] == "http" and scope["path"] == "/":
+            held: list[Message] = []
+
+            async def hold(message: Message) -> None:
+                held.append(message)
+
+            await app(scope, receive, hold)
+            body = b"".join(message.get("body", b"") for message in held[1:])
+            await _answer(send, held[0], body.replace(b"<head>", b"<head>" + START, 1))
+        else:
+            await app(scope, receive, send)
+
+    return checked
+
+
+async def _answer(send: Send, start: Message, body: bytes) -> None:
+    headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({**start, "type": "http.response.start", "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _refusal(scope: Message) -> int | None:
+    if CLOSED.match(scope["path"]):
+        return 404
+    headers = dict(scope["headers"])
+    origin = headers.get(b"origin")
+    own = b"http://" + headers.get(b"host", b"")
+    if scope["method"] not in ("GET", "HEAD", "OPTIONS") and origin not in (None, own):
+        return 403
+    return None
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    import uvicorn
+    from mlflow.server import constants
+    from mlflow.server.handlers import initialize_backend_stores
+
+    host, port, artifacts = sys.argv[1:]
+    uri = os.environ["MLFLOW_BACKEND_STORE_URI"]
+    root = "mlflow-artifacts:/"
+    os.environ |= {
+        constants.BACKEND_STORE_URI_ENV_VAR: uri,
+        constants.ARTIFACT_ROOT_ENV_VAR: root,
+        constants.ARTIFACTS_DESTINATION_ENV_VAR: artifacts,
+        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": f"{host}:{port},localhost:{port}",
+        "MLFLOW_ENABLE_AI_GATEWAY": "false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    initialize_backend_stores(uri, uri, root)
+    from mlflow.server.fastapi_app import app
+
+    uvicorn.run(guarded(app), host=host, port=int(port), lifespan="off", access_log=False)
+
+
+if __name__ == "__main__":
+    main()
