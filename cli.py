@@ -272,7 +272,9 @@ def data_export(
 def main() -> None:
     """Run the command line; errors meant for the user are one line and an exit code."""
     from personalization.errors import ChamtuneError
+    from personalization.threads import wait_asleep
 
+    wait_asleep()
     try:
         app()
     except ChamtuneError as error:

@@ -25,7 +25,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from personalization.databases import is_sqlite, sqlite_file, sqlite_url, shown
+from personalization.databases import is_sqlite, shown, sqlite_file, sqlite_url
 from personalization.errors import UnavailableError
 from personalization.files import locked
 
