@@ -280,6 +280,9 @@ def data_export(
 
 def main() -> None:
     """Run the command line; every error is one line and an exit code, with the traceback where --debug is given."""
+    from personalization.threads import wait_asleep
+
+    wait_asleep()
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         app(arguments)

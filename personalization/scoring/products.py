@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from personalization.threads import share_cores
+
 WORTH = 1.15
 """How many times faster oneDNN must be to be used."""
 
@@ -36,7 +38,11 @@ class OneDnnProducts(TorchFunctionMode):
 
 
 def fast_products(device: str) -> AbstractContextManager[object]:
-    """A context in which float32 products on this kind of device run at the best rate that was measured."""
+    """A context in which float32 products on this kind of device run at the best rate that was measured.
+
+    Every batch of every pass runs in one, so here the process takes its part of the cores.
+    """
+    share_cores()
     return OneDnnProducts() if device == "cpu" and onednn_is_faster() else nullcontext()
 
 

@@ -1,0 +1,63 @@
+import os
+
+import pytest
+
+from personalization.files import atomic_file, write_atomic
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o007])
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path):
+    return path.stat().st_mode & 0o777
+
+
+def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path, umask):
+    write_atomic(tmp_path / "new", "x")
+    assert mode(tmp_path / "new") == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("kept", [0o600, 0o640, 0o664])
+def test_a_file_keeps_its_mode(tmp_path, umask, kept):
+    path = tmp_path / "old"
+    path.write_text("old")
+    path.chmod(kept)
+    write_atomic(path, "new")
+    assert (path.read_text(), mode(path)) == ("new", kept)
+
+
+def test_nobody_else_reads_a_private_file_while_it_is_written(tmp_path):
+    path = tmp_path / "old"
+    path.write_text("old")
+    path.chmod(0o600)
+    with atomic_file(path) as file:
+        file.write(b"secret")
+        file.flush()
+        assert [mode(found) for found in tmp_path.iterdir()] == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_its_target_is_replaced(tmp_path, there):
+    target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
+    target.parent.mkdir()
+    if there:
+        target.write_text("old")
+    link.symlink_to(target)
+    write_atomic(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["target"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["link"]
+
+
+def test_what_stood_there_stays_where_the_writing_fails(tmp_path):
+    path = tmp_path / "old"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("old", "old")]
