@@ -8,22 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.evaluation import Evaluation, gold_indices
-from personalization.methods.priors import global_counts, global_prior, history_counts, taste
+from personalization.methods.priors import (
+    global_counts,
+    global_prior,
+    history_counts,
+    last_label,
+    most_frequent_label,
+    taste,
+)
 from studies.study import OpenStudy
-from tracking.data_report import last_label, most_frequent_label
 from tracking.significance import paired
 
 PRIOR = "prior alone"
+GUESSES = {"most frequent label of the history": most_frequent_label, "last label of the history": last_label}
 
 
 def reference_hits(opened: OpenStudy, part: str) -> dict[str, NDArray[np.bool_]]:
     """name -> which questions of a part it answers rightly, bool [n]. Without history only the prior has an answer."""
     dataset = opened.splits.part(part)
     log_pi, _ = taste(history_counts(dataset), global_prior(global_counts(opened.splits.tune)), "user", 5.0)
-    return {
-        PRIOR: np.asarray(log_pi.argmax(axis=1) == gold_indices(dataset)),
-        "most frequent label of the history": np.array([most_frequent_label(q) == q.gold for q in dataset.questions]),
-        "last label of the history": np.array([last_label(q) == q.gold for q in dataset.questions]),
+    return {PRIOR: np.asarray(log_pi.argmax(axis=1) == gold_indices(dataset))} | {
+        name: np.array([guess(dataset.task, q) == q.gold for q in dataset.questions]) for name, guess in GUESSES.items()
     }
 
 
