@@ -17,8 +17,9 @@ def load_splits(spec: StudySpec) -> Splits:
     """Read the data as the spec says, or draw the planted world of its seed."""
     data = spec.data
     if data.files is not None:
-        parts = (read_dataset(Path(path)) for path in (data.files.tune, data.files.select, data.files.confirm))
-        return Splits(*parts, shared_users=data.split == "time")
+        paths = (data.files.tune, data.files.select, data.files.confirm)
+        tune, select, confirm = (read_dataset(Path(path)) for path in paths)
+        return Splits(tune, select, confirm, shared_users=data.split == "time")
     assert data.path is not None
     shares = {str(part): share for part, share in data.shares.items()}
     if data.path in WORLDS:

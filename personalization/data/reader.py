@@ -250,7 +250,7 @@ class Reader:
                 problem += f"; it differs from {meant!r} in case or space alone: write it so"
             self.defect(self.gold_places[key], "output", problem, "not a label")
         if not self.refused:
-            for key in self.golds.keys() - self.questions.keys():
+            for key in [key for key in self.golds if key not in self.questions]:
                 self.defect(self.gold_places[key], "id", f"{key!r} is the id of no question", "no question")
 
     def _relabel_histories(self, labels: Listed) -> None:

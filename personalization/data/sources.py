@@ -34,9 +34,10 @@ class Source:
 
 def split(how: str, read: list[Dataset], shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
     """The parts of one data set, or of train and dev."""
-    if len(read) == 2:
-        return split_train_dev(*read, shares, shared_users=how == "time")
-    return split_time(read[0], shares) if how == "time" else split_users(read[0], shares)
+    if len(read) == 1:
+        return split_time(read[0], shares) if how == "time" else split_users(read[0], shares)
+    train, dev = read
+    return split_train_dev(train, dev, shares, shared_users=how == "time")
 
 
 def read_source(path: Path, how: str | None = None) -> Source:

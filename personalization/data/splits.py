@@ -124,7 +124,8 @@ def split_time(dataset: Dataset, shares: Mapping[str, float] = DEFAULT_SHARES) -
         first = math.ceil(shares["tune"] * len(rows) - 1e-9)
         second = max(first, round((shares["tune"] + shares["select"]) * len(rows)))
         part[rows[:first]], part[rows[first:second]], part[rows[second:]] = 0, 1, 2
-    return Splits(*(dataset.only(part == number) for number in range(len(PARTS))), shared_users=True)
+    tune, select, confirm = (dataset.only(part == number) for number in range(len(PARTS)))
+    return Splits(tune, select, confirm, shared_users=True)
 
 
 def split_users(dataset: Dataset, shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
@@ -137,7 +138,7 @@ def split_users(dataset: Dataset, shares: Mapping[str, float] = DEFAULT_SHARES) 
         end = round(passed * len(ordered))
         parts[part] = dataset.of_users(ordered[start:end])
         start = end
-    return Splits(**parts)
+    return Splits(parts["tune"], parts["select"], parts["confirm"])
 
 
 def _ordered(dataset: Dataset) -> list[str]:
