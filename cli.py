@@ -156,13 +156,15 @@ def predict(
     home: HomeOption = HOME,
 ) -> None:
     """Answer questions with a deploy config; writes the official LaMP predictions file."""
-    from personalization.data.lamp import read_dataset, write_predictions
+    from personalization.data.lamp import write_predictions
     from personalization.deployment import Deployment
+    from studies.logs import log_to
 
-    dataset = read_dataset(questions)
     deployment = Deployment.load(config, home / "cache" / "scores")
-    answers = {p.id: p.label for p in deployment.predict(dataset.questions)}
-    write_predictions(out, dataset.task, answers)
+    with log_to(home):
+        asked = deployment.read(questions)
+        answers = {p.id: p.label for p in deployment.predict(asked.usable().questions)}
+    write_predictions(out, asked.name, answers, asked.numbers)
     typer.echo(f"{len(answers)} predictions in {out}")
 
 
@@ -246,12 +248,25 @@ def schema() -> None:
 
 
 @data_app.command("check")
-def data_check(path: Path, as_json: JsonOption = False) -> None:
+def data_check(
+    path: Path,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Read as data.split users, files or time does; default: files where there are train and dev."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Report counts, labels, trivial baselines, the smallest detectable difference, and every defect."""
+    from personalization.data.sources import SPLITS
+    from personalization.errors import UsageError
     from studies.display import print_data_check
     from tracking.data_report import check
 
-    report = check(path)
+    if split not in (None, *SPLITS):
+        raise UsageError(f"--split {split}: there are {', '.join(SPLITS)}")
+    report = check(path, split)
     print_data_check(report)
     if as_json:
         print(json.dumps(report))

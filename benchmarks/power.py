@@ -37,8 +37,8 @@ from personalization.methods.calibration import PriorTables, calibrate
 from personalization.methods.heads import fit_head
 from personalization.methods.labelled import labelled_items
 from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability
-from studies.evidence import spent_alpha
 from studies.selection import SHORTLIST, Candidate, Shortlist, choose
+from tracking.detection import spent_alpha
 from tracking.significance import sign_flip, user_totals
 
 LEVEL = spent_alpha(0.05, 1)

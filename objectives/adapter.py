@@ -151,12 +151,15 @@ class Adapter(Retrieval):
         return found if trained.clusters is None else {**found, "groups": self._lora.placed(self._splits.tune, trained)}
 
     def groups(self, params: Any, part: str) -> dict[str, int]:
-        """Those of cluster adapters."""
-        if params.adapter == "head":
-            return self._heads.assigned(self._splits.part(part), self._head(params))
+        """Those of cluster adapters and heads, at each user's last question."""
         if params.adapter == "none" or params.level != "cluster":
             return {}
-        return self._lora.assigned(self._splits.part(part), self._learn(params, "tune"))
+        dataset = self._splits.part(part)
+        if params.adapter == "head":
+            found = self._heads.assigned(dataset, self._head(params))
+        else:
+            found = self._lora.assigned(dataset, self._learn(params, "tune"))
+        return dict(zip((q.user_id for q in dataset.questions), found.tolist(), strict=True))
 
     def remarks(self, params: Any) -> list[str]:
         """What looks wrong in the training, and the groups."""

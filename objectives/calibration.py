@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objectives import Report, Scorer
-from personalization.data.prompts import CONTENT_FREE, WORDINGS, continuations
+from personalization.data.prompts import CONTENT_FREE, WORDINGS, continuations, usual
 from personalization.data.splits import Splits, user_blocks
 from personalization.evaluation import Evaluation, gold_indices
 from personalization.methods.calibration import (
@@ -93,12 +93,10 @@ class Calibration:
     def _neutral(self, spoken: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Scores of labels, spoken so, for prompts with nothing to classify: the other sources of label bias."""
         tune = self._splits.tune
-        about = WORDINGS[self._scorer.kind].about
-        questions = {about(tune.task, q, ""): q for q in tune.questions}
-        stems = list(questions.values())[:1] if tune.task != "LaMP_1" else list(questions.values())[:20]
-        blank = [about(tune.task, q, item) for q in stems for item in CONTENT_FREE]
+        about, asked = WORDINGS[self._scorer.kind].about, usual(tune.task, tune.questions)
+        blank = [about(tune.task, asked, item) for item in CONTENT_FREE]
         return {
-            "neutral": self._scorer.label_logprobs([about(tune.task, q, "") for q in stems], spoken),
+            "neutral": self._scorer.label_logprobs([about(tune.task, asked, "")], spoken),
             "content_free": self._scorer.label_logprobs(blank, spoken),
         }
 

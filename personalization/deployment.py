@@ -20,7 +20,10 @@ import yaml
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import WORDINGS, continuations
+from personalization.data.defects import Checked
+from personalization.data.lamp import check_dataset
+from personalization.data.layout import Terms
+from personalization.data.prompts import WORDINGS, continuations, mismatch
 from personalization.data.records import Dataset, Question
 from personalization.errors import DataError
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate, report_calibrate
@@ -99,10 +102,26 @@ class Deployment:
             )
         return cls(config, scorer)
 
+    @property
+    def terms(self) -> Terms:
+        """The task and labels that the config answers."""
+        return Terms(self.config["task"], tuple(self.config["labels"]))
+
+    def read(self, path: str | Path) -> Checked:
+        """Questions of a file or folder for this config, which says task and labels where they do not."""
+        return check_dataset(Path(path), self.terms)
+
     def predict(self, questions: Sequence[Question]) -> list[Prediction]:
-        """Answer questions; a user without history is answered with the fall-back parameters."""
-        labels = tuple(self.config["labels"])
-        log_probs, modes = self.log_probs(Dataset(self.config["task"], labels, tuple(questions)))
+        """Answer questions; a user without history is answered with the fall-back parameters.
+
+        DataError where one is of another task, or lists other labels.
+        """
+        labels = self.terms.labels
+        for question in questions:
+            problem = mismatch(*self.terms, question.text)
+            if problem is not None:
+                raise DataError(f"question {question.id}: {problem}")
+        log_probs, modes = self.log_probs(Dataset(*self.terms, tuple(questions)))
         return [
             Prediction(
                 question.id,
@@ -129,8 +148,7 @@ class Deployment:
         learned = Learned.from_listed(self.config["steering"]["learned"])
         scores, steered, _ = UserSteering(self.scorer, dataset).scores(settings, learned, resume=False)
         if not steered.all():
-            rest = tuple(q for q, moved in zip(dataset.questions, steered, strict=True) if not moved)
-            scores[~steered] = self._scores(Dataset(dataset.task, dataset.labels, rest))
+            scores[~steered] = self._scores(dataset.only(~steered))
         bias = np.where(steered[:, None], self.config["steering"]["log_model"], tables.log_model["batch"])
         return scores, replace(tables, log_model={**tables.log_model, "batch": bias})
 
@@ -148,7 +166,9 @@ class Deployment:
         return blended(scores, own, params["blend"]), left
 
     def log_probs(self, dataset: Dataset) -> Calibrated:
-        """Log-probabilities [n, K] and prior modes of a data set with the config's labels."""
+        """Log-probabilities [n, K] and prior modes of a data set of the config's task with its labels."""
+        if dataset.task != self.config["task"]:
+            raise DataError(f"the questions are of {dataset.task}, but the deploy config is for {self.config['task']}")
         if set(dataset.labels) != set(self.config["labels"]):
             odd = sorted(set(dataset.labels) ^ set(self.config["labels"]))
             raise DataError(f"the questions' labels differ from the deploy config's in {', '.join(odd)}")

@@ -313,7 +313,7 @@ def print_data_check(report: dict[str, Any]) -> None:
     lengths = report["history_lengths"]
     console.print(
         f"{report['task']}: {report['questions']} questions of {report['users']} users, "
-        f"{len(report['labels'])} labels; "
+        f"{len(report['labels'])} labels, split: {report['split']}; "
         f"history items a question: min {lengths['min']}, median {lengths['median']:g}, max {lengths['max']}"
     )
     if "gold_shares" not in report:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +31,7 @@ from optuna.trial import TrialState
 from personalization.data.records import Dataset
 from personalization.data.splits import Splits
 from personalization.errors import DataError
+from tracking.detection import spent_alpha
 
 LOOKS = "chamtune.looks"
 """The study that holds the lines."""
@@ -39,11 +39,6 @@ LINE = "line"
 """Attribute of its trials."""
 LEARNING = ("tune", "select")
 """Parts whose users are chosen by."""
-
-
-def spent_alpha(alpha: float, use: int) -> float:
-    """The level at which the `use`-th look (from 1) is tested."""
-    return alpha * 6 / (math.pi * use) ** 2
 
 
 @dataclass

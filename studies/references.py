@@ -14,10 +14,11 @@ from personalization.methods.priors import (
     global_counts,
     global_prior,
     history_counts,
+    last_label,
+    most_frequent_label,
     taste,
 )
 from studies.study import OpenStudy
-from tracking.data_report import last_label, most_frequent_label
 from tracking.significance import paired_test
 
 PRIOR = "prior alone"
@@ -27,8 +28,8 @@ SEES_PROBABILITIES = frozenset({"nll", "brier", "calibration_error"})
 """Metrics that a bare label has no value of."""
 
 GUESSES: dict[str, Callable[[str, Question], str | None]] = {
-    "most frequent label of the history": lambda _, q: most_frequent_label(q),
-    "last label of the history": lambda _, q: last_label(q),
+    "most frequent label of the history": most_frequent_label,
+    "last label of the history": last_label,
 }
 """name -> (task, question) -> a label, or None where the history has none; the prior answers in its place."""
 

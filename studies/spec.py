@@ -54,11 +54,14 @@ class DataSpec(_Strict):
 
     path: str | None = Field(None, description="demo, demo-null, a folder of LaMP files, or one questions file")
     files: SplitFiles | None = Field(None, description="instead of path: one file or folder for each part")
-    split: Literal["users", "files"] = Field(
-        "users", description="users: all users by shares; files: train_* for tune and select, dev_* for confirm"
+    split: Literal["users", "files", "time"] = Field(
+        "users",
+        description="users: all users by shares; files: train_* for tune and select, dev_* for confirm; time: known "
+        "users and their new questions, by such files or by the dates of one set's questions",
     )
     shares: dict[Literal["tune", "select", "confirm"], Annotated[float, Field(gt=0, lt=1)]] = Field(
-        default={"tune": 0.5, "select": 0.2, "confirm": 0.3}, description="share of users in each part"
+        default={"tune": 0.5, "select": 0.2, "confirm": 0.3},
+        description="share of users in each part, or of a user's questions",
     )
 
     @model_validator(mode="after")

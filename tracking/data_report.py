@@ -9,75 +9,86 @@ from typing import Any
 
 import numpy as np
 
-from personalization.data.lamp import check_dataset
-from personalization.data.records import Dataset, Question, chronological
-from personalization.data.splits import split_users
+from personalization.data.records import Dataset, Question
+from personalization.data.sources import Source, read_source, split
 from personalization.errors import DataError
-from tracking.detection import detectable_difference
+from personalization.methods.priors import last_label, most_frequent_label
+from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p, spent_alpha
+
+ALPHA = 0.05
+"""What a spec spends on a confirm set, if it says nothing else."""
 
 
-def check(path: Path) -> dict[str, Any]:
-    """JSON-able report. `usable` is false where a fatal defect was found; then only what is known is in it."""
+def check(path: Path, how: str | None = None) -> dict[str, Any]:
+    """JSON-able report on data read as a study with `split: how` reads them.
+
+    `usable` is false where a study would refuse them; then only what is known is in it.
+    """
     try:
-        checked = check_dataset(path)
+        source = read_source(path, how)
     except DataError as error:
-        return {"usable": False, "defects": [{"fatal": True, "text": str(error)}]}
-    fatal = any(defect.fatal for defect in checked.defects)
+        return {"usable": False, "defects": [_unusable(error)]}
     report: dict[str, Any] = {
-        "usable": not fatal and checked.dataset is not None,
-        "defects": [{"fatal": d.fatal, "text": str(d)} for d in checked.defects],
+        "usable": not any(checked.fatal for checked in source.read),
+        "split": source.split,
+        "defects": [{"fatal": d.fatal, "text": str(d), "records": d.records} for d in source.defects],
     }
-    if checked.dataset is None:
-        return report
-    report |= _counts(checked.dataset)
-    if not fatal and all(q.gold is not None for q in checked.dataset.questions):
-        report |= _golds(checked.dataset)
+    read = [checked.dataset for checked in source.read if checked.dataset is not None]
+    if len(read) < len(source.read):
+        return {**report, "usable": False}
+    report |= _counts(read)
+    if report["usable"] and all(q.gold is not None for dataset in read for q in dataset.questions):
+        _tell_golds(report, source, read)
     return report
 
 
-def _counts(dataset: Dataset) -> dict[str, Any]:
-    lengths = [len(q.history) for q in dataset.questions]
+def _unusable(error: DataError) -> dict[str, Any]:
+    return {"fatal": True, "text": str(error), "records": 1}
+
+
+def _counts(read: list[Dataset]) -> dict[str, Any]:
+    questions = [q for dataset in read for q in dataset.questions]
+    lengths = [len(q.history) for q in questions]
     return {
-        "task": dataset.task,
-        "labels": list(dataset.labels),
-        "questions": len(dataset),
-        "users": len({q.user_id for q in dataset.questions}),
+        "task": read[0].task,
+        "labels": list(read[0].labels),
+        "questions": len(questions),
+        "users": len({q.user_id for q in questions}),
         "history_lengths": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
     }
 
 
-def _golds(dataset: Dataset) -> dict[str, Any]:
-    golds = Counter(q.gold for q in dataset.questions)
-    n = len(dataset)
-    report: dict[str, Any] = {
-        "gold_shares": {label: golds[label] / n for label in dataset.labels},
-        "baselines": {
-            "most frequent label": golds.most_common(1)[0][1] / n,
-            "most frequent label of the history": _hits(dataset, most_frequent_label),
-            "last label of the history": _hits(dataset, last_label),
-        },
+def _tell_golds(report: dict[str, Any], source: Source, read: list[Dataset]) -> None:
+    """Add what gold labels tell, and whether the data can be split."""
+    whole = Dataset(read[0].task, read[0].labels, tuple(q for dataset in read for q in dataset.questions))
+    golds, n = Counter(q.gold for q in whole.questions), len(whole)
+    report["gold_shares"] = {label: golds[label] / n for label in whole.labels}
+    report["baselines"] = {
+        "most frequent label": golds.most_common(1)[0][1] / n,
+        "most frequent label of the history": _hits(whole, most_frequent_label),
+        "last label of the history": _hits(whole, last_label),
     }
+    report |= {"confirm_questions": 0, "confirm_users": 0, "new_confirm_users": 0, "detectable_difference": None}
     try:
-        confirm = len(split_users(dataset).confirm)
+        splits = split(source.split, read)
     except DataError as error:
-        report["defects_of_splits"] = str(error)
-        confirm = 0
-    report["confirm_questions"] = confirm
-    report["detectable_difference"] = detectable_difference(confirm) if confirm else None
-    return report
+        report["usable"] = False
+        report["defects"].append(_unusable(error))
+        return
+    users, worth = _worth(splits.confirm)
+    report |= {"confirm_questions": len(splits.confirm), "confirm_users": users, "questions_worth": worth}
+    report["new_confirm_users"] = len(splits.new_users)
+    level = spent_alpha(ALPHA, 1)
+    report["detectable_difference"] = detectable_difference(worth, alpha=level) if smallest_p(users) < level else None
 
 
-def _hits(dataset: Dataset, guess: Callable[[Question], str | None]) -> float:
-    return sum(guess(q) == q.gold for q in dataset.questions) / len(dataset)
+def _worth(confirm: Dataset) -> tuple[int, float]:
+    """Users, and questions of different users that tell as much as these; how alike a user's are, a guess tells."""
+    names: dict[str, int] = {}
+    owners = np.array([names.setdefault(q.user_id, len(names)) for q in confirm.questions])
+    hits = np.array([most_frequent_label(confirm.task, q) == q.gold for q in confirm.questions], dtype=np.int64)
+    return len(names), len(confirm) / design_effect(intraclass(hits, owners), owners)
 
 
-def most_frequent_label(question: Question) -> str | None:
-    """The label that the user gave most often; of equals the one given first. None without history."""
-    counts = Counter(item.label for item in question.history if item.label is not None)
-    return counts.most_common(1)[0][0] if counts else None
-
-
-def last_label(question: Question) -> str | None:
-    """The label of the user's newest item: by date where all have one, else the last in the file."""
-    items = chronological(tuple(item for item in question.history if item.label is not None))
-    return items[-1].label if items else None
+def _hits(dataset: Dataset, guess: Callable[[str, Question], str | None]) -> float:
+    return sum(guess(dataset.task, q) == q.gold for q in dataset.questions) / len(dataset)

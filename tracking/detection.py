@@ -11,6 +11,7 @@ variance, known before anything is tested.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,11 @@ def design_effect(correlation: float, owners: NDArray[np.int64]) -> float:
     """How many questions of these owners, int [n], tell as much as one question of an owner of its own."""
     sizes = np.bincount(owners).astype(np.float64)
     return float(1 + ((sizes**2).sum() / sizes.sum() - 1) * correlation)
+
+
+def spent_alpha(alpha: float, use: int) -> float:
+    """The level at which the `use`-th look (from 1) at users is tested; over all looks these add up to alpha."""
+    return alpha * 6 / (math.pi * use) ** 2
 
 
 def smallest_p(users: int) -> float:

@@ -102,37 +102,63 @@ class _Stream:
                 return
 
 
-def stream_records(path: Path) -> Iterator[tuple[int, Any]]:
+def stream_records(path: Path, head: dict[str, Any] | None = None) -> Iterator[tuple[int, Any]]:
     """(number from 1, record) of a JSON list, a "golds" object or JSON Lines.
 
-    Raises DataError naming the file and record where the text is not what it must be.
+    `head` takes the other fields of a "golds" object. Raises DataError naming the file and record where the text is not
+    what it must be.
     """
     try:
-        yield from _json_lines(path) if path.suffix == ".jsonl" else _json(path)
+        yield from _json_lines(path) if path.suffix == ".jsonl" else _json(path, {} if head is None else head)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
-def _json(path: Path) -> Iterator[tuple[int, Any]]:
+def _json(path: Path, head: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     stream = _Stream(path)
     with stream.file:
         if stream.peek() == "[":
             for record in stream.items():
                 yield stream.record, record
         else:
-            stream.take("{")
-            while True:
-                key = stream.value()
-                stream.take(":")
-                if key == "golds" and stream.peek() == "[":
-                    for record in stream.items():
-                        yield stream.record, record
-                else:
-                    stream.value()
-                if stream.take(",}") == "}":
-                    break
+            yield from _golds(stream, head)
         if stream.peek():
             raise stream.fail("text after the end of the list")
+
+
+def _golds(stream: _Stream, head: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+    """The records of an object under "golds"; DataError saying what the object looks like where it has none."""
+    found = False
+    stream.take("{")
+    while stream.peek() != "}":
+        key = stream.value()
+        stream.take(":")
+        if key == "golds" and stream.peek() == "[":
+            found = True
+            for record in stream.items():
+                yield stream.record, record
+        else:
+            head[key] = stream.value()
+        if stream.peek() != "}":
+            stream.take(",}")
+    stream.take("}")
+    if not found:
+        raise DataError(f"{stream.path}: {_other_layout(head, stream.peek() == '{')}")
+
+
+def _other_layout(found: dict[str, Any], goes_on: bool) -> str:
+    """What an object without "golds" is instead, and what to do."""
+    if goes_on:
+        return 'several objects, one after the other (JSON Lines): name the file .jsonl, with answers as "output"'
+    keys = ", ".join(map(repr, list(found)[:5])) + (", ..." if len(found) > 5 else "")
+    lists = [key for key, value in found.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if lists:
+        return f'an object whose list stands under {lists[0]!r}: write the list alone, or name it "golds"'
+    if {"input", "output", "profile", "query"} & set(found):
+        return "a single record, not a list of records: put [ ] around it"
+    if found and all(isinstance(value, dict | str) for value in found.values()):
+        return f'an object of records by their ids ({keys}): write a list of records, each with its "id"'
+    return f"an object with {keys or 'nothing in it'}: write a list of records"
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:

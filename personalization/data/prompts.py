@@ -8,7 +8,10 @@ LaMP retrieval baseline and joined by " , and ".
 from __future__ import annotations
 
 import re
+from ast import literal_eval
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from personalization.data.records import HistoryItem, Question
@@ -24,6 +27,14 @@ CONTENT_FREE = ("N/A", "[MASK]", "")
 """Inputs that say nothing (Zhao et al. 2021, contextual calibration)."""
 
 _ITEM_MARK = {"LaMP_2": "description:", "LaMP_2N": "article:", "LaMP_3": "review:"}
+_LISTED_BY = {"tags": "LaMP_2", "categories": "LaMP_2N"}
+_LABEL_LIST = re.compile(r"\b(tags|categories): \[([^\]]*)\]")
+_TITLES = re.compile(
+    r'(?P<before>.*?\btitle ")(?P<title>.*)(?P<between>", which reference .*?\[1\]: ")(?P<first>.*)'
+    r'(?P<and>"\s+\[2\]: ")(?P<second>.*)(?P<after>"\s*)',
+    re.DOTALL,
+)
+"""LaMP-1's three titles, by what stands around them: a title may hold quotation marks."""
 
 PROFILE_ITEM = {
     "LaMP_1": '"{text}"',
@@ -51,6 +62,59 @@ def continuations(labels: Sequence[str], template: str = TEMPLATE["continuation"
     return [template.replace("{label}", label) for label in labels]
 
 
+def listed_labels(text: str) -> tuple[str, tuple[str, ...]] | None:
+    """(task, labels) of a prompt with a bracketed list of labels, which may be quoted; None without one."""
+    match = _LABEL_LIST.search(text)
+    if match is None:
+        return None
+    labels = [label.strip() for label in match[2].split(",")]
+    if match[2].strip()[:1] in ("'", '"'):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            labels = [str(label).strip() for label in literal_eval(f"[{match[2]}]")]
+    return _LISTED_BY[match[1]], tuple(labels)
+
+
+def has_form(task: str, text: str) -> bool:
+    """Whether a prompt has its task's form: instruction, list of labels where there is one, item."""
+    if task == "LaMP_1":
+        return _TITLES.fullmatch(text) is not None
+    stem, mark, _ = text.partition(_ITEM_MARK[task])
+    if task == "LaMP_3":
+        return bool(mark) and "score" in stem
+    found = listed_labels(stem)
+    return bool(mark) and found is not None and found[0] == task
+
+
+def form_of(text: str) -> str | None:
+    """The task whose form a prompt has, if it has one's."""
+    return next((task for task in PROFILE_ITEM if has_form(task, text)), None)
+
+
+def mismatch(task: str, labels: Sequence[str], text: str) -> str | None:
+    """How a prompt differs from what a config for this task with these labels can answer; None where it does not.
+
+    Its own list of labels must be that of the config, in whatever order. A prompt of no known form is taken.
+    """
+    own = has_form(task, text)
+    if not own and (form := form_of(text)) is not None:
+        return f"a question of {form}, but the config is for {task}"
+    listed = listed_labels(question_frame(task, text) if own else text)
+    if listed is not None and set(listed[1]) != set(labels):
+        odd = sorted(set(listed[1]) ^ set(labels))
+        return f"its label list differs from the config's in {', '.join(odd)}"
+    return None
+
+
+def usual(task: str, questions: Sequence[Question]) -> Question:
+    """One of the questions whose prompt, but for the item, is the most frequent; of those that have the task's form.
+
+    Where none has it, of all. There must be a question.
+    """
+    formed = [q for q in questions if has_form(task, q.text)] or questions
+    frames = [question_frame(task, q.text) for q in formed]
+    return formed[frames.index(Counter(frames).most_common(1)[0][0])]
+
+
 def item_text(task: str, question: Question) -> str:
     """What is to be classified, without the instruction in front of it."""
     if task == "LaMP_1":
@@ -59,18 +123,29 @@ def item_text(task: str, question: Question) -> str:
     return item.strip() if mark else question.text
 
 
-def is_asked(task: str, question: Question, item: HistoryItem) -> bool:
-    """Whether a history item is what the question asks about."""
-    if task == "LaMP_1":
-        return f'"{item.text}"' in question.text
-    return item.text.strip() == item_text(task, question)
+def asked_text(task: str, question: Question) -> str:
+    """The text that a history item has if it is the asked one: of LaMP-1 the title of the author's paper."""
+    if task != "LaMP_1":
+        return item_text(task, question).strip()
+    match = _TITLES.fullmatch(question.text)
+    return (match["title"] if match else question.text).strip()
 
 
 def question_about(task: str, question: Question, item: str) -> str:
-    """The question's text with `item` in the place of what is to be classified."""
+    """The question's text with `item` in the place of what is to be classified; the bare item where it has no form."""
+    return _about(task, question.text, item)
+
+
+def question_frame(task: str, text: str) -> str:
+    """A question's text without what is to be classified; empty where it has no form."""
+    return _about(task, text, "")
+
+
+def _about(task: str, text: str, item: str) -> str:
     if task == "LaMP_1":
-        return re.sub(r'"[^"]*"', lambda _: f'"{item}"', question.text)
-    stem, mark, _ = question.text.partition(_ITEM_MARK[task])
+        match = _TITLES.fullmatch(text)
+        return item if match is None else item.join(match.group("before", "between", "and", "after"))
+    stem, mark, _ = text.partition(_ITEM_MARK[task])
     return f"{stem}{mark} {item}".rstrip() if mark else item
 
 

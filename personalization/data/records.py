@@ -1,39 +1,41 @@
-"""What a personalised classification data set is made of. Stands on nothing."""
+"""What a personalised classification data set is made of. Stands on nothing but dates."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from personalization.data.dates import written
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryItem:
-    """One past item of a user. `label` is None where the task's history carries none (LaMP-1)."""
+    """One past item of a user. `label` is None where the task's history carries none (LaMP-1); `date` is in UTC."""
 
     id: str
     text: str
     label: str | None
-    date: str | None = None
+    date: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One item to classify. `text` is the whole LaMP `input`; `gold` is None where no answer is published."""
+    """One item to classify. `text` is the whole LaMP `input`; `gold` is None where no answer is published.
+
+    `history` is all that came with the question; what may be used of it says `known.known_items`, which keeps its
+    answer in `known`, by task. `date`: when it was asked, in UTC.
+    """
 
     id: str
     user_id: str
     text: str
     history: tuple[HistoryItem, ...]
-    gold: str | None
-
-
-def chronological(history: tuple[HistoryItem, ...]) -> tuple[HistoryItem, ...]:
-    """Oldest first: by date where all items have one, else as they stand in the file."""
-    if any(item.date is None for item in history):
-        return history
-    return tuple(sorted(history, key=lambda item: item.date or ""))
+    gold: str | None = None
+    date: datetime | None = None
+    known: dict[str, tuple[HistoryItem, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,18 @@ class Dataset:
     def of_users(self, users: Iterable[str]) -> Dataset:
         """The questions of these users, in the order they have here."""
         wanted = frozenset(users)
-        return Dataset(self.task, self.labels, tuple(q for q in self.questions if q.user_id in wanted))
+        return self.only([q.user_id in wanted for q in self.questions])
+
+    def only(self, wanted: Iterable[bool]) -> Dataset:
+        """The questions for which `wanted` [n] is true."""
+        chosen = tuple(q for q, own in zip(self.questions, wanted, strict=True) if own)
+        return Dataset(self.task, self.labels, chosen)
 
     def fingerprint(self) -> str:
         """SHA-256 over every field of every record, in order."""
         digest = hashlib.sha256(json.dumps([self.task, self.labels]).encode())
         for q in self.questions:
-            history = [(h.id, h.text, h.label, h.date) for h in q.history]
-            digest.update(json.dumps([q.id, q.user_id, q.text, q.gold, history]).encode())
+            history = [(h.id, h.text, h.label, written(h.date)) for h in q.history]
+            asked = [] if q.date is None else [written(q.date)]
+            digest.update(json.dumps([q.id, q.user_id, q.text, q.gold, history, *asked]).encode())
         return digest.hexdigest()

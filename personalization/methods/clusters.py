@@ -20,35 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.data.prompts import is_asked
-from personalization.data.records import Dataset, HistoryItem, Question, chronological
+from personalization.data.known import History, distinct, known_items
+from personalization.data.records import Dataset
 from personalization.methods.retrieval import words
 
 Floats = NDArray[np.floating]
-History = tuple[HistoryItem, ...]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 KINDS = ("words", "labels", "embedding")
 VOCABULARY = 2000
 """Words that count: those that most users have."""
 STARTS = 10
-
-
-def histories_of(dataset: Dataset) -> dict[str, History]:
-    """user -> the longest history that stands with one of the user's questions, oldest first.
-
-    An item that one of the user's questions asks about is left out.
-    """
-    longest: dict[str, History] = {}
-    asked: dict[str, list[Question]] = {}
-    for question in dataset.questions:
-        asked.setdefault(question.user_id, []).append(question)
-        if len(question.history) >= len(longest.get(question.user_id, ())):
-            longest[question.user_id] = question.history
-    return {
-        user: tuple(i for i in chronological(items) if not any(is_asked(dataset.task, q, i) for q in asked[user]))
-        for user, items in longest.items()
-    }
 
 
 @dataclass(frozen=True)
@@ -68,6 +50,11 @@ class Clusters:
         """The group of users [U, d]: the nearest centre."""
         squares = (self.centres.astype(np.float64) ** 2).sum(axis=1)
         return np.asarray((squares - 2 * features @ self.centres.T).argmin(axis=1), dtype=np.int64)
+
+    def of_questions(self, dataset: Dataset, embed: Embed) -> NDArray[np.int64]:
+        """The group of each question, [n], by what is known when it is asked; there must be a question."""
+        histories, places = distinct([known_items(dataset.task, q) for q in dataset.questions])
+        return self.assign(self.features(histories, embed))[places]
 
     def plane(self, features: Floats) -> NDArray[np.float64]:
         """Users' features [U, d] on the two axes along which these users differ most, [U, 2] (PCA)."""

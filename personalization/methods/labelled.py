@@ -1,8 +1,8 @@
 """Labelled history items as questions to learn from.
 
-Every labelled item of a user's longest history is asked as that user's questions are, with the user's other items as
-its history: what puts items in front of a question then puts them in front of an item. An item that one of the user's
-questions asks about is left out everywhere, and no gold label of a question is read. `varied` and
+Every labelled item of a user's longest known history is asked as that user's questions are, with the user's other
+items as its history: what puts items in front of a question then puts them in front of an item. An item that one of the
+user's questions asks about is left out everywhere, and no gold label of a question is read. `varied` and
 `with_words_dropped` show the same items differently.
 """
 
@@ -15,10 +15,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from personalization.data.prompts import item_text, question_about
+from personalization.data.known import History, learned_histories
+from personalization.data.prompts import has_form, item_text, question_about, usual
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.errors import DataError
-from personalization.methods.clusters import histories_of
 
 HELD_OUT = 5
 """One user, or item, in so many is held out."""
@@ -28,16 +28,25 @@ OTHERS = 64
 
 def labelled_items(dataset: Dataset) -> Dataset:
     """The labelled items of every user as questions; `gold` is the item's label."""
-    first_asked = {question.user_id: question for question in reversed(dataset.questions)}
+    if not dataset.questions:
+        return dataset
+    usually, frames = usual(dataset.task, dataset.questions), dict[str, Question]()
+    for question in dataset.questions:
+        if has_form(dataset.task, question.text):
+            frames.setdefault(question.user_id, question)
     found = []
-    for user, items in histories_of(dataset).items():
-        first = first_asked[user]
+    for user, items in learned_histories(dataset).items():
         for place, item in enumerate(items):
             if item.label in dataset.labels:
-                others = (*items[:place], *items[place + 1 :])[-OTHERS:]
-                text = question_about(dataset.task, first, item.text)
-                found.append(Question(f"{user}/{item.id}", user, text, others, item.label))
+                text = question_about(dataset.task, frames.get(user, usually), item.text)
+                found.append(Question(f"{user}/{item.id}", user, text, _others(items, place), item.label))
     return Dataset(dataset.task, dataset.labels, tuple(found))
+
+
+def _others(items: History, place: int) -> History:
+    """The latest of the items beside the one at this place."""
+    after = items[max(place + 1, len(items) - OTHERS) :]
+    return (*items[max(0, place - OTHERS + len(after)) : place], *after)
 
 
 def needed(items: Dataset) -> Dataset:

@@ -17,13 +17,15 @@ Cost: one pass over the score table.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.data.records import Dataset
+from personalization.data.known import History, distinct, known_items, learned_histories
+from personalization.data.records import Dataset, Question
 
 SOURCES = ("batch", "neutral", "content_free")
 PRIOR_MODES = ("user", "global", "uniform")
@@ -43,23 +45,37 @@ def log_mean_probability(scores: Floats) -> NDArray[np.float64]:
 
 
 def history_counts(dataset: Dataset) -> NDArray[np.int64]:
-    """How often each label occurs in the history of each question's user, int [n, K]; unknown labels are not."""
-    column = {label: i for i, label in enumerate(dataset.labels)}
-    counts = np.zeros((len(dataset), len(dataset.labels)), dtype=np.int64)
-    for row, question in enumerate(dataset.questions):
-        for item in question.history:
+    """How often each label occurs in what is known of each question's user, int [n, K]; unknown labels are not."""
+    histories, places = distinct([known_items(dataset.task, q) for q in dataset.questions])
+    return _counted(histories, dataset.labels)[places]
+
+
+def global_counts(dataset: Dataset) -> NDArray[np.int64]:
+    """Label counts of all users' histories, int [K]; each user counts once, with the longest one known."""
+    return np.asarray(_counted(list(learned_histories(dataset).values()), dataset.labels).sum(axis=0), dtype=np.int64)
+
+
+def _counted(histories: Sequence[History], labels: Sequence[str]) -> NDArray[np.int64]:
+    """Label counts of each history, int [U, K]."""
+    column = {label: i for i, label in enumerate(labels)}
+    counts = np.zeros((len(histories), len(labels)), dtype=np.int64)
+    for row, items in enumerate(histories):
+        for item in items:
             if item.label in column:
                 counts[row, column[item.label]] += 1
     return counts
 
 
-def global_counts(dataset: Dataset) -> NDArray[np.int64]:
-    """Label counts of all users' histories, int [K]; each user counts once, with the longest history seen."""
-    longest = {q.user_id: np.zeros(len(dataset.labels), dtype=np.int64) for q in dataset.questions}
-    for question, counts in zip(dataset.questions, history_counts(dataset), strict=True):
-        if counts.sum() > longest[question.user_id].sum():
-            longest[question.user_id] = counts
-    return np.asarray(np.sum(list(longest.values()), axis=0), dtype=np.int64)
+def most_frequent_label(task: str, question: Question) -> str | None:
+    """The label that the user gave most often; of equals the one given first. None where nothing is known."""
+    counts = Counter(item.label for item in known_items(task, question) if item.label is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def last_label(task: str, question: Question) -> str | None:
+    """The label of the user's newest item. None where nothing is known."""
+    labels = [item.label for item in known_items(task, question) if item.label is not None]
+    return labels[-1] if labels else None
 
 
 def global_prior(counts: NDArray[np.int64]) -> NDArray[np.float64] | None:

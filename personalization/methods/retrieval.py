@@ -1,6 +1,6 @@
 """A user's history, ranked for each question, and what the ranking is good for.
 
-Relevance r_i of item i, over the history that comes with the question, without an item that is the question itself:
+Relevance r_i of item i, over what is known when the question is asked:
 
     similarity   cos(E(question), E(item)), E the backbone's embedding
     bm25         BM25 of the item for the question's words over that history, as a share of its largest (Robertson and
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -31,8 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.backbones import SCALE
-from personalization.data.prompts import WORDINGS, continuations, is_asked, item_text, prompt
-from personalization.data.records import Dataset, HistoryItem, chronological
+from personalization.data.known import known_items
+from personalization.data.prompts import WORDINGS, continuations, item_text, prompt
+from personalization.data.records import Dataset, HistoryItem
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate
 
 RANKINGS = ("similarity", "bm25", "mix", "recency")
@@ -79,10 +81,7 @@ class Histories:
 
     def __init__(self, scorer: Any, dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
         self.scorer, self.dataset, self.progress = scorer, dataset, progress
-        self.items: list[tuple[HistoryItem, ...]] = [
-            tuple(item for item in chronological(q.history) if not is_asked(dataset.task, q, item))
-            for q in dataset.questions
-        ]
+        self.items = [known_items(dataset.task, q) for q in dataset.questions]
         self.asked = [item_text(dataset.task, q) for q in dataset.questions]
         self.starts = np.cumsum([0, *map(len, self.items)])
         self.shortened: dict[tuple[Any, ...], int] = {}
@@ -189,7 +188,7 @@ class Histories:
         for row in rows:
             items = chosen[row]
             texts = self.scorer.shortened(prompt(task, questions[row]), [item.text for item in items], spoken)
-            cut = [HistoryItem(i.id, text, i.label, i.date) for i, text in zip(items, texts, strict=True)]
+            cut = [replace(item, text=text) for item, text in zip(items, texts, strict=True)]
             whole[row] = prompt(task, questions[row], cut)
         return whole, len(rows)
 

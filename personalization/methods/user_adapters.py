@@ -21,7 +21,7 @@ there, the checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -32,11 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
+from personalization.data.known import learned_histories
 from personalization.data.prompts import WORDINGS, continuations
 from personalization.data.records import Dataset
 from personalization.errors import DataError, UsageError
 from personalization.files import locked, sha256_of, write_atomic
-from personalization.methods.clusters import Clusters, cluster, histories_of
+from personalization.methods.clusters import Clusters, cluster
 from personalization.methods.judged import Judged, Report
 from personalization.methods.labelled import (
     held_out,
@@ -234,23 +235,21 @@ class UserAdapters:
         """Scores of the questions with their users' adapters, float32 [n, K]; `resume=False`: no states are kept."""
         trained = trained if resume else replace(trained, first=0)
         groups = self.assigned(dataset, trained)
-        if trained.below is not None and -1 in groups.values():
-            return self._with_and_without(dataset, trained, {u for u, g in groups.items() if g >= 0}, resume)
+        if trained.below is not None and (groups < 0).any():
+            return self._with_and_without(dataset, trained, groups >= 0, resume)
         adapters = trained.load(self._backbone.model)
         rows = self._rows(self._prompts(dataset, trained.context), dataset, groups, trained)
         return np.asarray(rows.table(adapters, self.progress))
 
     def _with_and_without(
-        self, dataset: Dataset, trained: Trained, known: set[str], resume: bool
+        self, dataset: Dataset, trained: Trained, mine: NDArray[np.bool_], resume: bool
     ) -> NDArray[np.float32]:
-        """Users without a prefix are answered by the adapters below."""
+        """Questions [n] without a prefix of their users are answered by the adapters below."""
         assert trained.below is not None
         out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
-        mine = np.array([q.user_id in known for q in dataset.questions])
         for own, adapters in ((mine, trained), (~mine, trained.below)):
             if own.any():
-                part = tuple(q for q, chosen in zip(dataset.questions, own, strict=True) if chosen)
-                out[own] = self.scores(Dataset(dataset.task, dataset.labels, part), adapters, resume)
+                out[own] = self.scores(dataset.only(own), adapters, resume)
         return out
 
     @property
@@ -264,7 +263,8 @@ class UserAdapters:
         prompts = self._prompts(items, trained.context, plan if vary else None)
         column = {label: i for i, label in enumerate(items.labels)}
         gold = np.array([column[q.gold] for q in items.questions if q.gold is not None])
-        return Items(self._rows(prompts, items, trained.groups, trained), gold)
+        groups = np.array([trained.groups[q.user_id] for q in items.questions])
+        return Items(self._rows(prompts, items, groups, trained), gold)
 
     def _prompts(self, dataset: Dataset, context: Context, vary: Plan | None = None) -> list[str]:
         """The prompts of questions or items; `vary` shows them by the rates of its second view."""
@@ -283,19 +283,20 @@ class UserAdapters:
         """The text of each label, as this kind of model is asked."""
         return continuations(dataset.labels, WORDINGS[self.scorer.kind].template["continuation"])
 
-    def _rows(self, prompts: list[str], dataset: Dataset, groups: Mapping[str, int], trained: Trained) -> Any:
+    def _rows(self, prompts: list[str], dataset: Dataset, own: NDArray[np.int64], trained: Trained) -> Any:
+        """Rows of prompts [n] with the group of each."""
         from personalization.methods.adapted_rows import AdaptedRows
         from personalization.methods.encoded_rows import EncodedRows
 
-        users, labels = [q.user_id for q in dataset.questions], self._labels(dataset)
-        own, kept = np.array([groups[user] for user in users]), (self.scorer.folder / "states", self.scorer.identity)
+        labels, kept = self._labels(dataset), (self.scorer.folder / "states", self.scorer.identity)
+        users = [f"{group} {q.user_id}" for group, q in zip(own, dataset.questions, strict=True)]
         if self.scorer.kind == "encoder":
             return EncodedRows(self._backbone, prompts, own, labels, trained.first, *kept)
         return AdaptedRows(self._backbone, prompts, users, own, labels, trained.first, *kept, trained.prefix)
 
     def _groups(self, dataset: Dataset, plan: Plan) -> tuple[Clusters | None, dict[str, int], int]:
         """(clusters, the group of each user, number of groups)."""
-        histories = histories_of(dataset)
+        histories = learned_histories(dataset)
         if plan.level == "unified":
             return None, dict.fromkeys(histories, 0), 1
         if plan.level == "user":
@@ -305,27 +306,27 @@ class UserAdapters:
         numbers = clusters.assign(clusters.features(known, self.scorer.embeddings)).tolist()
         return clusters, dict(zip(histories, numbers, strict=True)), len(clusters.centres)
 
-    def assigned(self, dataset: Dataset, trained: Trained) -> dict[str, int]:
-        """The adapter of each user: by the history that comes with the questions, -1 for none."""
-        histories = histories_of(dataset)
-        if trained.clusters is not None:
-            features = trained.clusters.features(list(histories.values()), self.scorer.embeddings)
-            found = dict(zip(histories, trained.clusters.assign(features).tolist(), strict=True))
+    def assigned(self, dataset: Dataset, trained: Trained) -> NDArray[np.int64]:
+        """The adapter of each question, [n]: by what is known when it is asked, -1 for none."""
+        if trained.clusters is not None and dataset.questions:
+            found = trained.clusters.of_questions(dataset, self.scorer.embeddings)
         else:
-            found = {user: 0 if trained.level == "unified" else trained.groups.get(user, -1) for user in histories}
-        return {user: -1 if group in trained.idle else group for user, group in found.items()}
+            of_all = trained.level == "unified"
+            known = [0 if of_all else trained.groups.get(q.user_id, -1) for q in dataset.questions]
+            found = np.array(known, dtype=np.int64)
+        return np.where(np.isin(found, trained.idle), -1, found)
 
     def left_alone(self, dataset: Dataset, trained: Trained) -> NDArray[np.bool_]:
         """Which questions the model itself answers, [n]: those of users without an adapter."""
-        groups = self.assigned(dataset, trained)
-        return np.array([groups[q.user_id] == -1 and trained.below is None for q in dataset.questions], dtype=np.bool_)
+        return np.asarray((self.assigned(dataset, trained) == -1) & (trained.below is None), dtype=np.bool_)
 
     def placed(self, dataset: Dataset, trained: Trained) -> dict[str, Any]:
         """The users of a data set in the plane [U, 2] with their groups [U], of adapters that have groups."""
         assert trained.clusters is not None
-        features = trained.clusters.features(list(histories_of(dataset).values()), self.scorer.embeddings)
-        groups = np.array(list(self.assigned(dataset, trained).values()))
-        return {"places": trained.clusters.plane(features), "groups": groups, "silhouette": trained.clusters.silhouette}
+        features = trained.clusters.features(list(learned_histories(dataset).values()), self.scorer.embeddings)
+        places, groups = trained.clusters.plane(features), trained.clusters.assign(features)
+        groups = np.where(np.isin(groups, trained.idle), -1, groups)
+        return {"places": places, "groups": groups, "silhouette": trained.clusters.silhouette}
 
 
 def blended(base: NDArray[np.float32], adapted: NDArray[np.float32], blend: float) -> NDArray[np.float32]:

@@ -2,15 +2,14 @@
 
 A head stands on what the backbone makes of an item: its embedding, or a causal model's state at some depth. Heads of
 groups and users start from the head of all and are pulled towards it (`heads.fit_near`), so that few items move them
-little. A user's own head is fitted when the user asks, on the history that comes with the question; a group's belongs
-to the deployment.
+little. A user's own head is fitted when the user asks, on what is known then; a group's belongs to the deployment.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import WORDINGS
+from personalization.data.known import distinct, known_items, learned_histories
+from personalization.data.prompts import WORDINGS, question_frame, usual
 from personalization.data.records import Dataset
 from personalization.data.splits import user_blocks
 from personalization.errors import DataError
 from personalization.files import sha256_of, write_atomic
-from personalization.methods.clusters import Clusters, cluster, histories_of
+from personalization.methods.clusters import Clusters, cluster
 from personalization.methods.heads import Head, fit_head, fit_near
 from personalization.methods.labelled import labelled_items, needed
 
@@ -67,12 +67,13 @@ class UserHeads:
     def learn(self, dataset: Dataset, plan: HeadPlan) -> Heads:
         """Fit on the labelled items of a data set's users."""
         items, about = needed(labelled_items(dataset)), WORDINGS[self.scorer.kind].about
-        labels = [about(dataset.task, dataset.questions[0], label) for label in dataset.labels]
+        usually = usual(dataset.task, dataset.questions)
+        labels = [about(dataset.task, usually, label) for label in dataset.labels]
         features, gold = self._asked(items, plan), _columns(items)
         base = fit_head(features, gold, self._of(labels, plan), plan.c)
         if plan.level != "cluster":
             return Heads(plan, base)
-        histories = histories_of(dataset)
+        histories = learned_histories(dataset)
         known, embed = list(histories.values()), self.scorer.embeddings
         clusters = cluster(plan.cluster_by, known, dataset.labels, embed, plan.groups)
         groups = dict(zip(histories, clusters.assign(clusters.features(known, embed)).tolist(), strict=True))
@@ -103,32 +104,45 @@ class UserHeads:
         """log p(label | question), float32 [n, K]."""
         features = self._asked(dataset, heads.plan)
         out = np.asarray(heads.base.log_probs(features), dtype=np.float32)
-        own = self._own(dataset, heads)
-        for user, rows in _rows_by_user(dataset).items():
-            if user in own:
-                out[rows] = own[user].log_probs(features[rows])
+        for head, rows in self._own(dataset, heads):
+            out[rows] = head.log_probs(features[rows])
         return out
 
-    def _own(self, dataset: Dataset, heads: Heads) -> dict[str, Head]:
-        """user -> the head that is not that of all."""
+    def _own(self, dataset: Dataset, heads: Heads) -> Iterator[tuple[Head, NDArray[np.int64]]]:
+        """The heads that are not that of all, each with the questions [rows] that it answers."""
         if heads.clusters is not None:
-            return {user: heads.own[group] for user, group in self.assigned(dataset, heads).items()}
-        if heads.plan.level != "user":
-            return {}
-        items = labelled_items(dataset)
-        features, gold = self._asked(items, heads.plan), _columns(items)
-        return {
-            user: fit_near(heads.base, features[rows], gold[rows], heads.plan.c_own)
-            for user, rows in _rows_by_user(items).items()
-        }
+            groups = self.assigned(dataset, heads)
+            for group in np.unique(groups):
+                yield heads.own[group], np.flatnonzero(groups == group)
+        elif heads.plan.level == "user":
+            yield from self._of_histories(dataset, heads)
 
-    def assigned(self, dataset: Dataset, heads: Heads) -> dict[str, int]:
-        """The group of each user, where there are groups."""
-        if heads.clusters is None:
-            return {}
-        histories, embed = histories_of(dataset), self.scorer.embeddings
-        groups = heads.clusters.assign(heads.clusters.features(list(histories.values()), embed)).tolist()
-        return dict(zip(histories, groups, strict=True))
+    def _of_histories(self, dataset: Dataset, heads: Heads) -> Iterator[tuple[Head, NDArray[np.int64]]]:
+        """One head for each history, fitted on what is known when its questions are asked."""
+        rows_of: dict[tuple[int, str], list[int]] = {}
+        histories, places = distinct([known_items(dataset.task, q) for q in dataset.questions])
+        for row, (question, place) in enumerate(zip(dataset.questions, places, strict=True)):
+            rows_of.setdefault((place, question_frame(dataset.task, question.text)), []).append(row)
+        column = {label: i for i, label in enumerate(dataset.labels)}
+        about, found = WORDINGS[self.scorer.kind].about, []
+        for (place, _), rows in rows_of.items():
+            items = [item for item in histories[place] if item.label in column]
+            asked = dataset.questions[rows[0]]
+            prompts = [about(dataset.task, asked, item.text) for item in items]
+            found.append((rows, prompts, [column[item.label] for item in items if item.label is not None]))
+        once = {prompt: i for i, prompt in enumerate(dict.fromkeys(p for _, prompts, _ in found for p in prompts))}
+        features = self._of(list(once), heads.plan) if once else np.empty((0, 0), dtype=np.float32)
+        for rows, prompts, gold in found:
+            if prompts:
+                own = features[[once[prompt] for prompt in prompts]]
+                head = fit_near(heads.base, own, np.array(gold, dtype=np.int64), heads.plan.c_own)
+                yield head, np.array(rows, dtype=np.int64)
+
+    def assigned(self, dataset: Dataset, heads: Heads) -> NDArray[np.int64]:
+        """The group of each question, [n], by what is known when it is asked; -1 where there are no groups."""
+        if heads.clusters is None or not dataset.questions:
+            return np.full(len(dataset), -1, dtype=np.int64)
+        return heads.clusters.of_questions(dataset, self.scorer.embeddings)
 
     def save(self, heads: Heads) -> dict[str, Any]:
         """Write the heads under their content; what a deploy config says of them."""
@@ -174,14 +188,6 @@ def load_heads(listed: Mapping[str, Any]) -> Heads:
     base, *own = (Head(**parts[number]) for number in sorted(parts))
     clusters = None if listed["clusters"] is None else Clusters.from_listed(listed["clusters"])
     return Heads(HeadPlan(**listed["plan"]), base, tuple(own), clusters)
-
-
-def _rows_by_user(dataset: Dataset) -> dict[str, list[int]]:
-    """user -> the rows of that user's questions."""
-    found: dict[str, list[int]] = {}
-    for row, question in enumerate(dataset.questions):
-        found.setdefault(question.user_id, []).append(row)
-    return found
 
 
 def _columns(items: Dataset) -> NDArray[np.int64]:

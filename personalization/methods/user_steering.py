@@ -1,8 +1,7 @@
 """Steered scores of a data set's questions: history -> directions -> edit -> table.
 
-The last `HISTORY_ITEMS` items of a question's history are asked in the manner of the question, once with the other
-items in front (personal) and once alone (neutral); see `directions`. The direction comes from the history that comes
-with the question, so an answer does not depend on what else is asked; an item that is the question itself is left out.
+The last `HISTORY_ITEMS` of the items known when a question is asked are asked in its manner, once with the other
+items in front (personal) and once alone (neutral); see `directions`. An answer does not depend on what else is asked.
 What is learned from all users together (groups and their directions, general direction, residual norms, gate threshold)
 is learned on the tune users and goes with a deployment.
 """
@@ -18,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import continuations, history_text, is_asked, prompt, prompt_about
-from personalization.data.records import Dataset, HistoryItem, Question, chronological
+from personalization.data.known import History, known_items
+from personalization.data.prompts import continuations, history_text, prompt, prompt_about, question_frame
+from personalization.data.records import Dataset, Question
 from personalization.data.splits import user_blocks
 from personalization.errors import DataError
 from personalization.methods.clusters import Clusters, cluster
@@ -39,7 +39,8 @@ HISTORY_ITEMS = 8
 PRODUCT_THRESHOLD = 0.022
 """The second report's threshold for the product gate."""
 
-History = tuple[HistoryItem, ...]
+Recent = tuple[History, str]
+"""What a question is steered by: its latest items, and how they are asked."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,9 @@ class Learned:
         return cls(edited, clusters, pooled, general, norms, float(listed["threshold"]))
 
 
-def _recent(task: str, question: Question) -> History:
-    """The latest items of a question's history, without one that is the question itself."""
-    return tuple(item for item in chronological(question.history) if not is_asked(task, question, item))[
-        -HISTORY_ITEMS:
-    ]
+def _recent(task: str, question: Question) -> Recent:
+    """The latest of what is known when the question is asked, and the frame in which its items are asked."""
+    return known_items(task, question)[-HISTORY_ITEMS:], question_frame(task, question.text)
 
 
 class UserSteering:
@@ -131,37 +130,37 @@ class UserSteering:
     ) -> None:
         self.scorer, self.dataset, self.progress = scorer, dataset, progress
         self.blocks = user_blocks([q.user_id for q in dataset.questions], blocks)
-        self._pairs: dict[str, dict[History, list[Pairs]]] = {}
+        self._pairs: dict[str, dict[Recent, list[Pairs]]] = {}
         self._directions: dict[tuple[str, str], NDArray[np.float32]] = {}
         self._found: dict[tuple[str, int], NDArray[np.float32]] = {}
         self._separations: dict[tuple[str, str], NDArray[np.float64]] = {}
         self._clusters: dict[int, Clusters] = {}
 
     @cached_property
-    def histories(self) -> dict[History, Question]:
-        """The histories that are steered by, each with one of its questions."""
+    def histories(self) -> dict[Recent, Question]:
+        """What is steered by, each with one of its questions."""
         recent = {_recent(self.dataset.task, q): q for q in self.dataset.questions}
-        return {history: question for history, question in recent.items() if history}
+        return {key: question for key, question in recent.items() if key[0]}
 
     @cached_property
-    def paired(self) -> list[History]:
+    def paired(self) -> list[Recent]:
         """The histories that tell a direction: one item has no other in front of it."""
-        return [history for history in self.histories if len(history) > 1]
+        return [key for key in self.histories if len(key[0]) > 1]
 
-    def pairs(self, site: str) -> dict[History, list[Pairs]]:
+    def pairs(self, site: str) -> dict[Recent, list[Pairs]]:
         """history -> states of its items at each layer's site."""
         if site not in self._pairs:
             self._pairs[site] = self._asked(site) if self.paired else {}
         return self._pairs[site]
 
-    def _asked(self, site: str) -> dict[History, list[Pairs]]:
+    def _asked(self, site: str) -> dict[Recent, list[Pairs]]:
         personal: list[str] = []
         neutral: list[str] = []
-        rows: dict[History, list[int]] = {}
+        rows: dict[Recent, list[int]] = {}
         for recent in self.paired:
-            question = self.histories[recent]
-            for item in recent:
-                others = [other for other in recent if other is not item]
+            question, (items, _) = self.histories[recent], recent
+            for item in items:
+                others = [other for other in items if other is not item]
                 alone = prompt_about(self.dataset.task, question, item.text)
                 rows.setdefault(recent, []).append(len(neutral))
                 neutral.append(alone)
@@ -265,27 +264,27 @@ class UserSteering:
 
     def _grouped(self, k: int) -> Clusters:
         if k not in self._clusters:
-            self._clusters[k] = cluster("words", self.paired, (), self.scorer.embeddings, k)
+            self._clusters[k] = cluster("words", [items for items, _ in self.paired], (), self.scorer.embeddings, k)
         return self._clusters[k]
 
-    def _groups(self, clusters: Clusters | None, histories: Sequence[History]) -> NDArray[np.int64]:
+    def _groups(self, clusters: Clusters | None, known: Sequence[Recent]) -> NDArray[np.int64]:
         """The group of each history, [U]."""
         if clusters is None:
-            return np.zeros(len(histories), dtype=np.int64)
-        return clusters.assign(clusters.features(histories, self.scorer.embeddings))
+            return np.zeros(len(known), dtype=np.int64)
+        return clusters.assign(clusters.features([items for items, _ in known], self.scorer.embeddings))
 
     def _vectors(self, settings: Settings, learned: Learned) -> SteeringVectors:
         if not self.histories:
             nobody = np.zeros((1, *learned.general.shape), dtype=np.float32)
             return SteeringVectors(("",), nobody, learned.general, learned.norms)
         everybody = list(self.histories)
-        items = np.array([len(recent) if len(recent) > 1 else 0 for recent in everybody])
+        items = np.array([len(recent) if len(recent) > 1 else 0 for recent, _ in everybody])
         own = np.zeros((len(everybody), *learned.general.shape), dtype=np.float32)
         if self.paired:
             own[items > 0] = self._own(settings)
         toward = learned.pooled[self._groups(learned.clusters, everybody)]
         personal = unit(shrunk(own, items, toward, settings.shrink))
-        names = tuple(f"{recent[0].id} to {recent[-1].id}" for recent in self.histories)
+        names = tuple(f"{recent[0].id} to {recent[-1].id}" for recent, _ in everybody)
         return SteeringVectors(names, personal, learned.general, learned.norms)
 
     def vectors(self, settings: Settings) -> SteeringVectors:

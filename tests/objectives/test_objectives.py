@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
+from datetime import datetime
 from itertools import pairwise
 
 import numpy as np
@@ -18,12 +20,18 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import TAGS, make_world
 from personalization.data.lamp import write_dataset
 from personalization.data.prompts import WORDINGS
+from personalization.data.records import HistoryItem
 from personalization.data.splits import split_users
 from personalization.deployment import FORMAT, Deployment
 from personalization.methods.priors import log_mean_probability
 from personalization.methods.steered_scorer import SteeredScorer
 from search_spaces import load_space, parameters
 from tracking import figures
+
+
+def drawn(text, size):
+    """Numbers that depend on a text alone."""
+    return np.random.default_rng(zlib.crc32(text.encode())).normal(size=size)
 
 
 class PlantedScorer:
@@ -37,7 +45,7 @@ class PlantedScorer:
         self.calls = 0
 
     def embeddings(self, texts, progress=None):
-        vectors = np.random.default_rng(1).normal(size=(len(texts), 8)).astype(np.float32)
+        vectors = np.array([drawn(text, 8) for text in texts], dtype=np.float32).reshape(-1, 8)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def too_long(self, prompts, continuations):
@@ -45,8 +53,8 @@ class PlantedScorer:
 
     def label_logprobs(self, prompts, continuations, progress=None):
         self.calls += 1
-        rng = np.random.default_rng(0)
-        scores = rng.normal(size=(len(prompts), len(continuations))).astype(np.float32)
+        drawn_scores = [drawn(prompt, len(continuations)) for prompt in prompts]
+        scores = np.array(drawn_scores, dtype=np.float32).reshape(-1, len(continuations))
         scores[:, TAGS.index("true story")] += 3.0
         for row, prompt in enumerate(prompts):
             gold = self.golds.get(prompt.removesuffix("\nanswer:").rpartition('". ')[2])
@@ -356,6 +364,34 @@ def test_a_fresh_process_answers_as_the_trial_did(world, tiny_model, folder, tmp
         answers = {answer["id"]: answer["output"] for answer in json.loads(out.read_text())["golds"]}
         assert answers == dict(zip(evaluation.question_ids, (TAGS[i] for i in evaluation.predicted), strict=True))
         assert (evaluation.predicted != objective.evaluate(load_space(name).BASELINE, "confirm").predicted).any()
+
+
+def growing(questions):
+    """Each user's first question in the middle of the history, later ones at its end, with what was asked before."""
+    out, since = [], {}
+    for q in questions:
+        told = since.setdefault(q.user_id, [])
+        history = (*q.history, *told) if told else q.history[: len(q.history) // 2]
+        now = datetime(2030 + len(told), 1, 1)
+        out.append(replace(q, history=history[::-1], date=now))
+        text = q.text.rpartition("description: ")[2]
+        told.append(HistoryItem(f"asked {q.id}", text, TAGS[len(told)], now))
+    return out
+
+
+def test_answers_together_are_those_alone_and_in_any_order(name, objective, world, scorer):
+    asked = growing(split_users(world.dataset).confirm.questions[:4])
+    assert len({q.user_id for q in asked}) == 2
+    for params in some_params(name):
+        served = Deployment({**objective.deployment(params), "fallback": {}}, scorer)
+
+        def answers(questions, served=served):
+            return {p.id: list(p.log_probs.values()) for p in served.predict(questions)}
+
+        together = answers(asked)
+        apart = {key: value for q in asked for key, value in answers([q]).items()}
+        for others in (apart, answers(asked[::-1])):
+            assert all(np.allclose(others[key], together[key], atol=1e-4) for key in together)
 
 
 def test_nothing_to_answer_is_answered_by_nothing(name, objective, scorer):

@@ -6,8 +6,9 @@ import pytest
 from personalization.data.demo.world import make_world
 from personalization.data.splits import Splits
 from personalization.errors import DataError
-from studies.evidence import Evidence, spent_alpha
+from studies.evidence import Evidence
 from studies.storage import open_storage, storage_url
+from tracking.detection import spent_alpha
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,8 +237,8 @@ def make_world(seed: int = 0, users: int = 500, questions_per_user: int = 5, nul
         for past in range(int(rng.integers(8, 41))):
             item_id = f"{number}-{past}"
             cues[item_id], description, tag = draw_item(rng, user, shares)
-            date = np.datetime64("2015-01-01") + np.timedelta64(past * 7, "D")
-            history.append(HistoryItem(item_id, description, tag, str(date)))
+            date = datetime(2015, 1, 1) + timedelta(weeks=past)
+            history.append(HistoryItem(item_id, description, tag, date))
         for asked in range(questions_per_user):
             question_id = f"{number:04d}{asked:02d}"
             cues[question_id], description, tag = draw_movie(rng, user, shares)

@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from personalization.data.demo.world import make_world
 from personalization.data.json_stream import stream_records
 from personalization.data.lamp import check_dataset, read_dataset, write_dataset, write_predictions
+from personalization.data.layout import Terms
+from personalization.data.prompts import usual
 from personalization.errors import DataError
 
 INPUT = "Which tag does this movie relate to? tags: [comedy, action, true story] description: a film"
@@ -158,6 +161,143 @@ def test_notes_do_not_stop_the_data(tmp_path):
     checked = check_dataset(path)
     assert [d.fatal for d in checked.defects] == [False, False]
     assert len(checked.usable()) == 2
+
+
+def said(path: Path) -> str:
+    return " | ".join(str(d) for d in check_dataset(path).defects)
+
+
+def test_equal_defects_are_counted_with_the_first_place(tmp_path):
+    questions = [question(n, profile=None) for n in range(40)]
+    (defect,) = check_dataset(write(tmp_path, questions, [gold(n) for n in range(40)])).defects
+    assert "40 records, first record 1: profile: missing or not a list" in str(defect)
+    odd = [question(n, input=INPUT if n else INPUT.replace("action", "drama")) for n in range(9)]
+    (defect,) = check_dataset(write(tmp_path, odd, [gold(n) for n in range(9)])).defects
+    assert defect.records == 8
+
+
+REVIEW = "What is the score of the following review on a scale of 1 to 5? review: a lamp"
+
+
+def review(number=0, scores=("5", "4"), **changes):
+    profile = [{"id": str(i), "text": f"item {i}", "score": score} for i, score in enumerate(scores)]
+    return {"id": str(number), "user_id": f"u{number}", "input": REVIEW, "profile": profile, **changes}
+
+
+@pytest.mark.parametrize("five", ["5", "5.0", 5, 5.0, "5."])
+def test_equal_numbers_are_one_label(tmp_path, five):
+    path = write(tmp_path, [review(scores=(five, "4"))], [gold(output=five)])
+    checked = check_dataset(path)
+    assert checked.defects == ()
+    (asked,) = checked.usable().questions
+    assert (asked.gold, [item.label for item in asked.history]) == ("5", ["5", "4"])
+
+
+def test_history_labels_that_count_for_nothing_are_said_with_their_share(tmp_path, caplog):
+    path = write(tmp_path, [review(0, ("5", "5.5", "A")), review(1, ("A", "A"))], [gold(0, "5"), gold(1, "4")])
+    assert len(read_dataset(path)) == 2
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "4 of 5 history labels (80 %) are not among the labels and count for nothing: 'A', '5.5'" in line
+    assert "nothing counts in the history of 1 of 2 questions (50 %)" in line
+
+
+def test_a_history_of_which_nothing_counts_and_another_case_are_said(tmp_path):
+    items = [{"id": str(i), "description": "d", "tag": "True Story"} for i in range(3)]
+    line = said(write(tmp_path, [question(profile=items)], [gold()]))
+    assert "NONE of the 3 history labels is among the labels, so nothing is known of any user: 'True Story'" in line
+    assert "'True Story' differs from 'true story' in case or space alone" in line
+    assert "it differs from 'comedy' in case" in said(write(tmp_path, [question()], [gold(output="Comedy")]))
+
+
+def test_dates_are_read_and_those_that_cannot_be_are_said(tmp_path):
+    given = ["July 14, 2019", "2019-7-1", 1609459200, "yesterday", None]
+    items = [{"id": str(i), "description": f"d{i}", "tag": "comedy", "date": date} for i, date in enumerate(given)]
+    path = write(tmp_path, [question(profile=items, date="2020")])
+    (asked,) = check_dataset(path).dataset.questions
+    years = [(2019, 7, 14), (2019, 7, 1), (2021, 1, 1)]
+    assert [item.date for item in asked.history] == [*(datetime(*day) for day in years), None, None]
+    assert asked.date == datetime(2020, 1, 1)
+    assert "1 of 5 dates cannot be read and count as missing, such as 'yesterday'" in said(path)
+    assert "2 of 5 items (40 %) of histories with dates have none; they are taken for the oldest" in said(path)
+    assert "1 of 1 questions (100 %) have history items later than their own date; these are left out" in said(path)
+    write_dataset(tmp_path / "again", "x", check_dataset(path).dataset)
+    assert read_dataset(tmp_path / "again").questions[0].history == asked.history
+    assert read_dataset(tmp_path / "again").questions[0].date == asked.date
+
+
+def test_the_asked_item_in_its_own_history_is_said(tmp_path):
+    items = [{"id": "h", "description": "a film", "tag": "comedy"}]
+    path = write(tmp_path, [question(0, profile=items), question(1)])
+    assert "1 of 2 questions (50 %) have their own item in the history; it is left out" in said(path)
+
+
+def test_a_prompt_without_its_tasks_form_is_said_and_decides_nothing(tmp_path):
+    path = write(tmp_path, [question(0, input="x a film"), question(1), question(2)])
+    checked = check_dataset(path)
+    assert checked.usable().labels == ("comedy", "action", "true story")
+    assert "1 of 3 questions (33.3 %) have not the form of a LaMP_2 prompt" in said(path)
+    assert "(first: record 1, input)" in said(path)
+    assert usual("LaMP_2", checked.dataset.questions).text == INPUT
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_quoted_label_list_is_read_as_labels(tmp_path, quote):
+    listed = ", ".join(f"{quote}{label}{quote}" for label in ("comedy", "arts, crafts", "true story"))
+    path = write(tmp_path, [question(input=f"tags: [{listed}] description: a film")], [gold(output="comedy")])
+    assert read_dataset(path).labels == ("comedy", "arts, crafts", "true story")
+
+
+def test_null_columns_of_other_tasks_are_nothing(tmp_path):
+    nulls = dict.fromkeys(("title", "abstract", "tag", "description", "category", "date"))
+    items = [{"id": "h", "text": "a lamp", "score": "5", **nulls}]
+    for text in (REVIEW, "How good is it?"):
+        dataset = read_dataset(write(tmp_path, [review(profile=items, input=text)], [gold(output="5")]))
+        assert (dataset.task, dataset.questions[0].history[0].label) == ("LaMP_3", "5")
+
+
+@pytest.mark.parametrize(
+    ("raw", "line"),
+    [
+        ("\n".join(json.dumps(question(n)) for n in range(3)), "(JSON Lines): name the file .jsonl"),
+        (json.dumps({"version": 1, "data": [question()]}), "whose list stands under 'data': write the list alone"),
+        (json.dumps({"0": question()}), "an object of records by their ids ('0'): write a list"),
+        (json.dumps(question()), "a single record, not a list of records"),
+        (json.dumps([{"user_id": "u", "profile": [], "query": [question()]}]), "one record a user (OPPU's layout)"),
+        (json.dumps([question(profile={"id": ["h"], "tag": ["comedy"]})]), "an object of lists, as `datasets` writes"),
+        (json.dumps([question(profile={"user_data": {}, "history": []})]), "an object with user_data, history"),
+    ],
+)
+def test_other_layouts_are_named_with_what_to_do(tmp_path, raw, line):
+    assert line in fatal(write(tmp_path, None, [gold()], raw=raw))
+
+
+def test_ids_that_are_numbers_and_the_tasks_name_are_kept(tmp_path):
+    text = "Which category? categories: [politics, sports] article: a"
+    news = [{"id": 7, "input": text, "profile": []}, {"id": "x", "input": text, "profile": []}]
+    checked = check_dataset(write(tmp_path, news))
+    assert (checked.dataset.task, checked.name, checked.numbers) == ("LaMP_2N", "LaMP_2", {"7": 7})
+    write_predictions(tmp_path / "p.json", checked.name, {"7": "sports", "x": "sports"}, checked.numbers)
+    assert [answer["id"] for answer in json.loads((tmp_path / "p.json").read_text())["golds"]] == [7, "x"]
+    (tmp_path / "x_outputs.json").write_text(
+        json.dumps({"task": "LaMP_2M", "golds": [gold(7, "sports"), gold("x", "sports")]})
+    )
+    assert check_dataset(tmp_path).name == "LaMP_2M"
+
+
+def test_questions_for_a_config_need_list_no_labels_and_may_list_no_others(tmp_path):
+    terms = Terms("LaMP_3", ("1", "2", "3", "4", "5"))
+    new = write(tmp_path, [review(n, scores=()) for n in range(3)])
+    assert len(check_dataset(new, terms).usable()) == 3
+    bare = write(tmp_path, [review(input="a lamp")])
+    assert check_dataset(bare, terms).usable().labels == terms.labels
+    movies = check_dataset(write(tmp_path, [question(0), question(1)]), terms)
+    assert "2 records, first record 1: input: a question of LaMP_2, but the config is for LaMP_3" in str(
+        movies.defects[0]
+    )
+    listed = check_dataset(write(tmp_path, [question()]), Terms("LaMP_2", ("comedy", "western")))
+    assert "its label list differs from the config's in action, true story, western" in str(listed.defects[0])
+    turned = Terms("LaMP_2", ("true story", "comedy", "action"))
+    assert check_dataset(write(tmp_path, [question()], [gold(5, "opera")]), turned).usable().labels == turned.labels
 
 
 def test_missing_path_and_empty_folder(tmp_path):

@@ -1,9 +1,12 @@
+from dataclasses import replace
+from datetime import datetime
+
 import numpy as np
 import pytest
 
 from personalization.data.demo.world import make_world
-from personalization.data.records import Dataset
-from personalization.data.splits import Splits, split_train_dev, split_users, user_blocks
+from personalization.data.records import Dataset, HistoryItem, Question
+from personalization.data.splits import Splits, split_time, split_train_dev, split_users, user_blocks
 from personalization.errors import DataError
 
 
@@ -38,6 +41,17 @@ def test_too_few_users_and_shared_users_are_refused():
         Splits(dataset, dataset, dataset)
 
 
+def test_fingerprint_sees_dates():
+    plain, asked = dated(), dated().questions[0]
+    assert plain.fingerprint() != replaced(plain, date=None).fingerprint()
+    items = (HistoryItem("h", "text", "a", datetime(2020, 1, 1)),)
+    one, other = (
+        Dataset("LaMP_2", ("a", "b"), (replace(asked, history=history),)).fingerprint()
+        for history in (items, (replace(items[0], date=datetime(2020, 1, 2)),))
+    )
+    assert one != other
+
+
 def test_blocks_hold_whole_users_and_every_question_once():
     users = [f"u{i % 7}" for i in range(50)]
     for count in (1, 3, 5, 20):
@@ -47,6 +61,43 @@ def test_blocks_hold_whole_users_and_every_question_once():
         owners = [{users[i] for i in rows} for rows in blocks]
         assert sum(map(len, owners)) == 7
         assert max(map(len, owners)) - min(map(len, owners)) <= 1
+
+
+def replaced(dataset, **changes):
+    return Dataset(dataset.task, dataset.labels, tuple(replace(q, **changes) for q in dataset.questions))
+
+
+def dated(users=2, each=10):
+    """Questions of each user, the later ones first."""
+    questions = [
+        Question(f"{user}-{n}", f"u{user}", f"text {user} {n}", (), "a", datetime(2000 + n, 1, 1))
+        for user in range(users)
+        for n in reversed(range(each))
+    ]
+    return Dataset("LaMP_2", ("a", "b"), tuple(questions))
+
+
+def test_by_time_each_users_earliest_questions_tune_and_the_latest_confirm():
+    splits = split_time(dated())
+    for part, expected in (("tune", range(5)), ("select", range(5, 7)), ("confirm", range(7, 10))):
+        years = {(q.user_id, q.date.year - 2000) for q in splits.part(part).questions}
+        assert years == {(user, n) for user in ("u0", "u1") for n in expected}
+    assert splits.new_users == frozenset()
+
+
+@pytest.mark.parametrize(("each", "sizes"), [(3, (2, 0, 1)), (4, (2, 1, 1)), (1, (1, 0, 0))])
+def test_by_time_whoever_has_few_questions_tunes_first(each, sizes):
+    both = Dataset("LaMP_2", ("a", "b"), (*dated(1).questions, *replaced(dated(1, each), user_id="few").questions))
+    splits = split_time(both)
+    parts = (splits.part(name) for name in ("tune", "select", "confirm"))
+    assert tuple(sum(q.user_id == "few" for q in part.questions) for part in parts) == sizes
+
+
+def test_by_time_every_question_needs_a_date():
+    with pytest.raises(
+        DataError, match='question 0-9 has no date.* give every question a "date".* or take split: users'
+    ):
+        split_time(replaced(dated(), date=None))
 
 
 def test_train_files_tune_and_select_and_dev_files_confirm():
@@ -61,7 +112,15 @@ def test_train_files_tune_and_select_and_dev_files_confirm():
         8,
     ]
     assert splits.confirm.labels == train.labels
-    with pytest.raises(DataError, match="a user belongs to one split"):
+    with pytest.raises(
+        DataError,
+        match=r"u\S+ \(and 7 more\) is in both .*a user belongs to one split; take split: time .* or split: users",
+    ):
         split_train_dev(world, dev)
+    shared = split_train_dev(train, replaced(dev, user_id=users[0]), shared_users=True)
+    assert {q.user_id for q in shared.confirm.questions} == {users[0]}
+    assert shared.new_users == frozenset()
+    with pytest.raises(DataError, match="a question has one part"):
+        split_train_dev(train, train, shared_users=True)
     with pytest.raises(DataError, match="labels of the train and dev files differ in other"):
         split_train_dev(train, Dataset(dev.task, (*dev.labels, "other"), dev.questions))

@@ -6,7 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from personalization.data.demo.world import make_world
-from personalization.methods.clusters import KINDS, Clusters, cluster, histories_of
+from personalization.data.known import learned_histories
+from personalization.methods.clusters import KINDS, Clusters, cluster
 from personalization.methods.heads import fit_head
 
 
@@ -20,7 +21,7 @@ def world():
 
 
 def test_words_find_the_planted_groups(world):
-    histories = histories_of(world.dataset)
+    histories = learned_histories(world.dataset)
     found = cluster("words", list(histories.values()), world.dataset.labels, embed, 4)
     features = found.features(list(histories.values()), embed)
     groups = found.assign(features)
@@ -30,7 +31,7 @@ def test_words_find_the_planted_groups(world):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_users_go_to_the_nearest_centre_after_a_round_trip(world, kind):
-    histories = list(histories_of(world.dataset).values())
+    histories = list(learned_histories(world.dataset).values())
     found = cluster(kind, histories[:80], world.dataset.labels, embed, 3)
     again = Clusters.from_listed(found.listed())
     features = again.features(histories[80:], embed)
@@ -42,7 +43,7 @@ def test_new_users_go_to_the_nearest_centre_after_a_round_trip(world, kind):
 
 
 def test_there_are_no_more_groups_than_different_users(world):
-    histories = list(histories_of(world.dataset).values())[:1] * 5
+    histories = list(learned_histories(world.dataset).values())[:1] * 5
     assert len(cluster("words", histories, world.dataset.labels, embed, 4).centres) == 1
 
 

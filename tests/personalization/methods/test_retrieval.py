@@ -1,6 +1,7 @@
 """Ranking a history, and what follows from it, against brute force."""
 
 from dataclasses import replace
+from datetime import datetime
 from types import SimpleNamespace
 
 import bm25s
@@ -129,12 +130,13 @@ def test_the_item_that_is_asked_is_never_retrieved(scorer, ranking):
     assert "a heist in paris" not in {item.text for item in histories.top(ranking, 0.5, 4)[0]}
 
 
-def test_items_are_ordered_by_date_where_all_have_one(scorer):
-    items = tuple(HistoryItem(str(i), f"text {i}", "drama", date) for i, date in enumerate(["2020", "2018", "2019"]))
+def test_items_are_ordered_by_date_and_those_without_are_the_oldest(scorer):
+    years = [datetime(year, 1, 1) for year in (2020, 2018, 2019)]
+    items = tuple(HistoryItem(str(i), f"text {i}", "drama", date) for i, date in enumerate(years))
     dated = replace(question("war", []), history=items)
-    assert [item.date for item in Histories(scorer, world_of(dated)).items[0]] == ["2018", "2019", "2020"]
+    assert [item.id for item in Histories(scorer, world_of(dated)).items[0]] == ["1", "2", "0"]
     undated = replace(dated, history=(*items[:2], replace(items[2], date=None)))
-    assert [item.id for item in Histories(scorer, world_of(undated)).items[0]] == ["0", "1", "2"]
+    assert [item.id for item in Histories(scorer, world_of(undated)).items[0]] == ["2", "1", "0"]
 
 
 def test_k_items_stand_in_front_of_the_question_best_first(causal):

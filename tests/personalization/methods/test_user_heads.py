@@ -72,6 +72,35 @@ def test_a_users_own_head_learns_from_that_user_alone(tiny_encoder, world, tmp_p
     assert np.abs(before - base).max() > 0.01
 
 
+def test_a_head_knows_what_is_known_when_the_question_is_asked(tiny_encoder, world, tmp_path):
+    heads = UserHeads(CachedScorer(str(tiny_encoder), tmp_path / "scores"), tmp_path)
+    first, second = world.questions[:2]
+    assert first.user_id == second.user_id
+    early = replace(first, history=first.history[:3])
+    future = tuple(replace(item, label=world.labels[0]) for item in second.history)
+    late = replace(second, history=(*first.history[:3], *future[3:]))
+    for level in ("user", "cluster"):
+        learned = heads.learn(world, replace(PLAN, level=level))
+        alone = heads.scores(Dataset(world.task, world.labels, (early,)), learned)[0]
+        together = heads.scores(Dataset(world.task, world.labels, (late, early)), learned)
+        assert np.abs(together[1] - alone).max() <= 1e-5
+        assert np.abs(together[0] - together[1]).max() > 0.01
+        groups = heads.assigned(Dataset(world.task, world.labels, (late, early)), learned)
+        assert groups[1] == heads.assigned(Dataset(world.task, world.labels, (early,)), learned)[0]
+
+
+def test_one_odd_prompt_does_not_say_how_labels_are_asked(tiny_model, world, tmp_path):
+    heads = UserHeads(CachedScorer(str(tiny_model), tmp_path / "scores"), tmp_path)
+    asked = []
+    real = heads._of
+    heads._of = lambda prompts, plan: asked.append(list(prompts)) or real(prompts, plan)
+    odd = replace(world.questions[0], text="x a film")
+    heads.learn(Dataset(world.task, world.labels, (odd, *world.questions[1:])), PLAN)
+    frame = world.questions[1].text.partition("description:")[0]
+    assert asked
+    assert all(prompt.startswith(frame) for prompts in asked for prompt in prompts)
+
+
 def test_a_near_head_is_scikit_learns_around_zero_and_stays_with_its_base():
     random = np.random.default_rng(0)
     x, labels = random.normal(size=(60, 5)), random.integers(0, 3, 60)

@@ -56,8 +56,8 @@ def without_history(world: Dataset, user: str) -> Dataset:
 
 
 def test_every_user_has_pairs_of_the_latest_items_at_every_layer(steering, world):
-    assert set(steering.pairs("block")) == {q.history[-HISTORY_ITEMS:] for q in world.questions}
-    for recent, layers in steering.pairs("block").items():
+    assert {items for items, _ in steering.pairs("block")} == {q.history[-HISTORY_ITEMS:] for q in world.questions}
+    for (recent, _), layers in steering.pairs("block").items():
         assert len(layers) == 2
         assert all(pairs.personal.shape == (len(recent), 32) for pairs in layers)
         assert not np.allclose(layers[1].personal, layers[1].neutral)
@@ -228,7 +228,7 @@ def test_states_of_the_mlp_are_what_its_block_adds_last(steering, scorer, world)
     block, mlp = steering.pairs("block"), steering.pairs("mlp")
     model = scorer.backbone.model
     recent = next(iter(block))
-    text = prompt_about(world.task, steering.histories[recent], recent[0].text)
+    text = prompt_about(world.task, steering.histories[recent], recent[0][0].text)
     heads = scorer.backbone.encoder.heads([text])
     layer = model.model.layers[1]
     with torch.inference_mode(), captured_output(layer.mlp) as added, captured_output(layer) as out:

@@ -1,0 +1,61 @@
+"""From files to tune, select and confirm; read alike by whoever checks data and whoever works with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from personalization.data.defects import Checked, Defect
+from personalization.data.lamp import check_dataset, question_files
+from personalization.data.records import Dataset
+from personalization.data.splits import DEFAULT_SHARES, Splits, split_time, split_train_dev, split_users
+from personalization.errors import DataError
+
+SPLITS = ("users", "files", "time")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read: one data set, or those of the train and the dev file. `split`: how it becomes parts."""
+
+    split: str
+    read: tuple[Checked, ...]
+
+    @property
+    def defects(self) -> tuple[Defect, ...]:
+        """Those of all files."""
+        return tuple(defect for checked in self.read for defect in checked.defects)
+
+    def splits(self, shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
+        """The parts; DataError where the data cannot be used, or not be split so."""
+        return split(self.split, [checked.usable() for checked in self.read], shares)
+
+
+def split(how: str, read: list[Dataset], shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
+    """The parts of one data set, or of train and dev."""
+    if len(read) == 1:
+        return split_time(read[0], shares) if how == "time" else split_users(read[0], shares)
+    train, dev = read
+    return split_train_dev(train, dev, shares, shared_users=how == "time")
+
+
+def read_source(path: Path, how: str | None = None) -> Source:
+    """Read a folder or file for a way to split it; by default train and dev files as two data sets, all else as one."""
+    train, dev = (_files(path, part) for part in ("train", "dev"))
+    both = len(train) == 1 and len(dev) == 1
+    how = how or ("files" if both else "users")
+    if how == "users" or (how == "time" and not (train or dev)):
+        return Source(how, (check_dataset(path),))
+    for part, found in (("train", train), ("dev", dev)):
+        if len(found) != 1:
+            names = ", ".join(file.name for file in found) or "none"
+            raise DataError(
+                f"{path}: split: {how} needs one {part}_questions.json (or {part}.jsonl), and there is {names}; "
+                "name the files under data.files, or take split: users"
+            )
+    return Source(how, (check_dataset(train[0]), check_dataset(dev[0])))
+
+
+def _files(path: Path, part: str) -> list[Path]:
+    return question_files(path, part) if path.is_dir() else []
