@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from personalization.data.splits import DEFAULT_SHARES
 from personalization.errors import UsageError
 from personalization.evaluation import MEANS
 from personalization.metrics import METRICS, ORDERED
@@ -59,8 +60,8 @@ class DataSpec(_Strict):
         description="users: all users by shares; files: train_* for tune and select, dev_* for confirm; time: known "
         "users and their new questions, by such files or by the dates of one set's questions",
     )
-    shares: dict[Literal["tune", "select", "confirm"], Annotated[float, Field(gt=0, lt=1)]] = Field(
-        default={"tune": 0.5, "select": 0.2, "confirm": 0.3},
+    shares: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=DEFAULT_SHARES,
         description="share of users in each part, or of a user's questions",
     )
 
