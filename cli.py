@@ -8,36 +8,66 @@ signal n stopped.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-HomeOption = Annotated[Path, typer.Option(help="Folder of studies, tracking, caches and results.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+HomeOption = Annotated[
+    Path, typer.Option(envvar="CHAMTUNE_HOME", help="Folder of studies, tracking, caches and results.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, and nothing else.")]
 StorageOption = Annotated[str | None, typer.Option(help="Optuna storage URL; default: studies.db in the home folder.")]
 TrackingOption = Annotated[str | None, typer.Option(help="MLflow URI; default: that of the study's spec.")]
 HOME = Path(".chamtune")
-CLI_USAGE, USAGE, UNAVAILABLE, INTERNAL, IO_ERROR, STOPPED = 2, 64, 69, 70, 74, 128
-"""What typer exits with on wrong arguments, and what we do; a storage that fails, a fault of ours, a disk or file that
-fails, and what is added to the number of a signal."""
+USAGE, UNAVAILABLE, INTERNAL, IO_ERROR, STOPPED = 64, 69, 70, 74, 128
+"""Exit codes: wrong arguments, a storage that fails, a fault of ours, a disk or file that fails, and what is added to
+the number of a signal."""
+ARGUMENTS_ERROR: Any = typer.BadParameter.__base__
+"""What typer raises for wrong arguments."""
+ANYWHERE = {"--debug": "debug", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose"}
+"""Options that may stand anywhere."""
 
 app = typer.Typer(
     help="Find the best way to personalise an LLM classifier, prove it, and deploy it.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Check and export data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Check and export data sets.")
 app.add_typer(data_app, name="data")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"chamtune {version('chamtune')}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(_debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    _debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback. May stand anywhere.")] = False,
+    _quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables. May stand anywhere.")] = False,
+    _verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log. May stand anywhere.")] = False,
+) -> None:
     """Find the best way to personalise an LLM classifier, prove it, and deploy it."""
+
+
+def _answer(as_json: bool, found: Any, show: Callable[[], None]) -> None:
+    """The answer of a command to standard output: a table, or for scripts one line of JSON with the table beside it."""
+    from studies.consoles import beside
+
+    with beside(as_json):
+        show()
+    if as_json:
+        print(json.dumps(found))
 
 
 @app.command()
@@ -51,8 +81,9 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Create or resume a study and run it to its number of trials."""
-    from studies.display import RunDisplay, print_result
+    from studies.display import print_result
     from studies.logs import log_to
+    from studies.progress import RunDisplay
     from studies.runner import run_study
     from studies.spec import load_spec
 
@@ -68,9 +99,7 @@ def run(
         loaded = load_spec(spec, {**changes, "seed": loaded.seed, "name": name})
     with log_to(home), RunDisplay(loaded) as display:
         result = run_study(loaded, home, display)
-    print_result(result, loaded)
-    if as_json:
-        print(json.dumps(result.as_json()))
+    _answer(as_json, result.as_json(), lambda: print_result(result, loaded))
     if result.stopped_by is not None:
         raise typer.Exit(STOPPED + result.stopped_by)
     if result.best is None:
@@ -84,9 +113,7 @@ def studies(home: HomeOption = HOME, storage: StorageOption = None, as_json: Jso
     from studies.show import list_studies
 
     rows = list_studies(home, storage)
-    print_studies(rows)
-    if as_json:
-        print(json.dumps(rows))
+    _answer(as_json, rows, lambda: print_studies(rows))
 
 
 @app.command()
@@ -96,9 +123,7 @@ def show(study: str, home: HomeOption = HOME, storage: StorageOption = None, as_
     from studies.show import describe_study
 
     description = describe_study(study, home, storage)
-    print_study(description)
-    if as_json:
-        print(json.dumps(description))
+    _answer(as_json, description, lambda: print_study(description))
 
 
 @app.command()
@@ -113,8 +138,9 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Test the study's best on users that no trial saw; write the deploy config if it holds."""
-    from studies.display import ScoringDisplay, print_promotion
+    from studies.display import print_promotion
     from studies.logs import log_to
+    from studies.progress import ScoringDisplay
     from studies.promotion import promote as promote_study
     from studies.study import find_study, open_study, stored_spec
 
@@ -122,9 +148,7 @@ def promote(
     with log_to(home), ScoringDisplay() as display:
         opened = open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
         result = promote_study(opened, out, replace_unreadable)
-    print_promotion(result)
-    if as_json:
-        print(json.dumps(result))
+    _answer(as_json, result, lambda: print_promotion(result))
     if not result["promoted"]:
         raise typer.Exit(3)
 
@@ -139,13 +163,13 @@ def rollback(
 ) -> None:
     """Bring back the deploy config that the present one replaced."""
     from studies.deployments import roll_back_deployment
+    from studies.display import print_line
     from studies.logs import log_to
 
     with log_to(home):
         generation, restored = roll_back_deployment(home, config, storage, tracking)
-    typer.echo(f"{config}: generation {generation}, with the content of generation {restored}")
-    if as_json:
-        print(json.dumps({"generation": generation, "restored_from": restored}))
+    said = f"{config}: generation {generation}, with the content of generation {restored}"
+    _answer(as_json, {"generation": generation, "restored_from": restored}, lambda: print_line(said))
 
 
 @app.command()
@@ -180,7 +204,8 @@ def compare(
     from personalization.files import write_atomic
     from studies.comparison import compare as compare_studies
     from studies.comparison import comparison_figure
-    from studies.display import ScoringDisplay, print_comparison
+    from studies.display import print_comparison
+    from studies.progress import ScoringDisplay
     from studies.study import find_study, open_study, stored_spec
 
     with ScoringDisplay() as display:
@@ -190,9 +215,7 @@ def compare(
             opened.append(open_study(spec, home, display.scoring))
         result = compare_studies(opened)
     write_atomic(out, comparison_figure(result))
-    print_comparison(result, out)
-    if as_json:
-        print(json.dumps(result))
+    _answer(as_json, result, lambda: print_comparison(result, out))
 
 
 @app.command()
@@ -202,9 +225,8 @@ def summary(folder: Path, as_json: JsonOption = False) -> None:
     from tracking.report import read_summary
 
     found = read_summary(folder)
-    print_summary(found)
-    if as_json:
-        print(json.dumps({"source": found.source, "metrics": {row[0]: row[1:] for row in found.rows}}))
+    metrics = {row[0]: row[1:] for row in found.rows}
+    _answer(as_json, {"source": found.source, "metrics": metrics}, lambda: print_summary(found))
 
 
 @app.command()
@@ -267,9 +289,7 @@ def data_check(
     if split not in (None, *SPLITS):
         raise UsageError(f"--split {split}: there are {', '.join(SPLITS)}")
     report = check(path, split)
-    print_data_check(report)
-    if as_json:
-        print(json.dumps(report))
+    _answer(as_json, report, lambda: print_data_check(report))
     if not report["usable"]:
         raise typer.Exit(65)
 
@@ -296,22 +316,25 @@ def data_export(
 def main() -> None:
     """Run the command line; every error is one line and an exit code, with the traceback where --debug is given."""
     from personalization.threads import wait_asleep
+    from studies.consoles import speak
 
     wait_asleep()
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    given = {ANYWHERE[argument] for argument in sys.argv[1:] if argument in ANYWHERE}
+    arguments = [argument for argument in sys.argv[1:] if argument not in ANYWHERE]
     try:
-        app(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(STOPPED + signal.SIGINT)
-    except SystemExit as end:
-        sys.exit(USAGE if end.code == CLI_USAGE else end.code)
+        speak("quiet" not in given, "verbose" in given)
+        groups = [[], *([group.name] for group in app.registered_groups)]
+        code = app([*arguments, "--help"] if arguments in groups else arguments, "chamtune", standalone_mode=False)
+    except ARGUMENTS_ERROR as error:
+        command = error.ctx.command_path if error.ctx else "chamtune"
+        print(f"error: {error.format_message().rstrip('.')}; `{command} -h` tells more", file=sys.stderr)
+        sys.exit(USAGE)
     except Exception as error:
-        if arguments != sys.argv[1:]:
+        if "debug" in given:
             traceback.print_exc()
         message, code = _told(error)
         print(f"error: {message}", file=sys.stderr)
-        sys.exit(code)
+    sys.exit(code)
 
 
 def _told(error: Exception) -> tuple[str, int]:

@@ -1,95 +1,24 @@
-"""What a person sees in the terminal: progress and tables. Everything goes to stderr, so that stdout is for scripts."""
+"""The answers of the commands as tables and lines on standard output."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from studies.prospects import Prospect
+from studies.consoles import answers
+from studies.prospects import roles_said
 from studies.results import StudyResult
-from studies.runner import Watcher
 from studies.spec import StudySpec
-from studies.trial import Outcome
 from tracking.report import Summary
 
-console = Console(stderr=True, highlight=False)
 SHOWN = ("accuracy", "macro_f1", "nll", "brier", "calibration_error", "entropy", "top1_share")
 
 
-class ScoringDisplay(Watcher):
-    """A bar for scoring passes that are long enough to show."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> ScoringDisplay:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def advance(self, name: str, done: int, total: int, note: str = "") -> None:
-        """Move the bar of this name."""
-        if name not in self._tasks:
-            self._tasks[name] = self.progress.add_task(name, total=total, note="")
-        self.progress.update(self._tasks[name], completed=done, total=total, note=note)
-
-    def scoring(self, done: int, total: int) -> None:
-        """Prompts scored so far."""
-        self.advance("scoring prompts", done, total)
-
-
-class RunDisplay(ScoringDisplay):
-    """The progress of a study: trials, best feasible value, feasible share, time left."""
-
-    def __init__(self, spec: StudySpec) -> None:
-        super().__init__()
-        self._metric, self._direction = next(iter(spec.optimize.items()))
-        self._best: float | None = None
-        self._seen = self._feasible = self._most = 0
-
-    def __enter__(self) -> RunDisplay:
-        super().__enter__()
-        return self
-
-    def opened(self, found: Prospect) -> None:
-        """What the confirm users can show."""
-        print_prospect(found)
-
-    def trial(self, outcome: Outcome, done: int, total: int) -> None:
-        """A trial has ended."""
-        self._seen += 1
-        if outcome.feasible:
-            self._feasible += 1
-            value = outcome.metrics[self._metric]
-            better = max if self._direction == "maximize" else min
-            self._best = value if self._best is None else better(self._best, value)
-        best = "none yet" if self._best is None else f"{self._best:.4f}"
-        note = f"best {best}, feasible {self._feasible / self._seen:.0%}"
-        self.advance("trials", done, total, note)
-
-    def waiting(self, reason: str) -> None:
-        """This worker waits for another."""
-        console.print(reason)
-
-    def sending(self, waiting: int) -> None:
-        """Records not yet in MLflow."""
-        self._most = max(self._most, waiting)
-        if self._most:
-            self.advance("sending to MLflow", self._most - waiting, self._most)
+def print_line(text: str) -> None:
+    """One line."""
+    answers.print(text, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:
@@ -110,24 +39,24 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
     for name in names:
         value = None if best is None else best["metrics"][name]
         table.add_row(name, _number(result.baseline.get(name)), _number(value), _number(result.gold.get(name)))
-    console.print(table)
+    answers.print(table)
     for name, accuracy in result.references.items():
-        console.print(f"without the model, {name}: accuracy {_number(accuracy)}")
+        answers.print(f"without the model, {name}: accuracy {_number(accuracy)}")
     _print_choices(result)
     if result.best is not None:
-        console.print(f"best trial {result.best['trial']}: {_params(result.best['changed'])}")
+        answers.print(f"best trial {result.best['trial']}: {_params(result.best['changed'])}")
         for remark in result.best["remarks"]:
-            console.print(f"note: {remark}")
-        console.print(
+            answers.print(f"note: {remark}")
+        answers.print(
             "These figures come from the tune users. `chamtune promote` tests them on users that no trial saw."
         )
         if result.detectable_difference is not None:
-            console.print(f"It detects a gain of {result.detectable_difference:.3f} with 80 % power (20 % changed).")
+            answers.print(f"It detects a gain of {result.detectable_difference:.3f} with 80 % power (20 % changed).")
     elif result.closest is not None:
         broken = {k: round(v, 3) for k, v in result.closest["constraints"].items() if v > 0}
-        console.print(f"no feasible trial; closest: trial {result.closest['trial']}, over its bounds by {broken}")
+        answers.print(f"no feasible trial; closest: trial {result.closest['trial']}, over its bounds by {broken}")
         for remark in result.closest["remarks"]:
-            console.print(f"note: {remark}")
+            answers.print(f"note: {remark}")
     _print_incidents(result)
 
 
@@ -135,28 +64,28 @@ def _print_choices(result: StudyResult) -> None:
     """How much hangs on the sign of the user's taste and on the number of groups."""
     if result.taste:
         said = ", ".join(f"{value:.3f} {name}" for name, value in result.taste.items())
-        console.print(f"accuracy with the user's taste (gamma): {said}")
+        answers.print(f"accuracy with the user's taste (gamma): {said}")
     if len(result.groups) > 1:
-        console.print("best by number of groups: " + ", ".join(f"{k}: {v:.4f}" for k, v in result.groups.items()))
+        answers.print("best by number of groups: " + ", ".join(f"{k}: {v:.4f}" for k, v in result.groups.items()))
 
 
 def _print_incidents(result: StudyResult) -> None:
     """What a user should know about how the run went."""
     if result.truncated_prompts:
-        console.print(
+        answers.print(
             f"{result.truncated_prompts} prompts were cut to fit the model: their beginning for a causal model, their "
             "end for an encoder"
         )
     if result.lost:
-        console.print(f"{len(result.lost)} trials of a process that died were put back in the queue")
+        answers.print(f"{len(result.lost)} trials of a process that died were put back in the queue")
     if result.failed or result.pruned or result.duplicates:
-        console.print(
+        answers.print(
             f"{result.failed} failed, {result.pruned} pruned, {result.duplicates} repeated (not measured again)"
         )
     if result.stopped_by is not None:
-        console.print("stopped on request; the same command goes on from here")
+        answers.print("stopped on request; the same command goes on from here")
     if result.waiting:
-        console.print(
+        answers.print(
             f"{result.waiting} records wait for MLflow; the next run or `chamtune sync {result.study}` sends them"
         )
 
@@ -168,7 +97,7 @@ def _params(params: dict[str, Any]) -> str:
 def print_studies(rows: list[dict[str, Any]]) -> None:
     """One line a study."""
     if not rows:
-        console.print("no studies yet; start one with `chamtune run demo`")
+        answers.print("no studies yet; start one with `chamtune run demo`")
         return
     table = Table()
     for heading in ("study", "objective", "trials", "feasible", "failed", "running", "metric", "best feasible"):
@@ -176,17 +105,17 @@ def print_studies(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [row.get(k, "") for k in ("study", "objective", "trials", "feasible", "failed", "running", "metric")]
         table.add_row(*map(str, cells), _number(row.get("best")))
-    console.print(table)
+    answers.print(table)
 
 
 def print_study(description: dict[str, Any]) -> None:
     """One study."""
     spec = description["spec"]
-    console.print(
+    answers.print(
         f"study {description['study']}: {spec['objective']} with {spec['sampler']}, seed {spec['seed']}, "
         f"model {spec['model']['path']}, data {spec['data']['path'] or spec['data']['files']}"
     )
-    console.print(
+    answers.print(
         ", ".join(f"{description[k]} {k}" for k in ("trials", "complete", "feasible", "failed", "pruned", "running"))
     )
     table = Table(title="best feasible trials (tune users)", title_justify="left")
@@ -195,26 +124,26 @@ def print_study(description: dict[str, Any]) -> None:
         table.add_column(heading)
     for row in description["best"]:
         table.add_row(str(row["trial"]), *(_number(row["metrics"][n]) for n in names), _params(row["changed"]))
-    console.print(table)
+    answers.print(table)
     for number, reason in description["failures"].items():
-        console.print(f"trial {number} failed: {reason}")
+        answers.print(f"trial {number} failed: {reason}")
 
 
 def print_promotion(result: dict[str, Any]) -> None:
     """The verdict and its evidence."""
     verdict = "promoted" if result["promoted"] else "refused"
     note = " (looked at earlier; nothing was spent)" if result["recorded"] else ""
-    console.print(f"{verdict}{note}: {result['reason']}", markup=False)
+    answers.print(f"{verdict}{note}: {result['reason']}")
     if result["confirm"] is not None:
         _print_confirm(result["confirm"])
     if result["deploy"]:
-        console.print(f"deploy config: {result['deploy']}, generation {result['generation']}", markup=False)
+        answers.print(f"deploy config: {result['deploy']}, generation {result['generation']}")
 
 
 def _print_confirm(confirm: dict[str, Any]) -> None:
     low, high = confirm["ci95"]
     test = confirm["mcnemar"]
-    console.print(
+    answers.print(
         f"confirm: {confirm['n']} questions of {confirm['users']} users, "
         f"accuracy {confirm['baseline_accuracy']:.3f} -> "
         f"{confirm['accuracy']:.3f}, difference {confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}], p = "
@@ -225,7 +154,7 @@ def _print_confirm(confirm: dict[str, Any]) -> None:
     for name, test in confirm["tests"].items():
         if name != "accuracy":
             low, high = test["interval"]
-            console.print(
+            answers.print(
                 f"{name}: {test['before']:.3f} -> {test['after']:.3f}, better by {test['delta']:+.3f} "
                 f"[{low:+.3f}, {high:+.3f}], p = {test['p_value']:.4f} ({test['test']})"
             )
@@ -234,44 +163,18 @@ def _print_confirm(confirm: dict[str, Any]) -> None:
         low, high = test["interval"]
         answered, n = beside["answered"], beside["n"]
         some = "" if answered == n else f", for {answered} of {n}; else the prior"
-        console.print(
+        answers.print(
             f"against the {name} (no model{some}): {test['before']:.3f} -> {test['after']:.3f}, "
             f"difference {test['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {test['p_value']:.4f}"
         )
         if test["delta"] <= 0:
-            console.print(f"mind: without the model, {name} is no worse")
+            answers.print(f"mind: without the model, {name} is no worse")
     for line in roles_said(confirm["chosen_by"], confirm["users"]):
-        console.print(f"mind: {line}", markup=False)
+        answers.print(f"mind: {line}")
     if confirm["detectable_difference"] is not None:
-        console.print(
+        answers.print(
             f"smallest difference that this set detects with 80 % power: {confirm['detectable_difference']:.3f}"
         )
-
-
-def roles_said(chosen_by: dict[str, dict[str, int]], users: int) -> list[str]:
-    """What other studies did with confirm users before, a line each."""
-    done = {"tune": "tuned on", "select": "selected on"}
-    return [
-        f"study {study} was {done[part]} {count} of these {users} users: for them this is no fresh evidence"
-        for part, studies in chosen_by.items()
-        for study, count in studies.items()
-    ]
-
-
-def print_prospect(found: Prospect) -> None:
-    """What the confirm users can show."""
-    who = f"{found.questions} confirm questions of {found.users} users"
-    if found.hopeless:
-        console.print(f"mind: the {who} can confirm no gain, however large (level {found.level:.2g})")
-    elif found.detectable is None:
-        console.print(f"mind: the {who} detect no gain in accuracy with 80 % power where 20 % of answers change")
-    else:
-        console.print(
-            f"the {who} (worth {found.questions_worth:.0f} of different users) detect a gain in accuracy of "
-            f"{found.detectable:.3f} with 80 % power at level {found.level:.2g}, where 20 % of answers change"
-        )
-    for line in roles_said(found.chosen_by, found.users):
-        console.print(f"mind: {line}", markup=False)
 
 
 def print_comparison(result: dict[str, Any], figure: Path) -> None:
@@ -283,15 +186,15 @@ def print_comparison(result: dict[str, Any], figure: Path) -> None:
         table.add_column(heading, justify="left" if heading == "study" else "right")
     for row in result["rows"]:
         table.add_row(row["study"], str(row["trial"]), *(f"{row[name]:.3f}" for name in names), f"{row['cost_ms']:.1f}")
-    console.print(table)
+    answers.print(table)
     for row in result["rows"][1:]:
         gain = row["gain"]
         low, high = gain["ci95"]
-        console.print(
+        answers.print(
             f"{row['study']}: accuracy {gain['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {gain['p_corrected']:.4f} "
             f"(Holm); users better {gain['users_better']}, worse {gain['users_worse']}, equal {gain['users_equal']}"
         )
-    console.print(f"figure: {figure}")
+    answers.print(f"figure: {figure}")
 
 
 def print_summary(summary: Summary) -> None:
@@ -301,35 +204,35 @@ def print_summary(summary: Summary) -> None:
         table.add_column(heading)
     for name, *values in summary.rows:
         table.add_row(name, *map(_number, values))
-    console.print(table)
+    answers.print(table)
 
 
 def print_data_check(report: dict[str, Any]) -> None:
     """What `chamtune data check` found."""
     for line in report["defects"]:
-        console.print(("unusable  " if line["fatal"] else "note      ") + line["text"], markup=False, soft_wrap=True)
+        answers.print(("unusable  " if line["fatal"] else "note      ") + line["text"], markup=False, soft_wrap=True)
     if "questions" not in report:
         return
     lengths = report["history_lengths"]
-    console.print(
+    answers.print(
         f"{report['task']}: {report['questions']} questions of {report['users']} users, "
         f"{len(report['labels'])} labels, split: {report['split']}; "
         f"history items a question: min {lengths['min']}, median {lengths['median']:g}, max {lengths['max']}"
     )
     if "gold_shares" not in report:
-        console.print("no gold answers: the data can be predicted, not tuned on")
+        answers.print("no gold answers: the data can be predicted, not tuned on")
         return
     table = Table(title="gold labels", title_justify="left")
     table.add_column("label")
     table.add_column("share", justify="right")
     for label, share in sorted(report["gold_shares"].items(), key=lambda item: -item[1]):
         table.add_row(label, f"{share:.3f}")
-    console.print(table)
+    answers.print(table)
     for name, value in report["baselines"].items():
-        console.print(f"{name}: accuracy {_number(value)}")
+        answers.print(f"{name}: accuracy {_number(value)}")
     difference = report["detectable_difference"]
     found = "none" if difference is None else f"{difference:.3f}"
-    console.print(
+    answers.print(
         f"smallest difference in accuracy that the {report['confirm_questions']} confirm questions can show "
         f"(80 % power, 20 % of answers changed): {found}"
     )

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOMS = ("studies", "objectives", "tracking", "personalization")
+shown_from = logging.WARNING
+"""Level from which messages are shown on the terminal, too."""
 
 
 @contextmanager
@@ -17,7 +19,7 @@ def log_to(home: Path) -> Iterator[None]:
     kept = logging.FileHandler(home / "logs" / "chamtune.log", encoding="utf-8")
     kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     shown = logging.StreamHandler()
-    shown.setLevel(logging.WARNING)
+    shown.setLevel(shown_from)
     loggers = [logging.getLogger(room) for room in ROOMS]
     before = [logger.level for logger in loggers]
     try:

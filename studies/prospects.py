@@ -47,3 +47,28 @@ def prospect(opened: OpenStudy) -> Prospect:
     reachable = level > 0 and smallest_p(len(names)) < level
     detectable = detectable_difference(worth, alpha=level) if reachable else None
     return Prospect(len(names), len(confirm), worth, level, detectable, evidence.chosen_by(confirm))
+
+
+def roles_said(chosen_by: dict[str, dict[str, int]], users: int) -> list[str]:
+    """What other studies did with confirm users before, a line each."""
+    done = {"tune": "tuned on", "select": "selected on"}
+    return [
+        f"study {study} was {done[part]} {count} of these {users} users: for them this is no fresh evidence"
+        for part, studies in chosen_by.items()
+        for study, count in studies.items()
+    ]
+
+
+def said(found: Prospect) -> list[str]:
+    """What the confirm users can show, in lines."""
+    who = f"{found.questions} confirm questions of {found.users} users"
+    if found.hopeless:
+        first = f"mind: the {who} can confirm no gain, however large (level {found.level:.2g})"
+    elif found.detectable is None:
+        first = f"mind: the {who} detect no gain in accuracy with 80 % power where 20 % of answers change"
+    else:
+        first = (
+            f"the {who} (worth {found.questions_worth:.0f} of different users) detect a gain in accuracy of "
+            f"{found.detectable:.3f} with 80 % power at level {found.level:.2g}, where 20 % of answers change"
+        )
+    return [first, *(f"mind: {line}" for line in roles_said(found.chosen_by, found.users))]

@@ -13,7 +13,7 @@ from search_spaces import load_space
 from studies.constraints import feasible
 from studies.results import changed
 from studies.storage import may_exist, open_storage, storage_url
-from studies.study import RECORD, find_study, finished, ranked, stored_spec
+from studies.study import RECORD, find_study, finished, ranked, stored_spec, study_names
 from studies.trial import MEASURED
 
 TOP = 10
@@ -40,7 +40,7 @@ def list_studies(home: Path, url: str | None) -> list[dict[str, Any]]:
         return []
     storage = open_storage(where)
     rows = []
-    for name in optuna.get_all_study_names(storage):
+    for name in study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
         row = _counts(study)
         if RECORD in study.user_attrs:

@@ -24,7 +24,7 @@ from personalization.metrics import metrics_of
 from search_spaces import Space, load_space, needed, overridden, parameters
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
-from studies.evidence import Evidence
+from studies.evidence import LOOKS, Evidence
 from studies.pruning import make_pruner
 from studies.record import refuse_changes, versions
 from studies.recovery import uncounted
@@ -145,6 +145,11 @@ def stored_spec(study: optuna.Study) -> StudySpec:
     return parse_spec({**record["spec"], **record["terms"]}, f"study {study.study_name}")
 
 
+def study_names(storage: RDBStorage) -> list[str]:
+    """The studies of a storage, without the one that holds the looks."""
+    return [name for name in optuna.get_all_study_names(storage) if name != LOOKS]
+
+
 def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
     """A stored study by name; UsageError naming those that exist otherwise."""
     where = storage_url(home, url)
@@ -157,7 +162,7 @@ def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
-        known = ", ".join(optuna.get_all_study_names(storage)) or "none"
+        known = ", ".join(study_names(storage)) or "none"
         raise UsageError(f"no study {name!r} in {place}; there are: {known}{elsewhere}") from None
     if RECORD not in study.user_attrs:
         raise UsageError(f"study {name!r} was not made by chamtune and cannot be shown or promoted")

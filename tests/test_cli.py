@@ -87,20 +87,60 @@ def test_show_and_summary(chamtune, spec_file):
         (["summary", "nothing"], 65, "none of summary.csv"),
         (["data", "check", "nothing"], 65, "no such file or folder"),
         (["data", "export", "dem", "x"], 64, "there are demo and demo-null"),
-        (["predict", "--config", "no.yaml", "--questions", "q", "--out", "o"], 65, "q: no such file or folder"),
+        (["predict", "--config", "no.yaml", "--questions", "q", "--out", "o"], 65, "no.yaml: No such file"),
         (["rollback", "no.yaml"], 65, "no.yaml: No such file"),
     ],
 )
 def test_mistakes_are_one_line_and_an_exit_code(chamtune, arguments, code, said):
     found, out, err = chamtune(*arguments)
     assert found == code
-    assert said in err
+    assert said in out + err
     assert "Traceback" not in out + err
+    assert len((out + err).strip().splitlines()) == 1
 
 
-def test_debug_shows_the_traceback(chamtune):
-    _, _, err = chamtune("--debug", "run", "demoo")
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_debug_shows_the_traceback_wherever_it_stands(chamtune, place):
+    arguments = ["run", "demoo"]
+    _, _, err = chamtune(*arguments[:place], "--debug", *arguments[place:])
     assert "Traceback" in err
+
+
+def test_help_version_and_completion(chamtune):
+    for arguments in (["-h"], [], ["data"], ["run", "-h"]):
+        code, out, _ = chamtune(*arguments)
+        assert (code, "Usage" in out) == (0, True)
+    assert chamtune("--version")[1].startswith("chamtune 0.")
+    assert "--install-completion" in chamtune("-h")[1]
+
+
+def test_answers_go_to_standard_output_and_progress_to_standard_error(chamtune, spec_file, monkeypatch, tmp_path):
+    monkeypatch.setenv("CHAMTUNE_HOME", str(tmp_path / "elsewhere"))
+    _, out, err = chamtune("run", spec_file(trials=2))
+    assert "study small: 2 trials" in out
+    assert "trials 2/2" in err
+    assert "confirm questions of 24 users" in err
+    assert (tmp_path / "elsewhere" / "studies.db").exists()
+    for command in (["studies"], ["show", "small"]):
+        _, out, err = chamtune(*command)
+        assert "small" in out
+        assert err == ""
+        _, out, err = chamtune(*command, "--json")
+        assert len(out.splitlines()) == 1
+        assert "small" in err
+    code, out, err = chamtune("run", spec_file(trials=3), "--quiet")
+    assert (code in (0, 1), out, err) == (True, "", "")
+    assert "packed rows for llama" in chamtune("run", spec_file(trials=4), "-v")[2]
+
+
+def test_data_is_never_taken_for_markup(chamtune, spec_file, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("closing tag [/INST] and [unk]")
+
+    monkeypatch.setattr("objectives.calibration.Calibration.observed", fails)
+    chamtune("run", spec_file(trials=1), "--home", "h")
+    code, out, _ = chamtune("show", "small", "--home", "h")
+    assert (code, "closing tag [/INST] and [unk]" in out) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -138,9 +178,9 @@ def test_data_export_check_and_schema(chamtune):
 
 def test_unusable_data_lists_every_defect(chamtune, tmp_path):
     (tmp_path / "x_questions.json").write_text(json.dumps([{"id": "1"}, {"id": "1", "input": "", "profile": []}]))
-    code, _, err = chamtune("data", "check", "x_questions.json")
+    code, out, _ = chamtune("data", "check", "x_questions.json")
     assert code == 65
-    assert err.count("unusable") == 2
+    assert out.count("unusable") == 2
 
 
 def test_promote_refuses_with_three_and_writes_nothing(chamtune, spec_file, tmp_path):
