@@ -11,10 +11,13 @@ from personalization.data.splits import Splits, split_train_dev, split_users
 from personalization.errors import DataError
 from studies.spec import StudySpec
 
+WORLDS = ("demo", "demo-null")
+"""Names of the planted worlds."""
+
 
 def load_dataset(path: str, seed: int = 0) -> Dataset:
     """The planted world of this seed for demo or demo-null, else LaMP files."""
-    if path in ("demo", "demo-null"):
+    if path in WORLDS:
         return make_world(seed, null=path == "demo-null").dataset
     return read_dataset(Path(path))
 
