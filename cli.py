@@ -142,9 +142,9 @@ def promote(
     from studies.logs import log_to
     from studies.progress import ScoringDisplay
     from studies.promotion import promote as promote_study
-    from studies.study import find_study, open_study, stored_spec
+    from studies.study import find_study, located_spec, open_study
 
-    spec = stored_spec(find_study(study, home, storage))
+    spec = located_spec(find_study(study, home, storage))
     with log_to(home), ScoringDisplay() as display:
         opened = open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
         result = promote_study(opened, out, replace_unreadable)
@@ -205,13 +205,14 @@ def compare(
     from studies.comparison import compare as compare_studies
     from studies.comparison import comparison_figure
     from studies.display import print_comparison
+    from studies.logs import log_to
     from studies.progress import ScoringDisplay
-    from studies.study import find_study, open_study, stored_spec
+    from studies.study import find_study, located_spec, open_study
 
-    with ScoringDisplay() as display:
+    with log_to(home), ScoringDisplay() as display:
         opened = []
         for study in dict.fromkeys(studies):
-            spec = stored_spec(find_study(study, home, storage)).model_copy(update={"storage": storage})
+            spec = located_spec(find_study(study, home, storage)).model_copy(update={"storage": storage})
             opened.append(open_study(spec, home, display.scoring))
         result = compare_studies(opened)
     write_atomic(out, comparison_figure(result))

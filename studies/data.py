@@ -11,6 +11,7 @@ from personalization.data.splits import Splits
 from studies.spec import StudySpec
 
 WORLDS = ("demo", "demo-null")
+"""Names of the planted worlds."""
 
 
 def load_splits(spec: StudySpec) -> Splits:

@@ -1,4 +1,7 @@
-"""What the rooms say while they work, kept in logs/chamtune.log of the home folder; warnings also on the terminal."""
+"""What the rooms say while they work, kept in logs/chamtune.log of the home folder; warnings also on the terminal.
+
+Optuna's own lines about studies and trials would say the same again: of them only errors are shown.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import optuna
 
 ROOMS = ("studies", "objectives", "tracking", "personalization")
 shown_from = logging.WARNING
@@ -22,6 +27,8 @@ def log_to(home: Path) -> Iterator[None]:
     shown.setLevel(shown_from)
     loggers = [logging.getLogger(room) for room in ROOMS]
     before = [logger.level for logger in loggers]
+    told = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         for logger in loggers:
             logger.setLevel(logging.INFO)
@@ -29,6 +36,7 @@ def log_to(home: Path) -> Iterator[None]:
             logger.addHandler(shown)
         yield
     finally:
+        optuna.logging.set_verbosity(told)
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
             logger.removeHandler(kept)

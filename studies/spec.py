@@ -1,7 +1,8 @@
 """What a study is: the spec that a user writes in YAML, checked and frozen.
 
 Paths are relative to the working directory. Unknown keys are refused with the nearest known one. What a spec says is
-stored with its study; only the budget, the place of tracking and the terms of promotion may change on resume.
+stored with its study; only the budget, the places of data, model and tracking, and the terms of promotion may change on
+resume.
 """
 
 from __future__ import annotations
@@ -154,8 +155,9 @@ class StudySpec(_Strict):
         return [parse_constraint(name, self.constraints[name]) for name in sorted(self.constraints)]
 
     def identity(self) -> dict[str, Any]:
-        """What must not change when the study is resumed."""
-        return self.model_dump(mode="json", exclude=set(RESUMABLE))
+        """What must not change when the study is resumed. Data and model are known by content, not by place."""
+        places: dict[str, Any] = {"data": {"path", "files"}, "model": {"path"}}
+        return self.model_dump(mode="json", exclude=dict.fromkeys(RESUMABLE, True) | places)
 
 
 def _nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:

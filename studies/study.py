@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,11 +27,22 @@ from studies.constraints import Constraint, feasible
 from studies.data import load_splits
 from studies.evidence import LOOKS, Evidence
 from studies.pruning import make_pruner
-from studies.record import refuse_changes, versions
+from studies.record import (
+    differences,
+    held_versions,
+    kept_places,
+    places_of,
+    refuse_changes,
+    refuse_missing,
+    spec_of,
+    versions,
+)
 from studies.recovery import uncounted
 from studies.samplers import LONE, derived_seed, make_sampler, points
 from studies.spec import RELATIVE_METRICS, StudySpec, parse_spec
 from studies.storage import may_exist, open_storage, storage_url
+
+log = logging.getLogger(__name__)
 
 RECORD = "chamtune"
 """Study attribute that holds the frozen record."""
@@ -75,6 +87,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
         "order": list(spec.optimize),
         "data": splits.fingerprints(),
         "model": scorer.fingerprint,
+        "places": places_of(spec.model_dump()),
         "versions": versions(),
         "terms": {
             **spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
@@ -131,18 +144,35 @@ def _create_or_load(spec: StudySpec, storage: RDBStorage, record: dict[str, Any]
     if stored is None and study.get_trials(deepcopy=False):
         raise UsageError(f"study {spec.name!r} was not made by chamtune; choose another name")
     if stored is not None:
-        was = parse_spec(stored["spec"], f"the spec of study {spec.name}").identity()
+        was = stored_spec(study).identity()
         refuse_changes(spec.name, {**stored, "spec": was}, record)
+        record["places"] = kept_places(stored, record)
+        _note_versions(study, stored, record)
     study.set_user_attr(RECORD, record)
     with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
         study.set_metric_names(list(spec.optimize))
     return study
 
 
+def _note_versions(study: optuna.Study, stored: dict[str, Any], record: dict[str, Any]) -> None:
+    """Keep the versions of the earlier trials; say it where the study goes on under others."""
+    trials = len(study.get_trials(deepcopy=False))
+    held = held_versions(stored, trials, record["versions"])
+    record["versions"], record["later_versions"] = held[0]["versions"], held[1:]
+    if held[-1]["from_trial"] == trials and len(held) > 1:
+        changes = ", ".join(differences(held[-2]["versions"], held[-1]["versions"]))
+        log.warning("study %s goes on under other versions from trial %d on: %s", study.study_name, trials, changes)
+
+
 def stored_spec(study: optuna.Study) -> StudySpec:
     """The spec that a study was made with."""
-    record = study.user_attrs[RECORD]
-    return parse_spec({**record["spec"], **record["terms"]}, f"study {study.study_name}")
+    return parse_spec(spec_of(study.user_attrs[RECORD]), f"study {study.study_name}")
+
+
+def located_spec(study: optuna.Study) -> StudySpec:
+    """The spec that a study was made with; DataError where its data or model are not to be found."""
+    refuse_missing(study.study_name, study.user_attrs[RECORD])
+    return stored_spec(study)
 
 
 def study_names(storage: RDBStorage) -> list[str]:

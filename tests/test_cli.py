@@ -57,6 +57,15 @@ def test_the_log_says_how_the_model_is_scored(chamtune, spec_file, tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_optuna_does_not_talk_between_our_lines_and_may_talk_afterwards(chamtune, spec_file, caplog):
+    optuna.logging.enable_propagation()
+    before = optuna.logging.get_verbosity()
+    for arguments in (("run", spec_file(trials=1, constraints={})), ("compare", "small")):
+        chamtune(*arguments, "--home", "h")
+    assert not [record for record in caplog.records if record.name.startswith("optuna")]
+    assert optuna.logging.get_verbosity() == before
+
+
 def test_seed_makes_a_study_of_its_own(chamtune, spec_file):
     path = spec_file(trials=2)
     chamtune("run", path, "--home", "h")
