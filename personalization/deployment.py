@@ -91,7 +91,15 @@ class Deployment:
         config = read_config(path)
         model = config["model"]
         folder = Path(cache) if cache is not None else path.resolve().parent / ".chamtune" / "cache" / "scores"
-        scorer = CachedScorer(model["path"], folder, model["dtype"], model["device"], model["blocks"], model["chat"])
+        scorer = CachedScorer(
+            model["path"],
+            folder,
+            model["dtype"],
+            model["device"],
+            model["blocks"],
+            model["chat"],
+            model.get("revision"),
+        )
         if scorer.fingerprint != model["fingerprint"]:
             raise DataError(
                 f"{path}: model {model['path']} has changed since the promotion (fingerprint "

@@ -213,6 +213,7 @@ def _config(opened: OpenStudy, chosen: Candidate, confirm: dict[str, Any], state
         "model": {
             **spec.model.model_dump(),
             "path": str(Path(path).resolve()) if local else path,
+            "revision": opened.record["revision"],
             "fingerprint": opened.record["model"],
         },
         "template": WORDINGS[opened.scorer.kind].template,

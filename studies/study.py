@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial
 
 from objectives import KINDS, Objective, load_objective
 from personalization.backbones.cached import CachedScorer
+from personalization.backbones.location import is_of_hub
 from personalization.data.splits import Splits
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
@@ -57,7 +58,16 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
     """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume."""
     rooms = load_space(spec.objective)
     model = spec.model
-    scorer = CachedScorer(model.path, home / "cache" / "scores", model.dtype, model.device, model.blocks, model.chat)
+    url = storage_url(home, spec.storage)
+    scorer = CachedScorer(
+        model.path,
+        home / "cache" / "scores",
+        model.dtype,
+        model.device,
+        model.blocks,
+        model.chat,
+        _pinned_revision(spec, url),
+    )
     try:
         space = overridden(parameters(rooms, scorer.kind), spec.space, getattr(rooms, "OPEN", None))
         space = needed(rooms, space, spec.space)
@@ -70,6 +80,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         "order": list(spec.optimize),
         "data": splits.fingerprints(),
         "model": scorer.fingerprint,
+        "revision": scorer.commit,
         "versions": versions(),
         "terms": spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
     }
@@ -84,7 +95,6 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
             raise UsageError(
                 f"metric {name} needs labels that are numbers in a row, and these are {splits.tune.labels}"
             )
-    url = storage_url(home, spec.storage)
     study = _create_or_load(spec, url, record)
     sampler_seed = derived_seed(spec.seed, spec.sampler, worker, len(study.get_trials(deepcopy=False)))
     study.sampler = make_sampler(spec.sampler, sampler_seed, space)
@@ -105,6 +115,18 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None, wo
         constraints=spec.parsed_constraints(),
         sampler_seed=sampler_seed,
     )
+
+
+def _pinned_revision(spec: StudySpec, url: str) -> str | None:
+    """What a spec's model is read at: the commit that its study began with, else what the spec says."""
+    if is_of_hub(spec.model.path):
+        try:
+            stored = optuna.load_study(study_name=spec.name, storage=open_storage(url)).user_attrs.get(RECORD, {})
+        except KeyError:
+            return spec.model.revision
+        if stored.get("revision") and stored["spec"]["model"]["path"] == spec.model.path:
+            return str(stored["revision"])
+    return spec.model.revision
 
 
 def _create_or_load(spec: StudySpec, url: str, record: dict[str, Any]) -> optuna.Study:

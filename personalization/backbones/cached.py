@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.backbones import Backbone, load_backbone
-from personalization.backbones.location import locate_model, model_fingerprint, model_kind, tells_the_day
+from personalization.backbones.location import is_of_hub, locate_model, model_fingerprint, model_kind, tells_the_day
 from personalization.files import sha256_of, write_atomic
 from personalization.scoring.store import Keep, key_of, stored_table
 
@@ -30,6 +30,7 @@ def _code() -> str:
         room / "causal.py",
         room / "encoder.py",
         room / "encoding.py",
+        room / "loading.py",
         *sorted((room.parent / "scoring").glob("*.py")),
     ]
     return "".join(sha256_of(file) for file in files)
@@ -51,8 +52,10 @@ class CachedScorer:
         device: str = "auto",
         blocks: str | None = None,
         chat: bool = False,
+        revision: str | None = None,
     ) -> None:
         self.model = model
+        self.revision = revision
         self.folder = folder
         self.dtype = dtype
         self.device = device
@@ -66,19 +69,29 @@ class CachedScorer:
         return sum(self._cut.values())
 
     @cached_property
+    def files(self) -> Path:
+        """The model's folder. A branch of a hub model is resolved once, so that all is read from one commit."""
+        return locate_model(self.model, self.revision)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a hub model, after which the hub's cache names its folder; None for any other."""
+        return self.files.name if is_of_hub(self.model) else None
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the model's files."""
-        return model_fingerprint(locate_model(self.model))
+        return model_fingerprint(self.files)
 
     @cached_property
     def kind(self) -> str:
         """Which of `BACKBONES` the model is."""
-        return model_kind(locate_model(self.model))
+        return model_kind(self.files)
 
     @cached_property
     def backbone(self) -> Backbone:
         """The model itself, loaded on first use."""
-        loaded: Backbone = load_backbone(self.kind, self.model, self.dtype, self.device, self.blocks, self.chat)
+        loaded: Backbone = load_backbone(self.kind, str(self.files), self.dtype, self.device, self.blocks, self.chat)
         return loaded
 
     @cached_property
@@ -98,7 +111,7 @@ class CachedScorer:
             "device": self.device if self.device != "auto" else ("gpu" if NVIDIA_DRIVER.exists() else "cpu"),
             "blocks": self.blocks,
             "chat": self.chat,
-            "day": date.today().isoformat() if self.chat and tells_the_day(locate_model(self.model)) else None,
+            "day": date.today().isoformat() if self.chat and tells_the_day(self.files) else None,
             "code": _code(),
             "libraries": [version(name) for name in ("torch", "transformers", "tokenizers", "sentence-transformers")],
         }

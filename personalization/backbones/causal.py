@@ -138,8 +138,11 @@ class CausalBackbone:
         """Nothing is kept in memory between calls."""
 
     def embeddings(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """The mean over each text's tokens of what leaves the last layer, at length one, float32 [n, d]."""
-        heads = [self.fit(head, 1) for head in self.encoder.heads(texts)]
+        """The mean over each text's tokens of what leaves the last layer, at length one, float32 [n, d].
+
+        The text alone is read, without the chat template, and a BOS before it is not counted.
+        """
+        heads = [self.fit(head, 1) for head in self.encoder.texts(texts)]
         out = np.empty((len(texts), self.width), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda row: -len(heads[row]))
         done = 0
@@ -150,10 +153,12 @@ class CausalBackbone:
             for at, row in enumerate(rows):
                 ids[at, : len(heads[row])] = torch.from_numpy(heads[row].astype(np.int64))
                 mask[at, : len(heads[row])] = 1
-            ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+            counted = mask.clone()
+            counted[:, 0] = (ids[:, 0] != self.tokenizer.bos_token_id) | (mask.sum(1) == 1)
+            ids, mask, counted = (tensor.to(self.model.device) for tensor in (ids, mask, counted))
             with torch.inference_mode(), fast_products(self.model.device.type):
                 states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0].float()
-                out[rows] = torch.nn.functional.normalize((states * mask[..., None]).sum(1), dim=-1).cpu().numpy()
+                out[rows] = torch.nn.functional.normalize((states * counted[..., None]).sum(1), dim=-1).cpu().numpy()
             done += len(rows)
             if progress is not None:
                 progress(done, len(order))

@@ -39,9 +39,9 @@ def locate_model(name: str, revision: str | None = None) -> Path:
     return folder
 
 
-def commit_of(name: str, folder: Path) -> str | None:
-    """The commit that a hub model's folder holds; None for a model that is not of the hub."""
-    return folder.name if _on_this_machine(name) is None else None
+def is_of_hub(name: str) -> bool:
+    """Whether a name stands for a model of the hub, and not for a folder here."""
+    return _on_this_machine(name) is None
 
 
 def _on_this_machine(name: str) -> Path | None:
