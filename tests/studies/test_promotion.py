@@ -1,4 +1,5 @@
 import json
+from threading import RLock
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ class BiasedScorer:
     truncated = 0
     kind = "causal"
     commit = None
+    lock = RLock()
 
     def __init__(self, model, folder, dtype="float32", device="auto", blocks=None, chat=False, revision=None):
         self.fingerprint = "planted-model"
