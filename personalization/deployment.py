@@ -94,7 +94,15 @@ class Deployment:
         config = read_config(path)
         model = config["model"]
         folder = Path(cache) if cache is not None else path.resolve().parent / ".chamtune" / "cache" / "scores"
-        scorer = CachedScorer(model["path"], folder, model["dtype"], model["device"], model["blocks"], model["chat"])
+        scorer = CachedScorer(
+            model["path"],
+            folder,
+            model["dtype"],
+            model["device"],
+            model["blocks"],
+            model["chat"],
+            model.get("revision"),
+        )
         if scorer.fingerprint != model["fingerprint"]:
             raise DataError(
                 f"{path}: model {model['path']} has changed since the promotion (fingerprint "
@@ -114,14 +122,16 @@ class Deployment:
     def predict(self, questions: Sequence[Question]) -> list[Prediction]:
         """Answer questions; a user without history is answered with the fall-back parameters.
 
-        DataError where one is of another task, or lists other labels.
+        DataError where one is of another task, or lists other labels. Threads may share a deployment: their calls wait
+        for each other.
         """
         labels = self.terms.labels
         for question in questions:
             problem = mismatch(*self.terms, question.text)
             if problem is not None:
                 raise DataError(f"question {question.id}: {problem}")
-        log_probs, modes = self.log_probs(Dataset(*self.terms, tuple(questions)))
+        with self.scorer.lock:
+            log_probs, modes = self.log_probs(Dataset(*self.terms, tuple(questions)))
         return [
             Prediction(
                 question.id,

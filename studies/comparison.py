@@ -106,7 +106,15 @@ def cost_ms(opened: OpenStudy, config: dict[str, Any]) -> float:
     questions = opened.splits.select.questions[:TIMED]
     model = opened.spec.model
     with tempfile.TemporaryDirectory() as folder:
-        scorer = CachedScorer(model.path, Path(folder), model.dtype, model.device, model.blocks, model.chat)
+        scorer = CachedScorer(
+            model.path,
+            Path(folder),
+            model.dtype,
+            model.device,
+            model.blocks,
+            model.chat,
+            opened.record["revision"],
+        )
         scorer.__dict__["backbone"] = opened.scorer.backbone
         deployment = Deployment({**config, "fallback": {}}, scorer)
         deployment.predict(opened.splits.tune.questions[:1])

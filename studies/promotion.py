@@ -267,6 +267,7 @@ def _config(opened: OpenStudy, params: Any, confirm: dict[str, Any], state: str)
         "model": {
             **spec.model.model_dump(),
             "path": str(Path(path).resolve()) if local else path,
+            "revision": opened.record["revision"],
             "fingerprint": opened.record["model"],
         },
         "template": WORDINGS[opened.scorer.kind].template,

@@ -79,6 +79,9 @@ class ModelSpec(_Strict):
     """Which model scores the labels, and how it is loaded."""
 
     path: str = Field(description="demo, demo-null, minilm, a folder, or a hub id owner/name")
+    revision: str | None = Field(
+        None, description="branch, tag or commit of a hub model; the study keeps to the commit that it began with"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     blocks: str | None = Field(None, description="path of the list of its blocks, where its length does not tell it")

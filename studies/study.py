@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 
 from objectives import KINDS, Objective, load_objective
 from personalization.backbones.cached import CachedScorer
+from personalization.backbones.location import is_of_hub
 from personalization.data.splits import Splits
 from personalization.databases import kept, shown
 from personalization.errors import UsageError
@@ -74,7 +75,16 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
     """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume."""
     rooms = load_space(spec.objective)
     model = spec.model
-    scorer = CachedScorer(model.path, home / "cache" / "scores", model.dtype, model.device, model.blocks, model.chat)
+    url = storage_url(home, spec.storage)
+    scorer = CachedScorer(
+        model.path,
+        home / "cache" / "scores",
+        model.dtype,
+        model.device,
+        model.blocks,
+        model.chat,
+        _pinned_revision(spec, url),
+    )
     try:
         space = overridden(parameters(rooms, scorer.kind), spec.space, getattr(rooms, "OPEN", None))
         space = needed(rooms, space, spec.space)
@@ -88,6 +98,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
         "data": splits.fingerprints(),
         "model": scorer.fingerprint,
         "places": places_of(spec.model_dump()),
+        "revision": scorer.commit,
         "versions": versions(),
         "terms": {
             **spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
@@ -105,7 +116,6 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
             raise UsageError(
                 f"metric {name} needs labels that are numbers in a row, and these are {splits.tune.labels}"
             )
-    url = storage_url(home, spec.storage)
     storage = open_storage(url)
     study = _create_or_load(spec, storage, record)
     Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
@@ -129,6 +139,18 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
         constraints=spec.parsed_constraints(),
         sampler_seed=sampler_seed,
     )
+
+
+def _pinned_revision(spec: StudySpec, url: str) -> str | None:
+    """What a spec's model is read at: the commit that its study began with, else what the spec says."""
+    if is_of_hub(spec.model.path):
+        try:
+            stored = optuna.load_study(study_name=spec.name, storage=open_storage(url)).user_attrs.get(RECORD, {})
+        except KeyError:
+            return spec.model.revision
+        if stored.get("revision") and spec_of(stored)["model"]["path"] == spec.model.path:
+            return str(stored["revision"])
+    return spec.model.revision
 
 
 def _create_or_load(spec: StudySpec, storage: RDBStorage, record: dict[str, Any]) -> optuna.Study:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +64,33 @@ def spec_of(tiny_model: Path, small_data: Path):
         return parse_spec({**raw, **changes}, "test")
 
     return make
+
+
+@pytest.fixture
+def hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A hub in a folder: `push(n)` makes commit n of every model what main is; `commit(n)` is its name."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    folder = tmp_path / "hub" / "snapshots"
+    branches: dict[str, str] = {}
+
+    def commit(number: int) -> str:
+        return f"{number:040x}"
+
+    def push(number: int) -> None:
+        branches["main"] = commit(number)
+        shutil.copytree(tiny_model, folder / commit(number))
+        (folder / commit(number) / "number.json").write_text(str(number))
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        found = folder / branches.get(revision or "main", revision or "main")
+        if name != "owner/name" or not found.is_dir():
+            raise LocalEntryNotFoundError(f"no {name}\nsecond line")
+        return str(found)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    push(1)
+    return SimpleNamespace(push=push, commit=commit, branches=branches)
 
 
 @pytest.fixture

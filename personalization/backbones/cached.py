@@ -7,13 +7,21 @@ from datetime import date
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from personalization.backbones import Backbone, load_backbone
-from personalization.backbones.location import locate_model, model_fingerprint, model_kind, tells_the_day
+from personalization.backbones.location import (
+    is_of_hub,
+    locate_model,
+    model_fingerprint,
+    model_kind,
+    tells_the_day,
+    usable_dtype,
+)
 from personalization.files import sha256_of, write_atomic
 from personalization.scoring.store import Keep, key_of, stored_table
 
@@ -30,6 +38,7 @@ def _code() -> str:
         room / "causal.py",
         room / "encoder.py",
         room / "encoding.py",
+        room / "loading.py",
         *sorted((room.parent / "scoring").glob("*.py")),
     ]
     return "".join(sha256_of(file) for file in files)
@@ -40,7 +49,8 @@ class CachedScorer:
 
     The key holds weights, tokenizer, prompts, continuations, dtype, device, path of the blocks, chat mode (and the day,
     where a chat template tells it), code and library versions. A pass that was killed goes on with the batch it was at.
-    `truncated` counts the prompts that were cut to fit the context, also those read from the store.
+    `truncated` counts the prompts that were cut to fit the context, also those read from the store. One thread
+    uses the model at a time; what edits it for several passes holds `lock` meanwhile, as `Deployment.predict` does.
     """
 
     def __init__(
@@ -51,13 +61,16 @@ class CachedScorer:
         device: str = "auto",
         blocks: str | None = None,
         chat: bool = False,
+        revision: str | None = None,
     ) -> None:
         self.model = model
+        self.revision = revision
         self.folder = folder
-        self.dtype = dtype
+        self.asked_dtype = dtype
         self.device = device
         self.blocks = blocks
         self.chat = chat
+        self.lock = RLock()
         self._cut: dict[str, int] = {}
 
     @property
@@ -65,20 +78,40 @@ class CachedScorer:
         """Prompts that were cut, each list of prompts counted once."""
         return sum(self._cut.values())
 
+    @property
+    def place(self) -> str:
+        """The device, where it is "auto" as far as it is known without torch."""
+        return self.device if self.device != "auto" else ("gpu" if NVIDIA_DRIVER.exists() else "cpu")
+
+    @cached_property
+    def dtype(self) -> str:
+        """What is computed with: what was asked for, or float32 where the processor lacks it."""
+        return usable_dtype(self.asked_dtype, self.place == "cpu")
+
+    @cached_property
+    def files(self) -> Path:
+        """The model's folder. A branch of a hub model is resolved once, so that all is read from one commit."""
+        return locate_model(self.model, self.revision)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a hub model, after which the hub's cache names its folder; None for any other."""
+        return self.files.name if is_of_hub(self.model) else None
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the model's files."""
-        return model_fingerprint(locate_model(self.model))
+        return model_fingerprint(self.files)
 
     @cached_property
     def kind(self) -> str:
         """Which of `BACKBONES` the model is."""
-        return model_kind(locate_model(self.model))
+        return model_kind(self.files)
 
     @cached_property
     def backbone(self) -> Backbone:
         """The model itself, loaded on first use."""
-        loaded: Backbone = load_backbone(self.kind, self.model, self.dtype, self.device, self.blocks, self.chat)
+        loaded: Backbone = load_backbone(self.kind, str(self.files), self.dtype, self.device, self.blocks, self.chat)
         return loaded
 
     @cached_property
@@ -95,10 +128,10 @@ class CachedScorer:
         return {
             "model": self.fingerprint,
             "dtype": self.dtype,
-            "device": self.device if self.device != "auto" else ("gpu" if NVIDIA_DRIVER.exists() else "cpu"),
+            "device": self.place,
             "blocks": self.blocks,
             "chat": self.chat,
-            "day": date.today().isoformat() if self.chat and tells_the_day(locate_model(self.model)) else None,
+            "day": date.today().isoformat() if self.chat and tells_the_day(self.files) else None,
             "code": _code(),
             "libraries": [version(name) for name in ("torch", "transformers", "tokenizers", "sentence-transformers")],
         }
@@ -119,7 +152,8 @@ class CachedScorer:
             return self.backbone.truncated - before
 
         key = key_of({**self.identity, **where, "states_of": list(prompts)})
-        table, truncated = stored_table(self.folder, key, (len(prompts), layers * width), compute)
+        with self.lock:
+            table, truncated = stored_table(self.folder, key, (len(prompts), layers * width), compute)
         self._cut[key_of({"prompts": list(prompts)})] = truncated
         return table.reshape(len(prompts), layers, width)
 
@@ -146,7 +180,8 @@ class CachedScorer:
             return np.empty((0, 0), dtype=np.float32)
         width = self.embedding_width
         key = key_of({**self.identity, "embeddings_of": list(texts)})
-        return stored_table(self.folder, key, (len(texts), width), compute)[0]
+        with self.lock:
+            return stored_table(self.folder, key, (len(texts), width), compute)[0]
 
     def label_logprobs(
         self,
@@ -162,6 +197,7 @@ class CachedScorer:
             table[:] = self.backbone.label_logprobs(prompts, continuations, progress, table, keep)
             return self.backbone.truncated - before
 
-        table, truncated = stored_table(self.folder, key, (len(prompts), len(continuations)), compute)
+        with self.lock:
+            table, truncated = stored_table(self.folder, key, (len(prompts), len(continuations)), compute)
         self._cut[key_of({"prompts": list(prompts)})] = truncated
         return table

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from personalization.backbones.encoding import PairEncoder, Tails
-from personalization.backbones.location import locate_model, usable_device
+from personalization.backbones.loading import loading, of_another_head, refuse_bare_encoder, refuse_unloaded
+from personalization.backbones.location import adapter_base, locate_model, usable_device
 from personalization.errors import DataError, UnavailableError
 from personalization.scoring.last_states import LastStates
 from personalization.scoring.packed import Packed
@@ -138,8 +138,11 @@ class CausalBackbone:
         """Nothing is kept in memory between calls."""
 
     def embeddings(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """The mean over each text's tokens of what leaves the last layer, at length one, float32 [n, d]."""
-        heads = [self.fit(head, 1) for head in self.encoder.heads(texts)]
+        """The mean over each text's tokens of what leaves the last layer, at length one, float32 [n, d].
+
+        The text alone is read, without the chat template, and a BOS before it is not counted.
+        """
+        heads = [self.fit(head, 1) for head in self.encoder.texts(texts)]
         out = np.empty((len(texts), self.width), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda row: -len(heads[row]))
         done = 0
@@ -150,10 +153,12 @@ class CausalBackbone:
             for at, row in enumerate(rows):
                 ids[at, : len(heads[row])] = torch.from_numpy(heads[row].astype(np.int64))
                 mask[at, : len(heads[row])] = 1
-            ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+            counted = mask.clone()
+            counted[:, 0] = (ids[:, 0] != self.tokenizer.bos_token_id) | (mask.sum(1) == 1)
+            ids, mask, counted = (tensor.to(self.model.device) for tensor in (ids, mask, counted))
             with torch.inference_mode(), fast_products(self.model.device.type):
                 states = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0].float()
-                out[rows] = torch.nn.functional.normalize((states * mask[..., None]).sum(1), dim=-1).cpu().numpy()
+                out[rows] = torch.nn.functional.normalize((states * counted[..., None]).sum(1), dim=-1).cpu().numpy()
             done += len(rows)
             if progress is not None:
                 progress(done, len(order))
@@ -212,12 +217,25 @@ def load_causal(
     `dtype`: float32, bfloat16 or float16. `device`: "cpu", "cuda", "cuda:1", ..., or "auto".
     """
     folder, device = locate_model(path_or_hub_id), usable_device(device)
-    transformers_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+    base = adapter_base(folder)
+    own = folder if base is None else base
+    with loading(own):
+        refuse_bare_encoder(own, AutoConfig.from_pretrained(own, trust_remote_code=False))
+        model, info = AutoModelForCausalLM.from_pretrained(
+            own,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError) as error:
-        raise DataError(f"model folder {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        refuse_unloaded(own, model, info, unused=of_another_head(model, info))
+    with loading(folder):
+        if base is not None:
+            added = model.load_adapter(
+                str(folder), dtype=model.dtype, use_safetensors=True, ignore_mismatched_sizes=True
+            )
+            refuse_unloaded(folder, model, added.to_dict(), unused=True)
+        has_tokenizer = (folder / "tokenizer_config.json").is_file() or base is None
+        tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else base, trust_remote_code=False)
     return CausalBackbone(model.to(device), tokenizer, chat, blocks)

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
 from personalization.backbones import SCALE
-from personalization.backbones.location import locate_model, usable_device
+from personalization.backbones.loading import loading, refuse_own_code, refuse_unloaded
+from personalization.backbones.location import adapter_base, locate_model, read_json, usable_device
 from personalization.errors import DataError
 from personalization.scoring.passes import Progress
 from personalization.scoring.products import fast_products
@@ -168,14 +169,36 @@ def load_encoder(
     from sentence_transformers import SentenceTransformer
 
     folder, device = locate_model(path_or_hub_id), usable_device(device)
-    transformers_logging.disable_progress_bar()
-    weights = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-    try:
+    weights = {"dtype": getattr(torch, dtype), "use_safetensors": True, "ignore_mismatched_sizes": True}
+    refuse_own_code(folder)
+    with loading(folder):
         encoder = SentenceTransformer(
             str(folder), device=device, trust_remote_code=False, local_files_only=True, model_kwargs=weights
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"encoder folder {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if getattr(encoder, "transformers_model", None) is None:
-        raise DataError(f"encoder folder {folder} holds no transformer; give a sentence-transformers model that does")
+        model = getattr(encoder, "transformers_model", None)
+        holders = [name for name, module in encoder.named_children() if getattr(module, "model", None) is model]
+        if model is None or not holders:
+            raise DataError(
+                f"encoder folder {folder} holds no transformer of its own; give a sentence-transformers model that does"
+            )
+        paths = {entry["name"]: entry["path"] for entry in read_json(folder / "modules.json")}
+        _refuse_unloaded_parts(folder / paths[holders[0]], model)
     return EncoderBackbone(encoder, blocks)
+
+
+def _refuse_unloaded_parts(folder: Path, model: PreTrainedModel) -> None:
+    """DataError naming weights that were not in the checkpoint, of the base and of the adapter on it, if there is one.
+
+    sentence-transformers does not hand on what transformers says when it loads, so the checkpoint is loaded once more,
+    onto the device "meta", which holds no numbers. A pooler may be missing: embeddings are of the tokens' states.
+    """
+    base = adapter_base(folder)
+    if base is not None and read_json(folder / "adapter_config.json").get("revision"):
+        raise DataError(f"{folder / 'adapter_config.json'} names a revision of its base; merge the adapter into it")
+    for part in (folder,) if base is None else (base, folder):
+        with loading(part):
+            _, info = type(model).from_pretrained(
+                part, config=model.config, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        missing = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
+        refuse_unloaded(part, model, {**info, "missing_keys": missing}, unused=part is not (base or folder))

@@ -1,7 +1,8 @@
 """Prompts of the LaMP tasks that classify.
 
 A prompt is `history + input + ANSWER_CUE`; each candidate continuation is a space, the label and a newline. The newline
-is the terminator: without it "1" would score at least as high as "10". History items are rendered as in the official
+is the terminator: without it "1" would score at least as high as "10". (For tokenizers that read no newline it is the
+EOS token, see `personalization/backbones/encoding.py`.) History items are rendered as in the official
 LaMP retrieval baseline and joined by " , and ".
 """
 
@@ -18,7 +19,9 @@ from personalization.data.records import HistoryItem, Question
 
 ANSWER_CUE = "\nanswer:"
 
-TEMPLATE = {"prompt": "{history}{input}" + ANSWER_CUE, "continuation": " {label}\n"}
+TERMINATOR = "\n"
+
+TEMPLATE = {"prompt": "{history}{input}" + ANSWER_CUE, "continuation": " {label}" + TERMINATOR}
 """How a causal model is asked, for the record in a deploy config."""
 ENCODER_TEMPLATE = {"prompt": "{item}", "continuation": "{label}"}
 """How an encoder is asked; a study may search another text for the label."""

@@ -21,14 +21,18 @@ one scoring pass for each (k, ranking) in the prompt.
 
 from __future__ import annotations
 
+import logging
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import bm25s
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from personalization.backbones import SCALE
@@ -37,15 +41,37 @@ from personalization.data.prompts import WORDINGS, continuations, item_text, pro
 from personalization.data.records import Dataset, HistoryItem
 from personalization.methods.calibration import Calibrated, PriorTables, calibrate
 
+log = logging.getLogger(__name__)
+
 RANKINGS = ("similarity", "bm25", "mix", "recency")
+TOLD_FROM = 10
+"""Questions with a history from which it is told that none shares a word with it."""
 CALIBRATION = ("beta", "gamma", "kappa", "tau", "prior_mode", "source")
 
 Floats = NDArray[np.floating]
 
 
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}&&[\p{L}\p{M}\p{N}]]"
+"""Letters and digits of scripts that put no spaces between words."""
+_PIECES = regex.compile(rf"(?V1){_UNSPACED}+|[\p{{L}}\p{{M}}\p{{N}}_--{_UNSPACED}]+")
+_HAS_UNSPACED = regex.compile(rf"(?V1){_UNSPACED}")
+_LETTER = regex.compile(r".\p{M}*")
+
+
 def words(text: str) -> list[str]:
-    """The words of a text, as BM25 counts them."""
-    return re.findall(r"\w+", text.lower())
+    """The words of a text, as BM25 counts them: runs of letters with their marks, digits and underscores.
+
+    Where a script puts no spaces between words, each two neighbouring letters are one.
+    """
+    text = unicodedata.normalize("NFC", text.lower())
+    if text.isascii():
+        return re.findall(r"\w+", text)
+    return [word for piece in _PIECES.findall(text) for word in _words_of(piece)]
+
+
+def _words_of(piece: str) -> list[str]:
+    letters = _LETTER.findall(piece) if _HAS_UNSPACED.match(piece) else []
+    return list(map("".join, pairwise(letters))) if len(letters) > 1 else [piece]
 
 
 def bm25(query: str, corpus: Sequence[str]) -> NDArray[np.float64]:
@@ -124,6 +150,12 @@ class Histories:
             if items:
                 found = bm25(self.asked[row], [item.text for item in items])
                 out[self.starts[row] : self.starts[row + 1]] = found / (found.max() or 1.0)
+        asked = sum(map(bool, self.items))
+        if asked >= TOLD_FROM and not out.any():
+            log.warning(
+                "BM25 ranks nothing: none of %d questions shares a word with its history; items come newest first",
+                asked,
+            )
         return out
 
     def relevance(self, ranking: str, mix: float = 0.0) -> NDArray[np.float64]:

@@ -1,11 +1,13 @@
 import json
 import shutil
 from dataclasses import replace
+from threading import RLock
 
 import numpy as np
 import pytest
 import yaml
 
+from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import TAGS, make_world
 from personalization.data.lamp import read_dataset, write_dataset
 from personalization.data.prompts import TEMPLATE
@@ -29,8 +31,10 @@ class BiasedScorer:
     skill = 1.0
     truncated = 0
     kind = "causal"
+    commit = None
+    lock = RLock()
 
-    def __init__(self, model, folder, dtype="float32", device="auto", blocks=None, chat=False):
+    def __init__(self, model, folder, dtype="float32", device="auto", blocks=None, chat=False, revision=None):
         self.fingerprint = "planted-model"
 
     def label_logprobs(self, prompts, continuations, progress=None):
@@ -426,6 +430,21 @@ def test_config_of_a_changed_model_is_refused(tmp_path, make_study):
     out.write_text(yaml.safe_dump(config))
     with pytest.raises(DataError, match="has changed since the promotion"):
         Deployment.load(out)
+
+
+def test_a_hub_model_is_promoted_and_served_at_the_commit_of_its_study(tmp_path, make_study, hub):
+    class Hub(BiasedScorer):
+        def __init__(self, model, folder, *rest):
+            super().__init__(model, folder, *rest)
+            self.commit = CachedScorer(model, folder, *rest).commit
+
+    opened = make_study(Hub, model={"path": "owner/name"})
+    hub.push(2)
+    out = tmp_path / "deploy.yaml"
+    promote(open_study(opened.spec, opened.home), out)
+    model = yaml.safe_load(out.read_text())["model"]
+    assert (model["path"], model["revision"]) == ("owner/name", hub.commit(1))
+    assert Deployment.load(out).scorer.commit == hub.commit(1)
 
 
 @pytest.mark.parametrize(

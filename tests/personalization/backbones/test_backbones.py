@@ -1,5 +1,7 @@
 """Contract: every backbone listed in BACKBONES."""
 
+from threading import Thread
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,23 @@ def test_the_list_of_blocks_can_be_named(kind, folder, backbone, tmp_path):
         list(backbone.layers)
     assert named.backbone.layers is named.backbone.model.get_submodule(path)
     assert named.identity != CachedScorer(str(folder), tmp_path).identity
+
+
+def test_a_second_thread_waits_while_the_model_is_edited(kind, folder, tmp_path):
+    scorer = CachedScorer(str(folder), tmp_path / "a")
+    plain = CachedScorer(str(folder), tmp_path / "b").label_logprobs(TEXTS, LABELS[kind])
+    found = []
+    other = Thread(target=lambda: found.append(scorer.label_logprobs(TEXTS, LABELS[kind])))
+    with scorer.lock:
+        layer = scorer.backbone.layers[0]
+        edit = layer.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
+        assert np.abs(scorer.last_states(TEXTS)[:, 0]).max() == 0
+        other.start()
+        other.join(0.5)
+        assert not found
+        edit.remove()
+    other.join()
+    assert np.abs(found[0] - plain).max() <= 1e-6
 
 
 def test_only_a_causal_model_has_a_chat_template(tiny_encoder):

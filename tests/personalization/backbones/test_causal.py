@@ -3,8 +3,11 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from personalization.backbones.causal import CausalBackbone, load_causal
+from personalization.data.demo.world import make_world
 from personalization.errors import DataError
 from tests.tiny import make_model, make_tokenizer
 
@@ -144,3 +147,83 @@ def test_pickled_weights_are_refused(tiny_model, tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
     with pytest.raises(DataError, match="safetensors"):
         load_causal(str(tmp_path))
+
+
+def unigram(kind):
+    """A tokenizer that folds a newline: into a space, as XGLM's does, or into nothing, as T5's; T5's appends EOS."""
+    spaces = {"xglm": pre_tokenizers.Metaspace(), "t5": [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]}
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Replace(Regex(r"[\s]+"), " ")
+    tokenizer.pre_tokenizer = spaces[kind] if kind == "xglm" else pre_tokenizers.Sequence(spaces[kind])
+    trainer = trainers.UnigramTrainer(vocab_size=390, special_tokens=["<s>", "</s>", "<unk>"], unk_token="<unk>")
+    tokenizer.train_from_iterator([*PROMPTS, *LABELS, *(q.text for q in make_world(0, 20).dataset.questions)], trainer)
+    form = {"xglm": "</s> $A", "t5": "$A </s>"}[kind]
+    tokenizer.post_processor = processors.TemplateProcessing(single=form, special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+
+
+def ended_by_eos(model, tokenizer, prompt, label):
+    """The definition with EOS as terminator, from the tokenizer's bare pieces."""
+    before = [tokenizer.eos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.eos_token_id else []
+    head = [*before, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+    whole = [*before, *tokenizer(prompt + label, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert whole[: len(head)] == head
+    with torch.inference_mode():
+        log_probs = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+    return sum(float(log_probs[i - 1, whole[i]]) for i in range(len(head), len(whole)))
+
+
+@pytest.mark.parametrize("kind", ["xglm", "t5"])
+def test_where_a_newline_is_no_token_answers_end_with_eos(kind):
+    model, tokenizer = make_model("llama"), unigram(kind)
+    scores = CausalBackbone(model, tokenizer).label_logprobs(PROMPTS, LABELS)
+    expected = [[ended_by_eos(model, tokenizer, p, c.rstrip("\n")) for c in LABELS] for p in PROMPTS]
+    assert np.abs(scores - np.array(expected)).max() <= 1e-4
+    tokenizer.eos_token = None
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    with pytest.raises(DataError, match="no token of its own and has no EOS token"):
+        CausalBackbone(model, tokenizer).label_logprobs(PROMPTS, LABELS)
+
+
+def test_a_tokenizer_that_appends_eos_scores_as_one_that_does_not():
+    model, plain, appending = make_model("llama"), make_tokenizer(bos=True), make_tokenizer(bos=True)
+    specials = [("<s>", plain.bos_token_id), ("</s>", plain.eos_token_id)]
+    form = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=specials)
+    appending.backend_tokenizer.post_processor = form
+    assert appending("a")["input_ids"][-1] == plain.eos_token_id
+    ours, theirs = (CausalBackbone(model, tokenizer) for tokenizer in (appending, plain))
+    prompts = [*PROMPTS, "", "<s>a pilot"]
+    assert (ours.label_logprobs(prompts, LABELS) == theirs.label_logprobs(prompts, LABELS)).all()
+    assert (ours.embeddings(prompts) == theirs.embeddings(prompts)).all()
+
+
+def test_a_label_whose_tokens_begin_anothers_is_ended_by_eos():
+    """A label with a newline inside begins with another one's text and terminator."""
+    model, tokenizer, labels = make_model("llama"), make_tokenizer(bos=True), [" dark\n", " dark\ncomedy\n", " x\n"]
+    scores = CausalBackbone(model, tokenizer).label_logprobs(PROMPTS[:1], labels)
+    for k, label in enumerate(labels):
+        head = tokenizer(PROMPTS[0])["input_ids"]
+        whole = [*tokenizer(PROMPTS[0] + label[:-1])["input_ids"], tokenizer.eos_token_id]
+        with torch.inference_mode():
+            log_probs = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+        expected = sum(float(log_probs[i - 1, whole[i]]) for i in range(len(head), len(whole)))
+        assert scores[0, k] == pytest.approx(expected, abs=1e-4)
+
+
+def test_labels_that_the_tokenizer_cannot_tell_apart_are_named():
+    tokenizer = make_tokenizer(bos=True)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(DataError, match=r"labels ' [cC]omedy' and ' [cC]omedy' are the same tokens"):
+        CausalBackbone(make_model("llama"), tokenizer).label_logprobs(PROMPTS, [" Comedy\n", " x\n", " comedy\n"])
+
+
+def test_embeddings_are_of_texts_and_not_of_the_template_or_its_bos():
+    model, texts = make_model("llama"), ["a heist in paris", "a dog"]
+    tokenizer = make_tokenizer(bos=True)
+    plain = CausalBackbone(model, tokenizer).embeddings(texts)
+    tokenizer.chat_template = "{{ bos_token }}SYSTEM you answer. {% for m in messages %}{{ m['content'] }}{% endfor %}"
+    assert (CausalBackbone(model, tokenizer, chat=True).embeddings(texts) == plain).all()
+    with torch.inference_mode():
+        states = model.model(torch.tensor([tokenizer(texts[0])["input_ids"]]))[0][0]
+    expected = states[1:].mean(0) / states[1:].mean(0).norm()
+    assert np.abs(plain[0] - expected.numpy()).max() <= 1e-5

@@ -124,11 +124,6 @@ def test_an_encoder_that_cannot_be_had_is_said_in_one_line(tmp_path, tiny_encode
     (tmp_path / "damaged" / "config.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be loaded"):
         load_encoder(str(tmp_path / "damaged"))
-    shutil.copytree(tiny_encoder, tmp_path / "cut")
-    weights = tmp_path / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:500])
-    with pytest.raises(DataError, match="cannot be loaded"):
-        load_encoder(str(tmp_path / "cut"))
 
 
 def test_damaged_weights_give_no_embedding(tiny_encoder, tmp_path):

@@ -65,6 +65,11 @@ class Counting:
     def __init__(self, treacherous=False):
         self.encoded, self.treacherous = 0, treacherous
 
+    def encoder(self):
+        encoder = PairEncoder(self, chat=False)
+        self.encoded = 0
+        return encoder
+
     def __call__(self, texts, add_special_tokens):
         self.encoded += len(texts)
         shift = [1000 if self.treacherous and text.startswith("b") and text.endswith("!") else 0 for text in texts]
@@ -74,7 +79,7 @@ class Counting:
 def test_each_prompt_is_encoded_twice_and_not_once_a_label():
     tokenizer = Counting()
     prompts = [f"question {i}\nanswer:" for i in range(100)]
-    PairEncoder(tokenizer, chat=False).encode(prompts, [f" label {k}" for k in range(50)])
+    tokenizer.encoder().encode(prompts, [f" label {k}" for k in range(50)])
     assert tokenizer.encoded == 100 + 50 + 100
 
 
@@ -117,5 +122,5 @@ def test_an_empty_continuation_is_named():
 def test_prompts_without_lines_are_grouped_by_their_end():
     tokenizer = Counting()
     prompts = [f"question {i} {'so it goes ' * 4}" for i in range(50)]
-    PairEncoder(tokenizer, chat=False).encode(prompts, [f" label {k}" for k in range(50)])
+    tokenizer.encoder().encode(prompts, [f" label {k}" for k in range(50)])
     assert tokenizer.encoded == 50 + 50 + 50

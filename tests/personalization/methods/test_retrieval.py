@@ -15,7 +15,7 @@ from personalization.data.demo.world import make_world
 from personalization.data.prompts import prompt
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.methods.priors import history_counts, log_softmax
-from personalization.methods.retrieval import RANKINGS, Histories, bm25, most_relevant, scaled, words
+from personalization.methods.retrieval import RANKINGS, TOLD_FROM, Histories, bm25, most_relevant, scaled, words
 
 LABELS = ("drama", "comedy", "action")
 PLAIN = SimpleNamespace(
@@ -77,6 +77,41 @@ def test_bm25_is_that_of_the_library_on_the_same_words():
 @pytest.mark.parametrize(("query", "corpus"), [("xyz", ["a b", "c"]), ("", ["a"]), ("a", [""]), ("?!", ["", "!"])])
 def test_without_a_common_word_bm25_is_zero(query, corpus):
     assert bm25(query, corpus).tolist() == [0.0] * len(corpus)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It's a shy_baker, in 2024 -- naïve!", "it s a shy_baker in 2024 naïve"),
+        ("हिन्दी में", "हिन्दी में"),
+        ("مَدرَسة كبيرة", "مَدرَسة كبيرة"),
+        ("한국어 문장", "한국어 문장"),
+        ("猫", "猫"),
+        ("東京の塔", "東京 京の の塔"),
+        ("カフェー、a猫b2", "カフ フェ ェー a 猫 b2"),
+        ("ภาษาน้ำ", "ภา าษ ษา าน้ น้ำ"),
+        ("မြန်မာ", "မြန် န်မာ"),
+        ("cafe\u0301", "caf\u00e9"),
+    ],
+)
+def test_words_of_every_script(text, expected):
+    assert words(text) == expected.split()
+
+
+def test_bm25_finds_what_is_shared_in_a_script_without_spaces():
+    corpus = ["東京の塔に登る猫", "砂漠を渡る二人の友人", "パリの銀行強盗"]
+    assert bm25("パリで起きた銀行強盗の話", corpus).argmax() == 2
+    assert bm25("砂漠の友人", corpus).argmax() == 1
+
+
+def test_a_run_in_which_no_word_is_shared_says_so(caplog):
+    apart = world_of(*[question("xyz", HISTORY) for _ in range(TOLD_FROM)])
+    assert not Histories(None, apart).bm25.any()
+    assert f"none of {TOLD_FROM} questions shares a word with its history" in caplog.text
+    caplog.clear()
+    for world in (world_of(question("xyz", HISTORY)), world_of(question("a dog", HISTORY), *apart.questions)):
+        assert len(Histories(None, world).bm25) == len(world.questions) * len(HISTORY)
+    assert "BM25 ranks nothing" not in caplog.text
 
 
 def test_similarity_is_the_cosine_of_the_embeddings(scorer):
