@@ -22,6 +22,7 @@ from personalization.errors import UsageError
 from personalization.evaluation import Evaluation, all_metrics
 from personalization.scoring.store import key_of
 from studies.deployments import publish, published, track
+from studies.deployments import roll_back_deployment as roll_back_deployment
 from studies.ledger import Ledger, spent_alpha
 from studies.record import versions
 from studies.references import against_references
