@@ -279,6 +279,8 @@ def print_data_check(report: dict[str, Any]) -> None:
     console.print(table)
     for name, value in report["baselines"].items():
         console.print(f"{name}: accuracy {_number(value)}")
+    if report["split"] == "time" and report["confirm_questions"]:
+        console.print(f"confirm users of whom no question tunes: {report['new_confirm_users']}")
     difference = report["detectable_difference"]
     found = "none" if difference is None else f"{difference:.3f}"
     console.print(
