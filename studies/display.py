@@ -230,9 +230,11 @@ def print_data_check(report: dict[str, Any]) -> None:
     answers.print(table)
     for name, value in report["baselines"].items():
         answers.print(f"{name}: accuracy {_number(value)}")
+    if report["split"] == "time" and report["confirm_questions"]:
+        answers.print(f"confirm users of whom no question tunes: {report['new_confirm_users']}")
     difference = report["detectable_difference"]
     found = "none" if difference is None else f"{difference:.3f}"
     answers.print(
-        f"smallest difference in accuracy that the {report['confirm_questions']} confirm questions can show "
-        f"(80 % power, 20 % of answers changed): {found}"
+        f"smallest difference in accuracy that the {report['confirm_questions']} confirm questions of "
+        f"{report['confirm_users']} users can show at a first look (80 % power, 20 % of answers changed): {found}"
     )

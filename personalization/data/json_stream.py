@@ -151,11 +151,11 @@ def _other_layout(found: dict[str, Any], goes_on: bool) -> str:
     if goes_on:
         return 'several objects, one after the other (JSON Lines): name the file .jsonl, with answers as "output"'
     keys = ", ".join(map(repr, list(found)[:5])) + (", ..." if len(found) > 5 else "")
+    if {"input", "output", "profile", "query"} & set(found):
+        return "a single record, not a list of records: put [ ] around it"
     lists = [key for key, value in found.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     if lists:
         return f'an object whose list stands under {lists[0]!r}: write the list alone, or name it "golds"'
-    if {"input", "output", "profile", "query"} & set(found):
-        return "a single record, not a list of records: put [ ] around it"
     if found and all(isinstance(value, dict | str) for value in found.values()):
         return f'an object of records by their ids ({keys}): write a list of records, each with its "id"'
     return f"an object with {keys or 'nothing in it'}: write a list of records"

@@ -14,9 +14,9 @@ from personalization.data.prompts import TEMPLATE
 from personalization.deployment import FORMAT, Deployment
 from personalization.errors import DataError, UsageError
 from studies import promotion as promotion_module
-from studies.deployments import publish, roll_back
+from studies.deployments import publish, roll_back, roll_back_deployment
 from studies.evidence import Evidence
-from studies.promotion import promote, roll_back_deployment
+from studies.promotion import promote
 from studies.references import GUESSES
 from studies.runner import run_study
 from studies.selection import choose, shortlist
