@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from transformers import (
 from transformers.models.auto import AutoModelForCausalLM
 
 from personalization.data.demo.world import make_world
+from personalization.data.records import Dataset, chronological
 from personalization.evaluation import Evaluation
 
 SIZES = {
@@ -106,6 +108,13 @@ def enlarged(model: torch.nn.Module) -> torch.nn.Module:
             if parameter.ndim == 2:
                 parameter.mul_(6.0 if "embed" not in name and "wte" not in name else 3.0)
     return model
+
+
+def short_world(seed: int, users: int, questions_per_user: int, items: int = 6) -> Dataset:
+    """A planted world whose users have their newest items alone: what is trained on it costs little."""
+    dataset = make_world(seed, users, questions_per_user).dataset
+    short = tuple(replace(q, history=chronological(q.history)[-items:]) for q in dataset.questions)
+    return replace(dataset, questions=short)
 
 
 def random_evaluation(seed: int, n: int = 60, users: int = 12, k: int = 5, skill: float = 1.0) -> Evaluation:
