@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +74,9 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def make_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on a few sentences."""
+@cache
+def trained_tokenizer() -> str:
+    """A byte-level BPE trained on a few sentences, as JSON."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -85,6 +87,12 @@ def make_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([q.text for q in make_world(0, 20).dataset.questions], trainer)
+    return tokenizer.to_str()
+
+
+def make_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
+    """The tokenizer of the tiny models; with `bos`, "<s>" begins what it encodes."""
+    tokenizer = Tokenizer.from_str(trained_tokenizer())
     if bos:
         start = ("<s>", tokenizer.token_to_id("<s>"))
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
