@@ -1,10 +1,13 @@
 # Two commands: `make demo` runs the main job, `make test` the gate. Both install first; neither repeats what is done.
+# `make test-slow` runs the tests marked slow, which the gate leaves out.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check benchmark clean
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+.PHONY: install demo test test-slow check benchmark clean
 
 install: $(STAMP)
 
@@ -29,7 +32,10 @@ check: install
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST) --dist loadfile -m 'not slow'
+
+test-slow: install
+	$(PYTEST) --dist loadfile -m slow
 
 benchmark: install
 	$(BIN)/python benchmarks/trials.py

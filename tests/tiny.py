@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from transformers import (
 from transformers.models.auto import AutoModelForCausalLM
 
 from personalization.data.demo.world import make_world
+from personalization.data.records import Dataset, chronological
 from personalization.evaluation import Evaluation
 
 SIZES = {
@@ -71,8 +74,9 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def make_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on a few sentences."""
+@cache
+def trained_tokenizer() -> str:
+    """A byte-level BPE trained on a few sentences, as JSON."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -83,6 +87,12 @@ def make_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([q.text for q in make_world(0, 20).dataset.questions], trainer)
+    return tokenizer.to_str()
+
+
+def make_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
+    """The tokenizer of the tiny models; with `bos`, "<s>" begins what it encodes."""
+    tokenizer = Tokenizer.from_str(trained_tokenizer())
     if bos:
         start = ("<s>", tokenizer.token_to_id("<s>"))
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[start])
@@ -106,6 +116,13 @@ def enlarged(model: torch.nn.Module) -> torch.nn.Module:
             if parameter.ndim == 2:
                 parameter.mul_(6.0 if "embed" not in name and "wte" not in name else 3.0)
     return model
+
+
+def short_world(seed: int, users: int, questions_per_user: int, items: int = 6) -> Dataset:
+    """A planted world whose users have their newest items alone: what is trained on it costs little."""
+    dataset = make_world(seed, users, questions_per_user).dataset
+    short = tuple(replace(q, history=chronological(q.history)[-items:]) for q in dataset.questions)
+    return replace(dataset, questions=short)
 
 
 def random_evaluation(seed: int, n: int = 60, users: int = 12, k: int = 5, skill: float = 1.0) -> Evaluation:

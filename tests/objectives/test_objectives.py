@@ -17,7 +17,7 @@ from objectives import OBJECTIVES, load_objective
 from objectives.calibration import solved
 from objectives.steering import _settings
 from personalization.backbones.cached import CachedScorer
-from personalization.data.demo.world import TAGS, make_world
+from personalization.data.demo.world import TAGS
 from personalization.data.lamp import write_dataset
 from personalization.data.prompts import WORDINGS
 from personalization.data.records import HistoryItem
@@ -26,6 +26,7 @@ from personalization.deployment import FORMAT, Deployment
 from personalization.methods.priors import log_mean_probability
 from personalization.methods.steered_scorer import SteeredScorer
 from search_spaces import load_space, parameters
+from tests.tiny import short_world
 from tracking import figures
 
 
@@ -41,7 +42,7 @@ class PlantedScorer:
     kind = "causal"
 
     def __init__(self, world):
-        self.golds = {q.text: q.gold for q in world.dataset.questions}
+        self.golds = {q.text: q.gold for q in world.questions}
         self.calls = 0
 
     def embeddings(self, texts, progress=None):
@@ -65,7 +66,7 @@ class PlantedScorer:
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world(5, users=36, questions_per_user=2)
+    return short_world(5, users=36, questions_per_user=2)
 
 
 @pytest.fixture(params=OBJECTIVES)
@@ -103,7 +104,7 @@ def scorer(name, world, tiny_model, folder):
 
 @pytest.fixture
 def objective(name, world, scorer):
-    return load_objective(name, split_users(world.dataset), scorer)
+    return load_objective(name, split_users(world), scorer)
 
 
 def some_params(name, count=5):
@@ -204,7 +205,7 @@ def test_what_is_worth_drawing_can_be_drawn(name, objective):
 
 
 def test_parts_are_measured_on_their_own_users(name, objective, world):
-    splits = split_users(world.dataset)
+    splits = split_users(world)
     for part in ("tune", "select", "confirm"):
         evaluation = objective.evaluate(load_space(name).BASELINE, part)
         assert evaluation.question_ids == tuple(q.id for q in splits.part(part).questions)
@@ -304,7 +305,7 @@ def test_what_is_not_steered_has_the_models_own_scores_and_bias(name, objective,
     assert 0.4 <= opened.mean() <= 0.6
     assert (steered.log_probs[~opened] == plain.log_probs[~opened]).all()
     assert (steered.log_probs[opened] != plain.log_probs[opened]).any(axis=1).all()
-    bare = replace(world.dataset, questions=tuple(replace(q, history=()) for q in world.dataset.questions[:5]))
+    bare = replace(world, questions=tuple(replace(q, history=()) for q in world.questions[:5]))
     answers = [
         Deployment({**objective.deployment(chosen), "fallback": {}}, scorer).log_probs(bare).log_probs
         for chosen in (params, replace(base, beta=1.0))
@@ -337,7 +338,7 @@ def test_settling_moves_no_label_and_worsens_no_likelihood(name, objective):
 
 
 def test_deployment_answers_as_the_trial_did(name, objective, world, scorer):
-    confirm = split_users(world.dataset).confirm
+    confirm = split_users(world).confirm
     for params in some_params(name):
         config = yaml.safe_load(yaml.safe_dump({**objective.deployment(params), "fallback": {}}))
         answers = Deployment(config, scorer).predict(confirm.questions)
@@ -348,7 +349,7 @@ def test_deployment_answers_as_the_trial_did(name, objective, world, scorer):
 
 def test_a_fresh_process_answers_as_the_trial_did(world, tiny_model, folder, tmp_path):
     """By the command line, from a config and what it names: steered layers, trained adapters."""
-    splits = split_users(world.dataset)
+    splits = split_users(world)
     questions, _ = write_dataset(tmp_path, "confirm", splits.confirm)
     for name in LOOK_INSIDE:
         scorer = ModelScorer(str(tiny_model), folder)

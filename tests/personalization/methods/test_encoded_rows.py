@@ -12,7 +12,6 @@ from transformers import AutoModel, DebertaV2Config, T5Config
 from objectives import load_objective
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.encoder import load_encoder
-from personalization.data.demo.world import make_world
 from personalization.data.prompts import item_text
 from personalization.data.splits import split_users
 from personalization.deployment import Deployment
@@ -23,14 +22,14 @@ from personalization.methods.trained import Trained
 from personalization.methods.user_adapters import Plan, UserAdapters
 from personalization.scoring.resume import decoder_layers
 from search_spaces import load_space
-from tests.tiny import save_as_encoder
+from tests.tiny import save_as_encoder, short_world
 
 PLAN = Plan(level="cluster", groups=2, epochs=3, lr=2e-2, start=0.5)
 
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world(7, users=16, questions_per_user=2).dataset
+    return short_world(7, users=16, questions_per_user=2)
 
 
 @pytest.fixture(scope="module")

@@ -47,16 +47,16 @@ RECIPE = Recipe(epochs=6, lr=2e-2, patience=9)
 
 
 def test_groups_learn_their_own_labels_in_one_pass(backbone, tmp_path):
-    data, lora = items(backbone, tmp_path), fresh(backbone)
+    data, lora = items(backbone, tmp_path, n=12), fresh(backbone)
     before = measured(data.rows.table(lora), data.gold)
-    records = train([data], data, lora, Recipe(epochs=60, lr=3e-2, patience=60), tmp_path / "c.safetensors")
+    records = train([data], data, lora, Recipe(epochs=40, lr=3e-2, patience=40), tmp_path / "c.safetensors")
     after = measured(data.rows.table(lora), data.gold)
     assert after["held_out_accuracy"] > 0.9 > before["held_out_accuracy"] + 0.2
     assert after["held_out_loss"] == pytest.approx(min(record["held_out_loss"] for record in records), abs=1e-6)
     one = fresh(backbone, groups=1)
-    mixed = items(backbone, tmp_path, group=lambda _: 0)
+    mixed = items(backbone, tmp_path, n=12, group=lambda _: 0)
     mixed.gold = data.gold
-    train([mixed], mixed, one, Recipe(epochs=60, lr=3e-2, patience=60), tmp_path / "d.safetensors")
+    train([mixed], mixed, one, Recipe(epochs=40, lr=3e-2, patience=40), tmp_path / "d.safetensors")
     assert measured(mixed.rows.table(one), data.gold)["held_out_accuracy"] <= 0.5
 
 
@@ -69,17 +69,24 @@ def test_the_base_is_frozen_inside_and_as_before_afterwards(backbone, tmp_path):
     assert [parameter.requires_grad for parameter in backbone.model.parameters()] == asked
 
 
-@pytest.mark.parametrize("kill_after", [1, 3, 5])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_killed_training_ends_bit_equal(backbone, tmp_path, monkeypatch, schedule, kill_after):
+@pytest.fixture(scope="module", params=SCHEDULES)
+def unbroken(request, backbone, tmp_path_factory):
+    """(recipe, items in several batches, adapters after the training, its records)."""
     recipe = Recipe(
-        epochs=3, evaluations=2, lr=2e-2, lr_ratio=2.0, schedule=schedule, accumulate=2, dropout=0.2, margin=0.5,
+        epochs=3, evaluations=2, lr=2e-2, lr_ratio=2.0, schedule=request.param, accumulate=2, dropout=0.2, margin=0.5,
         match=0.2, diversity=0.3, anchor=0.01, patience=9,
     )  # fmt: skip
-    monkeypatch.setitem(BATCH_TOKENS, "cpu", 150)
-    whole, data = fresh(backbone), items(backbone, tmp_path)
+    folder = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BATCH_TOKENS, "cpu", 150)
+        whole, data = fresh(backbone), items(backbone, folder)
     assert len(data.rows.rows) >= 4
-    records = train([data], data, whole, recipe, tmp_path / "whole.safetensors")
+    return recipe, data, whole, train([data], data, whole, recipe, folder / "whole.safetensors")
+
+
+@pytest.mark.parametrize("kill_after", [1, 3, 5])
+def test_a_killed_training_ends_bit_equal(backbone, tmp_path, unbroken, kill_after):
+    recipe, data, whole, records = unbroken
     assert [record["epoch"] for record in records] == [0.5, 1, 1.5, 2, 2.5, 3]
     seen = []
 

@@ -11,7 +11,6 @@ from peft import PeftModel
 
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import load_causal
-from personalization.data.demo.world import make_world
 from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.errors import DataError
@@ -19,6 +18,7 @@ from personalization.methods.adapted_rows import AdaptedRows
 from personalization.methods.labelled import held_out, labelled_items
 from personalization.methods.trained import Trained
 from personalization.methods.user_adapters import Plan, UserAdapters, blended
+from tests.tiny import short_world
 
 PLAN = Plan(level="cluster", groups=2, epochs=2, lr=2e-2)
 
@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world(7, users=16, questions_per_user=2).dataset
+    return short_world(7, users=16, questions_per_user=2)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_trained_group_is_what_peft_makes_of_it(adapters, scorer, world, tiny_
 
 
 def test_new_users_get_the_nearest_group_or_at_level_user_the_model_itself(adapters, scorer, world):
-    new = make_world(9, users=4, questions_per_user=1).dataset
+    new = short_world(9, users=4, questions_per_user=1)
     new = Dataset(new.task, new.labels, tuple(replace(q, user_id=f"new {q.user_id}") for q in new.questions))
     plain = scorer.label_logprobs([prompt(new.task, q) for q in new.questions], continuations(new.labels))
     for level, same in (("unified", False), ("cluster", False), ("user", True)):
@@ -211,7 +211,7 @@ def test_what_a_second_view_shows_tells_trainings_apart(adapters, world):
 
 
 def test_a_second_view_shows_the_same_items_differently(adapters, world):
-    plan = replace(PLAN, level="unified", k=3, word_dropout=0.2, history_dropout=0.5, history_order=1.0, epochs=2)
+    plan = replace(PLAN, level="unified", k=2, word_dropout=0.2, history_dropout=0.5, history_order=1.0, epochs=2)
     assert plan.varies
     assert not replace(plan, k=0, word_dropout=0.0).varies
     plain = adapters.learn(world, replace(plan, word_dropout=0.0, history_dropout=0.0, history_order=0.0))
@@ -267,7 +267,7 @@ def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world
             assert np.abs(table[row] - expected).max() <= 1e-3
     plain = adapters.scores(world, unified)
     assert np.abs(table - plain).max() > 0.01
-    new = make_world(9, users=4, questions_per_user=1).dataset
+    new = short_world(9, users=4, questions_per_user=1)
     new = Dataset(new.task, new.labels, tuple(replace(q, user_id=f"new {q.user_id}") for q in new.questions))
     both = Dataset(world.task, world.labels, (*new.questions, *world.questions))
     mixed = adapters.scores(both, trained)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.demo.world import make_world
 from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.methods.heads import Head, fit_head, fit_near
 from personalization.methods.user_heads import HeadPlan, UserHeads, load_heads
+from tests.tiny import short_world
 
 LEVELS = ("unified", "cluster", "user")
 PLAN = HeadPlan(groups=2, c=0.1, c_own=1.0, depth=0.9)
@@ -19,7 +19,7 @@ PLAN = HeadPlan(groups=2, c=0.1, c_own=1.0, depth=0.9)
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world(7, users=16, questions_per_user=2).dataset
+    return short_world(7, users=16, questions_per_user=2)
 
 
 @pytest.mark.parametrize("level", LEVELS)

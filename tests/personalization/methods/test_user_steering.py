@@ -16,6 +16,7 @@ from personalization.methods.steered_scorer import SteeredScorer
 from personalization.methods.steering import Edit, SteeringVectors
 from personalization.methods.user_steering import HISTORY_ITEMS, Learned, Settings, UserSteering
 from personalization.scoring.resume import captured_output
+from tests.tiny import short_world
 
 SETTINGS = Settings(
     direction="mean_difference",
@@ -141,19 +142,19 @@ def test_blocks_of_users_give_the_same_table(steering, scorer, world, blocks):
 
 
 def test_a_batch_of_50_users_is_one_question_at_a_time(scorer):
-    world = make_world(8, users=50, questions_per_user=4).dataset
+    world = short_world(8, users=50, questions_per_user=2)
     steering = UserSteering(scorer, world)
     learned = steering.learn(SETTINGS)
     together = steering.scores(SETTINGS, learned).scores
     vectors, (users, known) = steering._vectors(SETTINGS, learned), steering._users()
     assert known.all()
     edit, labels = Edit(learned.layers, alpha_personal=1.0, alpha_general=0.2), continuations(world.labels)
-    for row in range(200):
+    for row in range(100):
         text = prompt(world.task, world.questions[row])
         alone = SteeredScorer(scorer.backbone, [text], labels, scorer.folder / "states", "alone")
         table = alone.table(vectors, edit, users[row : row + 1], np.ones(1), resume=False)
         assert np.abs(table.scores[0] - together[row]).max() <= 1e-5
-    for row in range(0, 200, 40):
+    for row in range(0, 100, 20):
         served = UserSteering(scorer, Dataset(world.task, world.labels, (world.questions[row],)))
         assert np.abs(served.scores(SETTINGS, learned, resume=False).scores[0] - together[row]).max() <= 1e-5
 
