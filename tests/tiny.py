@@ -34,7 +34,8 @@ from transformers import (
 from transformers.models.auto import AutoModelForCausalLM
 
 from personalization.data.demo.world import make_world
-from personalization.data.records import Dataset, chronological
+from personalization.data.known import known_items
+from personalization.data.records import Dataset
 from personalization.evaluation import Evaluation
 
 SIZES = {
@@ -121,7 +122,7 @@ def enlarged(model: torch.nn.Module) -> torch.nn.Module:
 def short_world(seed: int, users: int, questions_per_user: int, items: int = 6) -> Dataset:
     """A planted world whose users have their newest items alone: what is trained on it costs little."""
     dataset = make_world(seed, users, questions_per_user).dataset
-    short = tuple(replace(q, history=chronological(q.history)[-items:]) for q in dataset.questions)
+    short = tuple(replace(q, history=known_items(dataset.task, q)[-items:]) for q in dataset.questions)
     return replace(dataset, questions=short)
 
 
