@@ -74,17 +74,8 @@ class OpenStudy:
 def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) -> OpenStudy:
     """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume."""
     rooms = load_space(spec.objective)
-    model = spec.model
     url = storage_url(home, spec.storage)
-    scorer = CachedScorer(
-        model.path,
-        home / "cache" / "scores",
-        model.dtype,
-        model.device,
-        model.blocks,
-        model.chat,
-        _pinned_revision(spec, url),
-    )
+    scorer = _scorer(spec, home, url)
     try:
         space = overridden(parameters(rooms, scorer.kind), spec.space, getattr(rooms, "OPEN", None))
         space = needed(rooms, space, spec.space)
@@ -139,6 +130,12 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
         constraints=spec.parsed_constraints(),
         sampler_seed=sampler_seed,
     )
+
+
+def _scorer(spec: StudySpec, home: Path, url: str) -> CachedScorer:
+    model, folder = spec.model, home / "cache" / "scores"
+    revision = _pinned_revision(spec, url)
+    return CachedScorer(model.path, folder, model.dtype, model.device, model.blocks, model.chat, revision)
 
 
 def _pinned_revision(spec: StudySpec, url: str) -> str | None:

@@ -1,7 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
-from threading import RLock
+from threading import RLock, Thread
 
 import numpy as np
 import pytest
@@ -430,6 +430,19 @@ def test_config_of_a_changed_model_is_refused(tmp_path, make_study):
     out.write_text(yaml.safe_dump(config))
     with pytest.raises(DataError, match="has changed since the promotion"):
         Deployment.load(out)
+
+
+def test_requests_of_threads_wait_for_each_other(tmp_path, monkeypatch):
+    deployment = Deployment(minimal_config(0.0), BiasedScorer("", tmp_path))
+    monkeypatch.setattr(Deployment, "log_probs", lambda *_: (np.zeros((0, 0)), []))
+    found = []
+    other = Thread(target=lambda: found.append(deployment.predict([])))
+    with deployment.scorer.lock:
+        other.start()
+        other.join(0.3)
+        assert not found
+    other.join()
+    assert found == [[]]
 
 
 def test_a_hub_model_is_promoted_and_served_at_the_commit_of_its_study(tmp_path, make_study, hub):
