@@ -160,6 +160,8 @@ class TrialRunner:
             if not self._taken_over():
                 raise
             return None
+        except UnboundLocalError as error:
+            raise _of_the_storage(error) from None
         if self._outage is not None:
             raise self._outage
         return None if uncounted(ended) else outcome_of(ended[0])
@@ -238,6 +240,14 @@ class TrialRunner:
         if len(self._alike[1]) >= IN_A_ROW:
             trial.set_user_attr(OUTAGE, self._alike[1])
             self._outage = Outage(error)
+
+
+def _of_the_storage(error: BaseException) -> BaseException:
+    """What a storage raised, where `Study.optimize` fell over it while it told a failure; else the error itself."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, STORAGE_ERRORS):
+        cause = cause.__context__
+    return cause or error
 
 
 def _canonical(params: Any) -> str:

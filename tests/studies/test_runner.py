@@ -5,6 +5,7 @@ import math
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from studies.runner import run_study
 from studies.samplers import SAMPLERS, derived_seed, make_sampler, points, suggested
 from studies.show import describe_study, list_studies
 from studies.spec import load_spec
-from studies.storage import open_storage, storage_url
+from studies.storage import open_storage, reason, storage_url
 from studies.study import RECORD, find_study, finished, open_study, ranked
 from studies.trial import MEASURED, Outage, TrialRunner, outcome_of
 
@@ -203,6 +204,18 @@ def test_an_outage_stops_the_run_and_costs_no_budget(tmp_path, spec_of, broken):
     broken(lambda: None)
     result = run_study(spec_of(trials=4), tmp_path)
     assert (result.trials, result.complete, result.failed) == (4, 4, 0)
+
+
+def test_a_storage_that_fails_in_the_middle_of_a_trial_is_named_as_such(tmp_path, spec_of, broken):
+    def cut_off():
+        with sqlite3.connect(tmp_path / "studies.db") as database:
+            database.execute("ALTER TABLE trials RENAME TO gone")
+        database.close()
+
+    broken(cut_off)
+    with pytest.raises(optuna.exceptions.StorageInternalError) as caught:
+        run_study(spec_of(), tmp_path)
+    assert "no such table: trials" in reason(caught.value)
 
 
 def test_the_points_of_an_outage_are_measured_when_it_is_over(tmp_path, spec_of, broken):
