@@ -58,7 +58,6 @@ def test_the_log_says_how_the_model_is_scored(chamtune, spec_file, tmp_path):
 
 
 def test_optuna_does_not_talk_between_our_lines_and_may_talk_afterwards(chamtune, spec_file, caplog):
-    optuna.logging.enable_propagation()
     before = optuna.logging.get_verbosity()
     for arguments in (("run", spec_file(trials=1, constraints={})), ("compare", "small")):
         chamtune(*arguments, "--home", "h")

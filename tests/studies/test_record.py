@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from personalization.errors import DataError, UsageError
-from studies.record import held_versions
+from studies.record import held_versions, places_of
 from studies.runner import run_study
 from studies.show import describe_study
 from studies.study import RECORD, find_study, located_spec, open_study, stored_spec
@@ -89,12 +89,12 @@ def test_files_for_each_part_are_found_from_another_folder(tmp_path, moving, mon
     assert open_study(spec, home).splits.select.questions
 
 
-def test_names_of_what_comes_with_the_package_are_no_paths(tmp_path, moving):
-    home = tmp_path / "home"
+def test_names_of_what_comes_with_the_package_and_of_the_hub_are_no_paths(moving):
     Path("demo").mkdir()
-    run_study(moving(data={"path": "demo"}), home)
-    assert record_of(home)["places"]["data.path"] == "demo"
-    assert located_spec(find_study("small", home, None)).data.path == "demo"
+    spec = moving(data={"path": "demo"}, model={"path": "demo"}).model_dump()
+    assert places_of(spec) == {"data.path": "demo", "model.path": "demo"}
+    spec = moving(model={"path": "owner/name"}).model_dump()
+    assert places_of(spec) == {"data.path": [str(Path.cwd() / "lamp"), "lamp"], "model.path": "owner/name"}
 
 
 def test_other_data_are_refused_with_both_places(tmp_path, moving):
