@@ -38,6 +38,8 @@ class Entry(NamedTuple):
 def compare(opened: list[OpenStudy]) -> dict[str, Any]:
     """The comparison, JSON-able. UsageError where studies have other select users, or none is feasible."""
     first = opened[0]
+    if not first.splits.select.questions:
+        raise UsageError(f"study {first.spec.name} has no select users to compare on; give data.shares.select more")
     for other in opened[1:]:
         if other.splits.select.fingerprint() != first.splits.select.fingerprint():
             raise UsageError(

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import optuna
-
 ROOMS = ("studies", "objectives", "tracking", "personalization")
 shown_from = logging.WARNING
 """Level from which messages are shown on the terminal, too."""
@@ -27,6 +25,8 @@ def log_to(home: Path) -> Iterator[None]:
     shown.setLevel(shown_from)
     loggers = [logging.getLogger(room) for room in ROOMS]
     before = [logger.level for logger in loggers]
+    import optuna
+
     told = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

@@ -71,8 +71,7 @@ def shortlist(opened: OpenStudy) -> Shortlist:
         params = settled(opened, opened.rooms.decode(trial.params))
         measured = opened.objective.evaluate(params)
         chosen.setdefault((measured.predicted if labels_only else measured.log_probs).tobytes(), (trial, params))
-    learned = any(opened.objective.learned_from_tune(params) for _, params in chosen.values())
-    parts = ("select",) if learned else ("tune", "select")
+    parts = _judging_parts(opened, [params for _, params in chosen.values()])
 
     def seen(params: Any) -> Evaluation:
         return joined([opened.objective.evaluate(params, part) for part in parts])
@@ -82,6 +81,19 @@ def shortlist(opened: OpenStudy) -> Shortlist:
         for trial, params in chosen.values()
     ]
     return Shortlist(candidates, seen(opened.rooms.BASELINE), parts)
+
+
+def _judging_parts(opened: OpenStudy, chosen: Sequence[Any]) -> tuple[str, ...]:
+    """The parts whose users judge a shortlist. UsageError where there are none."""
+    some_select = bool(opened.splits.select.questions)
+    if not any(opened.objective.learned_from_tune(params) for params in chosen):
+        return ("tune", "select") if some_select else ("tune",)
+    if some_select:
+        return ("select",)
+    raise UsageError(
+        f"study {opened.spec.name}: LoRA and prefixes have learned from the tune users and are chosen on select users, "
+        "and there are none; give data.shares.select more"
+    )
 
 
 def spread(opened: OpenStudy) -> list[FrozenTrial]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,17 +96,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
             "tracking": None if spec.tracking is None else kept(spec.tracking),
         },
     }
-    if scorer.kind not in KINDS.get(spec.objective, (scorer.kind,)):
-        wanted = " or ".join(KINDS[spec.objective])
-        raise UsageError(
-            f"objective {spec.objective} takes a {wanted} model, and {spec.model.path} is an {scorer.kind}"
-        )
-    measured = (*metrics_of(splits.tune.labels), *RELATIVE_METRICS)
-    for name in (*spec.optimize, *spec.constraints):
-        if name not in measured:
-            raise UsageError(
-                f"metric {name} needs labels that are numbers in a row, and these are {splits.tune.labels}"
-            )
+    _refuse_unfit(spec, scorer.kind, splits.tune.labels)
     storage = open_storage(url)
     study = _create_or_load(spec, storage, record)
     Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
@@ -130,6 +120,17 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
         constraints=spec.parsed_constraints(),
         sampler_seed=sampler_seed,
     )
+
+
+def _refuse_unfit(spec: StudySpec, kind: str, labels: Sequence[str]) -> None:
+    """UsageError where the objective does not take this kind of model, or a metric not these labels."""
+    if kind not in KINDS.get(spec.objective, (kind,)):
+        wanted = " or ".join(KINDS[spec.objective])
+        raise UsageError(f"objective {spec.objective} takes a {wanted} model, and {spec.model.path} is an {kind}")
+    measured = (*metrics_of(labels), *RELATIVE_METRICS)
+    for name in (*spec.optimize, *spec.constraints):
+        if name not in measured:
+            raise UsageError(f"metric {name} needs labels that are numbers in a row, and these are {labels}")
 
 
 def _scorer(spec: StudySpec, home: Path, url: str) -> CachedScorer:

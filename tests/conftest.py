@@ -14,7 +14,7 @@ import torch
 from personalization.data.demo.world import make_world
 from personalization.data.lamp import write_dataset
 from personalization.evaluation import Evaluation
-from tests.tiny import make_model, make_tokenizer, random_evaluation, save_encoder
+from tests.tiny import SHARES, make_model, make_tokenizer, random_evaluation, save_encoder
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
@@ -55,7 +55,7 @@ def spec_of(tiny_model: Path, small_data: Path):
     def make(**changes: object) -> StudySpec:
         raw = {
             "name": "small",
-            "data": {"path": str(small_data)},
+            "data": {"path": str(small_data), "shares": SHARES},
             "model": {"path": str(tiny_model)},
             "constraints": {"entropy": ">= 0.6", "top1_share": "<= 0.9"},
             "trials": 12,

@@ -127,7 +127,7 @@ def test_answers_go_to_standard_output_and_progress_to_standard_error(chamtune, 
     _, out, err = chamtune("run", spec_file(trials=2))
     assert "study small: 2 trials" in out
     assert "trials 2/2" in err
-    assert "confirm questions of 24 users" in err
+    assert "confirm questions of 12 users" in err
     assert (tmp_path / "elsewhere" / "studies.db").exists()
     for command in (["studies"], ["show", "small"]):
         _, out, err = chamtune(*command)
@@ -138,7 +138,7 @@ def test_answers_go_to_standard_output_and_progress_to_standard_error(chamtune, 
         assert "small" in err
     code, out, err = chamtune("run", spec_file(trials=3), "--quiet")
     assert (code in (0, 1), out, "trials" in err) == (True, "", False)
-    assert "packed rows for llama" in chamtune("run", spec_file(trials=4), "-v")[2]
+    assert "packed rows for llama" in chamtune("run", spec_file(trials=1), "-v", "--home", "fresh")[2]
 
 
 def test_data_is_never_taken_for_markup(chamtune, spec_file, monkeypatch):

@@ -38,6 +38,8 @@ from personalization.data.known import known_items
 from personalization.data.records import Dataset
 from personalization.evaluation import Evaluation
 
+SHARES = {"tune": 0.5, "select": 0.2, "confirm": 0.3}
+"""Of small worlds: their trials need users, and nothing is claimed of their confirm users."""
 SIZES = {
     "vocab_size": 400,
     "hidden_size": 32,

@@ -28,7 +28,7 @@ DEFAULT_SHARES = {"tune": 0.3, "select": 0.1, "confirm": 0.6}
 class Splits:
     """Three data sets without a common user, or with `shared_users` without a common question.
 
-    Trials see `tune`; `confirm` is for one test.
+    Trials see `tune`; `confirm` is for one test; `select` may be empty.
     """
 
     tune: Dataset
@@ -39,7 +39,7 @@ class Splits:
     def __post_init__(self) -> None:
         for part in PARTS:
             dataset = self.part(part)
-            if not dataset.questions:
+            if not dataset.questions and part != "select":
                 raise DataError(f"the {part} split has no questions; give more users or larger shares")
             if set(dataset.labels) != set(self.tune.labels):
                 raise DataError(f"the {part} split has other labels than the tune split")

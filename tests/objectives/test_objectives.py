@@ -7,6 +7,7 @@ import zlib
 from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
+from threading import RLock
 
 import numpy as np
 import optuna
@@ -26,7 +27,7 @@ from personalization.deployment import FORMAT, Deployment
 from personalization.methods.priors import log_mean_probability
 from personalization.methods.steered_scorer import SteeredScorer
 from search_spaces import load_space, parameters
-from tests.tiny import short_world
+from tests.tiny import SHARES, short_world
 from tracking import figures
 
 
@@ -37,6 +38,8 @@ def drawn(text, size):
 
 class PlantedScorer:
     """Scores that lean to the gold label and strongly to "true story". Counts its calls."""
+
+    lock = RLock()
 
     fingerprint = "planted"
     kind = "causal"
@@ -104,7 +107,7 @@ def scorer(name, world, tiny_model, folder):
 
 @pytest.fixture
 def objective(name, world, scorer):
-    return load_objective(name, split_users(world), scorer)
+    return load_objective(name, split_users(world, SHARES), scorer)
 
 
 def some_params(name, count=5):
@@ -205,7 +208,7 @@ def test_what_is_worth_drawing_can_be_drawn(name, objective):
 
 
 def test_parts_are_measured_on_their_own_users(name, objective, world):
-    splits = split_users(world)
+    splits = split_users(world, SHARES)
     for part in ("tune", "select", "confirm"):
         evaluation = objective.evaluate(load_space(name).BASELINE, part)
         assert evaluation.question_ids == tuple(q.id for q in splits.part(part).questions)
@@ -338,7 +341,7 @@ def test_settling_moves_no_label_and_worsens_no_likelihood(name, objective):
 
 
 def test_deployment_answers_as_the_trial_did(name, objective, world, scorer):
-    confirm = split_users(world).confirm
+    confirm = split_users(world, SHARES).confirm
     for params in some_params(name):
         config = yaml.safe_load(yaml.safe_dump({**objective.deployment(params), "fallback": {}}))
         answers = Deployment(config, scorer).predict(confirm.questions)
@@ -349,7 +352,7 @@ def test_deployment_answers_as_the_trial_did(name, objective, world, scorer):
 
 def test_a_fresh_process_answers_as_the_trial_did(world, tiny_model, folder, tmp_path):
     """By the command line, from a config and what it names: steered layers, trained adapters."""
-    splits = split_users(world)
+    splits = split_users(world, SHARES)
     questions, _ = write_dataset(tmp_path, "confirm", splits.confirm)
     for name in LOOK_INSIDE:
         scorer = ModelScorer(str(tiny_model), folder)
@@ -381,7 +384,7 @@ def growing(questions):
 
 
 def test_answers_together_are_those_alone_and_in_any_order(name, objective, world, scorer):
-    asked = growing(split_users(world.dataset).confirm.questions[:4])
+    asked = growing(split_users(world, SHARES).confirm.questions[:4])
     assert len({q.user_id for q in asked}) == 2
     for params in some_params(name):
         served = Deployment({**objective.deployment(params), "fallback": {}}, scorer)

@@ -165,6 +165,8 @@ def test_threads_wait_asleep_unless_the_user_says_how(monkeypatch, chosen):
 def test_the_command_lets_threads_wait_asleep(monkeypatch):
     seen = []
     monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(cli, "app", lambda: seen.append(dict(os.environ)))
-    cli.main()
+    monkeypatch.setattr(cli, "app", lambda *_, **__: seen.append(dict(os.environ)))
+    monkeypatch.setattr(cli.app, "registered_groups", [], raising=False)
+    with pytest.raises(SystemExit):
+        cli.main()
     assert seen == [{"OMP_WAIT_POLICY": "PASSIVE"}]

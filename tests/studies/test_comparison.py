@@ -12,7 +12,7 @@ from personalization.deployment import Deployment
 from personalization.errors import DataError, UsageError
 from studies.comparison import compare, comparison_figure
 from studies.promotion import promote
-from studies.references import against_references, reference_hits, references
+from studies.references import against_references, reference_answers, references
 from studies.results import taste_profile
 from studies.runner import run_study
 from studies.study import open_study
@@ -81,14 +81,17 @@ def test_holm_is_that_of_statsmodels():
 def test_references_are_measured_by_hand(two):
     opened = two[0]
     dataset = opened.splits.select
-    hits = reference_hits(opened, "select")
     last = [q.history[-1].label == q.gold for q in dataset.questions]
-    assert hits["last label of the history"].tolist() == last
+    found = reference_answers(opened, "select")["last label of the history"]
+    assert (found.answers.correct.tolist(), found.answered) == (last, len(last))
     assert references(opened, "select")["last label of the history"] == np.mean(last)
     candidate = opened.objective.evaluate(opened.rooms.BASELINE, "select")
-    beside = against_references(opened, "select", candidate)["last label of the history"]
-    assert beside["delta"] == pytest.approx(candidate.metrics["accuracy"] - np.mean(last))
-    assert beside == {"accuracy": np.mean(last), **paired(np.array(last), candidate)}
+    beside = against_references(opened, "select", candidate, "nll")["last label of the history"]
+    assert (beside["answered"], beside["n"], list(beside["tests"])) == (len(last), len(last), ["accuracy"])
+    test, by_hand = beside["tests"]["accuracy"], paired(np.array(last), candidate)
+    assert test["delta"] == pytest.approx(candidate.metrics["accuracy"] - np.mean(last))
+    assert (test["interval"], test["p_value"]) == (by_hand["ci95"], by_hand["p_value"])
+    assert set(against_references(opened, "select", candidate, "nll")["prior alone"]["tests"]) == {"accuracy", "nll"}
 
 
 def test_the_sign_of_the_taste_is_measured_both_ways(two):

@@ -22,6 +22,7 @@ from studies.runner import run_study
 from studies.selection import choose, shortlist
 from studies.spec import PromotionSpec, parse_spec
 from studies.study import open_study
+from tests.tiny import SHARES
 
 
 class BiasedScorer:
@@ -50,7 +51,6 @@ class BiasedScorer:
 
 
 GOLDS: dict[str, str] = {}
-SHARES = {"tune": 0.5, "select": 0.2, "confirm": 0.3}
 
 
 @pytest.fixture(scope="module")

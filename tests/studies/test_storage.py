@@ -75,7 +75,9 @@ def test_a_study_lives_in_postgresql(tmp_path, spec_of, monkeypatch):
             assert done.returncode in (0, 1), done.stderr
             assert json.loads(done.stdout.splitlines()[-1])["trials"] == trials
         with psycopg.connect(server.get_uri()) as database:
-            (states,) = database.execute("SELECT array_agg(state::text) FROM trials").fetchone()
+            (states,) = database.execute(
+                "SELECT array_agg(state::text) FROM trials JOIN studies USING (study_id) WHERE study_name = 'small'"
+            ).fetchone()
         assert states == ["COMPLETE"] * 6
         assert not (tmp_path / "home" / "studies.db").exists()
     finally:

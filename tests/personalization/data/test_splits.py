@@ -14,7 +14,7 @@ def test_shares_are_of_users_and_nobody_is_in_two_parts():
     dataset = make_world(0, users=100).dataset
     splits = split_users(dataset)
     users = [{q.user_id for q in splits.part(name).questions} for name in ("tune", "select", "confirm")]
-    assert [len(u) for u in users] == [50, 20, 30]
+    assert [len(u) for u in users] == [30, 10, 60]
     assert len(set.union(*users)) == 100
 
 
@@ -77,8 +77,11 @@ def dated(users=2, each=10):
     return Dataset("LaMP_2", ("a", "b"), tuple(questions))
 
 
+HALF = {"tune": 0.5, "select": 0.2, "confirm": 0.3}
+
+
 def test_by_time_each_users_earliest_questions_tune_and_the_latest_confirm():
-    splits = split_time(dated())
+    splits = split_time(dated(), HALF)
     for part, expected in (("tune", range(5)), ("select", range(5, 7)), ("confirm", range(7, 10))):
         years = {(q.user_id, q.date.year - 2000) for q in splits.part(part).questions}
         assert years == {(user, n) for user in ("u0", "u1") for n in expected}
@@ -88,7 +91,7 @@ def test_by_time_each_users_earliest_questions_tune_and_the_latest_confirm():
 @pytest.mark.parametrize(("each", "sizes"), [(3, (2, 0, 1)), (4, (2, 1, 1)), (1, (1, 0, 0))])
 def test_by_time_whoever_has_few_questions_tunes_first(each, sizes):
     both = Dataset("LaMP_2", ("a", "b"), (*dated(1).questions, *replaced(dated(1, each), user_id="few").questions))
-    splits = split_time(both)
+    splits = split_time(both, HALF)
     parts = (splits.part(name) for name in ("tune", "select", "confirm"))
     assert tuple(sum(q.user_id == "few" for q in part.questions) for part in parts) == sizes
 
