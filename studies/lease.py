@@ -64,7 +64,13 @@ class Lease:
         return self._counters[worker] is None or self._still[worker] >= BEATS
 
     def alone(self, besides: Collection[str]) -> bool:
-        """Whether all others have ended, those left aside of whom the caller knows better."""
+        """Whether all others have ended, those left aside of whom the caller knows better.
+
+        A worker that came since the last look is seen, too.
+        """
+        for other, counter in self._others():
+            if other not in self._counters:
+                self._counters[other], self._still[other] = counter, 0
         return all(self.expired(other) for other in list(self._counters) if other not in besides)
 
     def unclaimed(self, number: int) -> bool:
@@ -85,11 +91,18 @@ class Lease:
 
     def _beat(self) -> None:
         self._study.set_user_attr(f"{PREFIX}{self._worker}", [self._looks, int(self.asking)])
-        for key, counter in self._study.user_attrs.items():
-            other = key.removeprefix(PREFIX)
-            if key.startswith(PREFIX) and other != self._worker:
-                before = self._counters.get(other)
-                same = counter is not None and before is not None and counter[0] == before[0]
-                self._still[other] = self._still.get(other, 0) + 1 if same else 0
-                self._counters[other] = counter
+        for other, counter in self._others():
+            before = self._counters.get(other)
+            same = counter is not None and before is not None and counter[0] == before[0]
+            self._still[other] = self._still.get(other, 0) + 1 if same else 0
+            self._counters[other] = counter
         self._looks += 1
+
+    def _others(self) -> list[tuple[str, list[int] | None]]:
+        """The counters of the other workers, as the storage has them."""
+        told = self._study.user_attrs
+        return [
+            (key.removeprefix(PREFIX), counter)
+            for key, counter in told.items()
+            if key.startswith(PREFIX) and key != f"{PREFIX}{self._worker}"
+        ]

@@ -194,7 +194,7 @@ def test_who_holds_no_lock_is_dead_and_buried_when_its_trials_are_taken_care_of(
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(lease, "LEASE_S", 1.2)
+    monkeypatch.setattr(lease, "LEASE_S", 2.4)
 
 
 def wait_until(true):
