@@ -118,6 +118,7 @@ def status(url: str, host: str | None = None, origin: str | None = None, method:
             return error.code
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_dashboard_marks_feasibility_and_names_the_best_feasible_trial(home, addresses, page, tmp_path):
     study = find_study("watched", home, None)
@@ -135,6 +136,7 @@ def test_dashboard_marks_feasibility_and_names_the_best_feasible_trial(home, add
     assert any(max(t["constraints"]) > 0 for t in detail["trials"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_path):
     page.goto(addresses[2])
@@ -161,6 +163,7 @@ def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_p
     page.screenshot(path=str(tmp_path / "compare.png"))
 
 
+@pytest.mark.slow
 def test_other_hosts_and_origins_are_refused(addresses):
     for address in addresses[:2]:
         assert status(address) == 200
@@ -171,17 +174,20 @@ def test_other_hosts_and_origins_are_refused(addresses):
     assert status(create, origin=addresses[1], method="POST") == 400  # reached, and the request says nothing
 
 
+@pytest.mark.slow
 def test_a_malformed_host_is_a_bad_request(addresses):
     for host in ("[::1", "[1.2.3.4]:80", "[x]"):
         assert status(f"{addresses[0]}/api/studies", host=host) == 400
 
 
+@pytest.mark.slow
 def test_the_dashboard_only_shows(addresses, home):
     assert status(f"{addresses[0]}/api/studies/1", method="DELETE") == 403
     assert status(f"{addresses[0]}/api/studies/1", origin=addresses[0], method="DELETE") == 403
     assert find_study("watched", home, None).trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [
@@ -198,6 +204,7 @@ def test_mlflow_has_no_assistant_gateway_jobs_or_mcp(addresses, path):
     assert status(addresses[1] + path) == status(addresses[1] + path, method="POST") == 404
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_every_route_of_these_parts_is_closed_and_no_other(monkeypatch):
     """Asks the installed MLflow for its routes, so that a new one is noticed."""
@@ -237,6 +244,7 @@ def two_goals(tmp_path) -> str:
     return url
 
 
+@pytest.mark.slow
 def test_the_dashboard_draws_the_feasible_front(two_goals):
     for _ in range(2):  # a second application in one process shows the same
         app = dashboard(two_goals)
@@ -246,6 +254,7 @@ def test_the_dashboard_draws_the_feasible_front(two_goals):
     assert [trial["constraints"] for trial in detail["trials"]] == shown
 
 
+@pytest.mark.slow
 def test_only_with_write_does_the_dashboard_change_studies_and_for_its_own_page(two_goals):
     shows, writes = dashboard(two_goals), dashboard(two_goals, write=True)
     assert asked(shows, "DELETE", "/api/studies/1")[0].startswith("403")

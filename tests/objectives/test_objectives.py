@@ -350,6 +350,7 @@ def test_deployment_answers_as_the_trial_did(name, objective, world, scorer):
         assert [a.prior_mode for a in answers] == list(evaluation.prior_modes)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_answers_as_the_trial_did(world, tiny_model, folder, tmp_path):
     """By the command line, from a config and what it names: steered layers, trained adapters."""
     splits = split_users(world, SHARES)

@@ -33,6 +33,11 @@ from studies.study import RECORD, find_study, finished, open_study, ranked
 from studies.trial import MEASURED, Outage, TrialRunner, outcome_of
 
 
+def of_table(table, *fast):
+    """Every entry of a table; those that are not of the gate's kinds are slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in table]
+
+
 def trials_of(home, name="small"):
     return find_study(name, home, None).get_trials(deepcopy=False)
 
@@ -284,7 +289,7 @@ def test_a_study_without_a_feasible_trial_names_the_closest(tmp_path, spec_of):
     assert result.closest["constraints"]["entropy"] > 0
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", of_table(SAMPLERS, "tpe", "grid"))
 def test_every_sampler_runs_and_resumes(tmp_path, spec_of, sampler):
     finite = {"kappa": 5.0, "tau": 1.0, "source": "batch", "prior_mode": "user", "beta": [0.5, 1], "gamma": [0.5, 1, 2]}
     space = finite if sampler in ("grid", "brute") else {}
@@ -298,7 +303,7 @@ def test_every_sampler_runs_and_resumes(tmp_path, spec_of, sampler):
     assert result.trials == (6 if sampler in ("grid", "brute") else 12)
 
 
-@pytest.mark.parametrize("pruner", PRUNERS)
+@pytest.mark.parametrize("pruner", of_table(PRUNERS, "none", "median"))
 def test_every_pruner_runs_and_leaves_no_pruned_trial_feasible(tmp_path, spec_of, pruner):
     result = run_study(spec_of(trials=25, pruner=pruner, constraints={}), tmp_path)
     assert result.failed == 0
@@ -473,6 +478,7 @@ def wait_for_trials(home, at_least, process):
     raise AssertionError(process.communicate()[1].decode()[-2000:])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_kill_9_loses_no_finished_trial_and_leaves_none_running(tmp_path, spec_of, start):
     home, spec = tmp_path / "home", spec_of()
@@ -500,7 +506,7 @@ def test_kill_9_loses_no_finished_trial_and_leaves_none_running(tmp_path, spec_o
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_study_after_the_running_trial(tmp_path, spec_of, start, number):
     home = tmp_path / "home"
     process = start(spec_of(), 100_000)

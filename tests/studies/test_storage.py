@@ -59,6 +59,7 @@ def test_a_foreign_database_is_named(tmp_path):
         open_storage(f"sqlite:///{path}")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_study_lives_in_postgresql(tmp_path, spec_of, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))

@@ -137,6 +137,7 @@ def test_what_is_refused_is_not_sent_and_the_rest_goes_on(tmp_path, store, caplo
     assert any(run.info.run_name == "trial-0001" for run in runs(store, "refused")[1])
 
 
+@pytest.mark.slow
 def test_a_record_whose_files_are_gone_is_tried_again_by_the_next_sender(tmp_path, store):
     spool, folder = Spool(tmp_path, "gone", "id"), tmp_path / "result"
     spool.append(study_record(spool))
@@ -203,6 +204,7 @@ def write_spool_anew(uri, client, found, spool):
         spool.append(record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss",
     [
@@ -232,6 +234,7 @@ def test_whatever_is_deleted_is_there_again_after_the_next_sender_and_nothing_tw
     assert len(found) == 5
 
 
+@pytest.mark.slow
 def test_what_is_deleted_while_the_sender_runs_is_mended_at_the_next_record(tmp_path, own_store):
     spool = Spool(tmp_path, "meanwhile", "id")
     spool.append(study_record(spool))
@@ -246,6 +249,7 @@ def test_what_is_deleted_while_the_sender_runs_is_mended_at_the_next_record(tmp_
     assert names(own_store, "meanwhile") == ["meanwhile", "trial-0000", "trial-0001"]
 
 
+@pytest.mark.slow
 def test_a_shortened_spool_is_sent_from_its_beginning_under_a_parent_made_for_it(tmp_path, own_store):
     shutil.copy(_file(own_store), _file(own_store).with_suffix(".empty"))
     spool = Spool(tmp_path, "short", "id")
@@ -265,6 +269,7 @@ def test_a_shortened_spool_is_sent_from_its_beginning_under_a_parent_made_for_it
     }
 
 
+@pytest.mark.slow
 def test_figures_that_are_not_finite_harm_nothing_and_are_named(tmp_path, store):
     spool = Spool(tmp_path, "odd", "id")
     spool.append(study_record(spool))
@@ -297,6 +302,7 @@ def test_a_second_sender_leaves_when_the_first_has_sent_everything(tmp_path):
         assert sender.succeeded
 
 
+@pytest.mark.slow
 def test_the_sender_runs_nothing_of_the_working_directory(tmp_path, store, monkeypatch):
     here = tmp_path / "here"
     (here / "tracking").mkdir(parents=True)
@@ -330,6 +336,7 @@ def champion(uri: str) -> str:
     return client.get_model_version_by_alias("chamtune-test", "champion").tags["config"]
 
 
+@pytest.mark.slow
 def test_the_champion_is_what_stands_after_promotions_and_rollbacks(tmp_path, own_store):
     spool, out = Spool(tmp_path, "registry", "id"), tmp_path / "deploy.yaml"
     spool.append(study_record(spool))
@@ -345,6 +352,7 @@ def test_the_champion_is_what_stands_after_promotions_and_rollbacks(tmp_path, ow
     assert champion(own_store) == first
 
 
+@pytest.mark.slow
 def test_two_homes_that_deploy_to_one_place_agree_on_the_champion(tmp_path, own_store):
     one, two = Spool(tmp_path / "one", "study", "a"), Spool(tmp_path / "two", "study", "b")
     out = tmp_path / "deploy.yaml"
@@ -361,6 +369,7 @@ def test_two_homes_that_deploy_to_one_place_agree_on_the_champion(tmp_path, own_
     assert sorted(version.tags["config"] for version in versions) == sorted([first, second])
 
 
+@pytest.mark.slow
 def test_a_place_where_something_unknown_stands_has_no_champion(tmp_path, own_store):
     spool, out = Spool(tmp_path, "registry", "id"), tmp_path / "deploy.yaml"
     spool.append(study_record(spool))
@@ -373,6 +382,7 @@ def test_a_place_where_something_unknown_stands_has_no_champion(tmp_path, own_st
         champion(own_store)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_an_outage_of_the_server_loses_nothing_and_sends_nothing_twice(tmp_path, store, free_port):
     spool = Spool(tmp_path, "outage", "id")
@@ -449,6 +459,7 @@ def test_torn_line_waits_for_its_end_and_is_passed_over(tmp_path):
     assert spool.records()[-1][1] == spool.path.stat().st_size
 
 
+@pytest.mark.slow
 def test_artifacts_of_a_local_store_lie_in_the_home_folder(tmp_path, store):
     spool = Spool(tmp_path, "artifacts", "id")
     (tmp_path / "result").mkdir()

@@ -111,6 +111,7 @@ def test_embedded_models_are_small_safe_and_documented(name):
     assert "python -m personalization.data.demo.train" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_untuned_model_is_biased(figures):
     untuned = figures["untuned"]
@@ -121,6 +122,7 @@ def test_the_untuned_model_is_biased(figures):
     assert untuned["accuracy"] <= 0.45
 
 
+@pytest.mark.slow
 def test_calibration_is_feasible_adds_taste_and_helps(figures):
     calibrated = figures["calibrated"]
     assert calibrated["entropy"] >= 0.6
@@ -130,6 +132,7 @@ def test_calibration_is_feasible_adds_taste_and_helps(figures):
     assert figures["taste_subtracted"] <= calibrated["accuracy"] - 0.10
 
 
+@pytest.mark.slow
 def test_history_and_steering_know_what_a_prior_cannot(figures):
     untuned, calibrated = figures["untuned"]["accuracy"], figures["calibrated"]["accuracy"]
     assert figures["history_in_prompt"] >= untuned + 0.10
@@ -138,6 +141,7 @@ def test_history_and_steering_know_what_a_prior_cannot(figures):
     assert figures["oracle"] >= calibrated + 0.10
 
 
+@pytest.mark.slow
 def test_steering_has_an_interior_best_strength_and_layer(figures):
     table = {}
     for name, accuracy in figures["steering_on_tune"].items():
@@ -151,6 +155,7 @@ def test_steering_has_an_interior_best_strength_and_layer(figures):
     assert best > table["5", strength] + 0.02
 
 
+@pytest.mark.slow
 def test_one_adapter_a_group_can_beat_one_for_all_and_that_one_a_user(figures):
     regression = figures["regression_on_cues"]
     assert regression["by_group"] > regression["for_all"] + 0.10
