@@ -84,5 +84,5 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 
 def reason(error: BaseException) -> str:
     """The first line of what the driver said."""
-    cause = error.__cause__ or error
+    cause = error.__cause__ or error.__context__ or error
     return first_line(getattr(cause, "orig", None) or cause)

@@ -22,6 +22,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Figures cost more than the studies of most tests: they are drawn in tests marked `draws` alone."""
+    if request.node.get_closest_marker("draws") is None:
+        monkeypatch.setattr("tracking.figures._png", lambda _: b"\x89PNG")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama with its tokenizer."""

@@ -264,6 +264,7 @@ def test_only_with_write_does_the_dashboard_change_studies_and_for_its_own_page(
     assert optuna.get_all_study_names(two_goals) == []
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_said(home, free_port):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port))

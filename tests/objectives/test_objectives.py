@@ -199,6 +199,7 @@ def test_remarks_say_why_nothing_changes(name, objective):
     assert after.metrics["nll"] > before.metrics["nll"]
 
 
+@pytest.mark.draws
 def test_what_is_worth_drawing_can_be_drawn(name, objective):
     drawn = {figure for params in some_params(name) for figure in objective.pictures(params)}
     assert drawn == {"steering": {"edits"}, "adapter": {"training", "groups"}}.get(name, set())

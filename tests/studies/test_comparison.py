@@ -115,6 +115,7 @@ def train_and_dev(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_an_encoder_study_from_two_files_to_a_served_config(tmp_path, spec_of, tiny_encoder, train_and_dev):
     shares = {"tune": 0.6, "select": 0.2, "confirm": 0.2}
     spec = spec_of(

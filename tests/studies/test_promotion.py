@@ -71,7 +71,6 @@ def homes(tmp_path_factory):
 @pytest.fixture
 def make_study(tmp_path, world_folder, tiny_model, monkeypatch, homes):
     """A function that opens a study over planted scores in a home of the test's own; each is run once for all tests."""
-    monkeypatch.setattr("tracking.figures._png", lambda _: b"")
 
     def make(scorer=BiasedScorer, **changes):
         monkeypatch.setattr("studies.study.CachedScorer", scorer)
@@ -81,7 +80,7 @@ def make_study(tmp_path, world_folder, tiny_model, monkeypatch, homes):
             "data": {"path": str(world_folder), "shares": SHARES},
             "model": {"path": str(tiny_model)},
             "constraints": {"entropy": ">= 0.6", "top1_share": "<= 0.55"},
-            "trials": 30,
+            "trials": 16,
             "tracking": "none",
         }
         spec = parse_spec({**raw, **changes}, "test")
@@ -301,6 +300,7 @@ def test_answers_by_what_learned_from_tune_users_are_judged_on_select_alone(make
     assert choose(found, found.candidates, ["accuracy"], {}, 0.05) is not None
 
 
+@pytest.mark.slow
 def test_several_goals_spread_the_shortlist_over_the_front_and_none_is_sold_for_another(tmp_path, make_study):
     opened = make_study(optimize={"accuracy": "maximize", "nll": "minimize"}, trials=60)
     on_front = {t.number for t in opened.study.best_trials}
@@ -322,6 +322,7 @@ def sharpened(evaluation):
     return replace(evaluation, log_probs=z - np.logaddexp.reduce(z, axis=1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_a_fixed_tau_stays_and_a_free_one_is_settled(make_study):
     fixed = shortlist(make_study(space={"tau": 2.5}, name="fixed")).candidates
     assert {c.params.tau for c in fixed} == {2.5}

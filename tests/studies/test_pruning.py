@@ -66,6 +66,7 @@ def test_wilcoxon_compares_trainings_at_the_same_evaluation():
     assert list(study.trials[1].intermediate_values) == list(range(60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wilcoxon", "median"])
 def test_a_loss_is_stopped_when_it_is_high(name):
     study = optuna.create_study(direction="minimize", pruner=make_pruner(name))

@@ -58,6 +58,7 @@ def test_a_study_runs_and_every_trial_says_what_it_measured(tmp_path, spec_of):
     assert (tmp_path / "results" / "small" / "baseline" / "summary.csv").exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_trials(tmp_path, spec_of):
     run_study(spec_of(), tmp_path / "a")
     run_study(spec_of(), tmp_path / "b")
@@ -521,6 +522,7 @@ def test_a_signal_ends_the_study_after_the_running_trial(tmp_path, spec_of, star
     assert answer["trials"] == len(trials_of(home))
 
 
+@pytest.mark.slow
 def test_tpe_comes_within_two_points_of_the_exact_constrained_optimum(tmp_path):
     """On the demo's tune users; the yardstick is exact along gamma, on a grid of everything else."""
     opened = open_study(load_spec("demo", {"tracking": "none"}), tmp_path)

@@ -224,6 +224,7 @@ def test_a_lease_runs_out_when_its_counter_stands_still_and_not_before(tmp_path,
         living.give_back()
 
 
+@pytest.mark.slow
 def test_an_unstamped_trial_is_lost_after_a_lease_unless_somebody_asks(tmp_path, study, quick):
     url = f"sqlite:///{tmp_path / 's.db'}"
     with (

@@ -1,9 +1,13 @@
 import json
+import struct
 
+import numpy as np
 import pytest
 from sklearn import metrics as sk
 
 from personalization.errors import DataError
+from personalization.evaluation import Evaluation
+from tracking.figures import confusion_matrix
 from tracking.report import read_predictions, read_summary, write_report
 
 
@@ -34,6 +38,7 @@ def test_predictions_round_trip(tmp_path, evaluations):
     assert first["changed"] == (first["prediction"] != first["baseline_prediction"])
 
 
+@pytest.mark.draws
 def test_every_file_is_written_and_figures_are_pictures(tmp_path, evaluations):
     groups = {user: number % 3 for number, user in enumerate(evaluations[0].users[0])}
     write_report(tmp_path, *evaluations, note="Measured on the tune users.", extra={"history.png": b"x"}, groups=groups)
@@ -59,3 +64,14 @@ def test_damaged_predictions_name_the_record(tmp_path):
     (tmp_path / "predictions.jsonl").write_text('{"id": 1}\n')
     with pytest.raises(DataError, match="record 1"):
         read_summary(tmp_path)
+
+
+@pytest.mark.draws
+@pytest.mark.parametrize("k", [60, 1000])
+def test_a_confusion_matrix_of_many_labels_stays_small(k):
+    rng = np.random.default_rng(0)
+    log_probs = np.log(rng.dirichlet(np.ones(k), 50))
+    ids = tuple(map(str, range(50)))
+    many = Evaluation(tuple(f"label {i}" for i in range(k)), ids, ids, rng.integers(0, k, 50), log_probs, [""] * 50)
+    width, height = struct.unpack(">II", confusion_matrix(many)[16:24])
+    assert max(width, height) < (1600 if k > 60 else 4000)

@@ -63,6 +63,7 @@ def test_users_with_nothing_to_learn_from_get_no_prefix(adapters, world):
     assert np.abs(table[~own] - below[~own]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_what_judges_a_users_adapter_is_new_to_what_it_starts_from(adapters, world):
     plan = replace(PLAN, adapter="prefix", level="user", prefix_tokens=2)
     learned, judged = held_out(labelled_items(world), "user")
@@ -210,6 +211,7 @@ def test_what_a_second_view_shows_tells_trainings_apart(adapters, world):
     assert first.folder != second.folder
 
 
+@pytest.mark.slow
 def test_a_second_view_shows_the_same_items_differently(adapters, world):
     plan = replace(PLAN, level="unified", k=2, word_dropout=0.2, history_dropout=0.5, history_order=1.0, epochs=2)
     assert plan.varies

@@ -141,6 +141,7 @@ def test_blocks_of_users_give_the_same_table(steering, scorer, world, blocks):
     assert all(len({world.questions[i].user_id for i in rows}) == 12 / blocks for rows in parts.blocks if blocks == 2)
 
 
+@pytest.mark.slow
 def test_a_batch_of_50_users_is_one_question_at_a_time(scorer):
     world = short_world(8, users=50, questions_per_user=2)
     steering = UserSteering(scorer, world)
