@@ -84,5 +84,9 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 
 def reason(error: BaseException) -> str:
     """The first line of what the driver said."""
-    cause = error.__cause__ or error.__context__ or error
-    return first_line(getattr(cause, "orig", None) or cause)
+    found: BaseException | None = error
+    while found is not None:
+        if (said := getattr(found, "orig", None)) is not None:
+            return first_line(said)
+        found = found.__cause__ or found.__context__
+    return first_line(error)

@@ -208,6 +208,7 @@ def test_data_from_the_command_line_takes_the_place_of_the_specs(chamtune, spec_
     assert "give either path (on the command line: --data PATH) or files" in err
 
 
+@pytest.mark.slow
 def test_compare_prints_a_table_and_writes_a_figure(chamtune, spec_file):
     for name in ("one", "two"):
         chamtune("run", spec_file(trials=2, constraints={}), "--home", "h", "--name", name)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -91,6 +94,15 @@ def trained_tokenizer() -> str:
     )
     tokenizer.train_from_iterator([q.text for q in make_world(0, 20).dataset.questions], trainer)
     return tokenizer.to_str()
+
+
+def of_table(table: Iterable[Any], *fast: Any) -> list[Any]:
+    """Every entry of a table for `parametrize`; those that are not of the gate's kinds are slow."""
+    return [entry if entry in fast else pytest.param(*_values(entry), marks=pytest.mark.slow) for entry in table]
+
+
+def _values(entry: Any) -> tuple[Any, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
 
 
 def make_tokenizer(bos: bool) -> PreTrainedTokenizerFast:

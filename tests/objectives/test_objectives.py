@@ -27,13 +27,17 @@ from personalization.deployment import FORMAT, Deployment
 from personalization.methods.priors import log_mean_probability
 from personalization.methods.steered_scorer import SteeredScorer
 from search_spaces import load_space, parameters
-from tests.tiny import SHARES, short_world
+from tests.tiny import SHARES, of_table, short_world
 from tracking import figures
 
 
 def drawn(text, size):
     """Numbers that depend on a text alone."""
     return np.random.default_rng(zlib.crc32(text.encode())).normal(size=size)
+
+
+CHEAP = of_table(OBJECTIVES, "calibration", "report_calibration", "retrieval")
+"""Where trials that train or steer are left to the slow tests."""
 
 
 class PlantedScorer:
@@ -142,6 +146,7 @@ def test_baseline_is_the_untuned_model(name, objective):
     assert np.allclose(np.exp(evaluation.log_probs).sum(axis=1), 1)
 
 
+@pytest.mark.parametrize("name", CHEAP)
 def test_a_trial_costs_no_scoring_and_repeats_exactly(name, objective, scorer):
     objective.evaluate(load_space(name).BASELINE)
     calls = scorer.calls
@@ -167,6 +172,7 @@ def test_items_in_the_prompt_are_scored_once_for_each_number_and_ranking(name, o
     assert scorer.calls == calls + 2
 
 
+@pytest.mark.parametrize("name", CHEAP)
 def test_what_is_observed_are_finite_numbers(name, objective):
     for params in [load_space(name).BASELINE, *some_params(name)]:
         observed = objective.observed(params)
@@ -176,6 +182,7 @@ def test_what_is_observed_are_finite_numbers(name, objective):
             assert observed.get("steering_steered_share", 0) <= 1
 
 
+@pytest.mark.parametrize("name", CHEAP)
 def test_remarks_say_why_nothing_changes(name, objective):
     space = load_space(name)
     for params in some_params(name):
@@ -200,6 +207,7 @@ def test_remarks_say_why_nothing_changes(name, objective):
 
 
 @pytest.mark.draws
+@pytest.mark.parametrize("name", CHEAP)
 def test_what_is_worth_drawing_can_be_drawn(name, objective):
     drawn = {figure for params in some_params(name) for figure in objective.pictures(params)}
     assert drawn == {"steering": {"edits"}, "adapter": {"training", "groups"}}.get(name, set())
@@ -334,6 +342,7 @@ def test_scores_that_an_edit_destroyed_are_measured_and_cooled(name, objective):
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("name", CHEAP)
 def test_settling_moves_no_label_and_worsens_no_likelihood(name, objective):
     for params in some_params(name):
         before, after = objective.evaluate(params), objective.evaluate(objective.settle(params))
@@ -400,6 +409,7 @@ def test_answers_together_are_those_alone_and_in_any_order(name, objective, worl
             assert all(np.allclose(others[key], together[key], atol=1e-4) for key in together)
 
 
+@pytest.mark.parametrize("name", CHEAP)
 def test_nothing_to_answer_is_answered_by_nothing(name, objective, scorer):
     for params in some_params(name):
         assert Deployment({**objective.deployment(params), "fallback": {}}, scorer).predict([]) == []

@@ -209,7 +209,7 @@ def test_the_deployed_config_must_be_beaten_too(tmp_path, make_study):
     opened = make_study()
     out = tmp_path / "deploy.yaml"
     assert promote(opened, out)["promoted"]
-    more = make_study(trials=31)
+    more = make_study(trials=17)
     result = promote(more, out)
     assert not result["promoted"]
     assert "not better than the deployed config's" in result["reason"]
@@ -264,6 +264,7 @@ def test_a_promotion_killed_before_the_config_was_written_is_finished(tmp_path, 
     assert (again["deploy"], again["generation"]) == (str(out), 1)
 
 
+@pytest.mark.slow
 def test_another_study_on_the_same_confirm_users_is_a_second_look(tmp_path, make_study):
     promote(make_study(), tmp_path / "deploy.yaml")
     second = promote(make_study(name="again", seed=5), tmp_path / "other.yaml")
@@ -357,6 +358,7 @@ def test_users_who_are_too_few_are_not_looked_at(tmp_path, make_study, world_fol
     assert looks(opened) == []
 
 
+@pytest.mark.slow
 def test_confirm_users_that_another_study_tuned_on_are_named(tmp_path, make_study, world_folder):
     shares = {"tune": 0.2, "select": 0.1, "confirm": 0.7}
     make_study(name="earlier", trials=1)
@@ -365,6 +367,7 @@ def test_confirm_users_that_another_study_tuned_on_are_named(tmp_path, make_stud
     assert result["confirm"]["chosen_by"] == {"tune": {"earlier": 24}, "select": {"earlier": 24}}
 
 
+@pytest.mark.slow
 def test_a_reference_that_does_better_refuses(tmp_path, make_study, monkeypatch):
     monkeypatch.setitem(GUESSES, "oracle", lambda _, q: q.gold if q.id.endswith("1") else None)
     opened, out = make_study(), tmp_path / "deploy.yaml"
@@ -392,6 +395,7 @@ def test_a_config_that_cannot_be_read_is_reported_before_any_look_and_replaced_o
     assert (tmp_path / "deploy.yaml.unreadable").read_text() == damage
 
 
+@pytest.mark.slow
 def test_a_relative_constraint_is_checked_on_confirm(tmp_path, make_study):
     opened = make_study(constraints={"accuracy_gain": ">= 0.01", "entropy": ">= 0.6"})
     assert promote(opened, tmp_path / "deploy.yaml")["promoted"]
@@ -446,6 +450,7 @@ def test_requests_of_threads_wait_for_each_other(tmp_path, monkeypatch):
     assert found == [[]]
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_promoted_and_served_at_the_commit_of_its_study(tmp_path, make_study, hub):
     class Hub(BiasedScorer):
         def __init__(self, model, folder, *rest):

@@ -31,11 +31,7 @@ from studies.spec import load_spec
 from studies.storage import open_storage, reason, storage_url
 from studies.study import RECORD, find_study, finished, open_study, ranked
 from studies.trial import MEASURED, Outage, TrialRunner, outcome_of
-
-
-def of_table(table, *fast):
-    """Every entry of a table; those that are not of the gate's kinds are slow."""
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in table]
+from tests.tiny import of_table
 
 
 def trials_of(home, name="small"):
@@ -123,6 +119,7 @@ def test_resuming_with_other_data_or_another_model_is_refused(tmp_path, spec_of,
         run_study(spec, tmp_path / "home")
 
 
+@pytest.mark.slow
 def test_repeated_parameters_are_not_measured_again(tmp_path, spec_of, monkeypatch):
     measured = []
     real = Calibration.evaluate
@@ -506,8 +503,9 @@ def test_kill_9_loses_no_finished_trial_and_leaves_none_running(tmp_path, spec_o
     assert all(t.number in retried for t in lost if set(t.params) == parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_study_after_the_running_trial(tmp_path, spec_of, start, number):
     home = tmp_path / "home"
     process = start(spec_of(), 100_000)

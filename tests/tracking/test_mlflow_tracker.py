@@ -125,6 +125,7 @@ def test_study_and_trials_arrive_once_each(tmp_path, store):
     assert [(point.step, point.value) for point in curve] == [(1, 2.0), (2, 1.5), (3, 1.25)]
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_not_sent_and_the_rest_goes_on(tmp_path, store, caplog):
     spool = Spool(tmp_path, "refused", "id")
     spool.append(study_record(spool))

@@ -50,6 +50,7 @@ def test_gold_labels_of_questions_change_nothing(adapters, scorer, world, tmp_pa
     assert learned.listed()["sha256"] == again.listed()["sha256"]
 
 
+@pytest.mark.slow
 def test_users_with_nothing_to_learn_from_get_no_prefix(adapters, world):
     user = world.questions[0].user_id
     bare = tuple(replace(q, history=()) if q.user_id == user else q for q in world.questions)
@@ -114,6 +115,7 @@ def test_a_trained_group_is_what_peft_makes_of_it(adapters, scorer, world, tiny_
     assert np.abs(table - plain).max() > 0.01
 
 
+@pytest.mark.slow
 def test_new_users_get_the_nearest_group_or_at_level_user_the_model_itself(adapters, scorer, world):
     new = short_world(9, users=4, questions_per_user=1)
     new = Dataset(new.task, new.labels, tuple(replace(q, user_id=f"new {q.user_id}") for q in new.questions))
@@ -127,6 +129,7 @@ def test_new_users_get_the_nearest_group_or_at_level_user_the_model_itself(adapt
     assert np.abs(known - asked).max() > 0.01
 
 
+@pytest.mark.slow
 def test_an_anchored_adapter_begins_at_the_unified_one(adapters, world):
     pinned = adapters.learn(world, replace(PLAN, anchor=1e4, lr=1e-4))
     free = adapters.learn(world, replace(PLAN, lr=1e-4))
@@ -184,6 +187,7 @@ def test_what_was_trained_tells_a_pruner_the_same_again(scorer, world, tmp_path)
         assert records == same
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_same_adapters_once(tiny_model, world, tmp_path, monkeypatch):
     trainings = []
     train = UserAdapters._train
@@ -195,6 +199,7 @@ def test_two_workers_train_the_same_adapters_once(tiny_model, world, tmp_path, m
     assert len(trainings) == 1
 
 
+@pytest.mark.slow
 def test_what_a_second_view_shows_tells_trainings_apart(adapters, world):
     """The item that is swapped in ranks behind those of the plain prompts."""
     plan = replace(PLAN, level="unified", k=1, history_swap=1.0, epochs=2, start=0.9)
@@ -223,6 +228,7 @@ def test_a_second_view_shows_the_same_items_differently(adapters, world):
     assert abs(first[-1]["loss"] - second[-1]["loss"]) > 1e-2
 
 
+@pytest.mark.slow
 def test_a_pruner_sees_the_same_items_at_every_level(adapters, world):
     seen = {}
     for level in ("unified", "cluster", "user"):
@@ -236,6 +242,7 @@ def test_a_pruner_sees_the_same_items_at_every_level(adapters, world):
     assert not set(seen["user"]) & learned
 
 
+@pytest.mark.slow
 def test_serving_keeps_no_states(adapters, scorer, world, tmp_path):
     trained = adapters.learn(world, PLAN)
     served = CachedScorer(scorer.model, tmp_path / "scores")
