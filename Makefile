@@ -44,4 +44,4 @@ benchmark: install
 	$(BIN)/python benchmarks/kill.py
 
 clean:
-	rm -rf $(VENV) .chamtune deploy.yaml demo-data predictions.json
+	rm -rf $(VENV) deploy.yaml demo-data predictions.json

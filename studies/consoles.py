@@ -10,8 +10,8 @@ from rich.console import Console
 
 from studies import logs
 
-answers = Console(highlight=False, markup=False)
-notes = Console(stderr=True, highlight=False, markup=False)
+answers = Console(highlight=False, markup=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def speak(tables: bool, log: bool) -> None:

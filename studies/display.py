@@ -18,7 +18,7 @@ SHOWN = ("accuracy", "macro_f1", "nll", "brier", "calibration_error", "entropy",
 
 def print_line(text: str) -> None:
     """One line."""
-    answers.print(text, soft_wrap=True)
+    answers.print(text)
 
 
 def _number(value: float | None) -> str:
@@ -39,7 +39,7 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
     for name in names:
         value = None if best is None else best["metrics"][name]
         table.add_row(name, _number(result.baseline.get(name)), _number(value), _number(result.gold.get(name)))
-    answers.print(table)
+    answers.print(table, soft_wrap=False)
     for name, accuracy in result.references.items():
         answers.print(f"without the model, {name}: accuracy {_number(accuracy)}")
     _print_choices(result)
@@ -105,7 +105,7 @@ def print_studies(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [row.get(k, "") for k in ("study", "objective", "trials", "feasible", "failed", "running", "metric")]
         table.add_row(*map(str, cells), _number(row.get("best")))
-    answers.print(table)
+    answers.print(table, soft_wrap=False)
 
 
 def print_study(description: dict[str, Any]) -> None:
@@ -124,7 +124,7 @@ def print_study(description: dict[str, Any]) -> None:
         table.add_column(heading)
     for row in description["best"]:
         table.add_row(str(row["trial"]), *(_number(row["metrics"][n]) for n in names), _params(row["changed"]))
-    answers.print(table)
+    answers.print(table, soft_wrap=False)
     for number, reason in description["failures"].items():
         answers.print(f"trial {number} failed: {reason}")
 
@@ -186,7 +186,7 @@ def print_comparison(result: dict[str, Any], figure: Path) -> None:
         table.add_column(heading, justify="left" if heading == "study" else "right")
     for row in result["rows"]:
         table.add_row(row["study"], str(row["trial"]), *(f"{row[name]:.3f}" for name in names), f"{row['cost_ms']:.1f}")
-    answers.print(table)
+    answers.print(table, soft_wrap=False)
     for row in result["rows"][1:]:
         gain = row["gain"]
         low, high = gain["ci95"]
@@ -204,13 +204,13 @@ def print_summary(summary: Summary) -> None:
         table.add_column(heading)
     for name, *values in summary.rows:
         table.add_row(name, *map(_number, values))
-    answers.print(table)
+    answers.print(table, soft_wrap=False)
 
 
 def print_data_check(report: dict[str, Any]) -> None:
     """What `chamtune data check` found."""
     for line in report["defects"]:
-        answers.print(("unusable  " if line["fatal"] else "note      ") + line["text"], markup=False, soft_wrap=True)
+        answers.print(("unusable  " if line["fatal"] else "note      ") + line["text"], markup=False)
     if "questions" not in report:
         return
     lengths = report["history_lengths"]
@@ -227,7 +227,7 @@ def print_data_check(report: dict[str, Any]) -> None:
     table.add_column("share", justify="right")
     for label, share in sorted(report["gold_shares"].items(), key=lambda item: -item[1]):
         table.add_row(label, f"{share:.3f}")
-    answers.print(table)
+    answers.print(table, soft_wrap=False)
     for name, value in report["baselines"].items():
         answers.print(f"{name}: accuracy {_number(value)}")
     if report["split"] == "time" and report["confirm_questions"]:

@@ -29,7 +29,7 @@ class ScoringDisplay(Watcher):
             console=notes,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._said: dict[str, float] = {}
+        self._said: dict[str, tuple[int, float]] = {}
 
     def __enter__(self) -> ScoringDisplay:
         if notes.is_terminal and not notes.quiet:
@@ -49,11 +49,12 @@ class ScoringDisplay(Watcher):
         self.progress.update(self._tasks[name], completed=done, total=total, note=note)
 
     def _line(self, name: str, done: int, total: int, note: str) -> None:
-        """A line at the start, at the end, and every `LINE_S` between them."""
+        """A line at the start, at the end, and at most every `LINE_S` between them."""
         now = time.monotonic()
-        if name not in self._said or done >= total or now - self._said[name] >= LINE_S:
-            self._said[name] = now
-            notes.print(f"{name} {done}/{total}{f', {note}' if note else ''}", soft_wrap=True)
+        told, at = self._said.get(name, (-1, float("-inf")))
+        if done > told and (done >= total or now - at >= LINE_S):
+            self._said[name] = done, now
+            notes.print(f"{name} {done}/{total}{f', {note}' if note else ''}")
 
     def scoring(self, done: int, total: int) -> None:
         """Prompts scored so far."""
