@@ -350,6 +350,7 @@ def test_settling_moves_no_label_and_worsens_no_likelihood(name, objective):
         assert after.metrics["nll"] <= before.metrics["nll"] + 1e-6
 
 
+@pytest.mark.parametrize("name", CHEAP)
 def test_deployment_answers_as_the_trial_did(name, objective, world, scorer):
     confirm = split_users(world, SHARES).confirm
     for params in some_params(name):
@@ -394,6 +395,7 @@ def growing(questions):
     return out
 
 
+@pytest.mark.parametrize("name", CHEAP)
 def test_answers_together_are_those_alone_and_in_any_order(name, objective, world, scorer):
     asked = growing(split_users(world, SHARES).confirm.questions[:4])
     assert len({q.user_id for q in asked}) == 2

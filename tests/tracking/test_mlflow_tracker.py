@@ -95,6 +95,7 @@ def runs(uri: str, study: str):
     return client, client.search_runs([experiment.experiment_id], max_results=1000)
 
 
+@pytest.mark.slow
 def test_study_and_trials_arrive_once_each(tmp_path, store):
     spool = Spool(tmp_path, "once", "id")
     spool.append(study_record(spool))

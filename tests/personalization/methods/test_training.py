@@ -46,6 +46,7 @@ def fresh(backbone, groups=2, first=1):
 RECIPE = Recipe(epochs=6, lr=2e-2, patience=9)
 
 
+@pytest.mark.slow
 def test_groups_learn_their_own_labels_in_one_pass(backbone, tmp_path):
     data, lora = items(backbone, tmp_path, n=12), fresh(backbone)
     before = measured(data.rows.table(lora), data.gold)

@@ -83,6 +83,7 @@ def empty():
     return np.full((24, len(CANDIDATES)), np.nan, dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch_and_goes_on(route):
     expected, known = empty(), empty()
     score_all(route, expected, TokenBudget())
