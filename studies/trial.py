@@ -161,7 +161,8 @@ class TrialRunner:
                 raise
             return None
         except UnboundLocalError as error:
-            raise _of_the_storage(error) from None
+            found = _of_the_storage(error)
+            raise found from found.__cause__
         if self._outage is not None:
             raise self._outage
         return None if uncounted(ended) else outcome_of(ended[0])
