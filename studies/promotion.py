@@ -33,7 +33,7 @@ from studies.selection import Candidate, choose, feasible, goals, shortlist
 from studies.study import OpenStudy, finished
 from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
 from tracking.report import write_report
-from tracking.significance import draws_for, paired_test, significance
+from tracking.significance import paired_test, significance
 
 CONFIRM_NOTE = "Measured on the confirm users, which no trial saw; used for one test."
 
@@ -220,7 +220,6 @@ def _measure(
         "metrics": all_metrics(candidate, baseline),
         "baseline_metrics": baseline.metrics,
         "detectable_difference": detectable_difference(n, discordance, level) if discordance else None,
-        "draws": draws_for(level),
         "incumbent": beside,
         "references": against_references(opened, "confirm", candidate, metrics[0]),
         "out": str(out.resolve()),
