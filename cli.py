@@ -62,7 +62,7 @@ def options(
 
 def _answer(as_json: bool, found: Any, show: Callable[[], None]) -> None:
     """The answer of a command to standard output: a table, or for scripts one line of JSON with the table beside it."""
-    from studies.consoles import beside
+    from studies.shown.consoles import beside
 
     with beside(as_json):
         show()
@@ -81,10 +81,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Create or resume a study and run it to its number of trials."""
-    from studies.display import print_result
-    from studies.logs import log_to
-    from studies.progress import RunDisplay
     from studies.runner import run_study
+    from studies.shown.display import print_result
+    from studies.shown.logs import log_to
+    from studies.shown.progress import RunDisplay
     from studies.spec import load_spec
 
     changes: dict[str, Any] = {}
@@ -109,8 +109,8 @@ def run(
 @app.command()
 def studies(home: HomeOption = HOME, storage: StorageOption = None, as_json: JsonOption = False) -> None:
     """List the studies of a home folder."""
-    from studies.display import print_studies
-    from studies.show import list_studies
+    from studies.shown.display import print_studies
+    from studies.shown.show import list_studies
 
     rows = list_studies(home, storage)
     _answer(as_json, rows, lambda: print_studies(rows))
@@ -119,8 +119,8 @@ def studies(home: HomeOption = HOME, storage: StorageOption = None, as_json: Jso
 @app.command()
 def show(study: str, home: HomeOption = HOME, storage: StorageOption = None, as_json: JsonOption = False) -> None:
     """Show one study: spec, counts, best trials."""
-    from studies.display import print_study
-    from studies.show import describe_study
+    from studies.shown.display import print_study
+    from studies.shown.show import describe_study
 
     description = describe_study(study, home, storage)
     _answer(as_json, description, lambda: print_study(description))
@@ -138,11 +138,11 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Test the study's best on users that no trial saw; write the deploy config if it holds."""
-    from studies.display import print_promotion
-    from studies.logs import log_to
-    from studies.progress import ScoringDisplay
-    from studies.promotion import promote as promote_study
+    from studies.shown.display import print_promotion
+    from studies.shown.logs import log_to
+    from studies.shown.progress import ScoringDisplay
     from studies.study import find_study, located_spec, open_study
+    from studies.verdict.promotion import promote as promote_study
 
     spec = located_spec(find_study(study, home, storage))
     with log_to(home), ScoringDisplay() as display:
@@ -162,9 +162,9 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Bring back the deploy config that the present one replaced."""
-    from studies.deployments import roll_back_deployment
-    from studies.display import print_line
-    from studies.logs import log_to
+    from studies.shown.display import print_line
+    from studies.shown.logs import log_to
+    from studies.verdict.deployments import roll_back_deployment
 
     with log_to(home):
         generation, restored = roll_back_deployment(home, config, storage, tracking)
@@ -182,7 +182,7 @@ def predict(
     """Answer questions with a deploy config; writes the official LaMP predictions file."""
     from personalization.data.lamp import write_predictions
     from personalization.deployment import Deployment
-    from studies.logs import log_to
+    from studies.shown.logs import log_to
 
     deployment = Deployment.load(config, home / "cache" / "scores")
     with log_to(home):
@@ -202,12 +202,12 @@ def compare(
 ) -> None:
     """Compare the best feasible trials of studies on the select users."""
     from personalization.files import write_atomic
-    from studies.comparison import compare as compare_studies
-    from studies.comparison import comparison_figure
-    from studies.display import print_comparison
-    from studies.logs import log_to
-    from studies.progress import ScoringDisplay
+    from studies.shown.display import print_comparison
+    from studies.shown.logs import log_to
+    from studies.shown.progress import ScoringDisplay
     from studies.study import find_study, located_spec, open_study
+    from studies.verdict.comparison import compare as compare_studies
+    from studies.verdict.comparison import comparison_figure
 
     with log_to(home), ScoringDisplay() as display:
         opened = []
@@ -222,7 +222,7 @@ def compare(
 @app.command()
 def summary(folder: Path, as_json: JsonOption = False) -> None:
     """Show the summary of a result folder, and which file it was read from."""
-    from studies.display import print_summary
+    from studies.shown.display import print_summary
     from tracking.report import read_summary
 
     found = read_summary(folder)
@@ -240,8 +240,8 @@ def ui(
     write: Annotated[bool, typer.Option("--write", help="Let the dashboard's page change and delete studies.")] = False,
 ) -> None:
     """Serve optuna-dashboard and MLflow on this machine until Ctrl-C."""
+    from studies.shown.ui import Pages, serve
     from studies.storage import storage_url
-    from studies.ui import Pages, serve
 
     def ready(pages: Pages) -> None:
         typer.echo(f"optuna-dashboard  {pages.dashboard}\nMLflow            {pages.mlflow}  of {pages.store}")
@@ -284,7 +284,7 @@ def data_check(
     """Report counts, labels, trivial baselines, the smallest detectable difference, and every defect."""
     from personalization.data.sources import SPLITS
     from personalization.errors import UsageError
-    from studies.display import print_data_check
+    from studies.shown.display import print_data_check
     from tracking.data_report import check
 
     if split not in (None, *SPLITS):
@@ -317,7 +317,7 @@ def data_export(
 def main() -> None:
     """Run the command line; every error is one line and an exit code, with the traceback where --debug is given."""
     from personalization.threads import wait_asleep
-    from studies.consoles import speak
+    from studies.shown.consoles import speak
 
     wait_asleep()
     given = {ANYWHERE[argument] for argument in sys.argv[1:] if argument in ANYWHERE}

@@ -23,10 +23,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from personalization.backbones.causal import CausalBackbone
-from personalization.methods import training
-from personalization.methods.adapted_rows import AdaptedRows
-from personalization.methods.lora import GroupedLora, LoraShape, adapted_modules
-from personalization.methods.training import Items, Recipe, train
+from personalization.methods.adapters.adapted_rows import AdaptedRows
+from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
+from personalization.methods.training import loop as training
+from personalization.methods.training.loop import Items, Recipe, train
 
 spec = importlib.util.spec_from_file_location("scoring", Path(__file__).with_name("scoring.py"))
 scoring = importlib.util.module_from_spec(spec)

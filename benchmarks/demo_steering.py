@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from personalization.evaluation import Evaluation
-from personalization.methods.steering import SteeringVectors
+from personalization.methods.steering.moves import SteeringVectors
 from studies.runner import run_study
-from studies.selection import choose, feasible_on_select, shortlist
 from studies.spec import load_spec
 from studies.study import open_study
+from studies.verdict.selection import choose, feasible_on_select, shortlist
 from tracking.significance import significance
 
 

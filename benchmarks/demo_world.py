@@ -24,9 +24,15 @@ from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.data.splits import split_users
 from personalization.evaluation import gold_indices
-from personalization.methods.calibration import line_optimum
-from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability, taste
-from personalization.methods.user_steering import Settings, UserSteering
+from personalization.methods.steering.user_steering import Settings, UserSteering
+from personalization.methods.taste.calibration import line_optimum
+from personalization.methods.taste.priors import (
+    global_counts,
+    global_prior,
+    history_counts,
+    log_mean_probability,
+    taste,
+)
 from personalization.metrics import entropy_bits
 
 HISTORY_ITEMS = 8

@@ -22,8 +22,8 @@ from safetensors import safe_open
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
-from personalization.methods.trained import content_of
-from personalization.methods.user_adapters import Plan, UserAdapters
+from personalization.methods.adapters.trained import content_of
+from personalization.methods.adapters.user_adapters import Plan, UserAdapters
 
 PLAN = Plan(level="cluster", groups=4, start=0.67, epochs=8, lr=5e-4, dropout=0.1, word_dropout=0.1, margin=0.2)
 

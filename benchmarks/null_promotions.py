@@ -12,10 +12,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from studies.promotion import promote
 from studies.runner import run_study
 from studies.spec import load_spec
 from studies.study import open_study
+from studies.verdict.promotion import promote
 
 
 def main() -> None:

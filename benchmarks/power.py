@@ -33,11 +33,11 @@ from personalization.data.prompts import WORDINGS, continuations
 from personalization.data.records import Dataset
 from personalization.data.splits import DEFAULT_SHARES
 from personalization.evaluation import Evaluation, gold_indices, joined
-from personalization.methods.calibration import PriorTables, calibrate
-from personalization.methods.heads import fit_head
-from personalization.methods.labelled import labelled_items
-from personalization.methods.priors import global_counts, global_prior, history_counts, log_mean_probability
-from studies.selection import SHORTLIST, Candidate, Shortlist, choose
+from personalization.methods.adapters.heads import fit_head
+from personalization.methods.history.labelled import labelled_items
+from personalization.methods.taste.calibration import PriorTables, calibrate
+from personalization.methods.taste.priors import global_counts, global_prior, history_counts, log_mean_probability
+from studies.verdict.selection import SHORTLIST, Candidate, Shortlist, choose
 from tracking.detection import spent_alpha
 from tracking.significance import sign_flip, user_totals
 

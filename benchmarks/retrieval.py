@@ -19,7 +19,7 @@ import bm25s
 import numpy as np
 
 from personalization.data.records import Dataset, HistoryItem, Question
-from personalization.methods.retrieval import Histories, most_relevant, words
+from personalization.methods.history.ranking import Histories, most_relevant, words
 
 
 class RandomEmbeddings:

@@ -22,12 +22,12 @@ from objectives.retrieval import Retrieval
 from personalization.data.records import Dataset
 from personalization.data.splits import PARTS, Splits
 from personalization.evaluation import Evaluation, gold_indices
-from personalization.methods.calibration import Calibrated
-from personalization.methods.priors import log_softmax
-from personalization.methods.trained import Trained
-from personalization.methods.training_flags import flags
-from personalization.methods.user_adapters import Plan, UserAdapters, blended
-from personalization.methods.user_heads import HeadPlan, Heads, UserHeads
+from personalization.methods.adapters.trained import Trained
+from personalization.methods.adapters.user_adapters import Plan, UserAdapters, blended
+from personalization.methods.adapters.user_heads import HeadPlan, Heads, UserHeads
+from personalization.methods.taste.calibration import Calibrated
+from personalization.methods.taste.priors import log_softmax
+from personalization.methods.training.flags import flags
 from search_spaces.adapter import BASELINE, OF_ITEMS
 
 KEPT = 64

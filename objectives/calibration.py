@@ -18,7 +18,7 @@ from objectives import Report, Scorer
 from personalization.data.prompts import CONTENT_FREE, WORDINGS, continuations, usual
 from personalization.data.splits import Splits, user_blocks
 from personalization.evaluation import Evaluation, gold_indices
-from personalization.methods.calibration import (
+from personalization.methods.taste.calibration import (
     Calibrated,
     PriorTables,
     calibrate,
@@ -27,7 +27,7 @@ from personalization.methods.calibration import (
     line_optimum,
     report_calibrate,
 )
-from personalization.methods.priors import (
+from personalization.methods.taste.priors import (
     global_counts,
     global_prior,
     history_counts,
@@ -66,7 +66,7 @@ class _Part:
 
 
 class Calibration:
-    """z = log p(y|x) - beta * log p_model(y) + gamma * log pi_u(y); see personalization.methods.calibration."""
+    """z = log p(y|x) - beta * log p_model(y) + gamma * log pi_u(y); see personalization.methods.taste.calibration."""
 
     method = "calibration"
 

@@ -17,9 +17,9 @@ from objectives import Scorer
 from objectives.calibration import Calibration, _listed, _Part
 from personalization.data.prompts import WORDINGS, continuations
 from personalization.data.splits import Splits
-from personalization.methods.calibration import Calibrated, PriorTables
-from personalization.methods.priors import log_mean_probability
-from personalization.methods.retrieval import Histories, retrieval_calibrate, scaled
+from personalization.methods.history.ranking import Histories, retrieval_calibrate, scaled
+from personalization.methods.taste.calibration import Calibrated, PriorTables
+from personalization.methods.taste.priors import log_mean_probability
 from search_spaces.retrieval import BASELINE
 
 WIDTHS = (0.05, 0.1, 0.3)

@@ -19,10 +19,10 @@ from objectives import Report, Scorer
 from objectives.calibration import BLOCKS, Calibration, _listed, _Part, solved
 from personalization.data.splits import Splits
 from personalization.evaluation import Evaluation
-from personalization.methods.calibration import Calibrated, PriorTables, calibrate
-from personalization.methods.priors import log_mean_probability
-from personalization.methods.steered_scorer import SteeredTable, joined
-from personalization.methods.user_steering import Learned, Settings, UserSteering
+from personalization.methods.steering.steered_scorer import SteeredTable, joined
+from personalization.methods.steering.user_steering import Learned, Settings, UserSteering
+from personalization.methods.taste.calibration import Calibrated, PriorTables, calibrate
+from personalization.methods.taste.priors import log_mean_probability
 from search_spaces.steering import BASELINE
 
 KEPT_TABLES = 64

@@ -26,12 +26,12 @@ from personalization.data.layout import Terms
 from personalization.data.prompts import WORDINGS, continuations, mismatch
 from personalization.data.records import Dataset, Question
 from personalization.errors import DataError
-from personalization.methods.calibration import Calibrated, PriorTables, calibrate, report_calibrate
-from personalization.methods.priors import history_counts
-from personalization.methods.retrieval import Histories, retrieval_calibrate
-from personalization.methods.trained import Trained
-from personalization.methods.user_adapters import UserAdapters, blended
-from personalization.methods.user_heads import UserHeads, load_heads
+from personalization.methods.adapters.trained import Trained
+from personalization.methods.adapters.user_adapters import UserAdapters, blended
+from personalization.methods.adapters.user_heads import UserHeads, load_heads
+from personalization.methods.history.ranking import Histories, retrieval_calibrate
+from personalization.methods.taste.calibration import Calibrated, PriorTables, calibrate, report_calibrate
+from personalization.methods.taste.priors import history_counts
 
 FORMAT = 5
 
@@ -152,7 +152,7 @@ class Deployment:
 
     def _steered(self, dataset: Dataset, tables: PriorTables) -> tuple[NDArray[np.float32], PriorTables]:
         """Scores where the config's steering moves the states, and the prior tables for them."""
-        from personalization.methods.user_steering import Learned, Settings, UserSteering
+        from personalization.methods.steering.user_steering import Learned, Settings, UserSteering
 
         settings = Settings(**{field.name: self.config["params"][field.name] for field in fields(Settings)})
         learned = Learned.from_listed(self.config["steering"]["learned"])

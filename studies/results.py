@@ -11,10 +11,10 @@ import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.constraints import feasible
-from studies.prospects import prospect
-from studies.references import PRIOR, references
 from studies.study import OpenStudy, finished, ranked
 from studies.trial import MEASURED
+from studies.verdict.prospects import prospect
+from studies.verdict.references import PRIOR, references
 from tracking import figures
 from tracking.report import write_report
 from tracking.spool import Spool

@@ -20,7 +20,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from personalization.databases import same_database, shown
 from personalization.errors import ChamtuneError, UsageError
-from studies.prospects import Prospect, prospect
 from studies.recovery import POINT, REPEATED, SURPLUS, enqueue, fail, queue_again, uncounted
 from studies.results import StudyResult, summarize, write_results
 from studies.samplers import derived_seed, holds, make_sampler, points
@@ -28,6 +27,7 @@ from studies.spec import StudySpec
 from studies.storage import storage_url
 from studies.study import OpenStudy, finished, open_study
 from studies.trial import GivenBack, Outcome, TrialRunner, outcome_of
+from studies.verdict.prospects import Prospect, prospect
 from studies.workers import WORKER, Workers, one_at_a_time, workers_of
 from tracking.spool import OFF, Sender, Spool, tracking_uri
 

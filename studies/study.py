@@ -26,7 +26,6 @@ from personalization.metrics import metrics_of
 from search_spaces import Space, load_space, needed, overridden, parameters
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
-from studies.evidence import LOOKS, Evidence
 from studies.pruning import make_pruner
 from studies.record import (
     differences,
@@ -42,6 +41,7 @@ from studies.recovery import uncounted
 from studies.samplers import LONE, derived_seed, make_sampler, points
 from studies.spec import RELATIVE_METRICS, StudySpec, parse_spec
 from studies.storage import may_exist, open_storage, storage_url
+from studies.verdict.evidence import LOOKS, Evidence
 
 log = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ def test_help_loads_no_heavy_library():
 
 
 def test_studies_load_no_torch_before_a_score_is_missing():
-    code = "import sys, studies.promotion, studies.display, objectives.calibration; print('torch' in sys.modules)"
+    code = "import sys, studies.verdict.promotion, studies.shown.display, objectives; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"
 

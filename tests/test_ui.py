@@ -14,8 +14,8 @@ import urllib.request
 import optuna
 import pytest
 
-from studies.dashboard import dashboard
 from studies.runner import run_study
+from studies.shown.dashboard import dashboard
 from studies.study import find_study
 
 CHROMIUM = shutil.which("chromium")

@@ -12,7 +12,7 @@ import numpy as np
 from personalization.data.records import Dataset, Question
 from personalization.data.sources import Source, read_source, split
 from personalization.errors import DataError
-from personalization.methods.priors import last_label, most_frequent_label
+from personalization.methods.taste.priors import last_label, most_frequent_label
 from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p, spent_alpha
 
 ALPHA = 0.05

@@ -24,8 +24,8 @@ from personalization.data.prompts import WORDINGS
 from personalization.data.records import HistoryItem
 from personalization.data.splits import split_users
 from personalization.deployment import FORMAT, Deployment
-from personalization.methods.priors import log_mean_probability
-from personalization.methods.steered_scorer import SteeredScorer
+from personalization.methods.steering.steered_scorer import SteeredScorer
+from personalization.methods.taste.priors import log_mean_probability
 from search_spaces import load_space, parameters
 from tests.tiny import SHARES, of_table, short_world
 from tracking import figures

@@ -6,7 +6,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 
 import studies
-from personalization.methods.user_steering import UserSteering
+from personalization.methods.steering.user_steering import UserSteering
 from search_spaces import load_space, needed, overridden, parameters
 from studies.spec import load_spec
 

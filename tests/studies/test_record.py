@@ -7,7 +7,7 @@ import pytest
 from personalization.errors import DataError, UsageError
 from studies.record import held_versions, places_of
 from studies.runner import run_study
-from studies.show import describe_study
+from studies.shown.show import describe_study
 from studies.study import RECORD, find_study, located_spec, open_study, stored_spec
 
 

@@ -18,15 +18,15 @@ from optuna.trial import TrialState
 
 from objectives.calibration import Calibration
 from personalization.errors import UnavailableError, UsageError
-from personalization.methods.calibration import line_optimum
-from personalization.methods.priors import taste
+from personalization.methods.taste.calibration import line_optimum
+from personalization.methods.taste.priors import taste
 from studies import results
-from studies.display import print_result
 from studies.pruning import PRUNERS
 from studies.recovery import enqueue, fail, queue_again
 from studies.runner import run_study
 from studies.samplers import SAMPLERS, derived_seed, make_sampler, points, suggested
-from studies.show import describe_study, list_studies
+from studies.shown.display import print_result
+from studies.shown.show import describe_study, list_studies
 from studies.spec import load_spec
 from studies.storage import open_storage, reason, storage_url
 from studies.study import RECORD, find_study, finished, open_study, ranked

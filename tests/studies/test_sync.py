@@ -6,10 +6,10 @@ import pytest
 from personalization.databases import kept, shown
 from personalization.errors import UnavailableError, UsageError
 from studies import sync as sync_module
+from studies.shown.ui import store_of, tracked_studies
 from studies.storage import open_storage, storage_url
 from studies.study import RECORD, open_study
 from studies.sync import sync
-from studies.ui import store_of, tracked_studies
 from tracking.spool import Spool, tracking_uri
 
 

@@ -14,7 +14,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.backbones.encoder import load_encoder
 from personalization.backbones.location import locate_model, model_fingerprint
 from personalization.errors import DataError, UnavailableError
-from personalization.methods.steering import Edit, EditedTokens, SteeringVectors, steered
+from personalization.methods.steering.moves import Edit, EditedTokens, SteeringVectors, steered
 
 TEXTS = [
     "The senate votes on the budget tonight",

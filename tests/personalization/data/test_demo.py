@@ -24,7 +24,7 @@ from personalization.data.demo.world import (
     make_world,
 )
 from personalization.evaluation import gold_indices
-from personalization.methods.priors import history_counts
+from personalization.methods.taste.priors import history_counts
 
 ROOT = Path(__file__).parents[3]
 

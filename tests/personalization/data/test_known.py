@@ -9,7 +9,7 @@ import pytest
 
 from personalization.data.known import distinct, known_items, learned_histories
 from personalization.data.records import Dataset, HistoryItem, Question
-from personalization.methods.priors import global_counts, history_counts, last_label, most_frequent_label
+from personalization.methods.taste.priors import global_counts, history_counts, last_label, most_frequent_label
 
 LABELS = ("comedy", "drama")
 FRAME = "tags: [comedy, drama] description: "

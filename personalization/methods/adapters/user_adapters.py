@@ -1,0 +1,325 @@
+"""From histories to trained adapters to scores.
+
+An adapter learns from the labelled items of the users' histories, each asked as a question is, with k of the user's
+other items in front of it, and never from a question or its gold label. Levels:
+
+In a sentence encoder a text is asked alone, and LoRA moves its embedding (`encoded_rows`).
+
+    unified   one adapter for all users
+    cluster   one for each group of users (`clusters`); a new user gets that of the nearest group
+    user      one for each user, from that user's items alone; a user without one is answered by the model itself
+
+`adapter` is lora, or prefix: a prefix on top of the frozen LoRA of all users. `anchor` > 0 starts groups and users at
+that LoRA and penalises the distance to it (constrained LoRA). It is trained by the plain recipe, once for all that
+start from it or stand on it. Every fifth user is held out, at level `user` every user's newest fifth of the items; what
+is kept is what had the smallest loss there. Every second epoch sees the items differently, where a rate says so: words
+or items of the history left out, other items in their place, or these in another order. What was trained lies in a
+folder named by all that it depends on: PEFT's files a group, and record.json with every evaluation; until that is
+there, the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.backbones.cached import CachedScorer
+from personalization.data.known import learned_histories
+from personalization.data.prompts import WORDINGS, continuations
+from personalization.data.records import Dataset
+from personalization.errors import DataError, UsageError
+from personalization.files import locked, sha256_of, write_atomic
+from personalization.methods.adapters.trained import Context, Trained, content_of
+from personalization.methods.history.clusters import Clusters, cluster
+from personalization.methods.history.labelled import (
+    held_out,
+    labelled_items,
+    needed,
+    varied,
+    with_words_dropped,
+)
+from personalization.methods.history.ranking import Histories
+from personalization.methods.taste.priors import log_softmax
+from personalization.methods.training.judged import Judged, Report
+from personalization.scoring.store import key_of
+
+LEVELS = ("unified", "cluster", "user")
+RECORD, CHECKPOINT = "record.json", "checkpoint.safetensors"
+EVALUATIONS = 2
+"""How often an epoch is judged by the held-out items."""
+
+KEPT_CHECKPOINTS = 64
+"""Trainings that were ended early and may go on; older ones would begin anew."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train.
+
+    `start`: the first layer with a LoRA, a share of the depth; `prefix_tokens`: length of a prefix; `k` items of the
+    history in the prompt, by `ranking` and `mix`; `word_dropout`, `history_dropout`, `history_swap`, `history_order`:
+    rates of the second view; `alpha`: LoRA's, in units of the rank; losses by weight. The rest is the recipe of
+    `training`.
+    """
+
+    adapter: str = "lora"
+    level: str = "unified"
+    groups: int = 4
+    cluster_by: str = "words"
+    rank: int = 4
+    alpha: float = 2.0
+    targets: str = "all"
+    start: float = 0.5
+    prefix_tokens: int = 8
+    k: int = 0
+    ranking: str = "recency"
+    mix: float = 0.0
+    word_dropout: float = 0.0
+    history_dropout: float = 0.0
+    history_swap: float = 0.0
+    history_order: float = 0.0
+    epochs: int = 4
+    lr: float = 2e-3
+    lr_ratio: float = 1.0
+    schedule: str = "cosine"
+    accumulate: int = 1
+    weight_decay: float = 0.01
+    dropout: float = 0.0
+    clip: float = 1.0
+    patience: int = 3
+    warm_up: float = 0.1
+    label: float = 1.0
+    token: float = 0.0
+    margin: float = 0.0
+    match: float = 0.0
+    diversity: float = 0.0
+    anchor: float = 0.0
+
+    @property
+    def varies(self) -> bool:
+        """Whether there is a second view."""
+        return bool(self.word_dropout or (self.k and (self.history_dropout or self.history_swap or self.history_order)))
+
+
+@cache
+def _code() -> str:
+    """SHA-256 of the code that makes adapters: a mended recipe reads no old ones."""
+    rooms = Path(__file__).parent, Path(__file__).parent.parent / "training"
+    labelled = Path(__file__).parent.parent / "history" / "labelled.py"
+    return "".join(sha256_of(file) for file in (*(f for room in rooms for f in sorted(room.glob("*.py"))), labelled))
+
+
+def _of_all(plan: Plan) -> Plan:
+    """The plan of the LoRA of all users that others start from or stand on: of the same shape, by the plain recipe."""
+    return Plan(**{name: getattr(plan, name) for name in ("rank", "alpha", "targets", "start", "k", "ranking", "mix")})
+
+
+class UserAdapters:
+    """Trains adapters on the histories of data sets, and scores questions with them. `folder`: where they lie."""
+
+    def __init__(self, scorer: CachedScorer, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+        self.scorer, self.folder, self.progress = scorer, folder, progress
+
+    def learn(
+        self, dataset: Dataset, plan: Plan, report: Report | None = None, items: Dataset | None = None
+    ) -> Trained:
+        """Train as planned, or read what was trained before. `items`: not all labelled ones, but these."""
+        if plan.adapter == "prefix" and self.scorer.kind == "encoder":
+            raise UsageError("a prefix needs a causal model; give adapter: head or lora")
+        items, backbone = needed(labelled_items(dataset)) if items is None else items, self._backbone
+        learned, judged = held_out(items, plan.level)
+        origin = None
+        if (plan.level != "unified" and plan.anchor) or plan.adapter == "prefix":
+            known = learned if plan.level == "user" else items  # what judges a user's adapter is new to the origin, too
+            origin = self.learn(dataset, _of_all(plan), items=known)
+        clusters, groups, count = self._groups(dataset, plan)
+        first = min(int(plan.start * backbone.depth), backbone.depth - 1)
+        context = Context(plan.k, plan.ranking, plan.mix)
+        key = {
+            "identity": self.scorer.identity, "code": _code(), "plan": asdict(plan),
+            "prompts": self._prompts(items, context), "gold": [(q.id, q.gold) for q in items.questions],
+            "varied": self._prompts(items, context, plan) if plan.varies else None,
+            "labels": self._labels(items), "groups": dict(groups),
+            "origin": None if origin is None else content_of(origin.folder, origin.count),
+        }  # fmt: skip
+        folder = self.folder / key_of(key)[:32]
+        trained = Trained(folder, plan.level, first, count, context, groups, clusters, None, 0, (), {})
+        if plan.adapter == "prefix":
+            taught = {groups[q.user_id] for q in learned.questions}
+            idle = tuple(group for group in range(count) if group not in taught)
+            trained = replace(trained, first=0, below=origin, prefix=plan.prefix_tokens, idle=idle)
+        with locked(folder / "lock"):
+            told = Judged(items, judged, folder / "judged.safetensors", report)
+            if not (folder / RECORD).exists():
+                self._train(items, plan, trained, origin, told)
+                return replace(trained, record=json.loads((folder / RECORD).read_text()))
+        record = json.loads((folder / RECORD).read_text())
+        told.again(record["records"])
+        return replace(trained, record=record)
+
+    def _train(self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged) -> None:
+        """Train into the folder of `trained`."""
+        from personalization.methods.training.loop import Recipe, kept, train
+
+        learned, judged = held_out(items, plan.level)
+        views = [self._items(learned, plan, trained)]
+        if plan.varies:
+            views.append(self._items(learned, plan, trained, vary=True))
+        given = {field.name: getattr(plan, field.name) for field in fields(Recipe) if hasattr(plan, field.name)}
+        recipe = Recipe(**given, evaluations=EVALUATIONS)
+        adapters, folder = self._new(plan, trained, origin, views[0].rows), trained.folder
+        self._forget_old_checkpoints()
+        judge = self._items(judged, plan, trained) if judged.questions else None
+        records = train(views, judge, adapters, recipe, folder / CHECKPOINT, told)
+        for group in range(trained.count):
+            adapters.save(folder / f"group-{group}", group, self.scorer.model)
+        clusters, numbers = trained.clusters, list(trained.groups.values())
+        record = {
+            "plan": asdict(plan), "records": records, "kept": kept(records),
+            "trainable": adapters.trainable,
+            "total": sum(p.numel() for p in self._backbone.model.parameters()), "items": len(learned),
+            "held_out_items": len(judged), "groups": trained.count,
+            "sizes": np.bincount(numbers, minlength=trained.count).tolist(),
+            "silhouette": None if clusters is None else clusters.silhouette,
+        }  # fmt: skip
+        if clusters is not None:
+            mapped = {"users": dict(trained.groups), **clusters.listed()}
+            write_atomic(folder / "cluster_map.json", json.dumps(mapped))
+        write_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+    def _forget_old_checkpoints(self) -> None:
+        with suppress(FileNotFoundError):  # another process may do the same
+            known = sorted(self.folder.glob(f"*/{CHECKPOINT}"), key=lambda path: path.stat().st_mtime)
+            for path in known[:-KEPT_CHECKPOINTS]:
+                path.unlink()
+
+    def _new(self, plan: Plan, trained: Trained, origin: Trained | None, rows: Any) -> Any:
+        """Adapters that have learned nothing yet, or what `origin` has; a prefix begins as the first of `rows` does."""
+        from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
+        from personalization.methods.adapters.prefix import GroupedPrefix, first_tokens
+
+        model = self._backbone.model
+        if trained.below is not None:
+            below, tokens = trained.below.load(model), first_tokens(rows.route.prompts[0], plan.prefix_tokens)
+            return GroupedPrefix.begun(below, tokens, trained.count)
+        modules = adapted_modules(model, self._backbone.layers[trained.first :], plan.targets)
+        if not modules:
+            raise DataError(f"targets: {plan.targets} names no linear map in this model's layers; use targets: all")
+        lora = GroupedLora(model, LoraShape(modules, plan.rank, plan.alpha * plan.rank, trained.count))
+        if origin is not None:
+            one = origin.load(model).state()
+            lora.load({name: tensor.expand(trained.count, -1, -1) for name, tensor in one.items()})
+        return lora
+
+    def scores(self, dataset: Dataset, trained: Trained, resume: bool = True) -> NDArray[np.float32]:
+        """Scores of the questions with their users' adapters, float32 [n, K]; `resume=False`: no states are kept."""
+        trained = trained if resume else replace(trained, first=0)
+        groups = self.assigned(dataset, trained)
+        if trained.below is not None and (groups < 0).any():
+            return self._with_and_without(dataset, trained, groups >= 0, resume)
+        adapters = trained.load(self._backbone.model)
+        rows = self._rows(self._prompts(dataset, trained.context), dataset, groups, trained)
+        return np.asarray(rows.table(adapters, self.progress))
+
+    def _with_and_without(
+        self, dataset: Dataset, trained: Trained, mine: NDArray[np.bool_], resume: bool
+    ) -> NDArray[np.float32]:
+        """Questions [n] without a prefix of their users are answered by the adapters below."""
+        assert trained.below is not None
+        out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
+        for own, adapters in ((mine, trained), (~mine, trained.below)):
+            if own.any():
+                out[own] = self.scores(dataset.only(own), adapters, resume)
+        return out
+
+    @property
+    def _backbone(self) -> Any:
+        return self.scorer.backbone
+
+    def _items(self, items: Dataset, plan: Plan, trained: Trained, vary: bool = False) -> Any:
+        """Items ready to be learned from, or judged by."""
+        from personalization.methods.training.loop import Items
+
+        prompts = self._prompts(items, trained.context, plan if vary else None)
+        column = {label: i for i, label in enumerate(items.labels)}
+        gold = np.array([column[q.gold] for q in items.questions if q.gold is not None])
+        groups = np.array([trained.groups[q.user_id] for q in items.questions])
+        return Items(self._rows(prompts, items, groups, trained), gold)
+
+    def _prompts(self, dataset: Dataset, context: Context, vary: Plan | None = None) -> list[str]:
+        """The prompts of questions or items; `vary` shows them by the rates of its second view."""
+        asked = dataset if vary is None else with_words_dropped(dataset, vary.word_dropout)
+        if not context.k:
+            return [WORDINGS[self.scorer.kind].prompt(asked.task, q) for q in asked.questions]
+        histories, rates = Histories(self.scorer, dataset), (0.0, 0.0, 0.0)
+        if vary is not None:
+            rates = (vary.history_dropout, vary.history_swap, vary.history_order)
+        ranked = histories.top(context.ranking, context.mix, context.k * (2 if rates[1] else 1))
+        chosen = varied(ranked, context.k, *rates)
+        prompts, _ = Histories(self.scorer, asked).with_items(chosen, continuations(asked.labels))
+        return prompts
+
+    def _labels(self, dataset: Dataset) -> list[str]:
+        """The text of each label, as this kind of model is asked."""
+        return continuations(dataset.labels, WORDINGS[self.scorer.kind].template["continuation"])
+
+    def _rows(self, prompts: list[str], dataset: Dataset, own: NDArray[np.int64], trained: Trained) -> Any:
+        """Rows of prompts [n] with the group of each."""
+        from personalization.methods.adapters.adapted_rows import AdaptedRows
+        from personalization.methods.adapters.encoded_rows import EncodedRows
+
+        labels, kept = self._labels(dataset), (self.scorer.folder / "states", self.scorer.identity)
+        users = [f"{group} {q.user_id}" for group, q in zip(own, dataset.questions, strict=True)]
+        if self.scorer.kind == "encoder":
+            return EncodedRows(self._backbone, prompts, own, labels, trained.first, *kept)
+        return AdaptedRows(self._backbone, prompts, users, own, labels, trained.first, *kept, trained.prefix)
+
+    def _groups(self, dataset: Dataset, plan: Plan) -> tuple[Clusters | None, dict[str, int], int]:
+        """(clusters, the group of each user, number of groups)."""
+        histories = learned_histories(dataset)
+        if plan.level == "unified":
+            return None, dict.fromkeys(histories, 0), 1
+        if plan.level == "user":
+            return None, {user: number for number, user in enumerate(histories)}, len(histories)
+        known = list(histories.values())
+        clusters = cluster(plan.cluster_by, known, dataset.labels, self.scorer.embeddings, plan.groups)
+        numbers = clusters.assign(clusters.features(known, self.scorer.embeddings)).tolist()
+        return clusters, dict(zip(histories, numbers, strict=True)), len(clusters.centres)
+
+    def assigned(self, dataset: Dataset, trained: Trained) -> NDArray[np.int64]:
+        """The adapter of each question, [n]: by what is known when it is asked, -1 for none."""
+        if trained.clusters is not None and dataset.questions:
+            found = trained.clusters.of_questions(dataset, self.scorer.embeddings)
+        else:
+            of_all = trained.level == "unified"
+            known = [0 if of_all else trained.groups.get(q.user_id, -1) for q in dataset.questions]
+            found = np.array(known, dtype=np.int64)
+        return np.where(np.isin(found, trained.idle), -1, found)
+
+    def left_alone(self, dataset: Dataset, trained: Trained) -> NDArray[np.bool_]:
+        """Which questions the model itself answers, [n]: those of users without an adapter."""
+        return np.asarray((self.assigned(dataset, trained) == -1) & (trained.below is None), dtype=np.bool_)
+
+    def placed(self, dataset: Dataset, trained: Trained) -> dict[str, Any]:
+        """The users of a data set in the plane [U, 2] with their groups [U], of adapters that have groups."""
+        assert trained.clusters is not None
+        features = trained.clusters.features(list(learned_histories(dataset).values()), self.scorer.embeddings)
+        places, groups = trained.clusters.plane(features), trained.clusters.assign(features)
+        groups = np.where(np.isin(groups, trained.idle), -1, groups)
+        return {"places": places, "groups": groups, "silhouette": trained.clusters.silhouette}
+
+
+def blended(base: NDArray[np.float32], adapted: NDArray[np.float32], blend: float) -> NDArray[np.float32]:
+    """A mean of the log-probabilities over labels, weighing the adapter's by `blend`; float32 [n, K]."""
+    if blend == 1:
+        return adapted
+    return np.asarray((1 - blend) * log_softmax(base) + blend * log_softmax(adapted), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""A user's past items: ranked, grouped, and as something to learn from."""

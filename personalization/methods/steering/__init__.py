@@ -1,0 +1,1 @@
+"""Hidden states moved along a user's direction."""

@@ -1,0 +1,30 @@
+"""Where the command line speaks: answers on standard output, progress and remarks on standard error."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from studies.shown import logs
+
+answers = Console(highlight=False, markup=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def speak(tables: bool, log: bool) -> None:
+    """Whether progress and tables are shown, and whether the log is."""
+    answers.quiet = notes.quiet = not tables
+    logs.shown_from = logging.INFO if log else logging.WARNING
+
+
+@contextmanager
+def beside(standard_output: bool) -> Iterator[None]:
+    """Print answers to standard error inside, where standard output is taken."""
+    before, answers.stderr = answers.stderr, standard_output
+    try:
+        yield
+    finally:
+        answers.stderr = before

@@ -1,0 +1,240 @@
+"""The answers of the commands as tables and lines on standard output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from studies.results import StudyResult
+from studies.shown.consoles import answers
+from studies.spec import StudySpec
+from studies.verdict.prospects import roles_said
+from tracking.report import Summary
+
+SHOWN = ("accuracy", "macro_f1", "nll", "brier", "calibration_error", "entropy", "top1_share")
+
+
+def print_line(text: str) -> None:
+    """One line."""
+    answers.print(text)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def print_result(result: StudyResult, spec: StudySpec) -> None:
+    """The table at the end of a run."""
+    share = result.feasible / max(result.complete, 1)
+    table = Table(
+        title=f"study {result.study}: {result.trials} trials, {share:.0%} of the complete ones feasible",
+        title_justify="left",
+    )
+    best = result.best or result.closest
+    for heading in ("metric", "baseline", "best feasible" if result.best else "closest", "gold labels"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    names = [*SHOWN, *(n for n in spec.optimize if n not in SHOWN)]
+    for name in names:
+        value = None if best is None else best["metrics"][name]
+        table.add_row(name, _number(result.baseline.get(name)), _number(value), _number(result.gold.get(name)))
+    answers.print(table, soft_wrap=False)
+    for name, accuracy in result.references.items():
+        answers.print(f"without the model, {name}: accuracy {_number(accuracy)}")
+    _print_choices(result)
+    if result.best is not None:
+        answers.print(f"best trial {result.best['trial']}: {_params(result.best['changed'])}")
+        for remark in result.best["remarks"]:
+            answers.print(f"note: {remark}")
+        answers.print(
+            "These figures come from the tune users. `chamtune promote` tests them on users that no trial saw."
+        )
+        if result.detectable_difference is not None:
+            answers.print(f"It detects a gain of {result.detectable_difference:.3f} with 80 % power (20 % changed).")
+    elif result.closest is not None:
+        broken = {k: round(v, 3) for k, v in result.closest["constraints"].items() if v > 0}
+        answers.print(f"no feasible trial; closest: trial {result.closest['trial']}, over its bounds by {broken}")
+        for remark in result.closest["remarks"]:
+            answers.print(f"note: {remark}")
+    _print_incidents(result)
+
+
+def _print_choices(result: StudyResult) -> None:
+    """How much hangs on the sign of the user's taste and on the number of groups."""
+    if result.taste:
+        said = ", ".join(f"{value:.3f} {name}" for name, value in result.taste.items())
+        answers.print(f"accuracy with the user's taste (gamma): {said}")
+    if len(result.groups) > 1:
+        answers.print("best by number of groups: " + ", ".join(f"{k}: {v:.4f}" for k, v in result.groups.items()))
+
+
+def _print_incidents(result: StudyResult) -> None:
+    """What a user should know about how the run went."""
+    if result.truncated_prompts:
+        answers.print(
+            f"{result.truncated_prompts} prompts were cut to fit the model: their beginning for a causal model, their "
+            "end for an encoder"
+        )
+    if result.lost:
+        answers.print(f"{len(result.lost)} trials of a process that died were put back in the queue")
+    if result.failed or result.pruned or result.duplicates:
+        answers.print(
+            f"{result.failed} failed, {result.pruned} pruned, {result.duplicates} repeated (not measured again)"
+        )
+    if result.stopped_by is not None:
+        answers.print("stopped on request; the same command goes on from here")
+    if result.waiting:
+        answers.print(
+            f"{result.waiting} records wait for MLflow; the next run or `chamtune sync {result.study}` sends them"
+        )
+
+
+def _params(params: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())
+
+
+def print_studies(rows: list[dict[str, Any]]) -> None:
+    """One line a study."""
+    if not rows:
+        answers.print("no studies yet; start one with `chamtune run demo`")
+        return
+    table = Table()
+    for heading in ("study", "objective", "trials", "feasible", "failed", "running", "metric", "best feasible"):
+        table.add_column(heading)
+    for row in rows:
+        cells = [row.get(k, "") for k in ("study", "objective", "trials", "feasible", "failed", "running", "metric")]
+        table.add_row(*map(str, cells), _number(row.get("best")))
+    answers.print(table, soft_wrap=False)
+
+
+def print_study(description: dict[str, Any]) -> None:
+    """One study."""
+    spec = description["spec"]
+    answers.print(
+        f"study {description['study']}: {spec['objective']} with {spec['sampler']}, seed {spec['seed']}, "
+        f"model {spec['model']['path']}, data {spec['data']['path'] or spec['data']['files']}"
+    )
+    answers.print(
+        ", ".join(f"{description[k]} {k}" for k in ("trials", "complete", "feasible", "failed", "pruned", "running"))
+    )
+    table = Table(title="best feasible trials (tune users)", title_justify="left")
+    names = [*spec["optimize"], *(n for n in ("accuracy", "nll", "entropy", "top1_share") if n not in spec["optimize"])]
+    for heading in ("trial", *names, "params"):
+        table.add_column(heading)
+    for row in description["best"]:
+        table.add_row(str(row["trial"]), *(_number(row["metrics"][n]) for n in names), _params(row["changed"]))
+    answers.print(table, soft_wrap=False)
+    for number, reason in description["failures"].items():
+        answers.print(f"trial {number} failed: {reason}")
+
+
+def print_promotion(result: dict[str, Any]) -> None:
+    """The verdict and its evidence."""
+    verdict = "promoted" if result["promoted"] else "refused"
+    note = " (looked at earlier; nothing was spent)" if result["recorded"] else ""
+    answers.print(f"{verdict}{note}: {result['reason']}")
+    if result["confirm"] is not None:
+        _print_confirm(result["confirm"])
+    if result["deploy"]:
+        answers.print(f"deploy config: {result['deploy']}, generation {result['generation']}")
+
+
+def _print_confirm(confirm: dict[str, Any]) -> None:
+    low, high = confirm["ci95"]
+    test = confirm["mcnemar"]
+    answers.print(
+        f"confirm: {confirm['n']} questions of {confirm['users']} users, "
+        f"accuracy {confirm['baseline_accuracy']:.3f} -> "
+        f"{confirm['accuracy']:.3f}, difference {confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}], p = "
+        f"{confirm['p_accuracy']:.4f} (sign flip by user); McNemar b {test['b']}, c {test['c']}, "
+        f"exact {test['p_exact']:.4f}, mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, "
+        f"hurt {confirm['hurt']}; use {confirm['use']} of this set"
+    )
+    for name, test in confirm["tests"].items():
+        if name != "accuracy":
+            low, high = test["interval"]
+            answers.print(
+                f"{name}: {test['before']:.3f} -> {test['after']:.3f}, better by {test['delta']:+.3f} "
+                f"[{low:+.3f}, {high:+.3f}], p = {test['p_value']:.4f} ({test['test']})"
+            )
+    for name, beside in confirm["references"].items():
+        test = beside["tests"]["accuracy"]
+        low, high = test["interval"]
+        answered, n = beside["answered"], beside["n"]
+        some = "" if answered == n else f", for {answered} of {n}; else the prior"
+        answers.print(
+            f"against the {name} (no model{some}): {test['before']:.3f} -> {test['after']:.3f}, "
+            f"difference {test['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {test['p_value']:.4f}"
+        )
+        if test["delta"] <= 0:
+            answers.print(f"mind: without the model, {name} is no worse")
+    for line in roles_said(confirm["chosen_by"], confirm["users"]):
+        answers.print(f"mind: {line}")
+    if confirm["detectable_difference"] is not None:
+        answers.print(
+            f"smallest difference that this set detects with 80 % power: {confirm['detectable_difference']:.3f}"
+        )
+
+
+def print_comparison(result: dict[str, Any], figure: Path) -> None:
+    """One row a study, gains over the first."""
+    title = f"{result['questions']} questions of {result['users']} select users; gains over {result['against']}"
+    table = Table(title=title, title_justify="left")
+    names = ["accuracy", "macro_f1", "nll", *(name for name in ("mae", "rmse") if name in result["rows"][0])]
+    for heading in ("study", "trial", *names, "ms a question"):
+        table.add_column(heading, justify="left" if heading == "study" else "right")
+    for row in result["rows"]:
+        table.add_row(row["study"], str(row["trial"]), *(f"{row[name]:.3f}" for name in names), f"{row['cost_ms']:.1f}")
+    answers.print(table, soft_wrap=False)
+    for row in result["rows"][1:]:
+        gain = row["gain"]
+        low, high = gain["ci95"]
+        answers.print(
+            f"{row['study']}: accuracy {gain['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {gain['p_corrected']:.4f} "
+            f"(Holm); users better {gain['users_better']}, worse {gain['users_worse']}, equal {gain['users_equal']}"
+        )
+    answers.print(f"figure: {figure}")
+
+
+def print_summary(summary: Summary) -> None:
+    """The rows of a result folder."""
+    table = Table(title=f"from {summary.source}", title_justify="left")
+    for heading in ("metric", "baseline", "candidate", "gold labels"):
+        table.add_column(heading)
+    for name, *values in summary.rows:
+        table.add_row(name, *map(_number, values))
+    answers.print(table, soft_wrap=False)
+
+
+def print_data_check(report: dict[str, Any]) -> None:
+    """What `chamtune data check` found."""
+    for line in report["defects"]:
+        answers.print(("unusable  " if line["fatal"] else "note      ") + line["text"], markup=False)
+    if "questions" not in report:
+        return
+    lengths = report["history_lengths"]
+    answers.print(
+        f"{report['task']}: {report['questions']} questions of {report['users']} users, "
+        f"{len(report['labels'])} labels, split: {report['split']}; "
+        f"history items a question: min {lengths['min']}, median {lengths['median']:g}, max {lengths['max']}"
+    )
+    if "gold_shares" not in report:
+        answers.print("no gold answers: the data can be predicted, not tuned on")
+        return
+    table = Table(title="gold labels", title_justify="left")
+    table.add_column("label")
+    table.add_column("share", justify="right")
+    for label, share in sorted(report["gold_shares"].items(), key=lambda item: -item[1]):
+        table.add_row(label, f"{share:.3f}")
+    answers.print(table, soft_wrap=False)
+    for name, value in report["baselines"].items():
+        answers.print(f"{name}: accuracy {_number(value)}")
+    if report["split"] == "time" and report["confirm_questions"]:
+        answers.print(f"confirm users of whom no question tunes: {report['new_confirm_users']}")
+    difference = report["detectable_difference"]
+    found = "none" if difference is None else f"{difference:.3f}"
+    answers.print(
+        f"smallest difference in accuracy that the {report['confirm_questions']} confirm questions of "
+        f"{report['confirm_users']} users can show at a first look (80 % power, 20 % of answers changed): {found}"
+    )

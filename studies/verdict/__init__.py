@@ -1,0 +1,1 @@
+"""Which trial is promoted, on what evidence."""

@@ -1,0 +1,286 @@
+"""From a study to a deploy config, if the evidence carries it.
+
+A trial is chosen (`selection`) and looked at once on the confirm users, beside the baseline and beside the config that
+is deployed at the same place, if there is one. What the look gave is kept with the studies (`evidence`) before anything
+else is done with it. The gates (`judgement`) are applied to it each time, by the terms that the spec states now; a
+study that was looked at in this state is not looked at again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from personalization.backbones.location import EMBEDDED, PACKAGED
+from personalization.data.prompts import WORDINGS
+from personalization.deployment import FORMAT, Deployment, read_config
+from personalization.errors import DataError, UsageError
+from personalization.evaluation import Evaluation, all_metrics
+from personalization.files import locked
+from personalization.scoring.store import key_of
+from studies.record import versions
+from studies.results import figure_name, study_figure
+from studies.study import OpenStudy, finished
+from studies.verdict.deployments import publish, published, track
+from studies.verdict.evidence import Evidence, Look
+from studies.verdict.judgement import judge
+from studies.verdict.references import against_references
+from studies.verdict.selection import Candidate, choose, feasible, goals, shortlist
+from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
+from tracking.report import write_report
+from tracking.significance import paired_test, significance
+
+CONFIRM_NOTE = "Measured on the confirm users, which no trial saw; used for one test."
+
+
+class Incumbent(NamedTuple):
+    """What stands at the place of the deploy config: a generation, or why it cannot be read."""
+
+    generation: int | None = None
+    state: str | None = None
+    deployment: Deployment | None = None
+    unreadable: str | None = None
+
+
+def promote(opened: OpenStudy, out: Path, replace_unreadable: bool = False) -> dict[str, Any]:
+    """Judge a study and, if it passes, write `out`; JSON-able: promoted, reason, trial, params, confirm, ...
+
+    `replace_unreadable`: a config at `out` that cannot be read is set aside untested; else it is a DataError, before
+    any look. A promotion that died between look and config is finished by the same command.
+    """
+    incumbent = _incumbent(opened, out, replace_unreadable)
+    evidence = Evidence(opened.storage)
+    evidence.take_over(opened.home)
+    terms, state = opened.spec.promotion, _state(opened)
+    result: dict[str, Any] = {
+        "promoted": False,
+        "study": opened.spec.name,
+        "trial": None,
+        "params": None,
+        "shortlist": [],
+        "confirm": None,
+        "recorded": False,
+        "deploy": None,
+    }
+    look = evidence.look(opened.record["id"], state)
+    if look is None or look.found is None:
+        chosen, why = _choose(opened, result)
+        if chosen is None:
+            return {**result, "reason": why}
+        refused = _cannot_pass(opened, evidence) if look is None else None
+        if refused is not None:
+            return {**result, "reason": refused}
+        look = evidence.open(opened.record["id"], state, opened.spec.name, opened.splits.confirm, terms.alpha)
+        level = evidence.granted(look, terms.alpha)
+        look.found = _measure(opened, chosen.trial, chosen.params, result["shortlist"], (out, incumbent), level)
+        evidence.close(look, look.found, look.found["tests"][goals(opened)[0]]["delta"])
+        _report(opened, look.found)
+    else:
+        result["recorded"] = True
+        level = evidence.granted(look, terms.alpha)
+    return _finish(opened, out, incumbent, {**result, "state": state}, evidence, look, level)
+
+
+def _finish(
+    opened: OpenStudy,
+    out: Path,
+    incumbent: Incumbent,
+    result: dict[str, Any],
+    evidence: Evidence,
+    look: Look,
+    level: float,
+) -> dict[str, Any]:
+    """Apply the gates, and write the config where they hold and it does not stand there yet."""
+    found, state = look.found, result.pop("state")
+    assert found is not None
+    verdict = judge(found, opened.constraints, opened.spec.promotion, goals(opened), level)
+    chosen_by = evidence.chosen_by(opened.splits.confirm)
+    result |= {key: found[key] for key in ("trial", "params", "shortlist")}
+    result |= {"confirm": {**found, "use": look.use, "alpha": level, "chosen_by": chosen_by}, **verdict._asdict()}
+    if not verdict.promoted:
+        return result
+    if incumbent.state == state:
+        return {**result, "deploy": str(out), "generation": incumbent.generation}
+    with locked(opened.home / "deployments" / ".lock"):
+        generation, present = published(opened.home, out, state), incumbent.generation
+        if generation is not None and present is not None and present >= generation:
+            replaced = f"{verdict.reason}; generation {generation} of {out} has since been replaced by {present}"
+            return {**result, "reason": replaced, "generation": generation}
+        if incumbent.unreadable is not None:
+            out.rename(out.with_name(f"{out.name}.unreadable"))
+        elif present is not None and (str(out.resolve()), present) != (found["out"], found["replaces"]):
+            raise UsageError(f"{out} holds a config that this study was not tested against; give --out {found['out']}")
+        config = _config(opened, _params(opened, found), result["confirm"], state)
+        if incumbent.unreadable is not None:
+            config["provenance"]["replaced_unreadable"] = incumbent.unreadable
+        generation = publish(opened.home, out, config)
+    track(opened, out, result, generation)
+    return {**result, "deploy": str(out), "generation": generation}
+
+
+def _params(opened: OpenStudy, found: Mapping[str, Any]) -> Any:
+    """The parameters that a look was about."""
+    return type(opened.rooms.BASELINE)(**found["params"])
+
+
+def _state(opened: OpenStudy) -> str:
+    """Identifies a study and how far it has come."""
+    return key_of({"id": opened.record["id"], "trials": len(finished(opened.study.get_trials(deepcopy=False)))})
+
+
+def _incumbent(opened: OpenStudy, out: Path, replace_unreadable: bool) -> Incumbent:
+    """The config at a place, tried on a question: what cannot answer is reported before any look."""
+    if not out.exists():
+        return Incumbent()
+    try:
+        config = read_config(out)
+        deployment = Deployment.load(out, opened.home / "cache" / "scores")
+        deployment.predict(opened.splits.tune.questions[:1])
+    except DataError as error:
+        if replace_unreadable:
+            return Incumbent(unreadable=str(error))
+        raise DataError(
+            f"the config to be replaced cannot be used: {error}; nothing was looked at. Restore it, or set it aside "
+            "untested with --replace-unreadable"
+        ) from error
+    return Incumbent(int(config["generation"]), config["provenance"].get("state"), deployment)
+
+
+def _choose(opened: OpenStudy, result: dict[str, Any]) -> tuple[Candidate | None, str]:
+    """The trial to look at, or why there is none; notes the shortlist in the result."""
+    found, terms, metrics = shortlist(opened), opened.spec.promotion, goals(opened)
+    if not found.candidates:
+        return None, "no feasible trial; run more trials or relax the constraints"
+    users = " and ".join(found.parts)
+    result["shortlist"] = [
+        {
+            "trial": candidate.trial,
+            "tune": candidate.tune_value,
+            "judged_on": users,
+            "accuracy": candidate.seen.metrics["accuracy"],
+            "complexity": candidate.complexity,
+        }
+        for candidate in found.candidates
+    ]
+    kept = feasible(found, opened.constraints)
+    if not kept:
+        return None, f"no shortlisted trial keeps the constraints on the {users} users"
+    chosen = choose(found, kept, metrics, terms.margins, terms.alpha)
+    if chosen is None:
+        return None, f"no shortlisted trial is better than the baseline on the {users} users"
+    result |= {"trial": chosen.trial, "params": asdict(chosen.params)}
+    return chosen, ""
+
+
+def _cannot_pass(opened: OpenStudy, evidence: Evidence) -> str | None:
+    """Why no result on these confirm users could be promoted, whatever it is; None where one could."""
+    level = evidence.next_level(opened.splits.confirm, opened.spec.promotion.alpha)
+    users = len({q.user_id for q in opened.splits.confirm.questions})
+    if level <= 0:
+        return "earlier looks at these confirm users have used up their level; give users that nobody looked at"
+    if smallest_p(users) >= level:
+        return (
+            f"{users} confirm users cannot show anything: the smallest p that they allow is {smallest_p(users):.2g}, "
+            f"needed p < {level:.2g}; nothing was looked at. Give more users, or a larger confirm share"
+        )
+    return None
+
+
+def _measure(
+    opened: OpenStudy,
+    trial: int,
+    params: Any,
+    listed: list[dict[str, Any]],
+    place: tuple[Path, Incumbent],
+    level: float,
+) -> dict[str, Any]:
+    """The evidence of a look, JSON-able."""
+    metrics, (out, incumbent) = goals(opened), place
+    baseline = opened.objective.evaluate(opened.rooms.BASELINE, "confirm")
+    candidate = opened.objective.evaluate(params, "confirm")
+    found = significance(baseline, candidate, metrics, level)
+    changed = candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64)
+    owners = candidate.users[1]
+    n = found["n"] / design_effect(intraclass(changed, owners), owners)
+    discordance = (found["helped"] + found["hurt"]) / found["n"]
+    beside = None
+    if incumbent.deployment is not None:
+        answers = _answers(incumbent.deployment, opened, baseline)
+        beside = {metric: paired_test(answers, candidate, metric, level) for metric in metrics}
+    return {
+        **found,
+        "trial": trial,
+        "params": asdict(params),
+        "shortlist": listed,
+        "metrics": all_metrics(candidate, baseline),
+        "baseline_metrics": baseline.metrics,
+        "detectable_difference": detectable_difference(n, discordance, level) if discordance else None,
+        "incumbent": beside,
+        "references": against_references(opened, "confirm", candidate, metrics[0]),
+        "out": str(out.resolve()),
+        "replaces": incumbent.generation,
+    }
+
+
+def _answers(deployment: Deployment, opened: OpenStudy, baseline: Evaluation) -> Evaluation:
+    """What the deployed config answers on the confirm users."""
+    labels = tuple(deployment.config["labels"])
+    answered = deployment.log_probs(opened.splits.confirm)
+    columns = [labels.index(label) for label in baseline.labels]
+    return Evaluation(
+        baseline.labels,
+        baseline.question_ids,
+        baseline.user_ids,
+        baseline.gold,
+        answered.log_probs[:, columns],
+        answered.prior_modes,
+    )
+
+
+def _report(opened: OpenStudy, found: Mapping[str, Any]) -> None:
+    """The result folder of a look, written once its evidence is kept."""
+    params = _params(opened, found)
+    baseline, candidate = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
+    figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
+    groups = opened.objective.groups(params, "confirm")
+    folder = opened.home / "results" / opened.spec.name / "confirm"
+    write_report(folder, baseline, candidate, CONFIRM_NOTE, figure, groups)
+
+
+KEPT = ("n", "users", "baseline_accuracy", "accuracy", "delta_accuracy", "ci95", "p_accuracy", "tests", "alpha", "use")
+"""What a deploy config says of its evidence."""
+
+
+def _config(opened: OpenStudy, params: Any, confirm: dict[str, Any], state: str) -> dict[str, Any]:
+    """The deploy config, without its generation."""
+    spec = opened.spec
+    path = spec.model.path
+    local = path not in (*EMBEDDED, *PACKAGED) and Path(path).is_dir()
+    return {
+        "format": FORMAT,
+        "model": {
+            **spec.model.model_dump(),
+            "path": str(Path(path).resolve()) if local else path,
+            "revision": opened.record["revision"],
+            "fingerprint": opened.record["model"],
+        },
+        "template": WORDINGS[opened.scorer.kind].template,
+        **opened.objective.deployment(params),
+        "fallback": {"prior_mode": "global"} if asdict(params)["prior_mode"] in ("user", "similar") else {},
+        "provenance": {
+            "study": spec.name,
+            "study_id": opened.record["id"],
+            "trial": confirm["trial"],
+            "state": state,
+            "spec": opened.record["spec"],
+            "data": opened.record["data"],
+            "versions": versions(),
+            "promoted_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "confirm": {key: confirm[key] for key in KEPT},
+        },
+    }

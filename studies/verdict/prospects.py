@@ -1,0 +1,74 @@
+"""What the confirm users of a study can show, said before the study spends time on trials."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from studies.study import OpenStudy
+from studies.verdict.evidence import Evidence
+from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
+
+
+class Prospect(NamedTuple):
+    """Confirm users and questions, the level of the next look at them, and what it detects with a power of 80 %.
+
+    `questions_worth`: questions of different users that tell as much; `detectable`: in accuracy, where 20 % of the
+    answers change; None where no difference is large enough. `chosen_by`: part -> study -> how many of these users it
+    tuned, or selected, on.
+    """
+
+    users: int
+    questions: int
+    questions_worth: float
+    level: float
+    detectable: float | None
+    chosen_by: dict[str, dict[str, int]]
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether not even users who all gain could pass."""
+        return self.level <= 0 or smallest_p(self.users) >= self.level
+
+
+def prospect(opened: OpenStudy) -> Prospect:
+    """What a look at the confirm users could show.
+
+    How alike the questions of one user are is known from the baseline on the tune users.
+    """
+    confirm = opened.splits.confirm
+    evidence = Evidence(opened.storage)
+    names: dict[str, int] = {}
+    owners = np.array([names.setdefault(q.user_id, len(names)) for q in confirm.questions])
+    alike = intraclass(opened.baseline.correct.astype(np.int64), opened.baseline.users[1])
+    worth = len(confirm) / design_effect(alike, owners)
+    level = evidence.next_level(confirm, opened.spec.promotion.alpha)
+    reachable = level > 0 and smallest_p(len(names)) < level
+    detectable = detectable_difference(worth, alpha=level) if reachable else None
+    return Prospect(len(names), len(confirm), worth, level, detectable, evidence.chosen_by(confirm))
+
+
+def roles_said(chosen_by: dict[str, dict[str, int]], users: int) -> list[str]:
+    """What other studies did with confirm users before, a line each."""
+    done = {"tune": "tuned on", "select": "selected on"}
+    return [
+        f"study {study} was {done[part]} {count} of these {users} users: for them this is no fresh evidence"
+        for part, studies in chosen_by.items()
+        for study, count in studies.items()
+    ]
+
+
+def said(found: Prospect) -> list[str]:
+    """What the confirm users can show, in lines."""
+    who = f"{found.questions} confirm questions of {found.users} users"
+    if found.hopeless:
+        first = f"mind: the {who} can confirm no gain, however large (level {found.level:.2g})"
+    elif found.detectable is None:
+        first = f"mind: the {who} detect no gain in accuracy with 80 % power where 20 % of answers change"
+    else:
+        first = (
+            f"the {who} (worth {found.questions_worth:.0f} of different users) detect a gain in accuracy of "
+            f"{found.detectable:.3f} with 80 % power at level {found.level:.2g}, where 20 % of answers change"
+        )
+    return [first, *(f"mind: {line}" for line in roles_said(found.chosen_by, found.users))]

@@ -1,0 +1,295 @@
+"""From histories to adapters to scores."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from personalization.backbones.cached import CachedScorer
+from personalization.backbones.causal import load_causal
+from personalization.data.prompts import continuations, prompt
+from personalization.data.records import Dataset
+from personalization.errors import DataError
+from personalization.methods.adapters.adapted_rows import AdaptedRows
+from personalization.methods.adapters.trained import Trained
+from personalization.methods.adapters.user_adapters import Plan, UserAdapters, blended
+from personalization.methods.history.labelled import held_out, labelled_items
+from tests.tiny import short_world
+
+PLAN = Plan(level="cluster", groups=2, epochs=2, lr=2e-2)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def world():
+    return short_world(7, users=16, questions_per_user=2)
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_model, tmp_path_factory):
+    return CachedScorer(str(tiny_model), tmp_path_factory.mktemp("home") / "scores")
+
+
+@pytest.fixture(scope="module")
+def adapters(scorer):
+    return UserAdapters(scorer, scorer.folder.parent / "adapters")
+
+
+def test_gold_labels_of_questions_change_nothing(adapters, scorer, world, tmp_path):
+    other = Dataset(world.task, world.labels, tuple(replace(q, gold=world.labels[0]) for q in world.questions))
+    learned, again = adapters.learn(world, PLAN), UserAdapters(scorer, tmp_path).learn(other, PLAN)
+    assert learned.folder.name == again.folder.name
+    assert learned.record == again.record
+    assert learned.listed()["sha256"] == again.listed()["sha256"]
+
+
+@pytest.mark.slow
+def test_users_with_nothing_to_learn_from_get_no_prefix(adapters, world):
+    user = world.questions[0].user_id
+    bare = tuple(replace(q, history=()) if q.user_id == user else q for q in world.questions)
+    lacking = Dataset(world.task, world.labels, bare)
+    trained = adapters.learn(lacking, replace(PLAN, adapter="prefix", level="user", prefix_tokens=2))
+    assert trained.idle == (trained.groups[user],)
+    own = np.array([q.user_id == user for q in lacking.questions])
+    assert (adapters.assigned(lacking, trained)[own] == -1).all()
+    table, below = adapters.scores(lacking, trained), adapters.scores(lacking, trained.below)
+    assert np.abs(table[own] - below[own]).max() <= 1e-4
+    assert np.abs(table[~own] - below[~own]).max() > 0.01
+
+
+@pytest.mark.slow
+def test_what_judges_a_users_adapter_is_new_to_what_it_starts_from(adapters, world):
+    plan = replace(PLAN, adapter="prefix", level="user", prefix_tokens=2)
+    learned, judged = held_out(labelled_items(world), "user")
+    below = adapters.learn(world, plan).below
+    assert below.record["items"] + below.record["held_out_items"] == len(learned)
+    assert len(judged)
+    assert adapters.learn(world, Plan()).folder != below.folder
+
+
+def test_what_was_trained_is_read_again_and_a_stopped_training_goes_on(scorer, world, tmp_path):
+    adapters = UserAdapters(scorer, tmp_path)
+    seen = []
+
+    def stop(items, scores, records):
+        assert len(records) == 1
+        seen.append(scores.shape)
+        assert scores.shape[0] == len(items)
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        adapters.learn(world, PLAN, stop)
+    assert seen[0][1] == 15
+    trained = adapters.learn(world, PLAN)
+    whole = UserAdapters(scorer, tmp_path / "other").learn(world, PLAN)
+    assert trained.record == whole.record
+    assert trained.listed()["sha256"] == whole.listed()["sha256"]
+    stamp = (trained.folder / "record.json").stat().st_mtime_ns
+    assert adapters.learn(world, PLAN).record == trained.record
+    assert (trained.folder / "record.json").stat().st_mtime_ns == stamp
+
+
+def test_a_trained_group_is_what_peft_makes_of_it(adapters, scorer, world, tiny_model):
+    from personalization.backbones.causal import CausalBackbone, load_causal
+
+    trained = adapters.learn(world, PLAN)
+    table = adapters.scores(world, trained)
+    groups = json.loads((trained.folder / "cluster_map.json").read_text())["users"]
+    for group in range(2):
+        loaded = load_causal(str(tiny_model), device="cpu")
+        adapted = PeftModel.from_pretrained(loaded.model, str(trained.folder / f"group-{group}")).merge_and_unload()
+        peer = CausalBackbone(adapted, loaded.tokenizer)
+        own = [i for i, q in enumerate(world.questions) if groups[q.user_id] == group]
+        expected = peer.label_logprobs(
+            [prompt(world.task, world.questions[i]) for i in own], continuations(world.labels)
+        )
+        assert np.abs(table[own] - expected).max() <= 1e-3
+    plain = scorer.label_logprobs([prompt(world.task, q) for q in world.questions], continuations(world.labels))
+    assert np.abs(table - plain).max() > 0.01
+
+
+@pytest.mark.slow
+def test_new_users_get_the_nearest_group_or_at_level_user_the_model_itself(adapters, scorer, world):
+    new = short_world(9, users=4, questions_per_user=1)
+    new = Dataset(new.task, new.labels, tuple(replace(q, user_id=f"new {q.user_id}") for q in new.questions))
+    plain = scorer.label_logprobs([prompt(new.task, q) for q in new.questions], continuations(new.labels))
+    for level, same in (("unified", False), ("cluster", False), ("user", True)):
+        trained = adapters.learn(world, replace(PLAN, level=level))
+        scores = adapters.scores(new, Trained.from_listed(json.loads(json.dumps(trained.listed()))))
+        assert (np.abs(scores - plain).max() <= 1e-4) == same
+    known = adapters.scores(world, adapters.learn(world, replace(PLAN, level="user")))
+    asked = scorer.label_logprobs([prompt(world.task, q) for q in world.questions], continuations(world.labels))
+    assert np.abs(known - asked).max() > 0.01
+
+
+@pytest.mark.slow
+def test_an_anchored_adapter_begins_at_the_unified_one(adapters, world):
+    pinned = adapters.learn(world, replace(PLAN, anchor=1e4, lr=1e-4))
+    free = adapters.learn(world, replace(PLAN, lr=1e-4))
+    begins = adapters.scores(world, adapters.learn(world, Plan()))
+    near, far = (np.abs(adapters.scores(world, trained) - begins).max() for trained in (pinned, free))
+    assert near < 0.1 * far
+
+
+def test_changed_adapters_are_not_served(adapters, world):
+    listed = adapters.learn(world, replace(PLAN, rank=2)).listed()
+    weights = adapters.folder / listed["folder"].rpartition("/")[2] / "group-0" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(DataError, match="missing or changed; restore them or promote again"):
+        Trained.from_listed(listed)
+
+
+def test_a_blend_is_a_mean_of_log_probabilities():
+    base, adapted = np.array([[0.0, 1.0]], dtype=np.float32), np.array([[2.0, -1.0]], dtype=np.float32)
+    assert (blended(base, adapted, 1.0) == adapted).all()
+    half = blended(base, adapted, 0.5)
+    assert half[0, 0] - half[0, 1] == pytest.approx(0.5 * (0 - 1) + 0.5 * (2 + 1))
+
+
+def test_items_of_the_history_stand_in_front_when_learning_and_when_asked(adapters, scorer, world):
+    plan = replace(PLAN, level="unified", k=1)
+    trained = adapters.learn(world, plan)
+    assert trained.folder != adapters.learn(world, replace(plan, k=0)).folder
+    items = labelled_items(world)
+    prompts = adapters._prompts(items, trained.context)
+    for text, item in zip(prompts, items.questions, strict=True):
+        newest = [f'"{other.text}" is "{other.label}"' for other in item.history[-1:]]
+        assert all(other in text for other in newest)
+        assert text.endswith(item.text + "\nanswer:")
+    table = adapters.scores(world, trained)
+    again = adapters.scores(world, Trained.from_listed(json.loads(json.dumps(trained.listed()))))
+    assert (table == again).all()
+    lora = trained.load(scorer.backbone.model)
+    question = world.questions[0]
+    text = prompt(world.task, question, question.history[-1:])
+    alone = AdaptedRows(
+        scorer.backbone, [text], ["u"], np.zeros(1, dtype=np.int64), continuations(world.labels), 0, scorer.folder, "x"
+    )
+    assert np.abs(alone.table(lora)[0] - table[0]).max() <= 1e-4
+
+
+def test_what_was_trained_tells_a_pruner_the_same_again(scorer, world, tmp_path):
+    adapters, told = UserAdapters(scorer, tmp_path), {1: [], 2: []}
+    for turn, seen in told.items():
+        adapters.learn(world, PLAN, lambda items, scores, records, seen=seen: seen.append((scores, list(records))))
+        assert len(seen) == len(adapters.learn(world, PLAN).record["records"]), turn
+    for (first, records), (again, same) in zip(*told.values(), strict=True):
+        assert (first == again).all()
+        assert records == same
+
+
+@pytest.mark.slow
+def test_two_workers_train_the_same_adapters_once(tiny_model, world, tmp_path, monkeypatch):
+    trainings = []
+    train = UserAdapters._train
+    monkeypatch.setattr(UserAdapters, "_train", lambda *given: (trainings.append(1), train(*given)))
+    workers = [UserAdapters(CachedScorer(str(tiny_model), tmp_path / "scores"), tmp_path / "a") for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda worker: worker.learn(world, replace(PLAN, epochs=1)).listed(), workers))
+    assert found[0] == found[1]
+    assert len(trainings) == 1
+
+
+@pytest.mark.slow
+def test_what_a_second_view_shows_tells_trainings_apart(adapters, world):
+    """The item that is swapped in ranks behind those of the plain prompts."""
+    plan = replace(PLAN, level="unified", k=1, history_swap=1.0, epochs=2, start=0.9)
+
+    def with_third_newest(text):
+        questions = []
+        for q in world.questions:
+            *older, third, second, newest = sorted(q.history, key=lambda item: item.date)
+            third = replace(third, label=None, text=text or third.text)
+            questions.append(replace(q, history=(*older, third, second, newest)))
+        return Dataset(world.task, world.labels, tuple(questions))
+
+    first, second = (adapters.learn(with_third_newest(text), plan) for text in ("", "something else"))
+    assert first.folder != second.folder
+
+
+@pytest.mark.slow
+def test_a_second_view_shows_the_same_items_differently(adapters, world):
+    plan = replace(PLAN, level="unified", k=2, word_dropout=0.2, history_dropout=0.5, history_order=1.0, epochs=2)
+    assert plan.varies
+    assert not replace(plan, k=0, word_dropout=0.0).varies
+    plain = adapters.learn(world, replace(plan, word_dropout=0.0, history_dropout=0.0, history_order=0.0))
+    seen = adapters.learn(world, plan)
+    first, second = plain.record["records"], seen.record["records"]
+    assert first[0]["loss"] == pytest.approx(second[0]["loss"], abs=1e-3)  # fewer words, fewer batches: other rates
+    assert abs(first[-1]["loss"] - second[-1]["loss"]) > 1e-2
+
+
+@pytest.mark.slow
+def test_a_pruner_sees_the_same_items_at_every_level(adapters, world):
+    seen = {}
+    for level in ("unified", "cluster", "user"):
+        plan = replace(PLAN, level=level, lr=3e-3, epochs=1)
+        adapters.learn(
+            world, plan, lambda items, *_, level=level: seen.setdefault(level, [q.id for q in items.questions])
+        )
+    assert seen["unified"] == seen["cluster"] == seen["user"]
+    learned = {q.id for level in ("unified", "user") for q in held_out(labelled_items(world), level)[0].questions}
+    assert seen["user"]
+    assert not set(seen["user"]) & learned
+
+
+@pytest.mark.slow
+def test_serving_keeps_no_states(adapters, scorer, world, tmp_path):
+    trained = adapters.learn(world, PLAN)
+    served = CachedScorer(scorer.model, tmp_path / "scores")
+    table = UserAdapters(served, tmp_path).scores(world, trained, resume=False)
+    assert np.abs(table - adapters.scores(world, trained)).max() <= 1e-4
+    assert not list(tmp_path.rglob("*.states"))
+    prefix = adapters.learn(world, replace(PLAN, adapter="prefix", level="user", prefix_tokens=2, epochs=1))
+    new = tuple(replace(q, user_id=f"new {q.user_id}") for q in world.questions[:4])
+    UserAdapters(served, tmp_path).scores(Dataset(world.task, world.labels, new), prefix, resume=False)
+    assert not list(tmp_path.rglob("*.states"))
+
+
+@pytest.mark.parametrize("level", ["cluster", "user"])
+def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world, tiny_model, level):
+    plan = replace(PLAN, adapter="prefix", level=level, prefix_tokens=5, lr=5e-2)
+    trained = adapters.learn(world, plan)
+    unified = trained.below
+    if level == "cluster":
+        assert unified.folder == adapters.learn(world, Plan()).folder
+    records = trained.record["records"]
+    assert min(record["held_out_loss"] for record in records[1:]) < records[0]["held_out_loss"]
+    table = adapters.scores(world, Trained.from_listed(json.loads(json.dumps(trained.listed()))))
+    users = sorted({q.user_id for q in world.questions})[:2]
+    for user in users:
+        group = trained.groups[user]
+        loaded = load_causal(str(tiny_model), device="cpu")
+        merged = PeftModel.from_pretrained(loaded.model, str(unified.folder / "group-0")).merge_and_unload()
+        peer = PeftModel.from_pretrained(merged, str(trained.folder / f"group-{group}")).eval()
+        for row in [i for i, q in enumerate(world.questions) if q.user_id == user]:
+            expected = by_hand(peer, loaded.tokenizer, prompt(world.task, world.questions[row]), world.labels)
+            assert np.abs(table[row] - expected).max() <= 1e-3
+    plain = adapters.scores(world, unified)
+    assert np.abs(table - plain).max() > 0.01
+    new = short_world(9, users=4, questions_per_user=1)
+    new = Dataset(new.task, new.labels, tuple(replace(q, user_id=f"new {q.user_id}") for q in new.questions))
+    both = Dataset(world.task, world.labels, (*new.questions, *world.questions))
+    mixed = adapters.scores(both, trained)
+    assert np.abs(mixed[len(new) :] - table).max() <= 1e-4
+    assert (np.abs(mixed[: len(new)] - adapters.scores(new, unified)).max() <= 1e-4) == (level == "user")
+
+
+def by_hand(model, tokenizer, text, labels):
+    """log p(label | prompt) of each label, one forward pass each."""
+    found = []
+    for label in continuations(labels):
+        head, tail = (tokenizer(part, add_special_tokens=part is text)["input_ids"] for part in (text, label))
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([head + tail])).logits[0].log_softmax(-1)
+        found.append(sum(float(logits[len(head) - 1 + i, token]) for i, token in enumerate(tail)))
+    return np.array(found)
