@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from personalization.methods.adapters.adapted_rows import AdaptedRows
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from personalization.backbones.causal import CausalBackbone
-from personalization.methods.adapters.adapted_rows import AdaptedRows
 from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
 from personalization.methods.training import loop as training
 from personalization.methods.training.loop import Items, Recipe, train

@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from personalization.methods.steering.user_steering import Settings, UserSteering
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import PlantedWorld, make_world
@@ -24,7 +25,6 @@ from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.data.splits import split_users
 from personalization.evaluation import gold_indices
-from personalization.methods.steering.user_steering import Settings, UserSteering
 from personalization.methods.taste.calibration import line_optimum
 from personalization.methods.taste.priors import (
     global_counts,

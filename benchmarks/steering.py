@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from personalization.methods.steering.steered_scorer import SteeredScorer
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.methods.steering.moves import Edit, SteeringVectors
-from personalization.methods.steering.steered_scorer import SteeredScorer
 
 spec = importlib.util.spec_from_file_location("scoring", Path(__file__).with_name("scoring.py"))
 scoring = importlib.util.module_from_spec(spec)

@@ -112,7 +112,7 @@ def print_study(description: dict[str, Any]) -> None:
     """One study."""
     spec = description["spec"]
     answers.print(
-        f"study {description['study']}: {spec['objective']} with {spec['sampler']}, seed {spec['seed']}, "
+        f"study {description['study']}: {description['method']} with {spec['sampler']}, seed {spec['seed']}, "
         f"model {spec['model']['path']}, data {spec['data']['path'] or spec['data']['files']}"
     )
     answers.print(

@@ -13,10 +13,11 @@ import numpy as np
 import optuna
 import pytest
 import yaml
-
-from objectives import OBJECTIVES, load_objective
 from objectives.calibration import solved
 from objectives.steering import _settings
+from personalization.methods.steering.steered_scorer import SteeredScorer
+
+from objectives import OBJECTIVES, load_objective
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import TAGS
 from personalization.data.lamp import write_dataset
@@ -24,7 +25,6 @@ from personalization.data.prompts import WORDINGS
 from personalization.data.records import HistoryItem
 from personalization.data.splits import split_users
 from personalization.deployment import FORMAT, Deployment
-from personalization.methods.steering.steered_scorer import SteeredScorer
 from personalization.methods.taste.priors import log_mean_probability
 from search_spaces import load_space, parameters
 from tests.tiny import SHARES, of_table, short_world

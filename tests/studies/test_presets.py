@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from optuna.distributions import CategoricalDistribution
+from personalization.methods.steering.user_steering import UserSteering
 
 import studies
-from personalization.methods.steering.user_steering import UserSteering
 from search_spaces import load_space, needed, overridden, parameters
 from studies.spec import load_spec
 

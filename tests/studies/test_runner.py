@@ -14,9 +14,9 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from objectives.calibration import Calibration
 from optuna.trial import TrialState
 
-from objectives.calibration import Calibration
 from personalization.errors import UnavailableError, UsageError
 from personalization.methods.taste.calibration import line_optimum
 from personalization.methods.taste.priors import taste

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import optuna
 import pytest
 import yaml
+from objectives.calibration import Calibration
 from optuna.trial import TrialState
 
-from objectives.calibration import Calibration
 from studies import lease, runner
 from studies.lease import Lease
 from studies.recovery import POINT, RETRY_OF, SURPLUS

@@ -5,12 +5,12 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
+from search_spaces.retrieval import BASELINE
 
 from personalization.backbones import BACKBONES, SCALE, load_backbone
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.location import model_kind
 from personalization.errors import DataError, UsageError
-from search_spaces.retrieval import BASELINE
 
 TEXTS = ["a heist in paris", "two friends cross the desert to find water", "a dog", "war and peace, told by a child"]
 LABELS = {"causal": [" comedy\n", " drama\n", " a long label\n"], "encoder": ["comedy", "drama", "a long label"]}

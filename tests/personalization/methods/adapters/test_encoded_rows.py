@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from personalization.methods.adapters.encoded_rows import EncodedRows
 from transformers import AutoModel, DebertaV2Config, T5Config
 
 from objectives import load_objective
@@ -16,7 +17,6 @@ from personalization.data.prompts import item_text
 from personalization.data.splits import split_users
 from personalization.deployment import Deployment
 from personalization.errors import UnavailableError, UsageError
-from personalization.methods.adapters.encoded_rows import EncodedRows
 from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
 from personalization.methods.adapters.trained import Trained
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from personalization.methods.adapters.adapted_rows import AdaptedRows
 
 from personalization.backbones.causal import CausalBackbone
-from personalization.methods.adapters.adapted_rows import AdaptedRows
 from personalization.methods.adapters.lora import TARGETS, GroupedLora, LoraShape, adapted_modules, load_lora
 from personalization.scoring.resume import decoder_layers
 from tests.tiny import make_model, make_tokenizer

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from personalization.methods.adapters.adapted_rows import AdaptedRows
 
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import load_causal
 from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.errors import DataError
-from personalization.methods.adapters.adapted_rows import AdaptedRows
 from personalization.methods.adapters.trained import Trained
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters, blended
 from personalization.methods.history.labelled import held_out, labelled_items

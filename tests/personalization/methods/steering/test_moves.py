@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from personalization.methods.steering.steered_scorer import SteeredScorer
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError, UnavailableError
@@ -17,7 +18,6 @@ from personalization.methods.steering.moves import (
     product_gate,
     steered,
 )
-from personalization.methods.steering.steered_scorer import SteeredScorer
 from personalization.scoring.packed import Packed
 from personalization.scoring.resume import SITES, captured_output, decoder_layers, output_of, site_of
 from tests.tiny import make_model, make_tokenizer

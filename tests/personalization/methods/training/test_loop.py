@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from personalization.methods.adapters.adapted_rows import BATCH_TOKENS, AdaptedRows
 from safetensors import safe_open
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError, UsageError
-from personalization.methods.adapters.adapted_rows import BATCH_TOKENS, AdaptedRows
 from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
 from personalization.methods.training.flags import flags
 from personalization.methods.training.loop import SCHEDULES, Items, Recipe, losses, measured, train

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from personalization.methods.steering.steered_scorer import SteeredScorer
+from personalization.methods.steering.user_steering import HISTORY_ITEMS, Learned, Settings, UserSteering
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
@@ -13,8 +15,6 @@ from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.methods.steering.directions import Pairs, separation, unit
 from personalization.methods.steering.moves import Edit, SteeringVectors
-from personalization.methods.steering.steered_scorer import SteeredScorer
-from personalization.methods.steering.user_steering import HISTORY_ITEMS, Learned, Settings, UserSteering
 from personalization.scoring.resume import captured_output
 from tests.tiny import short_world
 

@@ -1,0 +1,40 @@
+"""Space of the prompt: items of the history in front of the question, and an encoder's label text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search_spaces.conditions import Read, nonzero
+
+SPACE: Mapping[str, BaseDistribution] = {
+    "template": CategoricalDistribution(
+        ["{label}", "{label} news", "this text is about {label}", "category: {label}", "a text tagged {label}"]
+    ),
+    "k": IntDistribution(0, 16),
+    "ranking": CategoricalDistribution(["similarity", "bm25", "mix", "recency"]),
+    "mix": FloatDistribution(0.0, 1.0, step=0.25),
+}
+ONLY = {"template": "encoder", "k": "causal", "ranking": "causal", "mix": "causal"}
+OPEN = {"template": r"[^{}]*\{label\}[^{}]*"}
+READ: Read = {"ranking": [{"k": nonzero}], "mix": [{"k": nonzero, "ranking": ("mix",)}]}
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """`k` items by `ranking`; `template`: a text with {label} in it."""
+
+    template: str = "{label}"
+    k: int = 0
+    ranking: str = "recency"
+    mix: float = 0.0
+
+
+BASELINE = Params()
+
+
+def complexity(params: Params) -> float:
+    """Items in the prompt, and how many."""
+    return (params.k > 0) + (params.ranking == "mix") + 0.01 * params.k
