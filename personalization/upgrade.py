@@ -25,10 +25,10 @@ from personalization.stages.calibration import Learned, Numbers
 from personalization.stages.chain import Fitted
 
 CALIBRATION: dict[str, Any] = {
-    "formula": "adjusted", "scale": 20.0, "ranking": "recency", "mix": 0.0, "width": 1.0, "half_life": 1000.0,
+    "formula": "adjusted", "ranking": "recency", "mix": 0.0, "width": 1.0, "half_life": 1000.0,
     "gamma": 0.0, "kappa": 1.0, "source": "batch", "alpha": 1.0, "fit": "searched",
 }  # fmt: skip
-PROMPT: dict[str, Any] = {"template": "{label}", "k": 0, "ranking": "recency", "mix": 0.0}
+PROMPT: dict[str, Any] = {"template": "{label}", "scale": 20.0, "k": 0, "ranking": "recency", "mix": 0.0}
 Stages = tuple[dict[str, Any], dict[str, Any]]
 """(stage -> parameters, stage -> what it learned)."""
 

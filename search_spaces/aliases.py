@@ -18,7 +18,7 @@ OLD_PRIORS = CategoricalDistribution(["user", "global", "uniform"])
 BOTH = ("adapter", "head")
 RETRIEVAL: dict[str, tuple[str, ...]] = {
     "template": ("prompt.template",),
-    "scale": ("calibration.scale",),
+    "scale": ("prompt.scale",),
     "k": ("prompt.k",),
     "ranking": ("prompt.ranking", "calibration.ranking"),
     "mix": ("prompt.mix", "calibration.mix"),

@@ -12,7 +12,6 @@ from search_spaces.conditions import Read, nonzero, other_than
 
 SPACE: Mapping[str, BaseDistribution] = {
     "formula": CategoricalDistribution(["adjusted"]),
-    "scale": FloatDistribution(5.0, 100.0, log=True),
     "ranking": CategoricalDistribution(["similarity", "bm25", "mix", "recency"]),
     "mix": FloatDistribution(0.0, 1.0, step=0.25),
     "width": FloatDistribution(0.01, 1.0, log=True),
@@ -26,7 +25,7 @@ SPACE: Mapping[str, BaseDistribution] = {
     "alpha": FloatDistribution(0.1, 10.0, log=True),
     "fit": CategoricalDistribution(["searched", "exact"]),
 }
-ONLY = {"scale": "encoder"}
+ONLY: Mapping[str, str] = {}
 OPEN = {"formula": "report"}
 """A spec may ask for the reports' formula."""
 SEARCHED = {"fit": ("searched",)}
@@ -55,11 +54,10 @@ READ: Read = {
 class Params:
     """One calibration. `fit`: exact takes beta, gamma and tau from the convex optimum of NLL on tune.
 
-    `formula`: report subtracts the reports' prior, with `alpha` pseudo-counts. `scale`: of an encoder's similarities.
+    `formula`: report subtracts the reports' prior, with `alpha` pseudo-counts.
     """
 
     formula: str = "adjusted"
-    scale: float = 20.0
     ranking: str = "recency"
     mix: float = 0.0
     width: float = 1.0

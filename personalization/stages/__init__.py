@@ -22,10 +22,12 @@ from personalization.stages.work import Tools, Work
 class Stage:
     """One step of a chain. What a subclass does not say is that it does nothing.
 
-    Parameters are objects with the fields of the space of the same name. `kinds`: the backbones that the stage takes.
+    Parameters are objects with the fields of the space of the same name. `kinds`: the backbones that the stage takes;
+    `trains`: whether `train` tells of what it does.
     """
 
     kinds: tuple[str, ...] = ("causal", "encoder")
+    trains = False
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Any:  # noqa: ARG002
         """What the stage takes from the tune users, as the stages below leave them; no label where it can help it."""

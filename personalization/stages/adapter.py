@@ -27,6 +27,8 @@ from personalization.stages.work import Tools, Work
 class Adapter(Stage):
     """The forward pass of each question with the adapter of its user."""
 
+    trains = True
+
     def learn(self, params: Any, work: Work, tools: Tools) -> Trained | None:
         """Train on the tune users' histories, or read what was trained before."""
         return None if params.adapter == "none" else self._learn(params, work.dataset, work, tools)

@@ -1,8 +1,9 @@
 """The last word: the model's own bias out, the user's taste in, and a temperature; see `methods.taste`.
 
 Label bias, and with `fit: exact` also beta, gamma and tau, are learned from the tune users' scores as the stages below
-leave them: once for questions that an edit moves, once for those that it leaves alone, each on the scores that it is
-for. With formula `report` the reports' prior is subtracted. Cost: arithmetic.
+leave them. Questions that an edit moves have the bias of the moved ones, those that it leaves alone that of the model
+itself; where all tune questions are moved, the others' strengths are fitted to the model itself, too. With formula
+`report` the reports' prior is subtracted. Cost: arithmetic.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.backbones import SCALE
 from personalization.data.prompts import CONTENT_FREE, usual
 from personalization.evaluation import gold_indices
 from personalization.files import write_arrays
@@ -32,7 +32,7 @@ from personalization.methods.taste.priors import (
 from personalization.methods.taste.solvers import fit_nll, fit_temperature, line_optimum
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
-from personalization.stages.work import Tools, Work, plain_scores, scores_of
+from personalization.stages.work import Tools, Work, asked, plain_scores, scores_of
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +71,19 @@ class Calibration(Stage):
         """Label bias, pooled history counts, and the exact optimum where it is wanted."""
         pooled = tools.once("pooled", work.of, lambda: global_counts(work.dataset))
         probs = global_prior(pooled)
-        moved, scores = _moved(work), _scaled(scores_of(work, tools), params)
-        rows = np.flatnonzero(moved) if moved.any() else np.arange(len(work))
-        numbers = self._numbers(params, work, tools, scores, rows, probs)
-        plain = numbers
-        if moved.any() and work.own is None and (work.partial or not moved.all()):
-            bare = replace(work, edits=())
-            table = _scaled(plain_scores(work, tools), params)
-            plain = self._numbers(params, bare, tools, table, np.arange(len(work)), probs)
+        moved, scores = _moved(work), scores_of(work, tools)
+        own = {"batch": log_mean_probability(scores[moved] if moved.any() else scores)}
+        bias = own | self._neutral(work, tools)
+        if not moved.any() or work.own is not None or not (work.partial or not moved.all()):
+            numbers = self._numbers(params, work, tools, scores, bias, bias, probs)
+            return Learned(numbers, numbers, probs, pooled)
+        alone = plain_scores(work, tools)
+        plain_bias = {"batch": log_mean_probability(alone)}
+        numbers = self._numbers(params, work, tools, scores, bias, plain_bias, probs)
+        if moved.all():  # nothing on tune tells what suits a question that is left alone, but the model itself
+            plain = self._numbers(params, replace(work, edits=()), tools, alone, plain_bias, plain_bias, probs)
+        else:
+            plain = numbers._replace(bias=plain_bias)
         return Learned(plain, numbers, probs, pooled)
 
     def _numbers(
@@ -87,40 +92,41 @@ class Calibration(Stage):
         work: Work,
         tools: Tools,
         scores: NDArray[np.float32],
-        rows: NDArray[np.int64],
+        bias: Mapping[str, NDArray[np.float64]],
+        plain_bias: Mapping[str, NDArray[np.float64]],
         global_probs: NDArray[np.float64] | None,
     ) -> Numbers:
-        """Bias and strengths for questions like these rows."""
-        bias = {"batch": log_mean_probability(scores[rows]), **self._neutral(params, work, tools)}
+        """Bias and strengths for all questions; one that is left alone has the plain bias."""
         if params.fit != "exact" or global_probs is None:
             return Numbers(bias, params.beta, params.gamma, params.tau)
-        counts, gold = _counts(params, work, tools)[rows], gold_indices(work.dataset)[rows]
+        gold = gold_indices(work.dataset)
         mode = "user" if params.prior_mode == "similar" else params.prior_mode
-        log_pi, _ = taste(counts, global_probs, mode, params.kappa)
+        log_pi, _ = taste(_counts(params, work, tools), global_probs, mode, params.kappa)
+        log_model = np.where(_moved(work)[:, None], bias["batch"], plain_bias["batch"])
         try:
-            found = fit_nll(scores[rows], bias["batch"], log_pi, gold)
+            found = fit_nll(scores, log_model, log_pi, gold)
         except ValueError:  # the scores speak against the gold labels: no calibration mends them
-            return Numbers(bias, 0.0, 0.0, fit_temperature(log_softmax(scores[rows]), gold))
+            return Numbers(bias, 0.0, 0.0, fit_temperature(log_softmax(scores), gold))
         return Numbers(bias, float(found.beta), float(found.gamma), float(found.tau))
 
-    def _neutral(self, params: Any, work: Work, tools: Tools) -> dict[str, NDArray[np.float64]]:
+    def _neutral(self, work: Work, tools: Tools) -> dict[str, NDArray[np.float64]]:
         """The bias by prompts with nothing to classify; none is anybody's, so no edit moves them."""
         if work.edits or work.own is not None or not len(work):
             return {}
 
-        def asked() -> dict[str, NDArray[np.float32]]:
+        def make() -> dict[str, NDArray[np.float32]]:
             question = usual(work.dataset.task, work.dataset.questions)
-            about, score = work.asking.about, tools.scorer.label_logprobs
-            empty, blank = (about(tools.scorer, work.dataset, question, texts) for texts in ([""], CONTENT_FREE))
-            return {"neutral": score(empty, work.spoken), "content_free": score(blank, work.spoken)}
+            texts = {"neutral": [""], "content_free": CONTENT_FREE}
+            blank = {name: work.asking.about(tools.scorer, work.dataset, question, own) for name, own in texts.items()}
+            return {name: asked(prompts, work, tools) for name, prompts in blank.items()}
 
-        key = None if work.of is None else (work.of, work.spoken)
-        found = tools.once("neutral", key, asked)
-        return {source: log_mean_probability(_scaled(table, params)) for source, table in found.items()}
+        key = None if work.of is None else (work.of, work.spoken, work.scale)
+        found = tools.once("neutral", key, make)
+        return {source: log_mean_probability(table) for source, table in found.items()}
 
     def act(self, params: Any, learned: Learned, work: Work, tools: Tools) -> Work:
         """The answer to each question, with the prior that it really got."""
-        scores, moved = _scaled(scores_of(work, tools), params), _moved(work)
+        scores, moved = scores_of(work, tools), _moved(work)
         counts = _counts(params, work, tools)
         log_probs, modes = np.empty(scores.shape), [""] * len(work)
         for rows, numbers in ((np.flatnonzero(moved), learned.moved), (np.flatnonzero(~moved), learned.plain)):
@@ -217,11 +223,6 @@ def resolved(params: Any, learned: Learned) -> Any:
 def _moved(work: Work) -> NDArray[np.bool_]:
     """Which questions are not answered by the model alone, [n]."""
     return np.ones(len(work), dtype=np.bool_) if work.own is not None else work.touched
-
-
-def _scaled(scores: NDArray[np.float32], params: Any) -> NDArray[np.float32]:
-    """An encoder's scores at another scale of its similarities, up to a constant a question."""
-    return scores if params.scale == SCALE else scores * np.float32(params.scale / SCALE)
 
 
 def _counts(params: Any, work: Work, tools: Tools) -> NDArray[np.number[Any]]:

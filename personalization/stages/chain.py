@@ -144,10 +144,12 @@ def fit_in_blocks(params: Params, work: Work, tools: Tools, report: Callable[[Wo
 
     What the last stage learns for these answers, it learns of the blocks so far.
     """
-    below = work
+    below, quiet = work, replace(tools, report=None)
     *lower, (name, own) = params.items()
     for stage_name, given in lower:
         _, below = _step(stage_name, given, below, tools)
+    if stage(name).trains:
+        return fit(params, work, tools)
     for count in range(1, len(below.blocks)):
-        report(_answered(_step(name, own, below.first(count), tools)[1], tools))
-    return fit(params, work, tools)
+        report(_answered(_step(name, own, below.first(count), quiet)[1], quiet))
+    return fit(params, work, quiet)

@@ -80,8 +80,8 @@ class Steering(Stage):
         assert isinstance(edit, SteeringEdit)
         touched, firings = edit.touched, edit.firings
         metrics = {
-            "steering_hook_calls": float(min(firings.calls.values())),
-            "steering_edits_a_question": min(firings.edited.values()) / max(1, int(touched.sum())),
+            "steering_hook_calls": float(min(firings.calls.values(), default=0)),
+            "steering_edits_a_question": min(firings.edited.values(), default=0) / max(1, int(touched.sum())),
             "steering_steered_share": float(touched.mean()),
             "steering_relative_edit": firings.mean_relative_edit,
             "steering_largest_score_change": float(np.abs(moved - plain).max()),

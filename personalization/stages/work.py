@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from personalization.backbones import SCALE
 from personalization.backbones.cached import CachedScorer
 from personalization.data.records import Dataset
 from personalization.data.splits import user_blocks
@@ -48,7 +49,8 @@ class Work:
 
     `of`: names the questions, None where nothing is kept in memory; `done`: the stages so far with their parameters.
     `blend`: the weight of what the model says under its edits beside what it says without; `partial`: an edit may leave
-    a question alone. `blocks`: rows that are run together, by name. `parent`: the work that this is a part of.
+    a question alone; `scale`: of an encoder's similarities. `blocks`: rows that are run together, by name. `parent`:
+    the work that this is a part of.
     """
 
     dataset: Dataset
@@ -58,6 +60,7 @@ class Work:
     of: Hashable | None = None
     done: tuple[Any, ...] = ()
     shortened: int = 0
+    scale: float = SCALE
     edits: tuple[Edit, ...] = ()
     blend: float = 1.0
     partial: bool = False
@@ -185,13 +188,22 @@ def plain_scores(work: Work, tools: Tools) -> Scores:
     if work.parent is not None and work.parent[0].of is not None:
         parent, rows = work.parent
         return plain_scores(parent, tools)[rows]
-    return tools.scorer.label_logprobs(work.prompts, work.spoken, tools.progress)
+    key = None if work.of is None else (work.of, work.asking, work.scale)
+    found: Scores = tools.once("plain", key, lambda: asked(work.prompts, work, tools))
+    return found
+
+
+def asked(prompts: Sequence[str], work: Work, tools: Tools) -> Scores:
+    """The model's own scores for prompts with the labels of a work; an encoder's at the work's scale, up to a constant
+    a question."""
+    scores = tools.scorer.label_logprobs(prompts, work.spoken, tools.progress)
+    return scores if work.scale == SCALE else scores * np.float32(work.scale / SCALE)
 
 
 def _plain_rows(work: Work, rows: Rows, tools: Tools) -> Scores:
     if work.of is not None:
         return plain_scores(work, tools)[rows]
-    return tools.scorer.label_logprobs([work.prompts[row] for row in rows], work.spoken, tools.progress)
+    return asked([work.prompts[row] for row in rows], work, tools)
 
 
 def _edited(work: Work, tools: Tools) -> Scores:

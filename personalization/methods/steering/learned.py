@@ -177,7 +177,7 @@ class Directions:
         if not self.paired:
             raise DataError("steering needs histories, and no tune user has two items; leave steering out of the chain")
         self.pairs(settings.site, self.all_layers)
-        layers = self._layers(settings)
+        layers = self.layers(settings)
         own = self.own(settings.direction, settings.site, layers)
         clusters = self._grouped(settings.groups) if settings.groups > 1 else None
         count = 1 if clusters is None else len(clusters.centres)
@@ -187,7 +187,7 @@ class Directions:
             general = np.stack([self._consistent(settings.site, layer) for layer in layers])
         return Learned(layers, clusters, pooled, general, self._norms(layers), PRODUCT_THRESHOLD)
 
-    def _layers(self, settings: Settings) -> tuple[int, ...]:
+    def layers(self, settings: Settings) -> tuple[int, ...]:
         """The edited layers."""
         if settings.place == "auto":
             best = np.argsort(-self.separations(settings), kind="stable")[: settings.count]
