@@ -13,10 +13,10 @@ from personalization.data.lamp import read_dataset, write_dataset
 from personalization.data.prompts import TEMPLATE
 from personalization.deployment import FORMAT, Deployment
 from personalization.errors import DataError, UsageError
-from studies import promotion as promotion_module
 from studies.runner import run_study
 from studies.spec import PromotionSpec, parse_spec
 from studies.study import open_study
+from studies.verdict import promotion as promotion_module
 from studies.verdict.deployments import publish, roll_back, roll_back_deployment
 from studies.verdict.evidence import Evidence
 from studies.verdict.promotion import promote
