@@ -23,18 +23,13 @@ from studies.study import find_study, finished, open_study
 from studies.trial import MEASURED
 from studies.workers import WORKER, Workers, workers_of
 
+pytestmark = pytest.mark.usefixtures("kept_scores", "no_results")
 SPACE = {"x": optuna.distributions.FloatDistribution(0, 1)}
 
 
 @pytest.fixture
 def study(tmp_path):
     return optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path / 's.db'}"), study_name="s")
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """They cost more than the trials."""
-    monkeypatch.setattr(runner, "write_results", lambda *_: None)
 
 
 @pytest.fixture
@@ -59,15 +54,15 @@ class Waits(Watcher):
 def test_two_workers_reach_exactly_the_total(tmp_path, spec_of, monkeypatch, thread, homes):
     both, real = threading.Barrier(2), Loop.run
     monkeypatch.setattr(Loop, "run", lambda self: (both.wait(100), real(self)))
-    spec = spec_of(trials=10, storage=f"sqlite:///{tmp_path / 'shared.db'}", sampler="random")
+    spec = spec_of(trials=6, storage=f"sqlite:///{tmp_path / 'shared.db'}", sampler="random")
     workers = [thread(lambda home=home: run_study(spec, tmp_path / home)) for home in homes]
     results = [worker.result() for worker in workers]
     trials = find_study("small", tmp_path, spec.storage).get_trials()
-    assert [result.trials for result in results] == [10, 10]
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 10
+    assert [result.trials for result in results] == [6, 6]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
     assert len({trial.user_attrs[WORKER] for trial in trials}) == 2
     assert len({trial.user_attrs[MEASURED]["seed"] for trial in trials}) == 2
-    assert len({str(trial.params) for trial in trials}) == 10
+    assert len({str(trial.params) for trial in trials}) == 6
     assert not list(tmp_path.glob("shared.db.workers/*.worker"))
 
 

@@ -18,6 +18,8 @@ from studies.verdict.promotion import promote
 from studies.verdict.references import against_references, reference_answers, references
 from tracking.significance import holm, paired
 
+pytestmark = pytest.mark.usefixtures("kept_scores")
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -25,15 +27,16 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def two(home, spec_of):
+def two(home, spec_of, no_results):
     """The same two studies in every test: run once, then only opened."""
     specs = [
-        spec_of(name="plain", constraints={}, trials=4),
-        spec_of(name="similar", constraints={}, trials=6, objective="retrieval", warm_start=True, space={"k": [0, 2]}),
+        spec_of(name="plain", constraints={}, trials=3),
+        spec_of(name="similar", constraints={}, trials=3, objective="retrieval", warm_start=True, space={"k": [0, 2]}),
     ]
     for spec in specs:
-        run_study(spec, home)
-    return [open_study(spec, home) for spec in specs]
+        if not (home / spec.name).exists():
+            run_study(spec, home / spec.name)
+    return [open_study(spec, home / spec.name) for spec in specs]
 
 
 def test_gains_are_over_the_first_on_the_same_select_users(two):
@@ -58,14 +61,14 @@ def test_a_study_against_itself_gains_nothing(two):
 
 def test_studies_of_other_users_are_not_compared(two, tmp_path, spec_of):
     write_dataset(tmp_path / "other", "o", make_world(9, users=30, questions_per_user=2).dataset)
-    spec = spec_of(name="elsewhere", constraints={}, trials=2, data={"path": str(tmp_path / "other")})
+    spec = spec_of(name="elsewhere", constraints={}, trials=1, data={"path": str(tmp_path / "other")})
     run_study(spec, tmp_path)
     with pytest.raises(UsageError, match="have other select users"):
         compare([two[0], open_study(spec, tmp_path)])
 
 
 def test_a_study_without_a_feasible_trial_is_named(two, tmp_path, spec_of):
-    spec = spec_of(name="none", constraints={"entropy": ">= 9"}, trials=2)
+    spec = spec_of(name="none", constraints={"entropy": ">= 9"}, trials=1)
     run_study(spec, tmp_path)
     with pytest.raises(UsageError, match="study none has no feasible trial"):
         compare([open_study(spec, tmp_path), two[0]])
