@@ -21,12 +21,17 @@ class BiasedScorer:
     bias = 3.0
     skill = 1.0
     truncated = 0
+    folder = None
+    shelf = None
     kind = "causal"
     commit = None
     lock = RLock()
 
     def __init__(self, model, folder, dtype="float32", device="auto", blocks=None, chat=False, revision=None):
-        self.fingerprint = "planted-model"
+        self.fingerprint, self.model = "planted-model", model
+
+    def unstored(self):
+        return self
 
     def label_logprobs(self, prompts, continuations, progress=None):
         scores = np.empty((len(prompts), len(continuations)), dtype=np.float32)

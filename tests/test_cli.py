@@ -154,7 +154,7 @@ def test_data_is_never_taken_for_markup(chamtune, spec_file, no_results, monkeyp
     def fails(*_, **__):
         raise ValueError("closing tag [/INST] and [unk]")
 
-    monkeypatch.setattr("objectives.calibration.Calibration.observed", fails)
+    monkeypatch.setattr("objectives.classification.Classification.facts", fails)
     chamtune("run", spec_file(trials=1), "--home", "h")
     code, out, _ = chamtune("show", "small", "--home", "h")
     assert (code, "closing tag [/INST] and [unk]" in out) == (0, True)

@@ -9,8 +9,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from objectives.calibration import Calibration
+from objectives.classification import Classification
 from personalization.errors import UnavailableError
+from personalization.stages.facts import Facts
 from studies.runner import run_study
 from studies.shown.display import print_result
 from studies.shown.show import describe_study
@@ -26,7 +27,7 @@ def trials_of(home, name="small"):
 
 
 def test_a_failing_trial_is_recorded_and_the_study_goes_on(tmp_path, spec_of, monkeypatch, no_results):
-    real = Calibration.evaluate
+    real = Classification.evaluate
     calls = iter(range(1000))
 
     def sometimes(self, params, part="tune", report=None):
@@ -38,7 +39,7 @@ def test_a_failing_trial_is_recorded_and_the_study_goes_on(tmp_path, spec_of, mo
             evaluation.metrics["accuracy"] = float("nan")
         return evaluation
 
-    monkeypatch.setattr(Calibration, "evaluate", sometimes)
+    monkeypatch.setattr(Classification, "evaluate", sometimes)
     result = run_study(spec_of(trials=6), tmp_path)
     failed = [t for t in trials_of(tmp_path) if t.state == TrialState.FAIL]
     assert (result.failed, result.complete) == (2, 4)
@@ -117,14 +118,14 @@ def test_failures_of_many_kinds_or_of_the_parameters_are_no_outage(tmp_path, spe
     broken(lambda: next(kinds))
     assert run_study(spec_of(trials=9), tmp_path / "kinds").failed == 7
     broken(lambda: None)
-    real = Calibration.evaluate
+    real = Classification.evaluate
 
     def infinite(self, params, part="tune", report=None):
         evaluation = real(self, params, part, report)
         evaluation.metrics["accuracy"] = math.inf
         return evaluation
 
-    monkeypatch.setattr(Calibration, "evaluate", infinite)
+    monkeypatch.setattr(Classification, "evaluate", infinite)
     assert run_study(spec_of(trials=6), tmp_path / "infinite").failed == 6
 
 
@@ -142,15 +143,15 @@ def test_an_interrupted_trial_is_measured_when_the_study_goes_on(tmp_path, spec_
 
 
 def test_a_figure_without_a_finite_value_harms_no_trial_that_is_not_judged_by_it(tmp_path, spec_of, monkeypatch):
-    real = Calibration.evaluate
+    real = Classification.evaluate
 
     def odd(self, params, part="tune", report=None):
         evaluation = real(self, params, part, report)
         evaluation.metrics["nll"], evaluation.metrics["brier"] = math.inf, math.nan
         return evaluation
 
-    monkeypatch.setattr(Calibration, "evaluate", odd)
-    monkeypatch.setattr(Calibration, "curves", lambda self, params: {"loss": [1.0, math.nan]})
+    monkeypatch.setattr(Classification, "evaluate", odd)
+    monkeypatch.setattr(Classification, "facts", lambda self, params: Facts(curves={"loss": [1.0, math.nan]}))
     for trials in (1, 2):
         result = run_study(spec_of(trials=trials, constraints={}), tmp_path)
         assert (result.complete, result.failed) == (trials, 0)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from objectives.calibration import Calibration
+from objectives.classification import Classification
 from personalization.errors import UsageError
 from studies.recovery import enqueue, fail, queue_again
 from studies.runner import run_study
@@ -89,7 +89,7 @@ def test_a_grid_point_lost_while_it_was_asked_for_is_measured_after_all(tmp_path
 
 def test_warm_start_comes_first(tmp_path, spec_of, monkeypatch):
     points = [{"beta": 1.0, "gamma": 0.5, "kappa": 5.0, "tau": 1.0, "prior_mode": "user", "source": "batch"}]
-    monkeypatch.setattr(Calibration, "warm_start", lambda self: points)
+    monkeypatch.setattr(Classification, "warm_start", lambda self: points)
     run_study(spec_of(trials=4, warm_start=True), tmp_path)
     first = trials_of(tmp_path)[0]
     assert first.user_attrs["warm_start"] is True
@@ -99,7 +99,7 @@ def test_warm_start_comes_first(tmp_path, spec_of, monkeypatch):
 @pytest.mark.slow
 def test_warm_start_points_survive_the_death_of_who_queues_them(tmp_path, spec_of, monkeypatch):
     base = {"beta": 1.0, "kappa": 5.0, "tau": 1.0, "prior_mode": "user", "source": "batch"}
-    monkeypatch.setattr(Calibration, "warm_start", lambda self: [{**base, "gamma": g} for g in (0.25, 0.5, 0.75)])
+    monkeypatch.setattr(Classification, "warm_start", lambda self: [{**base, "gamma": g} for g in (0.25, 0.5, 0.75)])
     real, calls = optuna.Study.enqueue_trial, itertools.count()
 
     def dies(self, *given, **named):

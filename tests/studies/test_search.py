@@ -6,9 +6,11 @@ import numpy as np
 import optuna
 import pytest
 
-from objectives.calibration import Calibration
-from personalization.methods.taste.calibration import line_optimum
-from personalization.methods.taste.priors import taste
+from objectives.classification import Classification
+from personalization.evaluation import gold_indices
+from personalization.methods.taste.priors import history_counts, taste
+from personalization.methods.taste.solvers import line_optimum
+from personalization.stages.work import scores_of
 from studies import results
 from studies.pruning import PRUNERS
 from studies.runner import run_study
@@ -63,13 +65,13 @@ def test_several_metrics_give_a_front(tmp_path, spec_of):
 @pytest.mark.slow
 def test_repeated_parameters_are_not_measured_again(tmp_path, spec_of, monkeypatch):
     measured = []
-    real = Calibration.evaluate
+    real = Classification.evaluate
 
     def counting(self, params, part="tune", report=None):
         measured.append(params)
         return real(self, params, part, report)
 
-    monkeypatch.setattr(Calibration, "evaluate", counting)
+    monkeypatch.setattr(Classification, "evaluate", counting)
     monkeypatch.setattr(results, "taste_profile", lambda *_: {})
     space = {"kappa": 5.0, "tau": 1.0, "source": "batch", "prior_mode": "user", "beta": [0, 1], "gamma": [0, 1, 2]}
     result = run_study(spec_of(trials=30, space=space, sampler="random"), tmp_path)
@@ -99,13 +101,15 @@ def test_the_same_seed_gives_the_same_trials(tmp_path, spec_of):
 def test_tpe_comes_within_two_points_of_the_exact_constrained_optimum(tmp_path):
     """On the demo's tune users; the yardstick is exact along gamma, on a grid of everything else."""
     opened = open_study(load_spec("demo", {"tracking": "none"}), tmp_path)
-    part, tables = opened.objective._part("tune"), opened.objective.tables
+    work, tools = opened.objective._part("tune"), opened.objective._tools
+    scores, gold, counts = scores_of(work, tools), gold_indices(work.dataset), history_counts(work.dataset)
+    learned = opened.objective.fitted(opened.rooms.BASELINE).learned["calibration"]
     exact = 0.0
     for kappa in np.geomspace(0.5, 50, 6):
-        log_pi, _ = taste(part.counts, tables.global_probs, "user", kappa)
-        for source in tables.log_model.values():
+        log_pi, _ = taste(counts, learned.global_probs, "user", kappa)
+        for source in learned.plain.bias.values():
             for beta in np.linspace(0, 2, 17):
-                found = line_optimum(part.scores - beta * source, log_pi, part.gold, (-0.5, 2.0), 0.6, 0.55)
+                found = line_optimum(scores - beta * source, log_pi, gold, (-0.5, 2.0), 0.6, 0.55)
                 exact = max(exact, found.accuracy if found else 0.0)
     study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", 0))
     baseline = opened.baseline

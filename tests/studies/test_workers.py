@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import optuna
 import pytest
 import yaml
-from objectives.calibration import Calibration
 from optuna.trial import TrialState
 
+from objectives.classification import Classification
 from studies import lease, runner
 from studies.lease import Lease
 from studies.recovery import POINT, RETRY_OF, SURPLUS
@@ -69,16 +69,16 @@ def test_two_workers_reach_exactly_the_total(tmp_path, spec_of, monkeypatch, thr
 STUCK = """
 import sys, time
 from pathlib import Path
-from objectives.calibration import Calibration
+from objectives.classification import Classification
 from studies.runner import run_study
 from studies.spec import load_spec
-real = Calibration.evaluate
+real = Classification.evaluate
 def stuck(self, params, part="tune", report=None):
-    if report is None and params != __import__("search_spaces.calibration").calibration.BASELINE:
+    if report is None and params != self.space.BASELINE:
         print("measuring", flush=True)
         time.sleep(600)
     return real(self, params, part, report)
-Calibration.evaluate = stuck
+Classification.evaluate = stuck
 run_study(load_spec(sys.argv[1], {}), Path(sys.argv[2]))
 """
 
@@ -262,7 +262,7 @@ def test_a_copied_home_does_not_bury_the_living(tmp_path, study):
 
 
 def test_a_worker_that_was_thought_dead_goes_on_with_another_trial(tmp_path, spec_of, monkeypatch):
-    real, taken = Calibration.evaluate, []
+    real, taken = Classification.evaluate, []
 
     def suspended(self, params, part="tune", report=None):
         others = find_study("small", tmp_path, None).get_trials(states=[TrialState.RUNNING]) if not taken else []
@@ -273,7 +273,7 @@ def test_a_worker_that_was_thought_dead_goes_on_with_another_trial(tmp_path, spe
 
     spec = spec_of(trials=3)
     run_study(spec_of(trials=1), tmp_path)
-    monkeypatch.setattr(Calibration, "evaluate", suspended)
+    monkeypatch.setattr(Classification, "evaluate", suspended)
     result = run_study(spec, tmp_path)
     trials = find_study("small", tmp_path, None).trials
     assert (result.trials, result.failed, taken) == (3, 0, [1])

@@ -99,7 +99,7 @@ def test_references_are_measured_by_hand(two):
 
 def test_the_sign_of_the_taste_is_measured_both_ways(two):
     opened = two[0]
-    params = type(opened.rooms.BASELINE)(beta=1.0, gamma=0.8, kappa=5.0, tau=1.0, prior_mode="user", source="batch")
+    params = opened.rooms.BASELINE.changed(beta=1.0, gamma=0.8, kappa=5.0, prior_mode="user")
     profile = taste_profile(opened, params)
     assert list(profile) == ["added", "left out", "subtracted"]
     assert profile["added"] == opened.objective.evaluate(params).metrics["accuracy"]
@@ -138,10 +138,10 @@ def test_an_encoder_study_from_two_files_to_a_served_config(tmp_path, spec_of, t
     assert {"template", "scale"} <= set(opened.space)
     assert result.failed == 0
     assert (tmp_path / "results" / "own" / "best" / "gamma.png").read_bytes().startswith(b"\x89PNG")
-    answer = promote(opened, tmp_path / "deploy.yaml")
+    answer = promote(opened, tmp_path / "deploy")
     assert answer["promoted"], answer["reason"]
     assert set(answer["confirm"]["references"]) == set(references(opened, "confirm"))
-    served = Deployment.load(tmp_path / "deploy.yaml", tmp_path / "fresh")
+    served = Deployment.load(tmp_path / "deploy")
     right = [
         p.label == q.gold
         for p, q in zip(served.predict(opened.splits.confirm.questions), opened.splits.confirm.questions, strict=True)
@@ -151,13 +151,13 @@ def test_an_encoder_study_from_two_files_to_a_served_config(tmp_path, spec_of, t
 
 def test_a_parameter_of_other_models_is_refused_by_name(tmp_path, spec_of, tiny_encoder):
     spec = spec_of(objective="retrieval", model={"path": str(tiny_encoder)}, space={"k": 4})
-    with pytest.raises(UsageError, match=r"space\.k: no such parameter; this objective has, with this model, template"):
+    with pytest.raises(UsageError, match=r"space\.k: no such parameter; this chain has, with this model, template"):
         open_study(spec, tmp_path)
 
 
 def test_steering_an_encoder_is_refused_by_name(tmp_path, spec_of, tiny_encoder):
     spec = spec_of(objective="steering", model={"path": str(tiny_encoder)})
-    with pytest.raises(UsageError, match=r"objective steering takes a causal model, and .* is an encoder"):
+    with pytest.raises(UsageError, match=r"stage steering takes a causal model, and .* is an encoder"):
         open_study(spec, tmp_path)
     open_study(spec.model_copy(update={"objective": "calibration"}), tmp_path)
 

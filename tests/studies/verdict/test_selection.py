@@ -29,7 +29,7 @@ def test_the_baseline_is_a_candidate(make_study):
 
 def test_answers_by_what_learned_from_tune_users_are_judged_on_select_alone(make_study, monkeypatch):
     opened = make_study()
-    monkeypatch.setattr(type(opened.objective), "learned_from_tune", lambda *_: True)
+    monkeypatch.setattr(type(opened.objective), "learned_labels", lambda *_: True)
     found = shortlist(opened)
     assert found.baseline.user_ids == tuple(q.user_id for q in opened.splits.select.questions)
     worse = replace(found, candidates=[replace(c, seen=found.baseline) for c in found.candidates])
@@ -50,7 +50,7 @@ def test_several_goals_spread_the_shortlist_over_the_front_and_none_is_sold_for_
     dishonest = [replace(c, seen=sharpened(c.seen)) for c in found.candidates]
     assert choose(found, dishonest, ["accuracy", "nll"], {}, 0.05) is None
     assert choose(found, dishonest, ["accuracy", "nll"], {"nll": 1000.0}, 0.05) is not None
-    result = promote(opened, tmp_path / "deploy.yaml")
+    result = promote(opened, tmp_path / "deploy")
     assert set(result["confirm"]["tests"]) == {"accuracy", "nll"}
 
 
