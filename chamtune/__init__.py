@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chamtune.dataset import Dataset
     from chamtune.model import Model
     from chamtune.served import Served, load
-    from chamtune.stage import stage
+    from chamtune.stages import stage
     from chamtune.study import Study
     from personalization.stages import Stage
     from personalization.stages.facts import Facts
@@ -33,7 +33,7 @@ _HOME = {
     "Model": "chamtune.model",
     "Served": "chamtune.served",
     "load": "chamtune.served",
-    "stage": "chamtune.stage",
+    "stage": "chamtune.stages",
     "Study": "chamtune.study",
     "Stage": "personalization.stages",
     "Facts": "personalization.stages.facts",
