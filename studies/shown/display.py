@@ -137,7 +137,7 @@ def print_promotion(result: dict[str, Any]) -> None:
     if result["confirm"] is not None:
         _print_confirm(result["confirm"])
     if result["deploy"]:
-        answers.print(f"deploy config: {result['deploy']}, generation {result['generation']}")
+        answers.print(f"deployment: {result['deploy']}, generation {result['generation']}")
 
 
 def _print_confirm(confirm: dict[str, Any]) -> None:
