@@ -124,13 +124,18 @@ def test_a_checkpoint_says_what_it_is(backbone, tmp_path):
 def test_a_checkpoint_of_something_else_is_said_and_not_taken_up(backbone, tmp_path, caplog):
     data = items(backbone, tmp_path)
     other = replace(data, gold=(data.gold + 1) % 3)
-    for items_now, recipe in ((data, Recipe(epochs=2, lr=1e-2)), (other, RECIPE)):
-        train([data], data, fresh(backbone), RECIPE, tmp_path / "c.safetensors")
+    turned = replace(data, edit=replace(data.edit, groups=1 - data.edit.groups))
+    lower = items(backbone, tmp_path, first=0)
+    short = Recipe(epochs=2, lr=1e-2)
+    now = [(data, short, 1), (other, short, 1), (turned, short, 1), (lower, short, 0)]
+    for number, (items_now, recipe, first) in enumerate(now):
+        before = RECIPE if items_now is data else recipe
+        train([data], data, fresh(backbone), before, tmp_path / f"{number}.safetensors")
         caplog.clear()
-        found, expected = fresh(backbone), fresh(backbone)
-        train([items_now], data, found, recipe, tmp_path / "c.safetensors")
+        found, expected = fresh(backbone, first=first), fresh(backbone, first=first)
+        train([items_now], items_now, found, recipe, tmp_path / f"{number}.safetensors")
         assert "is of another recipe or other items; the training begins anew" in caplog.text
-        train([items_now], data, expected, recipe, tmp_path / f"{recipe.epochs}.safetensors")
+        train([items_now], items_now, expected, recipe, tmp_path / f"{number}-new.safetensors")
         assert all(torch.equal(a, b) for a, b in zip(found.parameters, expected.parameters, strict=True))
 
 
