@@ -1,5 +1,6 @@
 """Fixed batches under edits: what they start from, where it is stored, and what happens where it does not fit."""
 
+import itertools
 from collections import namedtuple
 from contextlib import contextmanager
 
@@ -22,7 +23,7 @@ from personalization.scoring.edits import Shelf
 from personalization.scoring.fixed import Fixed
 from personalization.scoring.passes import shrinking
 from personalization.scoring.resume import captured_output
-from tests.tiny import SIZES, enlarged, make_tokenizer
+from tests.tiny import SIZES, enlarged, make_tokenizer, of_table
 
 PROMPTS = [f"{'a shy baker discovers ' * (1 + i % 4)}a bank heist in paris.\nanswer:" for i in range(9)]
 LABELS = [" comedy\n", " dark comedy\n", " 1\n", " 10\n"]
@@ -249,8 +250,10 @@ def whole_again(backbone):
     backbone.smaller = 1
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize(
+    ("error", "stored"),
+    of_table(itertools.product([torch.OutOfMemoryError, RuntimeError], [True, False]), (torch.OutOfMemoryError, True)),
+)
 def test_batches_that_do_not_fit_in_memory_are_halved(
     backbone, whole_again, stored, error, tmp_path, monkeypatch, caplog
 ):

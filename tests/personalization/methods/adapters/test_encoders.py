@@ -25,7 +25,7 @@ from personalization.scoring.resume import decoder_layers
 from personalization.stages import chain, stage
 from personalization.stages.work import Tools, begin, scores_of
 from search_spaces import chain_space
-from tests.tiny import save_as_encoder, short_world
+from tests.tiny import of_table, save_as_encoder, short_world
 
 PLAN = Plan(level="cluster", groups=2, epochs=3, lr=2e-2, start=0.5)
 
@@ -122,7 +122,7 @@ def test_the_encoder_is_what_it_was_after_a_training(adapters, scorer, world):
     assert (scorer.backbone.one_batch(texts) == expected).all()
 
 
-@pytest.mark.parametrize("level", ["unified", "cluster", "user"])
+@pytest.mark.parametrize("level", of_table(["unified", "cluster", "user"], "cluster"))
 def test_peft_loads_what_was_trained_and_answers_the_same(adapters, scorer, world, tiny_encoder, level, tmp_path):
     trained = adapters.learn(world, replace(PLAN, level=level, epochs=1))
     table = scores(world, Trained.load(json.loads(json.dumps(trained.save(tmp_path))), tmp_path), scorer)
@@ -155,7 +155,7 @@ def test_a_prefix_is_refused(adapters, world):
         adapters.learn(world, replace(PLAN, adapter="prefix"))
 
 
-@pytest.mark.parametrize("level", ["unified", "cluster", "user"])
+@pytest.mark.parametrize("level", of_table(["unified", "cluster", "user"], "user"))
 def test_a_deployment_answers_as_the_trial_did(scorer, world, level, tmp_path):
     splits = split_users(world)
     space, tools = chain_space(("adapter", "calibration")), Tools(scorer, folder=scorer.folder.parent / "adapters")

@@ -231,7 +231,7 @@ def test_users_with_little_history_get_what_there_is(scorer, causal, history):
 def test_10_000_items_of_one_user(scorer):
     random = np.random.default_rng(0)
     nouns = ["dog", "heist", "train", "war", "child", "paris", "desert", "ship"]
-    texts = [" ".join(random.choice(nouns, 4)) for _ in range(10_000)]
+    texts = [" ".join(random.choice(nouns, 3)) for _ in range(10_000)]
     world = world_of(question("a ship in the desert", [(text, LABELS[i % 3]) for i, text in enumerate(texts)]))
     histories = Histories(scorer, world)
     for ranking in RANKINGS:
