@@ -93,6 +93,7 @@ class Fixed:
 
     def _under(self, edits: Sequence[Edit], number: int, run: Callable[[Any], Tensor]) -> Tensor:
         """`run(keys and values)` under edits, from stored states where there are any."""
+        self._ready()
         stored = self._resumable(edits)
         batch, past = self.batch(number), None
         with ExitStack() as stack:
@@ -126,9 +127,13 @@ class Fixed:
 
     def _prepare(self, edits: Sequence[Edit]) -> None:
         """Before a pass: the shared beginning, and stored states."""
+        self._ready()
+        self._resumable(edits)
+
+    def _ready(self) -> None:
+        """What all batches share is of the model without edits."""
         with torch.inference_mode(), fast_products(self.model.device.type):
             self.prepare()
-        self._resumable(edits)
 
     def _resumable(self, edits: Sequence[Edit]) -> tuple[int, StoredStates] | None:
         """(a layer, what leaves it) where a pass under these edits may start; None: at the beginning."""
@@ -162,9 +167,10 @@ class Fixed:
         """What leaves a layer in every batch; the pass ends there."""
         for number in range(self.batches):
             with torch.inference_mode():
-                yield self._under(
+                states = self._under(
                     edits, number, lambda past, n=number: output_of(self.layers[layer], lambda: self.run(n, past))
                 )
+            yield states
 
 
 class FixedRows(Fixed):

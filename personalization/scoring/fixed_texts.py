@@ -44,8 +44,10 @@ class FixedTexts(Fixed):
 
     @cached_property
     def labels(self) -> Tensor:
-        """Embeddings of the labels, float32 [K, d]."""
-        return torch.from_numpy(self.backbone.embeddings(self.label_texts)).to(self.model.device)
+        """Embeddings of the labels, float32 [K, d], to be judged and to be learned from."""
+        found = self.backbone.embeddings(self.label_texts)
+        with torch.inference_mode(False):
+            return torch.from_numpy(found).to(self.model.device)
 
     def batch(self, number: int) -> Batch:
         """A row is a text."""
@@ -70,7 +72,6 @@ class FixedTexts(Fixed):
 
     def scores_and_cosines(self, number: int, edits: Sequence[Edit] = ()) -> tuple[Tensor, Tensor]:
         """Scores of a batch, and the cosine of each text with each label."""
-        self.labels  # noqa: B018  (without edits)
         cosines = self._under(edits, number, lambda _: self._embedded(number) @ self.labels.T)
         return self._scored(cosines), cosines.cpu()
 

@@ -104,8 +104,9 @@ class Items:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what the rows depend on, and of the gold labels."""
-        return hashlib.sha256(self.rows.key.encode() + self.gold.tobytes()).hexdigest()
+        """SHA-256 of what the rows depend on, of the gold labels, and of who has which adapter from which layer on."""
+        told = f"{self.rows.key} {self.edit.key} {self.edit.after}"
+        return hashlib.sha256(told.encode() + self.gold.tobytes()).hexdigest()
 
 
 def losses(
