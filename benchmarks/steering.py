@@ -19,22 +19,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from personalization.methods.steering.steered_scorer import SteeredScorer
 
 from personalization.backbones.causal import CausalBackbone
-from personalization.methods.steering.moves import Edit, SteeringVectors
+from personalization.methods.steering.edit import SteeringEdit
+from personalization.methods.steering.moves import Move, SteeringVectors
+from personalization.scoring.edits import Shelf
 
 spec = importlib.util.spec_from_file_location("scoring", Path(__file__).with_name("scoring.py"))
 scoring = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(scoring)
 
 
-def vectors_of(users: int, layers: int, width: int) -> SteeringVectors:
-    random = np.random.default_rng(0)
-    personal = random.normal(size=(users, layers, width)).astype(np.float32)
+def edit_at(layer: int, users: np.ndarray, backbone: CausalBackbone) -> SteeringEdit:
+    """One block edited along a random direction of each user."""
+    personal = np.random.default_rng(0).normal(size=(users.max() + 1, 1, backbone.width)).astype(np.float32)
     personal /= np.linalg.norm(personal, axis=-1, keepdims=True)
-    norms = np.ones(layers, dtype=np.float32)
-    return SteeringVectors(tuple(f"u{i}" for i in range(users)), personal, personal[0], norms)
+    vectors = SteeringVectors((layer,), personal, personal[0], np.ones(1, dtype=np.float32))
+    return SteeringEdit(backbone.layers, vectors, Move(alpha_personal=0.5), users, np.ones(len(users)))
 
 
 def user_by_user(model: torch.nn.Module, repeats: int) -> dict[str, float]:
@@ -45,22 +46,19 @@ def user_by_user(model: torch.nn.Module, repeats: int) -> dict[str, float]:
     tokenizer = scoring.tokenizer_of([*scoring.texts(2000, 90, seed=1), *prompts], scoring.SHAPE["vocab_size"])
     backbone = CausalBackbone(model, tokenizer)
     labels = [f" {tag}" for tag in scoring.LAMP_2_TAGS]
-    vectors, edit = vectors_of(50, backbone.depth, backbone.width), Edit((backbone.depth // 2,), alpha_personal=0.5)
+    edit = edit_at(backbone.depth // 2, users, backbone)
 
-    def table(rows: np.ndarray, folder: str) -> np.ndarray:
-        scorer = SteeredScorer(backbone, [prompts[i] for i in rows], labels, Path(folder), "benchmark")
-        return scorer.table(vectors, edit, users[rows], np.ones(len(rows)), resume=False).scores
+    def table(rows: np.ndarray) -> np.ndarray:
+        own = [edit.only(rows)]
+        return backbone.fixed([prompts[i] for i in rows], labels, own).table(own)
 
     together, apart, difference = [], [], 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(repeats):
-            a, whole = scoring.timed(lambda: table(np.arange(200), folder))
-            b, single = scoring.timed(
-                lambda: np.concatenate([table(np.flatnonzero(users == user), folder) for user in range(50)])
-            )
-            together.append(a)
-            apart.append(b)
-            difference = max(difference, float(np.abs(whole - single).max()))
+    for _ in range(repeats):
+        a, whole = scoring.timed(lambda: table(np.arange(200)))
+        b, single = scoring.timed(lambda: np.concatenate([table(np.flatnonzero(users == user)) for user in range(50)]))
+        together.append(a)
+        apart.append(b)
+        difference = max(difference, float(np.abs(whole - single).max()))
     print(f"200 questions of 50 users: together {min(together):.2f} s, user by user {min(apart):.2f} s")
     times = statistics.median(y / x for x, y in zip(together, apart, strict=True))
     return {"times_user_by_user": round(times, 2), "max_abs_diff": difference}
@@ -80,18 +78,18 @@ def main() -> None:
     backbone = CausalBackbone(scoring.model_of(scoring.SHAPE), tokenizer)
     labels = [f" {tag}" for tag in scoring.LAMP_2_TAGS]
     depth = scoring.SHAPE["num_hidden_layers"]
-    vectors = vectors_of(8, depth, scoring.SHAPE["hidden_size"])
-    users, gates = np.arange(options.n) % 8, np.ones(options.n)
+    users = np.arange(options.n) % 8
     result: dict[str, dict[str, float]] = {"cost_over_ideal": {}, "share_of_full": {}, "stored_mb": {}}
     with tempfile.TemporaryDirectory() as folder:
-        scorer = SteeredScorer(backbone, prompts, labels, Path(folder), "benchmark")
         for k in (depth // 2, 2 * depth // 3, 5 * depth // 6):
-            edit = Edit((k,), alpha_personal=0.5)
+            edits = [edit_at(k, users, backbone)]
+            without_store = backbone.fixed(prompts, labels, edits)
+            rows = backbone.fixed(prompts, labels, edits, Shelf(Path(folder), "benchmark"))
             full, resumed = [], []
             for repeat in range(options.repeats + 1):
-                a, whole = scoring.timed(lambda e=edit: scorer.table(vectors, e, users, gates, resume=False))
-                b, above = scoring.timed(lambda e=edit: scorer.table(vectors, e, users, gates))
-                assert (whole.scores == above.scores).all()
+                a, whole = scoring.timed(lambda: without_store.table(edits))  # noqa: B023
+                b, above = scoring.timed(lambda: rows.table(edits))  # noqa: B023
+                assert (whole == above).all()
                 if repeat:  # the first resumed run stores the states
                     full.append(a)
                     resumed.append(b)
@@ -101,7 +99,7 @@ def main() -> None:
             )
             result["cost_over_ideal"][str(k)] = round(share * depth / (depth - k), 3)
             result["share_of_full"][str(k)] = round(share, 3)
-            result["stored_mb"][str(k)] = round(scorer.states_after(k).path.stat().st_size / 1e6, 1)
+            result["stored_mb"][str(k)] = round(rows.states(k).path.stat().st_size / 1e6, 1)
     print(json.dumps({**result, **user_by_user(backbone.model, 3)}))
 
 
