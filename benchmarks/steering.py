@@ -1,11 +1,11 @@
 """What does a steering trial cost that starts at layer K of N, as a share of a full pass?
 
-    python benchmarks/steering.py
-    python benchmarks/steering.py --gpu    # only 200 questions of 50 users, a 3B shape in bfloat16
+    python benchmarks/steering.py [--n 32] [--repeats 5] [--users 50]
+    python benchmarks/steering.py --gpu    # only the questions of many users, a 3B shape in bfloat16
 
 The 12-layer shape of benchmarks/scoring.py. For each K the block K is edited, once with the whole model and once from
 the stored states, in turns; both give the same bits. `cost_over_ideal` is the ratio of times over (N - K) / N: at most
-1.15 is wanted. Then 200 questions of 50 users in one call against a call for each user. The last line is JSON.
+1.15 is wanted. Then four questions of each of 50 users in one call against a call for each user. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def edit_at(layer: int, users: np.ndarray, backbone: CausalBackbone) -> Steering
     return SteeringEdit(backbone.layers, vectors, Move(alpha_personal=0.5), users, np.ones(len(users)))
 
 
-def user_by_user(model: torch.nn.Module, repeats: int) -> dict[str, float]:
-    """Four questions of each of 50 users, behind their histories: all in one call, and a call for each user."""
-    users = np.repeat(np.arange(50), 4)
-    histories = scoring.texts(50, 60, seed=2)
-    prompts = [f"{histories[user]} {text}" for user, text in zip(users, scoring.texts(200, 20), strict=True)]
+def user_by_user(model: torch.nn.Module, count: int, repeats: int) -> dict[str, float]:
+    """Four questions of each of `count` users, behind their histories: all in one call, and a call for each user."""
+    users = np.repeat(np.arange(count), 4)
+    histories = scoring.texts(count, 60, seed=2)
+    prompts = [f"{histories[user]} {text}" for user, text in zip(users, scoring.texts(len(users), 20), strict=True)]
     tokenizer = scoring.tokenizer_of([*scoring.texts(2000, 90, seed=1), *prompts], scoring.SHAPE["vocab_size"])
     backbone = CausalBackbone(model, tokenizer)
     labels = [f" {tag}" for tag in scoring.LAMP_2_TAGS]
@@ -54,12 +54,14 @@ def user_by_user(model: torch.nn.Module, repeats: int) -> dict[str, float]:
 
     together, apart, difference = [], [], 0.0
     for _ in range(repeats):
-        a, whole = scoring.timed(lambda: table(np.arange(200)))
-        b, single = scoring.timed(lambda: np.concatenate([table(np.flatnonzero(users == user)) for user in range(50)]))
+        a, whole = scoring.timed(lambda: table(np.arange(len(users))))
+        b, single = scoring.timed(
+            lambda: np.concatenate([table(np.flatnonzero(users == user)) for user in range(count)])
+        )
         together.append(a)
         apart.append(b)
         difference = max(difference, float(np.abs(whole - single).max()))
-    print(f"200 questions of 50 users: together {min(together):.2f} s, user by user {min(apart):.2f} s")
+    print(f"{len(users)} questions of {count} users: together {min(together):.2f} s, user by user {min(apart):.2f} s")
     times = statistics.median(y / x for x, y in zip(together, apart, strict=True))
     return {"times_user_by_user": round(times, 2), "max_abs_diff": difference}
 
@@ -68,10 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--users", type=int, default=50)
     parser.add_argument("--gpu", action="store_true")
     options = parser.parse_args()
     if options.gpu:
-        print(json.dumps(user_by_user(scoring.model_on_gpu(), 3)))
+        print(json.dumps(user_by_user(scoring.model_on_gpu(), options.users, 3)))
         return
     prompts = scoring.texts(options.n, 90)
     tokenizer = scoring.tokenizer_of([*scoring.texts(2000, 90, seed=1), *prompts], scoring.SHAPE["vocab_size"])
@@ -100,7 +103,7 @@ def main() -> None:
             result["cost_over_ideal"][str(k)] = round(share * depth / (depth - k), 3)
             result["share_of_full"][str(k)] = round(share, 3)
             result["stored_mb"][str(k)] = round(rows.states(k).path.stat().st_size / 1e6, 1)
-    print(json.dumps({**result, **user_by_user(backbone.model, 3)}))
+    print(json.dumps({**result, **user_by_user(backbone.model, options.users, min(3, options.repeats))}))
 
 
 if __name__ == "__main__":
