@@ -27,6 +27,7 @@ SOLVED = {"calibration.fit": "exact", "calibration.kappa": 5.0, "calibration.pri
 ITEMS = {"prompt.k": 8, "prompt.ranking": "recency"}
 LORA = {"adapter.adapter": "lora", "adapter.blend": 1.0, "adapter.start": 0.0, "adapter.rank": 8}
 GROUPS = {**LORA, "adapter.level": "cluster", "adapter.groups": 4, "adapter.anchor": 0.01}
+EACH = {**LORA, "adapter.level": "user"}
 PREFIX = {**LORA, "adapter.adapter": "prefix", "adapter.level": "cluster", "adapter.groups": 4, "adapter.lr_ratio": 4.0}
 MOVED = {"steering.alpha_personal": 1.0, "steering.start": 0.34, "steering.groups": 4, "steering.shrink": 8.0}
 HEAD = {"head.head": "logistic", "head.blend": 0.5, "head.level": "cluster", "head.groups": 4, "head.depth": 0.9}
@@ -37,10 +38,14 @@ CHAINS: dict[str, dict[str, Any]] = {
     "head": HEAD,
     "lora of all": LORA,
     "lora of groups": GROUPS,
+    "lora of groups, not held": {**GROUPS, "adapter.anchor": 0.0},
+    "lora of each": EACH,
     "prefix of groups": PREFIX,
     "prompt + steering": {**ITEMS, **MOVED},
     "prompt + lora of all": {**ITEMS, **LORA},
     "prompt + lora of groups": {**ITEMS, **GROUPS},
+    "prompt + lora of groups, not held": {**ITEMS, **GROUPS, "adapter.anchor": 0.0},
+    "prompt + lora of each": {**ITEMS, **EACH},
     "prompt + prefix of groups": {**ITEMS, **PREFIX},
     "lora of all + steering": {**LORA, **MOVED},
     "lora of groups + steering": {**GROUPS, **MOVED},

@@ -1,6 +1,6 @@
 """Does steering beat calibration alone on users that no trial saw, and is it the user's direction that does it?
 
-    python benchmarks/demo_steering.py [--trials 80] [--home DIR]
+    python benchmarks/demo_steering.py [--trials 80] [--calibration-trials 200] [--home DIR]
 
 Runs the presets `demo` and `demo-steering`, selects in each as a promotion does, and compares the two on the confirm
 users. Then the steering that was chosen again, with random directions of the same length, and with the directions of
@@ -12,42 +12,49 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+from objectives.classification import Classification
 from personalization.evaluation import Evaluation
+from personalization.methods.steering.learned import Directions, Learned, Settings
 from personalization.methods.steering.moves import SteeringVectors
+from search_spaces import ChainParams
 from studies.runner import run_study
 from studies.spec import load_spec
-from studies.study import open_study
-from studies.verdict.selection import choose, feasible_on_select, shortlist
+from studies.study import OpenStudy, open_study
+from studies.verdict.selection import choose, feasible, goals, shortlist
 from tracking.significance import significance
 
 
-def chosen(preset: str, home: Path, trials: int) -> tuple[Any, Any, Evaluation]:
+def chosen(preset: str, home: Path, trials: int) -> tuple[OpenStudy, ChainParams, Evaluation]:
     """(study, chosen parameters, their evaluation on the confirm users)."""
     spec = load_spec(preset, {"trials": trials, "tracking": "none"})
     run_study(spec, home)
     opened = open_study(spec, home)
-    params = choose(feasible_on_select(opened, shortlist(opened)), "accuracy").params
-    return opened, params, opened.objective.evaluate(params, "confirm")
+    found, terms = shortlist(opened), spec.promotion
+    best = choose(found, feasible(found, opened.constraints), goals(opened), terms.margins, terms.alpha)
+    if best is None:
+        raise SystemExit(f"{preset}: no trial would be promoted; run more")
+    return opened, best.params, opened.objective.evaluate(best.params, "confirm")
 
 
-def controlled(opened: Any, params: Any, change: Any) -> Evaluation:
+def controlled(opened: OpenStudy, params: ChainParams, change: Callable[[np.ndarray], np.ndarray]) -> Evaluation:
     """The same steering with other personal directions [H, L, d], the calibration solved for them on tune."""
-    objective = open_study(opened.spec, opened.home).objective
-    for part in ("tune", "confirm"):
-        steering = objective._steering(part)
+    real = Directions.vectors
 
-        def changed(settings: Any, learned: Any, real: Any = steering._vectors) -> SteeringVectors:
-            vectors = real(settings, learned)
-            return replace(vectors, personal=change(vectors.personal))
+    def changed(self: Directions, settings: Settings, learned: Learned) -> SteeringVectors:
+        vectors = real(self, settings, learned)
+        return replace(vectors, personal=change(vectors.personal))
 
-        steering._vectors = changed
-    return objective.evaluate(replace(params, fit="exact"), "confirm")
+    with mock.patch.object(Directions, "vectors", changed):
+        objective = Classification(opened.rooms, opened.splits, opened.scorer)
+        return objective.evaluate(params.changed(fit="exact"), "confirm")
 
 
 def at_random(directions: np.ndarray) -> np.ndarray:
@@ -63,13 +70,14 @@ def of_others(directions: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=80)
+    parser.add_argument("--calibration-trials", type=int, default=200)
     parser.add_argument("--home", default="")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(options.home or name)
-        _, _, calibrated = chosen("demo", home, 200)
+        _, _, calibrated = chosen("demo", home, options.calibration_trials)
         opened, params, steered = chosen("demo-steering", home, options.trials)
-        print(f"chosen: {asdict(params)}")
+        print(f"chosen: {params.flat()}")
         arms = {
             "steering and calibration": steered,
             "random directions": controlled(opened, params, at_random),

@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
-from personalization.methods.adapters.trained import content_of
+from personalization.methods.adapters.trained import Trained
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters
 
 PLAN = Plan(level="cluster", groups=4, start=0.67, epochs=8, lr=5e-4, dropout=0.1, word_dropout=0.1, margin=0.2)
@@ -45,7 +45,7 @@ def done(folder: Path) -> float:
 def result(folder: Path) -> tuple[str, str]:
     """(content of the adapters, the records)."""
     (trained,) = (folder / "adapters").glob("*")
-    return content_of(trained, 4), (trained / "record.json").read_text()
+    return Trained(trained, PLAN.level, 0, PLAN.groups, {}).content, (trained / "record.json").read_text()
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def main() -> None:
             home = Path(name)
             spec = load_spec(arguments.preset, {"seed": seed, "tracking": "none"})
             run_study(spec, home)
-            result = promote(open_study(spec, home), home / "deploy.yaml")
+            result = promote(open_study(spec, home), home / "deploy")
         print(f"seed {seed}: {'promoted' if result['promoted'] else 'refused'}: {result['reason']}", flush=True)
         promoted += [seed] if result["promoted"] else []
         reasons.append(result["reason"])
