@@ -123,7 +123,7 @@ class Classification:
         for name, own in params.items():
             learned = fitted.learned[name]
             found |= stage(name).groups(own, learned, below, self._tools)
-            below = stage(name).act(own, learned, below, self._tools)
+            below = chain.acted(fitted, name, below, self._tools)
         return found
 
     def learned_labels(self, params: ChainParams) -> bool:

@@ -84,9 +84,15 @@ def _noted(name: str, params: Any, below: Work, work: Work) -> Work:
 
 def answer(fitted: Fitted, work: Work, tools: Tools) -> Work:
     """The work with its answer, each question by itself."""
-    for name, params in fitted.params.items():
-        work = _noted(name, params, work, stage(name).act(params, fitted.learned[name], work, tools))
+    for name in fitted.params:
+        work = acted(fitted, name, work, tools)
     return _answered(work, tools)
+
+
+def acted(fitted: Fitted, name: str, work: Work, tools: Tools) -> Work:
+    """The work with one stage's step done, and noted."""
+    params = fitted.params[name]
+    return _noted(name, params, work, stage(name).act(params, fitted.learned[name], work, tools))
 
 
 def _answered(work: Work, tools: Tools) -> Work:

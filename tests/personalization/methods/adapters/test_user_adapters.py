@@ -29,6 +29,7 @@ from personalization.stages.work import Tools, begin, blended, scores_of
 from tests.tiny import of_table, short_world
 
 PLAN = Plan(level="cluster", groups=2, epochs=2, lr=2e-2)
+SHORT = replace(PLAN, epochs=1)
 
 
 class Stopped(Exception):
@@ -118,14 +119,14 @@ def test_what_was_trained_is_read_again_and_a_stopped_training_goes_on(scorer, w
         raise Stopped
 
     with pytest.raises(Stopped):
-        adapters.learn(world, PLAN, stop)
+        adapters.learn(world, SHORT, stop)
     assert seen[0][1] == 15
-    trained = adapters.learn(world, PLAN)
-    whole = UserAdapters(scorer, tmp_path / "other").learn(world, PLAN)
+    trained = adapters.learn(world, SHORT)
+    whole = UserAdapters(scorer, tmp_path / "other").learn(world, SHORT)
     assert trained.record == whole.record
     assert trained.content == whole.content
     stamp = (trained.folder / "record.json").stat().st_mtime_ns
-    assert adapters.learn(world, PLAN).record == trained.record
+    assert adapters.learn(world, SHORT).record == trained.record
     assert (trained.folder / "record.json").stat().st_mtime_ns == stamp
 
 
@@ -241,8 +242,8 @@ def test_items_of_the_history_stand_in_front_when_learning_and_when_asked(adapte
 def test_what_was_trained_tells_a_pruner_the_same_again(scorer, world, tmp_path):
     adapters, told = UserAdapters(scorer, tmp_path), {1: [], 2: []}
     for turn, seen in told.items():
-        adapters.learn(world, PLAN, lambda items, scores, records, seen=seen: seen.append((scores, list(records))))
-        assert len(seen) == len(adapters.learn(world, PLAN).record["records"]), turn
+        adapters.learn(world, SHORT, lambda items, scores, records, seen=seen: seen.append((scores, list(records))))
+        assert len(seen) == len(adapters.learn(world, SHORT).record["records"]), turn
     for (first, records), (again, same) in zip(*told.values(), strict=True):
         assert (first == again).all()
         assert records == same
