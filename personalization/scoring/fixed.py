@@ -293,14 +293,3 @@ class FixedRows(Fixed):
                 whole = runs[-1].view(*layout.ids.shape, -1)  # an MLP may join rows and places
                 out[members, place] = whole[layout.places[:, 0], layout.places[:, 1]].float().cpu().numpy()
         return out
-
-    def stored_last_states(self, layer: int, edits: Sequence[Edit] = ()) -> NDArray[np.float32]:
-        """The same of one layer, [n, d], from what is stored of it; the pass ends there."""
-        self._prepare(edits)
-        stored = None if self.shelf is None else self.states(layer, edits)
-        passes = self._run_to(layer, edits) if stored is None else (stored[i] for i in range(self.batches))
-        out = np.empty((len(self.route.prompts), self.backbone.width), dtype=np.float32)
-        for number, states in enumerate(passes):
-            places = self.layouts[number].places
-            out[self.members[number]] = states[places[:, 0], places[:, 1]].float().cpu().numpy()
-        return out

@@ -227,12 +227,9 @@ def test_a_trial_that_is_stopped_runs_no_further_block(classified, monkeypatch):
     assert len(ran) == 5
 
 
-@pytest.mark.parametrize("stage", ["head", "steering"])
-def test_an_exact_fit_is_the_best_of_its_calibrations(stage, classified):
-    params = next(params for params in ALL if has(params, stage))
-    objective = classified(params)
-    if stage == "steering":
-        params = params.with_stage("steering", replace(params["steering"], alpha_personal=0.3))
+def test_an_exact_fit_is_the_best_of_its_calibrations(classified):
+    objective = classified(STEERED)
+    params = STEERED.with_stage("steering", replace(STEERED["steering"], alpha_personal=0.3))
     params = params.changed(fit="exact", beta=0.0, gamma=0.0, prior_mode="user", kappa=5.0)
     solved = objective.resolved(params)
     assert solved["calibration"].fit == "searched"

@@ -1,4 +1,4 @@
-"""From histories to trained adapters to scores.
+"""From histories to trained adapters.
 
 An adapter learns from the labelled items of the users' histories, each asked as a question is, with k of the user's
 other items in front of it, and never from a question or its gold label. Levels:
@@ -121,7 +121,7 @@ def _of_all(plan: Plan) -> Plan:
 
 
 class UserAdapters:
-    """Trains adapters on the histories of data sets, and scores questions with them. `folder`: where they lie."""
+    """Trains adapters on the histories of data sets. `folder`: where they lie."""
 
     def __init__(self, scorer: CachedScorer, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
         self.scorer, self.folder, self.progress = scorer, folder, progress
@@ -164,20 +164,14 @@ class UserAdapters:
 
     def _train(self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged) -> None:
         """Train into the folder of `trained`."""
-        from personalization.methods.training.loop import Recipe, kept, train
+        from personalization.methods.training.loop import kept
+        from personalization.scoring.passes import shrinking
 
-        learned, judged = held_out(items, plan.level)
-        views = [self._items(learned, plan, trained)]
-        if plan.varies:
-            views.append(self._items(learned, plan, trained, vary=True))
-        given = {found.name: getattr(plan, found.name) for found in fields(Recipe) if hasattr(plan, found.name)}
-        recipe = Recipe(**given, evaluations=EVALUATIONS)
-        adapters, folder = self._new(plan, trained, origin, views[0].rows), trained.folder
-        self._forget_old_checkpoints()
-        judge = self._items(judged, plan, trained) if judged.questions else None
-        records = train(views, judge, adapters, recipe, folder / CHECKPOINT, told)
+        adapters, records = shrinking(self._backbone, lambda: self._fitted(items, plan, trained, origin, told))
+        folder = trained.folder
         for group in range(trained.count):
             adapters.save(folder / f"group-{group}", group, self.scorer.model)
+        learned, judged = held_out(items, plan.level)
         clusters, numbers = trained.clusters, list(trained.groups.values())
         record = {
             "plan": asdict(plan), "records": records, "kept": kept(records),
@@ -194,6 +188,23 @@ class UserAdapters:
             )
         write_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
         (folder / CHECKPOINT).unlink(missing_ok=True)
+
+    def _fitted(
+        self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged
+    ) -> tuple[Any, list[dict[str, float]]]:
+        """(trained adapters, the records of their training), from a checkpoint where there is one."""
+        from personalization.methods.training.loop import Recipe, train
+
+        learned, judged = held_out(items, plan.level)
+        views = [self._items(learned, plan, trained)]
+        if plan.varies:
+            views.append(self._items(learned, plan, trained, vary=True))
+        given = {found.name: getattr(plan, found.name) for found in fields(Recipe) if hasattr(plan, found.name)}
+        recipe = Recipe(**given, evaluations=EVALUATIONS)
+        adapters = self._new(plan, trained, origin, views[0].rows)
+        self._forget_old_checkpoints()
+        judge = self._items(judged, plan, trained) if judged.questions else None
+        return adapters, train(views, judge, adapters, recipe, trained.folder / CHECKPOINT, told)
 
     def _forget_old_checkpoints(self) -> None:
         with suppress(FileNotFoundError):  # another process may do the same

@@ -10,7 +10,7 @@ from personalization.backbones import BACKBONES, SCALE, load_backbone
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.location import model_kind
 from personalization.errors import DataError, UsageError
-from search_spaces.calibration import BASELINE
+from search_spaces.prompt import BASELINE
 
 TEXTS = ["a heist in paris", "two friends cross the desert to find water", "a dog", "war and peace, told by a child"]
 LABELS = {"causal": [" comedy\n", " drama\n", " a long label\n"], "encoder": ["comedy", "drama", "a long label"]}
