@@ -3,7 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,7 +56,7 @@ def scores(dataset, trained, scorer, asking=None):
     tools = Tools(scorer)
     work = begin(dataset, tools)
     if asking is not None:
-        given = SimpleNamespace(k=asking.k, ranking=asking.ranking, mix=asking.mix, template=asking.template)
+        given = SimpleNamespace(**asdict(asking), scale=20.0)
         work = stage("prompt").act(given, None, work, tools)
     return scores_of(stage("adapter").act(SimpleNamespace(blend=1.0), trained, work, tools), tools)
 
