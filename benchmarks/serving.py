@@ -7,8 +7,8 @@ A chain is fitted on users of the planted world, saved as a deployment folder an
 12-layer shape of benchmarks/scoring.py, with random weights. Every request is another question, of one of many users.
 `ms_first`: median of requests 1 to 50, after a warm-up; `ms_20000th`: median of the last 50. `over_bare_forward`: the
 time of a request over that of the model alone on the same prompt, in turns, medians of `--pairs`. `wrong_of_threads`:
-of `--of-threads` requests by 8 threads, how many differ in label, or by more than 1e-5, from what was answered one by one. The
-last line is JSON.
+of `--of-threads` requests by 8 threads, how many differ in label, or by more than 1e-5, from those one by one. The last
+line is JSON.
 """
 
 from __future__ import annotations
