@@ -29,7 +29,7 @@ from studies.runner import run_study
 from studies.spec import load_spec
 from studies.study import OpenStudy, open_study
 from studies.verdict.selection import choose, feasible, goals, shortlist
-from tracking.significance import significance
+from tracking.significance import paired
 
 
 def chosen(preset: str, home: Path, changes: dict[str, Any]) -> tuple[OpenStudy, ChainParams, Evaluation]:
@@ -87,7 +87,7 @@ def main() -> None:
         }
         result: dict[str, Any] = {"calibration_alone": round(calibrated.metrics["accuracy"], 4), "arms": {}}
         for arm, evaluation in arms.items():
-            test = significance(calibrated, evaluation)
+            test = paired(calibrated.correct, evaluation)
             result["arms"][arm] = {
                 "accuracy": round(evaluation.metrics["accuracy"], 4),
                 "over_calibration": round(test["delta"], 4),
