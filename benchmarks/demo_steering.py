@@ -1,6 +1,6 @@
 """Does steering beat calibration alone on users that no trial saw, and is it the user's direction that does it?
 
-    python benchmarks/demo_steering.py [--trials 80] [--calibration-trials 200] [--home DIR]
+    python benchmarks/demo_steering.py [--trials 80] [--calibration-trials 200] [--home DIR] [--data FOLDER]
 
 Runs the presets `demo` and `demo-steering`, selects in each as a promotion does, and compares the two on the confirm
 users. Then the steering that was chosen again, with random directions of the same length, and with the directions of
@@ -29,12 +29,12 @@ from studies.runner import run_study
 from studies.spec import load_spec
 from studies.study import OpenStudy, open_study
 from studies.verdict.selection import choose, feasible, goals, shortlist
-from tracking.significance import significance
+from tracking.significance import paired
 
 
-def chosen(preset: str, home: Path, trials: int) -> tuple[OpenStudy, ChainParams, Evaluation]:
+def chosen(preset: str, home: Path, changes: dict[str, Any]) -> tuple[OpenStudy, ChainParams, Evaluation]:
     """(study, chosen parameters, their evaluation on the confirm users)."""
-    spec = load_spec(preset, {"trials": trials, "tracking": "none"})
+    spec = load_spec(preset, {"tracking": "none", **changes})
     run_study(spec, home)
     opened = open_study(spec, home)
     found, terms = shortlist(opened), spec.promotion
@@ -72,11 +72,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=80)
     parser.add_argument("--calibration-trials", type=int, default=200)
     parser.add_argument("--home", default="")
+    parser.add_argument("--data", help="a folder of LaMP files, instead of the presets' world")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(options.home or name)
-        _, _, calibrated = chosen("demo", home, options.calibration_trials)
-        opened, params, steered = chosen("demo-steering", home, options.trials)
+        data = {"data": {"path": options.data}} if options.data else {}
+        _, _, calibrated = chosen("demo", home, {"trials": options.calibration_trials, **data})
+        opened, params, steered = chosen("demo-steering", home, {"trials": options.trials, **data})
         print(f"chosen: {params.flat()}")
         arms = {
             "steering and calibration": steered,
@@ -85,7 +87,7 @@ def main() -> None:
         }
         result: dict[str, Any] = {"calibration_alone": round(calibrated.metrics["accuracy"], 4), "arms": {}}
         for arm, evaluation in arms.items():
-            test = significance(calibrated, evaluation)
+            test = paired(calibrated.correct, evaluation)
             result["arms"][arm] = {
                 "accuracy": round(evaluation.metrics["accuracy"], 4),
                 "over_calibration": round(test["delta"], 4),

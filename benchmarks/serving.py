@@ -1,13 +1,14 @@
 """What does one question a request cost, is the 20,000th as cheap as the first, and do threads get the same answers?
 
     python benchmarks/serving.py [--model demo|shape] [--chain calibration|steering|lora] [--requests 20000]
+                                 [--pairs 100] [--of-threads 400]
 
 A chain is fitted on users of the planted world, saved as a deployment folder and loaded from it. `shape` is the
 12-layer shape of benchmarks/scoring.py, with random weights. Every request is another question, of one of many users.
 `ms_first`: median of requests 1 to 50, after a warm-up; `ms_20000th`: median of the last 50. `over_bare_forward`: the
 time of a request over that of the model alone on the same prompt, in turns, medians of `--pairs`. `wrong_of_threads`:
-of 400 requests by 8 threads, how many differ in label, or by more than 1e-5, from what was answered one by one. The
-last line is JSON.
+of `--of-threads` requests by 8 threads, how many differ in label, or by more than 1e-5, from those one by one. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ TUNE_USERS = 30
 PER_USER = 10
 WARM_UP = 20
 THREADS = 8
-OF_THREADS = 400
 TOLERANCE = 1e-5
 
 
@@ -129,8 +129,9 @@ def main() -> None:
     parser.add_argument("--chain", choices=list(CHAINS), default="calibration")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--of-threads", type=int, default=400)
     options = parser.parse_args()
-    needed = WARM_UP + max(options.requests, options.pairs, OF_THREADS)
+    needed = WARM_UP + max(options.requests, options.pairs, options.of_threads)
     users = TUNE_USERS + -(-needed // PER_USER)
     questions = make_world(0, users, PER_USER).dataset.questions
     tune = Dataset("LaMP_2", scoring.LAMP_2_TAGS, questions[: TUNE_USERS * PER_USER])
@@ -142,7 +143,7 @@ def main() -> None:
         milliseconds(deployment, asked[:WARM_UP])
         own = asked[WARM_UP:]
         request, bare = beside_the_model(deployment, own[: options.pairs])
-        wrong = wrong_of_threads(deployment, own[:OF_THREADS])
+        wrong = wrong_of_threads(deployment, own[: options.of_threads])
         print(f"a request {request:.2f} ms, the model alone {bare:.2f} ms", flush=True)
         fresh = Deployment.load(folder / "deploy")
         milliseconds(fresh, asked[:WARM_UP])
@@ -153,6 +154,7 @@ def main() -> None:
         "model": options.model,
         "chain": options.chain,
         "requests": options.requests,
+        "requests_of_threads": options.of_threads,
         "ms_first": round(statistics.median(times[:50]), 3),
         "ms_20000th": round(statistics.median(times[-50:]), 3),
         "over_bare_forward": round(request / bare, 3),
