@@ -20,9 +20,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: install
 	$(BIN)/chamtune run demo
-	$(BIN)/chamtune promote demo --out deploy.yaml
+	$(BIN)/chamtune promote demo --out deploy
 	$(BIN)/chamtune data export demo demo-data
-	$(BIN)/chamtune predict --config deploy.yaml --questions demo-data/demo_questions.json --out predictions.json
+	$(BIN)/chamtune predict --config deploy --questions demo-data/demo_questions.json --out predictions.json
 	@echo "Next: $(BIN)/chamtune ui   (optuna-dashboard and MLflow in the browser)"
 
 check: install
@@ -44,4 +44,4 @@ benchmark: install
 	$(BIN)/python benchmarks/kill.py
 
 clean:
-	rm -rf $(VENV) deploy.yaml demo-data predictions.json
+	rm -rf $(VENV) deploy demo-data predictions.json

@@ -129,7 +129,7 @@ def show(study: str, home: HomeOption = HOME, storage: StorageOption = None, as_
 @app.command()
 def promote(
     study: str,
-    out: Annotated[Path, typer.Option(help="The deploy config to write.")] = Path("deploy.yaml"),
+    out: Annotated[Path, typer.Option(help="The folder of the deployment.")] = Path("deploy"),
     replace_unreadable: Annotated[
         bool, typer.Option("--replace-unreadable", help="Set a config aside that cannot be read, untested.")
     ] = False,
@@ -137,7 +137,7 @@ def promote(
     storage: StorageOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Test the study's best on users that no trial saw; write the deploy config if it holds."""
+    """Test the study's best on users that no trial saw; write a deployment folder if it holds."""
     from studies.shown.display import print_promotion
     from studies.shown.logs import log_to
     from studies.shown.progress import ScoringDisplay
@@ -161,7 +161,7 @@ def rollback(
     tracking: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring back the deploy config that the present one replaced."""
+    """Bring back the deployment that the present one replaced."""
     from studies.shown.display import print_line
     from studies.shown.logs import log_to
     from studies.verdict.deployments import roll_back_deployment
@@ -174,18 +174,21 @@ def rollback(
 
 @app.command()
 def predict(
-    config: Annotated[Path, typer.Option(help="A deploy config.")],
+    config: Annotated[str, typer.Option(help="A deployment folder, or models:/NAME@champion of MLflow.")],
     questions: Annotated[Path, typer.Option(help="LaMP questions (a *_questions.json file, JSON Lines, or a folder).")],
     out: Annotated[Path, typer.Option(help="The LaMP predictions file to write.")],
+    model: Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")] = None,
     home: HomeOption = HOME,
+    tracking: TrackingOption = None,
 ) -> None:
-    """Answer questions with a deploy config; writes the official LaMP predictions file."""
+    """Answer questions with a deployment; writes the official LaMP predictions file."""
     from personalization.data.lamp import write_predictions
     from personalization.deployment import Deployment
     from studies.shown.logs import log_to
+    from studies.verdict.deployments import located
 
-    deployment = Deployment.load(config, home / "cache" / "scores")
-    with log_to(home):
+    with log_to(home), located(config, home, tracking) as folder:
+        deployment = Deployment.load(folder, model)
         asked = deployment.read(questions)
         answers = {p.id: p.label for p in deployment.predict(asked.usable().questions)}
     write_predictions(out, asked.name, answers, asked.numbers)

@@ -23,10 +23,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from personalization.backbones.causal import CausalBackbone
-from personalization.methods.adapters.adapted_rows import AdaptedRows
+from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
 from personalization.methods.training import loop as training
 from personalization.methods.training.loop import Items, Recipe, train
+from personalization.scoring.edits import Shelf
 
 spec = importlib.util.spec_from_file_location("scoring", Path(__file__).with_name("scoring.py"))
 scoring = importlib.util.module_from_spec(spec)
@@ -130,17 +131,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for title, first in (("", 0), ("_upper_third", 2 * depth // 3)):
-            rows = AdaptedRows(
-                backbone,
-                prompts,
-                ["u"] * options.items,
-                np.zeros(options.items, dtype=np.int64),
-                LABELS,
-                first,
-                folder,
-                "x",
-            )
-            items = Items(rows, gold)
+            edit = AdapterEdit(None, np.zeros(options.items, dtype=np.int64), ["u"] * options.items, first - 1)
+            items = Items(backbone.fixed(prompts, LABELS, [edit], Shelf(folder, "x")), gold, edit)
             shape = LoraShape(adapted_modules(backbone.model, backbone.layers[first:], "all"), RANK, 2.0 * RANK, 1)
             lora = GroupedLora(backbone.model, shape)
             start = GroupedLora(backbone.model, shape)

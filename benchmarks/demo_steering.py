@@ -1,6 +1,6 @@
 """Does steering beat calibration alone on users that no trial saw, and is it the user's direction that does it?
 
-    python benchmarks/demo_steering.py [--trials 80] [--home DIR]
+    python benchmarks/demo_steering.py [--trials 80] [--calibration-trials 200] [--home DIR] [--data FOLDER]
 
 Runs the presets `demo` and `demo-steering`, selects in each as a promotion does, and compares the two on the confirm
 users. Then the steering that was chosen again, with random directions of the same length, and with the directions of
@@ -12,42 +12,49 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+from objectives.classification import Classification
 from personalization.evaluation import Evaluation
+from personalization.methods.steering.learned import Directions, Learned, Settings
 from personalization.methods.steering.moves import SteeringVectors
+from search_spaces import ChainParams
 from studies.runner import run_study
 from studies.spec import load_spec
-from studies.study import open_study
-from studies.verdict.selection import choose, feasible_on_select, shortlist
-from tracking.significance import significance
+from studies.study import OpenStudy, open_study
+from studies.verdict.selection import choose, feasible, goals, shortlist
+from tracking.significance import paired
 
 
-def chosen(preset: str, home: Path, trials: int) -> tuple[Any, Any, Evaluation]:
+def chosen(preset: str, home: Path, changes: dict[str, Any]) -> tuple[OpenStudy, ChainParams, Evaluation]:
     """(study, chosen parameters, their evaluation on the confirm users)."""
-    spec = load_spec(preset, {"trials": trials, "tracking": "none"})
+    spec = load_spec(preset, {"tracking": "none", **changes})
     run_study(spec, home)
     opened = open_study(spec, home)
-    params = choose(feasible_on_select(opened, shortlist(opened)), "accuracy").params
-    return opened, params, opened.objective.evaluate(params, "confirm")
+    found, terms = shortlist(opened), spec.promotion
+    best = choose(found, feasible(found, opened.constraints), goals(opened), terms.margins, terms.alpha)
+    if best is None:
+        raise SystemExit(f"{preset}: no trial would be promoted; run more")
+    return opened, best.params, opened.objective.evaluate(best.params, "confirm")
 
 
-def controlled(opened: Any, params: Any, change: Any) -> Evaluation:
+def controlled(opened: OpenStudy, params: ChainParams, change: Callable[[np.ndarray], np.ndarray]) -> Evaluation:
     """The same steering with other personal directions [H, L, d], the calibration solved for them on tune."""
-    objective = open_study(opened.spec, opened.home).objective
-    for part in ("tune", "confirm"):
-        steering = objective._steering(part)
+    real = Directions.vectors
 
-        def changed(settings: Any, learned: Any, real: Any = steering._vectors) -> SteeringVectors:
-            vectors = real(settings, learned)
-            return replace(vectors, personal=change(vectors.personal))
+    def changed(self: Directions, settings: Settings, learned: Learned) -> SteeringVectors:
+        vectors = real(self, settings, learned)
+        return replace(vectors, personal=change(vectors.personal))
 
-        steering._vectors = changed
-    return objective.evaluate(replace(params, fit="exact"), "confirm")
+    with mock.patch.object(Directions, "vectors", changed):
+        objective = Classification(opened.rooms, opened.splits, opened.scorer)
+        return objective.evaluate(params.changed(fit="exact"), "confirm")
 
 
 def at_random(directions: np.ndarray) -> np.ndarray:
@@ -63,13 +70,16 @@ def of_others(directions: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--trials", type=int, default=80)
+    parser.add_argument("--calibration-trials", type=int, default=200)
     parser.add_argument("--home", default="")
+    parser.add_argument("--data", help="a folder of LaMP files, instead of the presets' world")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(options.home or name)
-        _, _, calibrated = chosen("demo", home, 200)
-        opened, params, steered = chosen("demo-steering", home, options.trials)
-        print(f"chosen: {asdict(params)}")
+        data = {"data": {"path": options.data}} if options.data else {}
+        _, _, calibrated = chosen("demo", home, {"trials": options.calibration_trials, **data})
+        opened, params, steered = chosen("demo-steering", home, {"trials": options.trials, **data})
+        print(f"chosen: {params.flat()}")
         arms = {
             "steering and calibration": steered,
             "random directions": controlled(opened, params, at_random),
@@ -77,7 +87,7 @@ def main() -> None:
         }
         result: dict[str, Any] = {"calibration_alone": round(calibrated.metrics["accuracy"], 4), "arms": {}}
         for arm, evaluation in arms.items():
-            test = significance(calibrated, evaluation)
+            test = paired(calibrated.correct, evaluation)
             result["arms"][arm] = {
                 "accuracy": round(evaluation.metrics["accuracy"], 4),
                 "over_calibration": round(test["delta"], 4),

@@ -24,8 +24,6 @@ from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.data.splits import split_users
 from personalization.evaluation import gold_indices
-from personalization.methods.steering.user_steering import Settings, UserSteering
-from personalization.methods.taste.calibration import line_optimum
 from personalization.methods.taste.priors import (
     global_counts,
     global_prior,
@@ -33,7 +31,11 @@ from personalization.methods.taste.priors import (
     log_mean_probability,
     taste,
 )
+from personalization.methods.taste.solvers import line_optimum
 from personalization.metrics import entropy_bits
+from personalization.stages import chain
+from personalization.stages.work import Tools, begin
+from search_spaces.steering import Params
 
 HISTORY_ITEMS = 8
 STEERED_USERS = 80
@@ -106,22 +108,16 @@ def spread(predicted: np.ndarray, k: int) -> dict[str, float]:
     return {"entropy": entropy_bits(counts), "top1_share": float(counts.max() / counts.sum())}
 
 
-def settings(layer: int, strength: float, depth: int) -> Settings:
+def plainest(layer: int, strength: float) -> dict[str, Params]:
     """The plainest edit: the mean difference, added to what leaves one layer from the prompt's end on."""
-    return Settings(
-        direction="mean_difference", general="mean_difference", shrink=1e-9, groups=1, edit="additive",
-        site="block", scope="last", alpha_personal=strength, alpha_general=0.0, place="start",
-        start=(layer + 0.5) / depth, count=1, gate="none", open_share=1.0,
-    )  # fmt: skip
+    return {"steering": Params(shrink=1e-9, alpha_personal=strength, place=str(layer))}
 
 
-def search_steering(scorer: CachedScorer, dataset: Dataset) -> dict[tuple[int, float], float]:
+def search_steering(tools: Tools, dataset: Dataset) -> dict[tuple[int, float], float]:
     """(layer, strength) -> accuracy."""
-    depth, gold, steering = scorer.backbone.depth, gold_indices(dataset), UserSteering(scorer, dataset)
-    found = {}
-    for layer, strength in itertools.product(range(depth), STRENGTHS):
-        chosen = settings(layer, strength, depth)
-        labels = steering.scores(chosen, steering.learn(chosen)).scores.argmax(axis=1)
+    gold, work, found = gold_indices(dataset), begin(dataset, tools, "few"), {}
+    for layer, strength in itertools.product(range(tools.scorer.backbone.depth), STRENGTHS):
+        labels = chain.fit(plainest(layer, strength), work, tools).answers.log_probs.argmax(axis=1)
         found[layer, strength] = float((labels == gold).mean())
     return found
 
@@ -144,13 +140,12 @@ def measure(scorer: CachedScorer, world: PlantedWorld) -> dict[str, object]:
 
     steered_users = sorted({q.user_id for q in tune.questions})[:STEERED_USERS]
     some, few = tune.of_users(steered_users), tune.of_users(steered_users[:SEARCH_USERS])
-    steering = search_steering(scorer, few)
+    tools = Tools(scorer)
+    steering = search_steering(tools, few)
     (layer, strength), _ = max(steering.items(), key=lambda entry: entry[1])
-    chosen = settings(layer, strength, scorer.backbone.depth)
-    learning = UserSteering(scorer, some)
-    learned = learning.learn(chosen)
-    steered = UserSteering(scorer, confirm).scores(chosen, learned).scores
-    both = best_calibration(learning.scores(chosen, learned).scores, some, steered, confirm)
+    fitted = chain.fit(plainest(layer, strength), begin(some, tools, "some"), tools)
+    steered = chain.answer(fitted, begin(confirm, tools, "confirm"), tools).answer.log_probs
+    both = best_calibration(fitted.answers.log_probs, some, steered, confirm)
     result: dict[str, object] = {
         "confirm_users": len({q.user_id for q in confirm.questions}),
         "confirm_questions": len(confirm),

@@ -1,8 +1,8 @@
 """kill -9 in the middle of a training, again and again: is the adapter that of a training that nobody killed?
 
-    python benchmarks/kill_training.py [--kills 10]
+    python benchmarks/kill_training.py [--kills 10] [--users 60] [--epochs 8]
 
-LoRA of 4 groups on the histories of 60 users of the planted world, 8 epochs, 16 evaluations. After each kill the same
+LoRA of 4 groups on the histories of users of the planted world, two evaluations an epoch. After each kill the same
 command goes on. The adapters and the records of the end are compared bit by bit with those of one run without a kill.
 The last line is JSON.
 """
@@ -16,22 +16,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import safe_open
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
-from personalization.methods.adapters.trained import content_of
+from personalization.methods.adapters.trained import Trained
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters
 
 PLAN = Plan(level="cluster", groups=4, start=0.67, epochs=8, lr=5e-4, dropout=0.1, word_dropout=0.1, margin=0.2)
 
 
-def learn(folder: Path) -> None:
+def learn(folder: Path, users: int, epochs: int) -> None:
     """One training, from wherever the last one was killed."""
-    dataset = make_world(0, users=60, questions_per_user=1).dataset
-    UserAdapters(CachedScorer("demo", folder / "scores"), folder / "adapters").learn(dataset, PLAN)
+    dataset, plan = make_world(0, users, questions_per_user=1).dataset, replace(PLAN, epochs=epochs)
+    UserAdapters(CachedScorer("demo", folder / "scores"), folder / "adapters").learn(dataset, plan)
 
 
 def done(folder: Path) -> float:
@@ -45,21 +46,25 @@ def done(folder: Path) -> float:
 def result(folder: Path) -> tuple[str, str]:
     """(content of the adapters, the records)."""
     (trained,) = (folder / "adapters").glob("*")
-    return content_of(trained, 4), (trained / "record.json").read_text()
+    return Trained(trained, PLAN.level, 0, PLAN.groups, {}).content, (trained / "record.json").read_text()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--users", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=PLAN.epochs)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        learn(options.child)
+        learn(options.child, options.users, options.epochs)
         return
     chance, at = random.Random(0), []
     with tempfile.TemporaryDirectory() as name:
         whole, killed = Path(name) / "whole", Path(name) / "killed"
-        command = [sys.executable, __file__, "--child"]
+        command = [
+            sys.executable, __file__, "--users", str(options.users), "--epochs", str(options.epochs), "--child",
+        ]  # fmt: skip
         started = time.perf_counter()
         subprocess.run([*command, str(whole)], check=True)
         seconds = time.perf_counter() - started

@@ -16,12 +16,13 @@ import argparse
 import itertools
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from objectives.classification import Classification
+from search_spaces import ChainParams, chain_space
 from studies.spec import load_spec
 from studies.study import open_study
 from tracking.significance import holm, paired
@@ -34,30 +35,36 @@ ARMS = (
     "none", "head unified", "head cluster", "head user", "lora unified", "lora cluster", "lora user",
     "lora user constrained",
 )  # fmt: skip
+LORA = {
+    "adapter.adapter": "lora", "adapter.blend": 1.0, "adapter.start": 0.5, "adapter.cluster_by": "labels",
+    "adapter.groups": 4,
+}  # fmt: skip
 PRIORS: dict[str, dict[str, Any]] = {
-    "no prior": {"prior_mode": "uniform"},
-    "plain prior": {"prior_mode": "user", "kappa": 5.0},
+    "no prior": {"calibration.prior_mode": "uniform"},
+    "plain prior": {"calibration.prior_mode": "user", "calibration.kappa": 5.0},
     "prior of similar items": {
-        "prior_mode": "similar", "kappa": 5.0, "ranking": "similarity", "width": 0.1, "half_life": 30.0,
+        "calibration.prior_mode": "similar", "calibration.kappa": 5.0, "calibration.ranking": "similarity",
+        "calibration.width": 0.1, "calibration.half_life": 30.0,
     },
 }  # fmt: skip
 
 
 def recipes(arm: str) -> list[dict[str, Any]]:
-    """What an arm is searched over."""
+    """What an arm is searched over: settings by full name."""
     if arm == "none":
         return [{}]
     adapter, level, *constrained = arm.split()
     if adapter == "lora":
-        lora = {"adapter": "lora", "blend": 1.0, "level": level, "start": 0.5, "cluster_by": "labels", "groups": 4}
-        return [{**lora, "lr": rate, "anchor": 0.1 if constrained else 0.0} for rate in RATES]
-    head = {"adapter": "head", "blend": 1.0, "level": level}
+        anchor = 0.1 if constrained else 0.0
+        return [{**LORA, "adapter.level": level, "adapter.lr": rate, "adapter.anchor": anchor} for rate in RATES]
+    head = {"head.head": "logistic", "head.blend": 1.0, "head.level": level}
     if level == "unified":
-        return [{**head, "c": c} for c in PENALTIES]
-    own = [{**head, "c": c, "c_own": c_own} for c, c_own in itertools.product(PENALTIES[1:4], OWN)]
+        return [{**head, "head.c": c} for c in PENALTIES]
+    own = [{**head, "head.c": c, "head.c_own": c_own} for c, c_own in itertools.product(PENALTIES[1:4], OWN)]
     if level == "user":
         return own
-    return [{**one, "groups": k, "cluster_by": kind} for one in own for k in GROUPS for kind in ("labels", "embedding")]
+    kinds = itertools.product(GROUPS, ("labels", "embedding"))
+    return [{**one, "head.groups": k, "head.cluster_by": kind} for k, kind in kinds for one in own]
 
 
 def main() -> None:
@@ -68,20 +75,22 @@ def main() -> None:
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp())
     opened = open_study(load_spec("news-head", {"tracking": "none", "data": {"path": str(options.data)}}), home)
-    objective, base = opened.objective, replace(opened.rooms.BASELINE, fit="exact", source="batch")
-    answers = {"encoder alone": objective.evaluate(opened.rooms.BASELINE, "confirm")}
+    space = chain_space(("adapter", "head", "calibration"))
+    objective = Classification(space, opened.splits, opened.scorer)
+    answers = {"encoder alone": objective.evaluate(space.BASELINE, "confirm")}
 
-    def loss(params: Any) -> float:
+    def loss(params: ChainParams) -> float:
         """On held-out items where something was trained, else on the tune users."""
-        observed = objective.observed(params)
-        return observed.get("held_out_loss", 0.0) or objective.evaluate(params).metrics["nll"]
+        held_out = objective.facts(params).metrics.get("held_out_loss")
+        return objective.evaluate(params).metrics["nll"] if held_out is None else held_out
 
     for arm, (prior, given) in itertools.product(ARMS, PRIORS.items()):
         if arm != "head unified" and options.arms not in arm:
             continue
-        best = min((replace(base, **given, **recipe) for recipe in recipes(arm)), key=loss)
+        settings = ({"calibration.fit": "exact", **given, **recipe} for recipe in recipes(arm))
+        best = min((space.of_full(full) for full in settings), key=loss)
         answers[f"{arm}, {prior}"] = objective.evaluate(best, "confirm")
-        print(f"{arm}, {prior}: {answers[f'{arm}, {prior}'].metrics['accuracy']:.3f}", best, flush=True)
+        print(f"{arm}, {prior}: {answers[f'{arm}, {prior}'].metrics['accuracy']:.3f}", best.flat(), flush=True)
     nothing = np.zeros(len(opened.splits.confirm), dtype=np.bool_)
     references = {"encoder alone": "over_encoder", "head unified, no prior": "over_head"}
     result: dict[str, dict[str, Any]] = {}

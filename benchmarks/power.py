@@ -81,7 +81,7 @@ class Pool:
         """What a head stands on."""
         if self.scorer.kind == "encoder":
             return self.scorer.embeddings(prompts)
-        return self.scorer.last_states(prompts)[:, -1].copy()
+        return self.scorer.last_states(prompts, (self.scorer.backbone.depth - 1,))[:, 0]
 
     @cached_property
     def asked(self) -> np.ndarray:

@@ -19,7 +19,8 @@ import bm25s
 import numpy as np
 
 from personalization.data.records import Dataset, HistoryItem, Question
-from personalization.methods.history.ranking import Histories, most_relevant, words
+from personalization.methods.history.bm25 import words
+from personalization.methods.history.ranking import Histories, most_relevant
 
 
 class RandomEmbeddings:

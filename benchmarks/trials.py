@@ -20,7 +20,6 @@ from unittest import mock
 import optuna
 
 from personalization.databases import sqlite_url
-from search_spaces.calibration import SPACE
 from studies.runner import Loop, StopRequest, Watcher, catch_up
 from studies.samplers import suggested
 from studies.spec import load_spec
@@ -38,8 +37,10 @@ def bare(folder: Path, trials: int) -> float:
         sampler=optuna.samplers.TPESampler(seed=0),
     )
 
+    space = load_spec("demo").space_of.distributions("causal")
+
     def objective(trial: optuna.Trial) -> float:
-        params = suggested(trial, SPACE)
+        params = suggested(trial, space)
         trial.set_constraint("entropy", 0.5 - params["beta"])
         trial.set_constraint("top1_share", params["beta"] - 1.5)
         return -((params["gamma"] - 1) ** 2)

@@ -10,7 +10,8 @@ import typer.main
 
 from cli import app
 from personalization.metrics import METRICS, ORDERED
-from search_spaces import SPACES, load_space
+from search_spaces import SPACES, space_of
+from search_spaces.aliases import ALIASES
 from studies.spec import RELATIVE_METRICS, StudySpec
 
 BETTER = {"maximize": "upwards", "minimize": "downwards"}
@@ -25,8 +26,10 @@ def page() -> str:
         _table(("key", "type", "default", "meaning"), _keys(StudySpec.model_json_schema())),
         "## Metrics\n\nFor `optimize` and `constraints`. `mae` and `rmse` need labels that are numbers in a row.\n",
         _table(("metric", "improves"), _metrics()),
-        "## Parameters\n\nFor `space`, by objective.\n",
+        "## Parameters\n\nFor `space`, by stage: `stage.parameter`, or `parameter` where no other stage has it.\n",
         *(f"### {name}\n\n{_table(('parameter', 'range'), _parameters(name))}" for name in SPACES),
+        "### Objectives of earlier versions\n\nChains by another name; `ranking` and `mix` are of two stages.\n",
+        _table(("objective", "chain", "parameters"), _aliases()),
         "## Commands\n",
         *_commands(typer.main.get_command(app), "chamtune"),
     ]
@@ -74,8 +77,13 @@ def _metrics() -> Iterator[tuple[str, ...]]:
         yield f"`{name}`", f"{BETTER[direction]}; against the baseline"
 
 
-def _parameters(objective: str) -> Iterator[tuple[str, ...]]:
-    for name, found in load_space(objective).SPACE.items():
+def _aliases() -> Iterator[tuple[str, ...]]:
+    for name, alias in ALIASES.items():
+        yield f"`{name}`", ", ".join(alias.chain), ", ".join(f"`{own}`" for own in alias.names)
+
+
+def _parameters(stage: str) -> Iterator[tuple[str, ...]]:
+    for name, found in space_of(stage).SPACE.items():
         choices = getattr(found, "choices", None)
         if choices is not None:
             yield f"`{name}`", ", ".join(f"`{choice}`" for choice in choices)

@@ -1,18 +1,23 @@
-"""Serving a promoted config.
+"""A promoted chain as a folder, and what serves it.
 
-    deployment = Deployment.load("deploy.yaml")
+    deployment = Deployment.load("deploy/")
     predictions = deployment.predict(questions)
 
-A deploy config holds the model and its fingerprint, labels, method, parameters, prior tables, the changes for users
-without history (`fallback`), a generation number and where it came from. It is plain YAML, read by `yaml.safe_load`.
+The folder holds `deploy.yaml` (model and its fingerprint, task, labels, stages with their parameters, provenance; plain
+YAML, no arrays) and beside it a folder of files, named by their content, with everything that the stages learned:
+safetensors, and PEFT's folders. All paths are relative, so the folder may be copied, and it may be read-only. Opening
+checks the SHA-256 of every file. Nothing is written while questions are answered; what is remembered is bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,49 +28,19 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.defects import Checked
 from personalization.data.lamp import check_dataset
 from personalization.data.layout import Terms
-from personalization.data.prompts import WORDINGS, continuations, mismatch
+from personalization.data.prompts import WORDINGS, mismatch
 from personalization.data.records import Dataset, Question
 from personalization.errors import DataError
-from personalization.methods.adapters.trained import Trained
-from personalization.methods.adapters.user_adapters import UserAdapters, blended
-from personalization.methods.adapters.user_heads import UserHeads, load_heads
-from personalization.methods.history.ranking import Histories, retrieval_calibrate
-from personalization.methods.taste.calibration import Calibrated, PriorTables, calibrate, report_calibrate
-from personalization.methods.taste.priors import history_counts
+from personalization.files import sha256_of
+from personalization.methods.taste.calibration import Calibrated
+from personalization.stages import STAGES, chain
+from personalization.stages.chain import Fitted
+from personalization.stages.work import Tools, begin
 
-FORMAT = 5
+FORMAT = 6
+CONFIG = "deploy.yaml"
 
-
-def steered_calibrate(
-    scores: NDArray[np.floating], counts: NDArray[np.int64], tables: PriorTables, **params: Any
-) -> Calibrated:
-    """`calibrate` with its own of the steering method's parameters; the scores are steered already."""
-    own = ("beta", "gamma", "kappa", "tau", "prior_mode", "source")
-    return calibrate(scores, counts, tables, **{name: params[name] for name in own})
-
-
-METHODS: dict[str, Callable[..., Calibrated]] = {
-    "calibration": calibrate,
-    "report_calibration": report_calibrate,
-    "steering": steered_calibrate,
-    "retrieval": retrieval_calibrate,
-    "adapter": retrieval_calibrate,
-}
-"""method name -> function of (scores, history counts, prior tables, **params)."""
-
-_REQUIRED = (
-    "format",
-    "generation",
-    "model",
-    "template",
-    "task",
-    "labels",
-    "method",
-    "params",
-    "fallback",
-    "priors",
-    "provenance",
-)
+_REQUIRED = ("format", "generation", "model", "template", "task", "labels", "chain", "files", "provenance")
 
 
 class Prediction(NamedTuple):
@@ -79,36 +54,41 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class Deployment:
-    """A config ready to predict. The model is loaded on the first prediction."""
+    """A fitted chain ready to answer. The model is loaded with the first question."""
 
     config: Mapping[str, Any]
-    scorer: CachedScorer
+    fitted: Fitted
+    tools: Tools
 
     @classmethod
-    def load(cls, path: str | Path, cache: str | Path | None = None) -> Deployment:
-        """Read and check a deploy config; DataError where it is damaged or its model is not the one it was made with.
+    def load(cls, path: str | Path, model: str | Path | None = None) -> Deployment:
+        """Open a deployment; DataError where it is damaged or its model is not the one it was made with.
 
-        `cache`: folder for score tables; by default `.chamtune/cache/scores` beside the config.
+        `path`: the folder, or a config file of format 5. `model`: where the model lies on this machine.
         """
         path = Path(path)
         config = read_config(path)
-        model = config["model"]
-        folder = Path(cache) if cache is not None else path.resolve().parent / ".chamtune" / "cache" / "scores"
-        scorer = CachedScorer(
-            model["path"],
-            folder,
-            model["dtype"],
-            model["device"],
-            model["blocks"],
-            model["chat"],
-            model.get("revision"),
-        )
-        if scorer.fingerprint != model["fingerprint"]:
+        told = config["model"]
+        how = {name: told[name] for name in ("dtype", "device", "blocks", "chat")}
+        if model is None:
+            how["revision"] = told.get("revision")
+        scorer = CachedScorer(str(model or told["path"]), None, **how)
+        if scorer.fingerprint != told["fingerprint"]:
             raise DataError(
-                f"{path}: model {model['path']} has changed since the promotion (fingerprint "
-                f"{scorer.fingerprint[:12]}, not {model['fingerprint'][:12]}); restore it or promote again"
+                f"{path}: model {scorer.model} is not the one of the promotion (fingerprint "
+                f"{scorer.fingerprint[:12]}, not {told['fingerprint'][:12]}); restore it, name its place, or promote "
+                "again"
             )
-        return cls(config, scorer)
+        if config["format"] != FORMAT:
+            from personalization.upgrade import fitted_of_format_5
+
+            return cls(config, fitted_of_format_5(config), Tools(scorer))
+        return cls(config, chain.load(config["chain"], path / config["folder"]), Tools(scorer))
+
+    @property
+    def scorer(self) -> CachedScorer:
+        """The model."""
+        return self.tools.scorer
 
     @property
     def terms(self) -> Terms:
@@ -120,18 +100,16 @@ class Deployment:
         return check_dataset(Path(path), self.terms)
 
     def predict(self, questions: Sequence[Question]) -> list[Prediction]:
-        """Answer questions; a user without history is answered with the fall-back parameters.
+        """Answer questions. DataError where one is of another task, or lists other labels.
 
-        DataError where one is of another task, or lists other labels. Threads may share a deployment: their calls wait
-        for each other.
+        Threads may share a deployment: their calls wait for each other.
         """
         labels = self.terms.labels
         for question in questions:
             problem = mismatch(*self.terms, question.text)
             if problem is not None:
                 raise DataError(f"question {question.id}: {problem}")
-        with self.scorer.lock:
-            log_probs, modes = self.log_probs(Dataset(*self.terms, tuple(questions)))
+        log_probs, modes = self.log_probs(Dataset(*self.terms, tuple(questions)))
         return [
             Prediction(
                 question.id,
@@ -142,39 +120,6 @@ class Deployment:
             for question, row, mode in zip(questions, log_probs, modes, strict=True)
         ]
 
-    def _scores(self, dataset: Dataset) -> NDArray[np.float32]:
-        """The model's own label scores."""
-        wording = WORDINGS[self.scorer.kind]
-        return self.scorer.label_logprobs(
-            [wording.prompt(dataset.task, q) for q in dataset.questions],
-            continuations(dataset.labels, wording.template["continuation"]),
-        )
-
-    def _steered(self, dataset: Dataset, tables: PriorTables) -> tuple[NDArray[np.float32], PriorTables]:
-        """Scores where the config's steering moves the states, and the prior tables for them."""
-        from personalization.methods.steering.user_steering import Learned, Settings, UserSteering
-
-        settings = Settings(**{field.name: self.config["params"][field.name] for field in fields(Settings)})
-        learned = Learned.from_listed(self.config["steering"]["learned"])
-        scores, steered, _ = UserSteering(self.scorer, dataset).scores(settings, learned, resume=False)
-        if not steered.all():
-            scores[~steered] = self._scores(dataset.only(~steered))
-        bias = np.where(steered[:, None], self.config["steering"]["log_model"], tables.log_model["batch"])
-        return scores, replace(tables, log_model={**tables.log_model, "batch": bias})
-
-    def _adapted(self, dataset: Dataset, scores: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Scores blended with those of the adapter that the config names, if it names one; whose it did not answer."""
-        adapter, params = self.config.get("adapter"), self.config["params"]
-        left = np.zeros(len(dataset), dtype=np.bool_)
-        if adapter is None or not dataset.questions:
-            return scores, left
-        if params["adapter"] == "head":
-            own = UserHeads(self.scorer, Path()).scores(dataset, load_heads(adapter))
-        else:
-            adapters, trained = UserAdapters(self.scorer, Path()), Trained.from_listed(adapter)
-            own, left = adapters.scores(dataset, trained, resume=False), adapters.left_alone(dataset, trained)
-        return blended(scores, own, params["blend"]), left
-
     def log_probs(self, dataset: Dataset) -> Calibrated:
         """Log-probabilities [n, K] and prior modes of a data set of the config's task with its labels."""
         if dataset.task != self.config["task"]:
@@ -182,71 +127,78 @@ class Deployment:
         if set(dataset.labels) != set(self.config["labels"]):
             odd = sorted(set(dataset.labels) ^ set(self.config["labels"]))
             raise DataError(f"the questions' labels differ from the deploy config's in {', '.join(odd)}")
-        dataset = Dataset(dataset.task, tuple(self.config["labels"]), dataset.questions)
-        tables, params = _tables(self.config["priors"]), self.config["params"]
-        plain = history_counts(dataset)
-        known = plain.sum(axis=1) > 0
-        counts: NDArray[np.number[Any]] = plain
-        left = np.zeros(len(dataset), dtype=np.bool_)
-        if self.config["method"] in ("retrieval", "adapter"):
-            histories, wanted = Histories(self.scorer, dataset), SimpleNamespace(**params)
-            scores, left = self._adapted(dataset, histories.scores(wanted))
-            counts = histories.counts(wanted) if params["prior_mode"] == "similar" else plain
-        elif "steering" in self.config and dataset.questions:
-            scores, tables = self._steered(dataset, tables)
-        else:
-            scores = self._scores(dataset)
-        others: dict[str, Any] = {}
-        if left.any():
-            others = self.config["without_adapter"]["params"]
-            bias = np.where(left[:, None], self.config["without_adapter"]["log_model"], tables.log_model["batch"])
-            tables = replace(tables, log_model={**tables.log_model, "batch": bias})
-        method, fallback = METHODS[self.config["method"]], self.config["fallback"]
-        log_probs = np.empty(scores.shape)
-        modes = [""] * len(dataset)
-        for own, chosen in (
-            (known & ~left, params),
-            (known & left, params | others),
-            (~known & ~left, params | fallback),
-            (~known & left, params | others | fallback),
-        ):
-            if own.any():
-                rows = np.flatnonzero(own)
-                part = method(scores[rows], counts[rows], tables.only(rows), **chosen)
-                log_probs[rows] = part.log_probs
-                for row, mode in zip(rows, part.prior_modes, strict=True):
-                    modes[row] = mode
-        return Calibrated(log_probs, modes)
+        asked = Dataset(dataset.task, tuple(self.config["labels"]), dataset.questions)
+        with self.scorer.lock:
+            found = chain.answer(self.fitted, begin(asked, self.tools), self.tools).answer
+        assert found is not None
+        return found
+
+    def aligned(self, dataset: Dataset) -> NDArray[np.float64]:
+        """Log-probabilities in the order of the data set's own labels, [n, K]."""
+        columns = [self.terms.labels.index(label) for label in dataset.labels]
+        return self.log_probs(dataset).log_probs[:, columns]
+
+
+def write_files(fitted: Fitted, out: Path) -> dict[str, Any]:
+    """Write what the stages learned into a new folder of `out`; the part of a config that describes it.
+
+    The folder is named by its content, and is there as a whole or not at all.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".files-", dir=out))
+    try:
+        listed = chain.save(fitted, draft)
+        found = {str(path.relative_to(draft)): sha256_of(path) for path in sorted(draft.rglob("*")) if path.is_file()}
+        name = "files-" + hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+        if not (out / name).exists():
+            draft.chmod(0o755)
+            draft.rename(out / name)
+    finally:
+        if draft.exists():
+            shutil.rmtree(draft)
+    return {"chain": listed, "folder": name, "files": found}
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A deploy config as a mapping; DataError naming what is wrong with it."""
+    """The config of a deployment, its files checked; DataError naming what is wrong with it.
+
+    A file of format 5 is read as it is.
+    """
+    place = path / CONFIG if path.is_dir() else path
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load(place.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+        raise DataError(f"{place}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a deploy config: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{place}: not a deploy config: {str(error).splitlines()[0]}") from None
+    if isinstance(config, dict) and config.get("format") == 5:
+        return config
     if not isinstance(config, dict) or (missing := [key for key in _REQUIRED if key not in config]):
         lacks = "it is no mapping" if not isinstance(config, dict) else f"it lacks {', '.join(missing)}"
-        raise DataError(f"{path}: not a deploy config: {lacks}; write one with `chamtune promote`")
-    if config["format"] != FORMAT or config["method"] not in METHODS:
-        raise DataError(
-            f"{path}: format {config['format']} with method {config['method']!r} is not known here; "
-            f"known are format {FORMAT} with {', '.join(METHODS)}"
-        )
+        raise DataError(f"{place}: not a deploy config: {lacks}; write one with `chamtune promote`")
+    if config["format"] != FORMAT:
+        raise DataError(f"{place}: format {config['format']} is not known here; known are 5 and {FORMAT}")
+    if unknown := [entry["stage"] for entry in config["chain"] if entry["stage"] not in STAGES]:
+        raise DataError(f"{place}: stage {unknown[0]!r} is not known here; there are {', '.join(STAGES)}")
     known = [wording.template for wording in WORDINGS.values()]
     if config["template"] not in known:
-        raise DataError(f"{path}: its prompts are put together as {config['template']}, here as {known}; promote again")
+        raise DataError(f"{place}: its prompts are put together as {config['template']}, not as here; promote again")
+    _check_files(place, config)
     return config
 
 
-def _tables(priors: Mapping[str, Any]) -> PriorTables:
-    def array(values: Any) -> NDArray[np.float64]:
-        return np.array(values, dtype=np.float64)
+def _check_files(place: Path, config: Mapping[str, Any]) -> None:
+    """DataError where a file is missing, changed, or outside of the folder."""
+    folder = place.parent / str(config["folder"])
+    if not folder.resolve().is_relative_to(place.parent.resolve()):
+        raise DataError(f"{place}: its files lie outside of {place.parent}")
+    for name, digest in config["files"].items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file() or sha256_of(path) != digest:
+            raise DataError(f"{path}: missing or changed; copy the whole folder, restore it, or promote again")
 
-    return PriorTables(
-        log_model={source: array(table) for source, table in priors["log_model"].items()},
-        global_probs=None if priors["global_probs"] is None else array(priors["global_probs"]),
-        global_counts=np.array(priors["global_counts"], dtype=np.int64),
-    )
+
+def served(config: Mapping[str, Any], fitted: Fitted, scorer: CachedScorer) -> Deployment:
+    """A chain as it would be served by a model that is loaded already, with nothing in any store."""
+    bare = replace(fitted, tune=())
+    return Deployment(config, bare, Tools(scorer.unstored()))

@@ -7,10 +7,13 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @contextmanager
@@ -44,6 +47,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file's content at once; see `atomic_file`."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], told: Mapping[str, str] | None = None) -> None:
+    """Arrays by name as safetensors, with these strings in the header."""
+    from safetensors.numpy import save
+
+    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(told or {}) or None)
+    write_atomic(path, content)
 
 
 @contextmanager

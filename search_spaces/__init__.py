@@ -1,94 +1,290 @@
 """What may vary: names, ranges, decoding. No torch, no model.
 
-A space module holds `SPACE` (name -> Optuna distribution; static), a frozen `Params`, `BASELINE` (the parameters that
-change nothing), `decode(raw) -> Params` and `complexity(params)` (how far from doing nothing; smaller is simpler), and
-where wanted `OPEN` (parameter -> the pattern of further choices that a spec may give), `ONLY` (parameter, or
-parameter=choice -> the one kind of backbone that reads it) and `READ_WITH` (parameter -> the choices of others beside
-which it is read).
-To add one: write the file, list it in `SPACES`.
+A space module holds, for one stage, `SPACE` (name -> Optuna distribution; static), a frozen `Params` whose defaults
+change nothing (`BASELINE`), `complexity(params)` (how far from doing nothing; smaller is simpler), and where wanted
+`READ` (when a parameter is read at all; see `conditions`), `ONLY` (parameter, or parameter=choice -> the one kind of
+backbone that reads it), `OPEN` (parameter -> the pattern of further choices that a spec may give) and
+`canonical(values)` (equal settings become equal). To add one: write the file, list it in `SPACES`.
+
+A chain's space is made of those of its stages (`chain_space`): names are `stage.param`, or `param` where no other stage
+of the chain has it. An objective of earlier versions is a chain under other names (`aliases`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, partial
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-SPACES = {
-    "calibration": "search_spaces.calibration",
-    "report_calibration": "search_spaces.report_calibration",
-    "steering": "search_spaces.steering",
-    "retrieval": "search_spaces.retrieval",
+from search_spaces.conditions import Needed, fits, is_read
+
+SPACES: dict[str, Any] = {
+    "prompt": "search_spaces.prompt",
     "adapter": "search_spaces.adapter",
+    "steering": "search_spaces.steering",
+    "head": "search_spaces.head",
+    "calibration": "search_spaces.calibration",
 }
-"""objective name -> module of its search space."""
+"""stage -> module of its space, or an object with the same names."""
 
 Override = float | int | str | list[Any] | dict[str, Any]
+Distributions = Mapping[str, BaseDistribution]
 
 
-class Space(Protocol):
-    """What every space module offers."""
-
-    SPACE: Mapping[str, BaseDistribution]
-    BASELINE: Any
-
-    def decode(self, raw: Mapping[str, Any]) -> Any: ...
-
-    def complexity(self, params: Any) -> float: ...
+def space_of(stage: str) -> Any:
+    """The space of a stage."""
+    found = SPACES[stage]
+    return import_module(found) if isinstance(found, str) else found
 
 
-def load_space(name: str) -> Space:
-    """The space module of an objective."""
-    module: Any = import_module(SPACES[name])
-    return module  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class ChainParams(Mapping[str, Any]):
+    """Stage -> its parameters. Hashable."""
+
+    stages: tuple[tuple[str, Any], ...]
+
+    def __getitem__(self, stage: str) -> Any:
+        return dict(self.stages)[stage]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict(self.stages))
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def get_value(self, name: str) -> Any:
+        """Of a parameter by full name; None where its stage is not in the chain."""
+        stage, _, own = name.partition(".")
+        return getattr(self[stage], own) if stage in self else None
+
+    def changed(self, **values: Any) -> ChainParams:
+        """With other values of the calibration's, or of `stage__param`."""
+        found = dict(self.stages)
+        for name, value in values.items():
+            stage, _, own = name.rpartition("__")
+            found[stage or "calibration"] = replace(found[stage or "calibration"], **{own: value})
+        return ChainParams(tuple(found.items()))
+
+    def with_stage(self, stage: str, params: Any) -> ChainParams:
+        """With other parameters of one stage."""
+        return ChainParams(tuple((name, params if name == stage else own) for name, own in self.stages))
+
+    def flat(self) -> dict[str, Any]:
+        """Every value by its name in this chain, JSON-able."""
+        names = short_names([name for name, _ in self.stages])
+        full = {f"{stage}.{name}": value for stage, own in self.stages for name, value in asdict(own).items()}
+        return {short: full[name] for name, short in names.items()}
 
 
-def parameters(space: Space, kind: str) -> dict[str, BaseDistribution]:
-    """The parameters that a kind of backbone reads. A module's `ONLY` names those of one kind alone."""
-    only: Mapping[str, str] = getattr(space, "ONLY", {})
-    kept = {name: found for name, found in space.SPACE.items() if only.get(name, kind) == kind}
-    for name, found in kept.items():
-        if isinstance(found, CategoricalDistribution):
-            choices = [choice for choice in found.choices if only.get(f"{name}={choice}", kind) == kind]
-            kept[name] = CategoricalDistribution(choices)
-    return kept
+def short_names(chain: Sequence[str]) -> dict[str, str]:
+    """Full name -> the name in this chain."""
+    own = {stage: [found.name for found in fields(space_of(stage).Params)] for stage in chain}
+    every = [name for names in own.values() for name in names]
+    return {
+        f"{stage}.{name}": name if every.count(name) == 1 else f"{stage}.{name}"
+        for stage, names in own.items()
+        for name in names
+    }
 
 
-def needed(space: Space, chosen: Mapping[str, BaseDistribution], named: Collection[str]) -> dict[str, BaseDistribution]:
-    """The chosen distributions without the parameters that no choice left reads, unless they are named."""
-    read_with: Mapping[str, Mapping[str, tuple[Any, ...]]] = getattr(space, "READ_WITH", {})
+@dataclass(frozen=True)
+class Name:
+    """What one searched name stands for: parameters by full name, each with what a value of it means there."""
 
-    def read(name: str) -> bool:
-        return all(
-            not isinstance(found := chosen.get(other), CategoricalDistribution) or not set(found.choices).isdisjoint(of)
-            for other, of in read_with.get(name, {}).items()
+    targets: tuple[str, ...]
+    distribution: BaseDistribution
+    meaning: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+
+    def values(self, value: Any) -> dict[str, Any]:
+        """Full name -> value."""
+        return {full: self.meaning.get(full, lambda v: v)(value) for full in self.targets}
+
+
+@dataclass(frozen=True)
+class ChainSpace:
+    """The space of a chain. `names`: those that are searched; `fixed`: full name -> value that cannot be searched."""
+
+    chain: tuple[str, ...]
+    names: Mapping[str, Name]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def spaces(self) -> dict[str, Any]:
+        """Stage -> its space."""
+        return {stage: space_of(stage) for stage in self.chain}
+
+    @cached_property
+    def BASELINE(self) -> ChainParams:
+        """The parameters that change nothing."""
+        return self.decode({})
+
+    def starting_from(self, values: Mapping[str, Any]) -> ChainSpace:
+        """The space with these values, by full name, fixed."""
+        left = {name: known for name, known in self.names.items() if not set(known.targets) <= set(values)}
+        return replace(self, names=left, fixed={**self.fixed, **values}) if values else self
+
+    def decode(self, raw: Mapping[str, Any]) -> ChainParams:
+        """Parameters from a trial's raw values; what has no effect is at its baseline, so that equal ones are equal."""
+        given = {full: v for name, value in raw.items() for full, v in self.names[name].values(value).items()}
+        return self.of_full(given)
+
+    def of_full(self, given: Mapping[str, Any]) -> ChainParams:
+        """The same from values by full name."""
+        baseline = self._baseline_values
+        values = {**baseline, **self.fixed, **given}
+        for _ in range(len(values)):
+            before = dict(values)
+            for stage, space in self.spaces.items():
+                if hasattr(space, "canonical"):
+                    own = {name: values[f"{stage}.{name}"] for name in self._own(stage)}
+                    values |= {f"{stage}.{name}": value for name, value in space.canonical(own).items()}
+                for name, alternatives in getattr(space, "READ", {}).items():
+                    if not is_read(alternatives, partial(self._value, values, stage)):
+                        values[f"{stage}.{name}"] = baseline[f"{stage}.{name}"]
+            if values == before:
+                break
+        return ChainParams(
+            tuple(
+                (stage, space.Params(**{name: values[f"{stage}.{name}"] for name in self._own(stage)}))
+                for stage, space in self.spaces.items()
+            )
         )
 
-    return {name: found for name, found in chosen.items() if name in named or read(name)}
+    def of_flat(self, values: Mapping[str, Any]) -> ChainParams:
+        """Parameters from what `ChainParams.flat` gave, here or in an earlier version."""
+        full = {short: name for name, short in short_names(self.chain).items()}
+        if set(values) <= set(full):
+            return self.of_full({full[name]: value for name, value in values.items()})
+        return self.decode({name: value for name, value in values.items() if name in self.names})
+
+    def raw(self, full: Mapping[str, Any]) -> dict[str, Any]:
+        """Searched names from values by full name; of several meanings, the one that is not at its baseline."""
+        return {name: self._raw(known, full) for name, known in self.names.items()}
+
+    def _raw(self, known: Name, full: Mapping[str, Any]) -> Any:
+        if known.meaning:
+            wanted = {target: full[target] for target in known.targets}
+            choices = getattr(known.distribution, "choices", ())
+            return next(choice for choice in choices if known.values(choice) == wanted)
+        moved = [full[target] for target in known.targets if full[target] != self._baseline_values[target]]
+        return moved[0] if moved else full[known.targets[0]]
+
+    @cached_property
+    def _baseline_values(self) -> dict[str, Any]:
+        return {f"{s}.{n}": getattr(space.BASELINE, n) for s, space in self.spaces.items() for n in self._own(s)}
+
+    @staticmethod
+    def _own(stage: str) -> list[str]:
+        return [found.name for found in fields(space_of(stage).Params)]
+
+    def _value(self, values: Mapping[str, Any], stage: str, name: str) -> Any:
+        """Of a parameter that a condition of a stage names; one of a stage that is not here has its baseline."""
+        full = name if "." in name else f"{stage}.{name}"
+        if full in values:
+            return values[full]
+        other, _, own = full.partition(".")
+        return getattr(space_of(other).BASELINE, own)
+
+    def complexity(self, params: ChainParams) -> float:
+        """The sum of the stages'."""
+        return float(sum(space_of(stage).complexity(own) for stage, own in params.stages))
+
+    def distributions(self, kind: str) -> dict[str, BaseDistribution]:
+        """What a kind of backbone reads: name -> distribution."""
+        found = {}
+        for name, known in self.names.items():
+            targets = [full for full in known.targets if self._only(full, kind)]
+            if not targets:
+                continue
+            distribution = known.distribution
+            if isinstance(distribution, CategoricalDistribution):
+                choices = [c for c in distribution.choices if self._takes(known, c, kind)]
+                distribution = CategoricalDistribution(choices)
+            found[name] = distribution
+        return found
+
+    def _only(self, full: str, kind: str) -> bool:
+        stage, _, own = full.partition(".")
+        return bool(getattr(space_of(stage), "ONLY", {}).get(own, kind) == kind)
+
+    def _takes(self, known: Name, choice: Any, kind: str) -> bool:
+        return all(self._only(f"{full}={value}", kind) for full, value in known.values(choice).items())
+
+    def overridden(self, kind: str, overrides: Mapping[str, Override]) -> dict[str, BaseDistribution]:
+        """The distributions with some replaced, and without those that no choice left reads.
+
+        A value fixes one, a list gives choices, a dict gives a range: `low` and `high`, perhaps `log` or `step`. Names
+        may be short or full. ValueError for an unknown parameter, or a value that does not fit the original.
+        """
+        result = self.distributions(kind)
+        named = {self._searched(given, result): value for given, value in overrides.items()}
+        for name, override in named.items():
+            try:
+                result[name] = _replacement(result[name], override, self._open(name))
+            except (TypeError, ValueError, KeyError) as error:
+                raise ValueError(f"space.{name}: {override!r} does not fit: {error}") from None
+        return self._needed(result, named)
+
+    def _searched(self, given: str, known: Collection[str]) -> str:
+        """The searched name that a spec's key means."""
+        if given in known:
+            return given
+        meant = [name for name in known if given in self.names[name].targets and len(self.names[name].targets) == 1]
+        if meant:
+            return meant[0]
+        several = [name for name in known if name.endswith(f".{given}")]
+        if several:
+            raise ValueError(f"space.{given}: which one? Give {' or '.join(several)}")
+        raise ValueError(f"space.{given}: no such parameter; this chain has, with this model, {', '.join(known)}")
+
+    def _open(self, name: str) -> str:
+        stage, _, own = self.names[name].targets[0].partition(".")
+        return str(getattr(space_of(stage), "OPEN", {}).get(own, ""))
+
+    def _needed(self, chosen: dict[str, BaseDistribution], named: Collection[str]) -> dict[str, BaseDistribution]:
+        while True:
+            idle = [name for name in chosen if name not in named and not self._may_be_read(name, chosen)]
+            if not idle:
+                return chosen
+            chosen = {name: found for name, found in chosen.items() if name not in idle}
+
+    def _may_be_read(self, name: str, chosen: Distributions) -> bool:
+        """Whether some values of the other parameters let this one be read, in one of its meanings."""
+        for full in self.names[name].targets:
+            stage, _, own = full.partition(".")
+            alternatives = getattr(space_of(stage), "READ", {}).get(own)
+            if alternatives is None or any(
+                all(self._may_be(stage, other, needed, chosen) for other, needed in one.items()) for one in alternatives
+            ):
+                return True
+        return False
+
+    def _may_be(self, stage: str, other: str, needed: Needed, chosen: Distributions) -> bool:
+        full = other if "." in other else f"{stage}.{other}"
+        values = {**self._baseline_values, **self.fixed}
+        for name, found in chosen.items():
+            known = self.names[name]
+            if full in known.targets:
+                if not isinstance(found, CategoricalDistribution):
+                    return True
+                return any(fits(known.values(choice)[full], needed) for choice in found.choices)
+        return fits(self._value(values, stage, other), needed)
 
 
-def overridden(
-    space: Mapping[str, BaseDistribution], overrides: Mapping[str, Override], more: Mapping[str, str] | None = None
-) -> dict[str, BaseDistribution]:
-    """The space with some parameters replaced: a value fixes one, a list gives choices, a dict gives a range.
-
-    A dict has `low` and `high`, and may have `log` or `step`; `more`: a module's `OPEN`. Raises ValueError for an
-    unknown parameter, a value of the wrong type or one outside the original range's type.
-    """
-    result = dict(space)
-    for name, override in overrides.items():
-        if name not in space:
-            raise ValueError(
-                f"space.{name}: no such parameter; this objective has, with this model, {', '.join(space)}"
-            )
-        try:
-            result[name] = _replacement(space[name], override, (more or {}).get(name, ""))
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"space.{name}: {override!r} does not fit: {error}") from None
-    return result
+def chain_space(chain: Sequence[str]) -> ChainSpace:
+    """The space of a chain of stages."""
+    names = {}
+    for full, short in short_names(chain).items():
+        stage, _, own = full.partition(".")
+        space = space_of(stage)
+        if own in space.SPACE:
+            names[short] = Name((full,), space.SPACE[own])
+    return ChainSpace(tuple(chain), names)
 
 
 def _replacement(original: BaseDistribution, override: Override, pattern: str) -> BaseDistribution:

@@ -1,4 +1,4 @@
-"""Space of the calibration objective: strengths and sources of the two priors, and the temperature."""
+"""Space of the calibration: strengths and sources of the two priors, the temperature, and the reports' formula."""
 
 from __future__ import annotations
 
@@ -8,44 +8,83 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-SPACE: dict[str, BaseDistribution] = {
+from search_spaces.conditions import Read, nonzero, other_than
+
+SPACE: Mapping[str, BaseDistribution] = {
+    "formula": CategoricalDistribution(["adjusted"]),
+    "ranking": CategoricalDistribution(["similarity", "bm25", "mix", "recency"]),
+    "mix": FloatDistribution(0.0, 1.0, step=0.25),
+    "width": FloatDistribution(0.01, 1.0, log=True),
+    "half_life": FloatDistribution(2.0, 1000.0, log=True),
     "beta": FloatDistribution(0.0, 2.0),
     "gamma": FloatDistribution(-0.5, 2.0),
     "kappa": FloatDistribution(0.5, 50.0, log=True),
     "tau": FloatDistribution(0.25, 4.0, log=True),
-    "prior_mode": CategoricalDistribution(["user", "global", "uniform"]),
+    "prior_mode": CategoricalDistribution(["similar", "user", "global", "uniform"]),
     "source": CategoricalDistribution(["batch", "neutral", "content_free"]),
+    "alpha": FloatDistribution(0.1, 10.0, log=True),
+    "fit": CategoricalDistribution(["searched", "exact"]),
+}
+ONLY: Mapping[str, str] = {}
+OPEN = {"formula": "report"}
+"""A spec may ask for the reports' formula."""
+SEARCHED = {"fit": ("searched",)}
+REPORT = {"formula": ("report",)}
+TASTE = other_than("uniform")
+SIMILAR: Mapping[str, tuple[str, ...]] = {"prior_mode": ("similar",)}
+READ: Read = {
+    "beta": [SEARCHED],
+    "gamma": [{**SEARCHED, "formula": ("adjusted",), "prior_mode": TASTE}],
+    "tau": [SEARCHED],
+    "prior_mode": [{"gamma": nonzero}, {"fit": ("exact",)}, REPORT],
+    "kappa": [{"prior_mode": ("user", "similar"), "formula": ("adjusted",)}],
+    "source": [
+        {**SEARCHED, "formula": ("adjusted",), "beta": nonzero, "head.head": ("none",), "adapter.adapter": ("none",)}
+    ],
+    "ranking": [SIMILAR],
+    "mix": [{**SIMILAR, "ranking": ("mix",)}],
+    "width": [{**SIMILAR, "ranking": other_than("recency")}],
+    "half_life": [SIMILAR],
+    "alpha": [REPORT],
+    "fit": [{"formula": ("adjusted",)}],
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """One calibration. What has no effect is set to its baseline, so that equal calibrations are equal."""
+    """One calibration. `fit`: exact takes beta, gamma and tau from the convex optimum of NLL on tune.
 
-    beta: float
-    gamma: float
-    kappa: float
-    tau: float
-    prior_mode: str
-    source: str
+    `formula`: report subtracts the reports' prior, with `alpha` pseudo-counts.
+    """
+
+    formula: str = "adjusted"
+    ranking: str = "recency"
+    mix: float = 0.0
+    width: float = 1.0
+    half_life: float = 1000.0
+    beta: float = 0.0
+    gamma: float = 0.0
+    kappa: float = 1.0
+    tau: float = 1.0
+    prior_mode: str = "uniform"
+    source: str = "batch"
+    alpha: float = 1.0
+    fit: str = "searched"
 
 
-BASELINE = Params(beta=0.0, gamma=0.0, kappa=1.0, tau=1.0, prior_mode="uniform", source="batch")
+BASELINE = Params()
 
 
-def decode(raw: Mapping[str, Any]) -> Params:
-    """Params from a trial's raw values."""
-    params = Params(**raw)
-    if params.prior_mode == "uniform" or params.gamma == 0:
-        params = Params(params.beta, 0.0, BASELINE.kappa, params.tau, "uniform", params.source)
-    elif params.prior_mode == "global":
-        params = Params(params.beta, params.gamma, BASELINE.kappa, params.tau, "global", params.source)
-    if params.beta == 0:
-        params = Params(0.0, params.gamma, params.kappa, params.tau, params.prior_mode, BASELINE.source)
-    return params
+def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The reports know two priors."""
+    found = dict(values)
+    if found["formula"] == "report":
+        found["prior_mode"] = {"similar": "user", "uniform": "global"}.get(found["prior_mode"], found["prior_mode"])
+    return found
 
 
 def complexity(params: Params) -> float:
     """Number of parts in use, then the strengths: the simplest changes least."""
-    parts = (params.beta != 0) + (params.gamma != 0) + (params.prior_mode == "user") + (params.source != "batch")
-    return parts + 0.1 * (abs(params.beta) + abs(params.gamma))
+    parts = (params.beta != 0) + (params.gamma != 0) + (params.prior_mode in ("user", "similar"))
+    more = (params.source != "batch") + (params.prior_mode == "similar") + (params.ranking == "mix")
+    return parts + more + 0.1 * (abs(params.beta) + abs(params.gamma))

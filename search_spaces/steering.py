@@ -1,16 +1,16 @@
-"""Space of the steering objective: direction, edit, layers and gate, and the calibration on top of it."""
+"""Space of steering: direction, edit, layers and gate."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces import calibration
+from search_spaces.conditions import Read, nonzero
 
-SPACE: dict[str, BaseDistribution] = {
+SPACE: Mapping[str, BaseDistribution] = {
     "direction": CategoricalDistribution(["mean_difference", "svd", "preference"]),
     "general": CategoricalDistribution(["mean_difference", "ccs"]),
     "shrink": FloatDistribution(0.1, 50.0, log=True),
@@ -25,85 +25,61 @@ SPACE: dict[str, BaseDistribution] = {
     "count": IntDistribution(1, 8),
     "gate": CategoricalDistribution(["none", "cosine", "product"]),
     "open_share": FloatDistribution(0.1, 1.0),
-    "fit": CategoricalDistribution(["searched", "exact"]),
-    **calibration.SPACE,
 }
-
-READ_WITH: dict[str, dict[str, tuple[str, ...]]] = {
-    **{name: {"fit": ("searched",)} for name in ("beta", "gamma", "tau", "source")},
-    "start": {"place": ("start",)},
-    "open_share": {"gate": ("cosine",)},
-}
+ONLY: Mapping[str, str] = {}
 OPEN = {"place": r"\d+(,\d+)*"}
 """A spec may also give a list of layers."""
+PERSONAL, GENERAL = {"alpha_personal": nonzero}, {"alpha_general": nonzero}
+COSINE = {"gate": ("cosine",)}
+READ: Read = {
+    "direction": [PERSONAL, {**GENERAL, **COSINE}, {**GENERAL, "place": ("auto",)}],
+    "general": [GENERAL],
+    "shrink": [PERSONAL, {**GENERAL, **COSINE}],
+    "groups": [PERSONAL, {**GENERAL, **COSINE}],
+    **{name: [PERSONAL, GENERAL] for name in ("edit", "site", "scope", "place", "gate")},
+    "start": [{**side, "place": ("start",)} for side in (PERSONAL, GENERAL)],
+    "count": [{**side, "place": ("start", "auto")} for side in (PERSONAL, GENERAL)],
+    "open_share": [{**side, **COSINE} for side in (PERSONAL, GENERAL)],
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Params(calibration.Params):
-    """A calibration and one way to steer. What has no effect is set to its baseline, so that equal ones are equal.
+class Params:
+    """One way to steer; see `methods.steering.learned.Settings`.
 
     `place`: from `start` on, where the direction separates best, or the layers of a list ("2,4,5") that a spec gives.
-    `fit`: exact takes beta, gamma and tau from the convex optimum of NLL on tune.
     """
 
-    direction: str
-    general: str
-    shrink: float
-    groups: int
-    edit: str
-    site: str
-    scope: str
-    alpha_personal: float
-    alpha_general: float
-    place: str
-    start: float
-    count: int
-    gate: str
-    open_share: float
-    fit: str
+    direction: str = "mean_difference"
+    general: str = "mean_difference"
+    shrink: float = 1.0
+    groups: int = 1
+    edit: str = "additive"
+    site: str = "block"
+    scope: str = "last"
+    alpha_personal: float = 0.0
+    alpha_general: float = 0.0
+    place: str = "start"
+    start: float = 0.0
+    count: int = 1
+    gate: str = "none"
+    open_share: float = 1.0
 
 
-_NONE: dict[str, Any] = {
-    "direction": "mean_difference", "general": "mean_difference", "shrink": 1.0, "groups": 1, "edit": "additive",
-    "site": "block", "scope": "last", "alpha_personal": 0.0, "alpha_general": 0.0, "place": "start", "start": 0.0,
-    "count": 1, "gate": "none", "open_share": 1.0, "fit": "searched",
-}  # fmt: skip
+BASELINE = Params()
 
 
-def _calibration(values: Mapping[str, Any]) -> dict[str, Any]:
-    return asdict(calibration.decode({name: values[name] for name in calibration.SPACE}))
-
-
-BASELINE = Params(**_NONE, **asdict(calibration.BASELINE))
-
-
-def decode(raw: Mapping[str, Any]) -> Params:
-    """Params from a trial's raw values."""
-    values = {**_NONE, **raw}
-    if values["fit"] == "exact":
-        values |= {"beta": 1.0, "gamma": 1.0, "tau": 1.0, "source": "batch"}
-    values |= _calibration(values)
-    if values["alpha_general"] == 0:
-        values["general"] = _NONE["general"]
-    if values["gate"] == "cosine" and values["open_share"] == 1:
-        values["gate"] = "none"
-    if values["alpha_personal"] == 0 and values["gate"] != "cosine":
-        values |= {name: _NONE[name] for name in ("groups", "shrink")}
-        if values["place"] != "auto":
-            values["direction"] = _NONE["direction"]
-    shut = values["gate"] == "product" and values["alpha_general"] * values["alpha_personal"] == 0
-    if shut or (values["alpha_personal"] == 0 and values["alpha_general"] == 0):
-        values |= {name: _NONE[name] for name in _NONE if name != "fit"}
-    if values["place"] != "start":
-        values["start"] = _NONE["start"]
-    if values["place"] not in ("start", "auto"):
-        values["count"] = _NONE["count"]
-    if values["gate"] != "cosine":
-        values["open_share"] = _NONE["open_share"]
-    return Params(**values)
+def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate that is open for all is none, and one that never opens steers nothing."""
+    found = dict(values)
+    if found["gate"] == "cosine" and found["open_share"] == 1:
+        found["gate"] = "none"
+    if found["gate"] == "product" and found["alpha_general"] * found["alpha_personal"] == 0:
+        found |= {"alpha_personal": 0.0, "alpha_general": 0.0}
+    return found
 
 
 def complexity(params: Params) -> float:
-    """That of the calibration, and the parts and strengths of the edit."""
+    """The parts and strengths of the edit."""
     parts = (params.alpha_personal != 0) + (params.alpha_general != 0) + (params.gate != "none") + (params.count > 1)
-    return calibration.complexity(params) + parts + 0.1 * (abs(params.alpha_personal) + abs(params.alpha_general))
+    return parts + 0.1 * (abs(params.alpha_personal) + abs(params.alpha_general))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from search_spaces import ChainParams
 from studies.constraints import feasible
 from studies.study import OpenStudy, finished, ranked
 from studies.trial import MEASURED
@@ -81,16 +81,17 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
     )
 
 
-def taste_profile(opened: OpenStudy, params: Any) -> dict[str, float]:
+def taste_profile(opened: OpenStudy, params: ChainParams) -> dict[str, float]:
     """Accuracy on tune with the taste of users added, left out and subtracted, all else equal; {} without it."""
     params = opened.objective.resolved(params)
-    if not getattr(params, "gamma", 0.0) or params.prior_mode not in ("user", "similar"):
+    gamma = params.get_value("calibration.gamma")
+    if not gamma or params["calibration"].prior_mode not in ("user", "similar"):
         return {}
-    strength = abs(params.gamma)
+    strength = abs(gamma)
     signs = {"added": strength, "left out": 0.0, "subtracted": -strength}
     return {
-        name: opened.objective.evaluate(replace(params, gamma=gamma)).metrics["accuracy"]
-        for name, gamma in signs.items()
+        name: opened.objective.evaluate(params.changed(gamma=signed)).metrics["accuracy"]
+        for name, signed in signs.items()
     }
 
 
@@ -101,36 +102,38 @@ def by_groups(opened: OpenStudy, trials: list[FrozenTrial]) -> dict[int, float]:
     found: dict[int, float] = {}
     for trial in filter(feasible, trials):
         params = opened.rooms.decode(trial.params)
-        if getattr(params, "level", None) == "cluster":
-            value = trial.user_attrs[MEASURED]["metrics"][metric]
-            found[params.groups] = better(value, found.get(params.groups, value))
+        for own in (params[name] for name in ("adapter", "head") if name in params):
+            if own.level == "cluster":
+                value = trial.user_attrs[MEASURED]["metrics"][metric]
+                found[own.groups] = better(value, found.get(own.groups, value))
     return dict(sorted(found.items()))
 
 
-def taste_figure(opened: OpenStudy, params: Any) -> bytes:
+def taste_figure(opened: OpenStudy, params: ChainParams) -> bytes:
     """Accuracy on tune over gamma, all else equal."""
     params = opened.objective.resolved(params)
-    reach = max(2.0, abs(params.gamma))
+    chosen = params["calibration"].gamma
+    reach = max(2.0, abs(chosen))
     gammas = np.linspace(-reach, reach, 41)
-    evaluations = [opened.objective.evaluate(replace(params, gamma=float(gamma))) for gamma in gammas]
+    evaluations = [opened.objective.evaluate(params.changed(gamma=float(gamma))) for gamma in gammas]
     accuracies = [evaluation.metrics["accuracy"] for evaluation in evaluations]
-    return figures.taste(gammas, np.array(accuracies), params.gamma, references(opened, "tune")[PRIOR])
+    return figures.taste(gammas, np.array(accuracies), chosen, references(opened, "tune")[PRIOR])
 
 
-def changed(params: Any, baseline: Any) -> dict[str, Any]:
+def changed(params: ChainParams, baseline: ChainParams) -> dict[str, Any]:
     """The parameters that are not the baseline's."""
-    before = asdict(baseline)
-    return {name: value for name, value in asdict(params).items() if value != before[name]}
+    before = baseline.flat()
+    return {name: value for name, value in params.flat().items() if value != before[name]}
 
 
 def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
     params = opened.objective.resolved(opened.rooms.decode(trial.params))
     return {
         "trial": trial.number,
-        "params": asdict(params),
+        "params": params.flat(),
         "changed": changed(params, opened.rooms.BASELINE),
         "metrics": trial.user_attrs[MEASURED]["metrics"],
-        "remarks": opened.objective.remarks(opened.rooms.decode(trial.params)),
+        "remarks": list(opened.objective.facts(opened.rooms.decode(trial.params)).remarks),
         "constraints": dict(trial.constraints),
     }
 
@@ -140,7 +143,7 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
     baseline = opened.baseline
     now = time.time_ns() // 1_000_000
     figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
-    wanted: list[tuple[str, str, Any, dict[str, bytes | str]]] = [
+    wanted: list[tuple[str, str, ChainParams, dict[str, bytes | str]]] = [
         ("baseline", "baseline", opened.rooms.BASELINE, figure)
     ]
     if result.best is not None:
@@ -149,15 +152,17 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
         more = {"gamma.png": taste_figure(opened, params)} if result.taste else {}
         if len(result.groups) > 1:
             more["number_of_groups.png"] = figures.numbers("groups", result.groups, next(iter(opened.spec.optimize)))
-        for name, given in opened.objective.pictures(params).items():
+        facts = opened.objective.facts(params)
+        for name, given in facts.pictures.items():
             more[f"{name}.png"] = figures.PICTURES[name](**given)
-        more |= opened.objective.files(params)
+        more |= facts.files
         wanted.append(("best", f"best-{chosen.number}", params, {**figure, **more}))
     for name, key, params, extra in wanted:
         candidate = opened.objective.evaluate(params)
         folder = result.folder / name
-        note = "\n\n".join([TUNE_NOTE, *(f"Note: {remark}." for remark in opened.objective.remarks(params))])
-        write_report(folder, baseline, candidate, note, extra, opened.objective.groups(params, "tune"))
+        facts = opened.objective.facts(params)
+        note = "\n\n".join([TUNE_NOTE, *(f"Note: {remark}." for remark in facts.remarks)])
+        write_report(folder, baseline, candidate, note, extra, dict(facts.groups))
         if spool is not None:
             spool.append(
                 {
@@ -165,7 +170,7 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
                     "name": name,
                     "key": key,
                     "folder": str(folder.resolve()),
-                    "params": asdict(params),
+                    "params": params.flat(),
                     "metrics": candidate.metrics,
                     "tags": {"measured_on": "tune"},
                     "started_ms": now,

@@ -186,10 +186,10 @@ def catch_up(opened: OpenStudy, spool: Spool) -> None:
                 "kind": "study",
                 "study": opened.spec.name,
                 "started_ms": time.time_ns() // 1_000_000,
-                "params": {"objective": spec["objective"], "sampler": spec["sampler"], "seed": spec["seed"]},
+                "params": {"objective": opened.spec.method, "sampler": spec["sampler"], "seed": spec["seed"]},
                 "optimize": dict(opened.spec.optimize),
                 "constraints": list(opened.spec.constraints),
-                "varied": [name for name in asdict(opened.rooms.BASELINE) if name in opened.space],
+                "varied": list(opened.space),
                 "tags": {
                     "optuna.study": opened.spec.name,
                     "model": opened.spec.model.path,

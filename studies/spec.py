@@ -19,6 +19,9 @@ from personalization.data.splits import DEFAULT_SHARES
 from personalization.errors import UsageError
 from personalization.evaluation import MEANS
 from personalization.metrics import METRICS, ORDERED
+from personalization.stages import ordered
+from search_spaces import ChainSpace, chain_space
+from search_spaces.aliases import alias_space
 from studies.constraints import Constraint, parse_constraint
 
 PRESETS = Path(__file__).parent / "presets"
@@ -35,6 +38,8 @@ EITHER_WAY = ("entropy", "top1_share", "changed_rate")
 """Metrics that a study may want more of, or less; all others improve in one direction."""
 SHARES = ("accuracy", "macro_f1", "balanced_accuracy", "top1_share", "changed_rate", "helped", "hurt")
 """Metrics between 0 and 1."""
+ONE_OF = ("chain", "objective", "start_from")
+"""Keys that are left out of what is stored where they are not given."""
 RESUMABLE = ("trials", "timeout_s", "storage", "tracking", "promotion")
 """Keys that may differ when a study is resumed."""
 
@@ -100,12 +105,21 @@ class PromotionSpec(_Strict):
 
 
 class StudySpec(_Strict):
-    """A study: data, model, objective, what to optimise under which constraints, and with what budget."""
+    """A study: data, model, chain, what to optimise under which constraints, and with what budget."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     data: DataSpec
     model: ModelSpec
-    objective: Literal["calibration", "report_calibration", "steering", "retrieval", "adapter"] = "calibration"
+    chain: tuple[str, ...] | None = Field(
+        None, description="stages in their order: prompt, adapter, steering, head, calibration", min_length=1
+    )
+    objective: Literal["calibration", "report_calibration", "steering", "retrieval", "adapter"] | None = Field(
+        None, description="a chain by its earlier name; calibration where neither is given"
+    )
+    start_from: str | None = Field(
+        None,
+        description="a study of the same storage; its best values are fixed in the stages that both begin with",
+    )
     optimize: dict[str, Literal["maximize", "minimize"]] = Field(default={"accuracy": "maximize"}, min_length=1)
     constraints: dict[str, str] = Field(default={}, description='for example entropy: ">= 0.6"')
     sampler: Literal["tpe", "nsga2", "nsga3", "gp", "qmc", "random", "grid", "brute"] = "tpe"
@@ -129,8 +143,18 @@ class StudySpec(_Strict):
                 raise ValueError(f"no metric {name!r}{_nearest(name, DIRECTIONS)}")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_chain(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("chain") is not None or raw.get("objective") is not None:
+            return raw
+        return {**raw, "objective": "calibration"}
+
     @model_validator(mode="after")
     def _consistent(self) -> StudySpec:
+        if self.chain is not None and self.objective is not None:
+            raise ValueError(f"give chain or objective, not both; objective {self.objective} is {self.space_of.chain}")
+        self._check_chain()
         for name, direction in self.optimize.items():
             if name not in EITHER_WAY and direction != DIRECTIONS[name]:
                 raise ValueError(f"optimize: {name} improves when it is {DIRECTIONS[name]}d, so {direction} is no goal")
@@ -153,6 +177,25 @@ class StudySpec(_Strict):
             raise ValueError("pruner: Optuna cannot prune with several metrics to optimise; set pruner: dominated")
         return self
 
+    def _check_chain(self) -> None:
+        if self.chain is not None:
+            try:
+                ordered(self.chain)
+            except UsageError as error:
+                raise ValueError(str(error).removeprefix("chain: ")) from None
+        elif self.start_from is not None:
+            raise ValueError("start_from needs chain: an objective has no stages to begin with")
+
+    @property
+    def space_of(self) -> ChainSpace:
+        """The space of the chain, by its names."""
+        return alias_space(self.objective) if self.objective is not None else chain_space(self.chain or ())
+
+    @property
+    def method(self) -> str:
+        """The chain in words."""
+        return self.objective or " + ".join(self.chain or ())
+
     def parsed_constraints(self) -> list[Constraint]:
         """The constraints in a fixed order."""
         return [parse_constraint(name, self.constraints[name]) for name in sorted(self.constraints)]
@@ -160,7 +203,8 @@ class StudySpec(_Strict):
     def identity(self) -> dict[str, Any]:
         """What must not change when the study is resumed. Data and model are known by content, not by place."""
         places: dict[str, Any] = {"data": {"path", "files"}, "model": {"path"}}
-        return self.model_dump(mode="json", exclude=dict.fromkeys(RESUMABLE, True) | places)
+        found = self.model_dump(mode="json", exclude=dict.fromkeys(RESUMABLE, True) | places)
+        return {key: value for key, value in found.items() if key not in ONE_OF or value is not None}
 
 
 def _nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:

@@ -1,12 +1,12 @@
-"""A study opened for work: spec, data, model, storage and the objective, checked against what was stored before."""
+"""A study opened for work: spec, data, model, storage and the chain, checked against what was stored before."""
 
 from __future__ import annotations
 
 import logging
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from objectives import KINDS, Objective, load_objective
+from objectives.classification import Classification
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.location import is_of_hub
 from personalization.data.splits import Splits
@@ -23,7 +23,8 @@ from personalization.databases import kept, shown
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
 from personalization.metrics import metrics_of
-from search_spaces import Space, load_space, needed, overridden, parameters
+from personalization.stages import stage
+from search_spaces import ChainSpace
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
 from studies.pruning import make_pruner
@@ -61,11 +62,11 @@ class OpenStudy:
     storage: RDBStorage
     study: optuna.Study
     record: dict[str, Any]
-    rooms: Space
+    rooms: ChainSpace
     space: dict[str, BaseDistribution]
     splits: Splits
     scorer: CachedScorer
-    objective: Objective
+    objective: Classification
     baseline: Evaluation
     constraints: list[Constraint]
     sampler_seed: int
@@ -73,12 +74,13 @@ class OpenStudy:
 
 def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) -> OpenStudy:
     """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume."""
-    rooms = load_space(spec.objective)
     url = storage_url(home, spec.storage)
-    scorer = _scorer(spec, home, url)
+    stored = _stored_record(spec, url)
+    scorer = _scorer(spec, home, stored)
+    started = stored["started"] if "started" in stored else _started(spec, url)
+    rooms = spec.space_of.starting_from(started)
     try:
-        space = overridden(parameters(rooms, scorer.kind), spec.space, getattr(rooms, "OPEN", None))
-        space = needed(rooms, space, spec.space)
+        space = rooms.overridden(scorer.kind, spec.space)
     except ValueError as error:
         raise UsageError(f"spec {spec.name}: {error}") from None
     points(spec.sampler, spec.seed, space)
@@ -90,6 +92,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
         "model": scorer.fingerprint,
         "places": places_of(spec.model_dump()),
         "revision": scorer.commit,
+        **({"started": started} if started else {}),
         "versions": versions(),
         "terms": {
             **spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
@@ -102,7 +105,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
     Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
     sampler_seed = derived_seed(spec.seed, spec.sampler, LONE, len(study.get_trials(deepcopy=False)))
     study.sampler = make_sampler(spec.sampler, sampler_seed)
-    objective = load_objective(spec.objective, splits, scorer, progress)
+    objective = Classification(rooms, splits, scorer, progress)
     baseline = objective.evaluate(rooms.BASELINE)
     return OpenStudy(
         spec=spec,
@@ -123,32 +126,66 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
 
 
 def _refuse_unfit(spec: StudySpec, kind: str, labels: Sequence[str]) -> None:
-    """UsageError where the objective does not take this kind of model, or a metric not these labels."""
-    if kind not in KINDS.get(spec.objective, (kind,)):
-        wanted = " or ".join(KINDS[spec.objective])
-        raise UsageError(f"objective {spec.objective} takes a {wanted} model, and {spec.model.path} is an {kind}")
+    """UsageError where a stage does not take this kind of model, or a metric not these labels."""
+    for name in spec.space_of.chain:
+        kinds = stage(name).kinds
+        if kind not in kinds:
+            raise UsageError(f"stage {name} takes a {' or '.join(kinds)} model, and {spec.model.path} is an {kind}")
     measured = (*metrics_of(labels), *RELATIVE_METRICS)
     for name in (*spec.optimize, *spec.constraints):
         if name not in measured:
             raise UsageError(f"metric {name} needs labels that are numbers in a row, and these are {labels}")
 
 
-def _scorer(spec: StudySpec, home: Path, url: str) -> CachedScorer:
+def _scorer(spec: StudySpec, home: Path, stored: Mapping[str, Any]) -> CachedScorer:
     model, folder = spec.model, home / "cache" / "scores"
-    revision = _pinned_revision(spec, url)
+    revision = spec.model.revision
+    if is_of_hub(model.path) and stored.get("revision") and spec_of(stored)["model"]["path"] == model.path:
+        revision = str(stored["revision"])  # the commit that the study began with
     return CachedScorer(model.path, folder, model.dtype, model.device, model.blocks, model.chat, revision)
 
 
-def _pinned_revision(spec: StudySpec, url: str) -> str | None:
-    """What a spec's model is read at: the commit that its study began with, else what the spec says."""
-    if is_of_hub(spec.model.path):
-        try:
-            stored = optuna.load_study(study_name=spec.name, storage=open_storage(url)).user_attrs.get(RECORD, {})
-        except KeyError:
-            return spec.model.revision
-        if stored.get("revision") and spec_of(stored)["model"]["path"] == spec.model.path:
-            return str(stored["revision"])
-    return spec.model.revision
+def _stored_record(spec: StudySpec, url: str) -> dict[str, Any]:
+    """The record of the spec's study, empty where there is none yet."""
+    try:
+        found: dict[str, Any] = optuna.load_study(study_name=spec.name, storage=open_storage(url)).user_attrs.get(
+            RECORD, {}
+        )
+    except KeyError:
+        return {}
+    return found
+
+
+def _started(spec: StudySpec, url: str) -> dict[str, Any]:
+    """Full name -> value: the best values of the study that this one starts from, of the stages that both begin with.
+
+    UsageError where it is not there, has no feasible trial, or begins with another stage.
+    """
+    if spec.start_from is None:
+        return {}
+    try:
+        below = optuna.load_study(study_name=spec.start_from, storage=open_storage(url))
+        other = stored_spec(below)
+    except KeyError:
+        raise UsageError(f"start_from: no study {spec.start_from!r} in {shown(url)}; run it first") from None
+    chain = spec.space_of.chain
+    common = [name for name in _common(other.space_of.chain, chain) if name != "calibration"]
+    if not common:
+        raise UsageError(
+            f"start_from: study {spec.start_from!r} has the chain {', '.join(other.space_of.chain)}, which has no "
+            f"stage to begin {', '.join(chain)} with"
+        )
+    best = next(ranked(finished(below.get_trials(deepcopy=False)), dict(other.optimize)), None)
+    if best is None:
+        raise UsageError(f"start_from: study {spec.start_from!r} has no feasible trial; run more")
+    params = other.space_of.starting_from(below.user_attrs[RECORD].get("started", {})).decode(best.params)
+    return {f"{name}.{key}": value for name in common for key, value in asdict(params[name]).items()}
+
+
+def _common(below: Sequence[str], chain: Sequence[str]) -> list[str]:
+    """The stages that stand below the first one that the other chain lacks."""
+    new = next((place for place, name in enumerate(chain) if name not in below), len(chain))
+    return list(chain[:new])
 
 
 def _create_or_load(spec: StudySpec, storage: RDBStorage, record: dict[str, Any]) -> optuna.Study:

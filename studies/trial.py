@@ -11,17 +11,18 @@ import math
 import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from objectives import Objective
+from objectives.classification import Classification
 from personalization.errors import ChamtuneError, UnavailableError, first_line
 from personalization.evaluation import Evaluation, all_metrics
-from search_spaces import Space
+from personalization.stages.facts import Facts
+from search_spaces import ChainParams, ChainSpace
 from studies.constraints import UNMEASURED, Constraint
 from studies.pruning import watch
 from studies.recovery import FAILURE, INTERRUPTED, OUTAGE, uncounted
@@ -124,8 +125,8 @@ class TrialRunner:
 
     study: optuna.Study
     space: Mapping[str, optuna.distributions.BaseDistribution]
-    rooms: Space
-    objective: Objective
+    rooms: ChainSpace
+    objective: Classification
     baseline: Evaluation
     optimize: list[str]
     constraints: list[Constraint]
@@ -209,16 +210,15 @@ class TrialRunner:
         try:
             evaluation = self.objective.evaluate(params, report=report)
         except optuna.TrialPruned:
-            seen = {"seed": self.seed, "remarks": self.objective.alarms(params), "curves": self._curves(params)}
+            course = self.objective.course(params)
+            seen = {"seed": self.seed, "remarks": list(course.alarms), "curves": _curves(course)}
             trial.set_user_attr(MEASURED, seen)
             raise
-        metrics = {**all_metrics(evaluation, self.baseline), **self.objective.observed(params)}
-        notes = {"remarks": self.objective.remarks(params), "curves": self._curves(params)}
+        facts = self.objective.facts(params)
+        metrics = {**all_metrics(evaluation, self.baseline), **facts.metrics}
+        notes = {"remarks": list(facts.remarks), "curves": _curves(facts)}
         self.measured[key] = (trial.number, metrics)
         return metrics, notes
-
-    def _curves(self, params: Any) -> dict[str, list[float | None]]:
-        return {name: [_storable(v) for v in values] for name, values in self.objective.curves(params).items()}
 
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
         trial.set_user_attr(FAILURE, reason)
@@ -251,8 +251,12 @@ def _of_the_storage(error: BaseException) -> BaseException:
     return cause or error
 
 
-def _canonical(params: Any) -> str:
-    return json.dumps(asdict(params), sort_keys=True)
+def _canonical(params: ChainParams) -> str:
+    return json.dumps(params.flat(), sort_keys=True)
+
+
+def _curves(facts: Facts) -> dict[str, list[float | None]]:
+    return {name: [_storable(v) for v in values] for name, values in facts.curves.items()}
 
 
 def _storable(value: float | None) -> float | None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from alembic.util import pyfiles
 
+from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
 from personalization.data.lamp import write_dataset
 from personalization.evaluation import Evaluation
@@ -20,6 +24,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)
 os.environ["HF_HUB_OFFLINE"] = "1"
+gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_read_once():
+    """Every database that is opened has Alembic load the same dozen files of Optuna. An env.py runs when loaded."""
+    kept = cache(pyfiles.load_python_file)
+
+    def load(folder: str, name: str) -> object:
+        return (pyfiles.load_python_file if name == "env.py" else kept)(folder, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alembic.script.base.util.load_python_file", load)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +95,28 @@ def spec_of(tiny_model: Path, small_data: Path):
         return parse_spec({**raw, **changes}, "test")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `kept_scores`."""
+    return tmp_path_factory.mktemp("scores")
+
+
+@pytest.fixture
+def kept_scores(scores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The studies of all homes keep their scores in one folder: the same prompts are scored in one test alone."""
+
+    def scorer(model: str, _folder: Path, *rest: object) -> CachedScorer:
+        return CachedScorer(model, scores, *rest)
+
+    monkeypatch.setattr("studies.study.CachedScorer", scorer)
+
+
+@pytest.fixture
+def no_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a run writes no result folders, which cost more than its trials."""
+    monkeypatch.setattr("studies.runner.write_results", lambda *_: None)
 
 
 @pytest.fixture

@@ -28,7 +28,9 @@ def chamtune(monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture
-def spec_file(tmp_path, spec_of):
+def fresh_spec(tmp_path, spec_of):
+    """A function that writes a spec, whose model each home scores anew."""
+
     def write(**changes):
         path = tmp_path / "spec.yaml"
         path.write_text(yaml.safe_dump(spec_of(**changes).model_dump(mode="json")))
@@ -37,27 +39,33 @@ def spec_file(tmp_path, spec_of):
     return write
 
 
+@pytest.fixture
+def spec_file(fresh_spec, kept_scores):
+    return fresh_spec
+
+
 KEYS = {"study", "trials", "complete", "failed", "feasible", "baseline", "best", "elapsed_s"}
 
 
 def test_run_prints_one_json_object_last(chamtune, spec_file):
-    code, out, err = chamtune("run", spec_file(), "--json", "--home", "h")
+    code, out, err = chamtune("run", spec_file(trials=3), "--json", "--home", "h")
     answer = json.loads(out.splitlines()[-1])
     assert set(answer) >= KEYS
     assert {"accuracy", "entropy", "top1_share", "nll"} <= set(answer["baseline"])
-    assert (answer["trials"], code) == (12, 0 if answer["best"] else 1)
+    assert (answer["trials"], code) == (3, 0 if answer["best"] else 1)
     assert "baseline" in err
 
 
-def test_the_log_says_how_the_model_is_scored(chamtune, spec_file, tmp_path):
-    chamtune("run", spec_file(trials=1), "--home", "h")
+def test_the_log_says_how_the_model_is_scored(chamtune, fresh_spec, no_results, tmp_path):
+    err = chamtune("run", fresh_spec(trials=1), "-v", "--home", "h")[2]
+    assert "packed rows for llama" in err
     written = (tmp_path / "h" / "logs" / "chamtune.log").read_text()
     assert "INFO personalization.scoring.routes: packed rows for llama" in written
     chamtune("promote", "nothing", "--home", "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_optuna_does_not_talk_between_our_lines_and_may_talk_afterwards(chamtune, spec_file, caplog):
+def test_optuna_does_not_talk_between_our_lines_and_may_talk_afterwards(chamtune, spec_file, no_results, caplog):
     before = optuna.logging.get_verbosity()
     for arguments in (("run", spec_file(trials=1, constraints={})), ("compare", "small")):
         chamtune(*arguments, "--home", "h")
@@ -65,18 +73,18 @@ def test_optuna_does_not_talk_between_our_lines_and_may_talk_afterwards(chamtune
     assert optuna.logging.get_verbosity() == before
 
 
-def test_seed_makes_a_study_of_its_own(chamtune, spec_file):
-    path = spec_file(trials=2)
+def test_seed_makes_a_study_of_its_own(chamtune, spec_file, no_results):
+    path = spec_file(trials=1)
     chamtune("run", path, "--home", "h")
     chamtune("run", path, "--home", "h", "--seed", 7)
-    chamtune("run", path, "--home", "h", "--trials", 3, "--name", "other")
+    chamtune("run", path, "--home", "h", "--trials", 2, "--name", "other")
     _, out, _ = chamtune("studies", "--home", "h", "--json")
     rows = {row["study"]: row["trials"] for row in json.loads(out.splitlines()[-1])}
-    assert rows == {"small": 2, "small-seed7": 2, "other": 3}
+    assert rows == {"small": 1, "small-seed7": 1, "other": 2}
 
 
 def test_show_and_summary(chamtune, spec_file):
-    chamtune("run", spec_file(trials=3, constraints={}), "--home", "h")
+    chamtune("run", spec_file(trials=2, constraints={}), "--home", "h")
     code, out, err = chamtune("show", "small", "--home", "h", "--json")
     assert code == 0
     assert json.loads(out.splitlines()[-1])["best"][0]["metrics"]["accuracy"] >= 0
@@ -122,7 +130,9 @@ def test_help_version_and_completion(chamtune):
     assert "--install-completion" in chamtune("-h")[1]
 
 
-def test_answers_go_to_standard_output_and_progress_to_standard_error(chamtune, spec_file, monkeypatch, tmp_path):
+def test_answers_go_to_standard_output_and_progress_to_standard_error(
+    chamtune, spec_file, no_results, monkeypatch, tmp_path
+):
     monkeypatch.setenv("CHAMTUNE_HOME", str(tmp_path / "elsewhere"))
     _, out, err = chamtune("run", spec_file(trials=2))
     assert "study small: 2 trials" in out
@@ -138,14 +148,13 @@ def test_answers_go_to_standard_output_and_progress_to_standard_error(chamtune, 
         assert "small" in err
     code, out, err = chamtune("run", spec_file(trials=3), "--quiet")
     assert (code in (0, 1), out, "trials" in err) == (True, "", False)
-    assert "packed rows for llama" in chamtune("run", spec_file(trials=1), "-v", "--home", "fresh")[2]
 
 
-def test_data_is_never_taken_for_markup(chamtune, spec_file, monkeypatch):
+def test_data_is_never_taken_for_markup(chamtune, spec_file, no_results, monkeypatch):
     def fails(*_, **__):
         raise ValueError("closing tag [/INST] and [unk]")
 
-    monkeypatch.setattr("objectives.calibration.Calibration.observed", fails)
+    monkeypatch.setattr("objectives.classification.Classification.facts", fails)
     chamtune("run", spec_file(trials=1), "--home", "h")
     code, out, _ = chamtune("show", "small", "--home", "h")
     assert (code, "closing tag [/INST] and [unk]" in out) == (0, True)
@@ -191,8 +200,8 @@ def test_unusable_data_lists_every_defect(chamtune, tmp_path):
     assert out.count("unusable") == 2
 
 
-def test_promote_refuses_with_three_and_writes_nothing(chamtune, spec_file, tmp_path):
-    chamtune("run", spec_file(constraints={"entropy": ">= 99"}, trials=2), "--home", "h")
+def test_promote_refuses_with_three_and_writes_nothing(chamtune, spec_file, no_results, tmp_path):
+    chamtune("run", spec_file(constraints={"entropy": ">= 99"}, trials=1), "--home", "h")
     code, out, err = chamtune("promote", "small", "--home", "h", "--json")
     assert code == 3
     assert json.loads(out.splitlines()[-1])["promoted"] is False
@@ -200,8 +209,8 @@ def test_promote_refuses_with_three_and_writes_nothing(chamtune, spec_file, tmp_
     assert not (tmp_path / "deploy.yaml").exists()
 
 
-def test_data_from_the_command_line_takes_the_place_of_the_specs(chamtune, spec_file, small_data):
-    code, _, _ = chamtune("run", spec_file(trials=2, constraints={}), "--data", small_data, "--home", "h", "--json")
+def test_data_from_the_command_line_takes_the_place_of_the_specs(chamtune, spec_file, no_results, small_data):
+    code, _, _ = chamtune("run", spec_file(trials=1, constraints={}), "--data", small_data, "--home", "h", "--json")
     assert code == 0
     code, _, err = chamtune("run", "news", "--home", "h")
     assert code == 64

@@ -116,20 +116,20 @@ def make_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(architecture: str, seed: int = 0) -> torch.nn.Module:
+def make_model(architecture: str, seed: int = 0, times: float = 6.0) -> torch.nn.Module:
     """A random model with weights large enough to make confident, varied predictions."""
     torch.manual_seed(seed)
     config = ARCHITECTURES[architecture]()
     config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
-    return enlarged(AutoModelForCausalLM.from_config(config).eval())
+    return enlarged(AutoModelForCausalLM.from_config(config).eval(), times)
 
 
-def enlarged(model: torch.nn.Module) -> torch.nn.Module:
+def enlarged(model: torch.nn.Module, times: float = 6.0) -> torch.nn.Module:
     """The model with larger weights, so that a wrong mask or position shows."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:
-                parameter.mul_(6.0 if "embed" not in name and "wte" not in name else 3.0)
+                parameter.mul_(times if "embed" not in name and "wte" not in name else 3.0)
     return model
 
 

@@ -23,7 +23,8 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def standing_digest(out: Path) -> str | None:
     """The digest of the config that stands at `out`; None where nothing stands that can be read."""
     try:
-        config = yaml.safe_load(out.read_text(encoding="utf-8"))
+        place = out / "deploy.yaml" if out.is_dir() else out
+        config = yaml.safe_load(place.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return config_digest(config) if isinstance(config, dict) else None

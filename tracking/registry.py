@@ -13,7 +13,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from personalization.databases import shown
+from personalization.errors import DataError, first_line
 from tracking.deployed import standing_digest
+from tracking.urls import tracking_environment
 
 CHAMPION = "champion"
 DIGEST_TAG = "config"
@@ -42,6 +45,20 @@ def crown(client: MlflowClient, record: Mapping[str, Any]) -> None:
     for model in client.search_registered_models(f"name = '{name}'"):
         if CHAMPION in model.aliases:
             client.delete_registered_model_alias(name, CHAMPION)
+
+
+def download(name: str, uri: str, folder: Path) -> Path:
+    """The deployment of a model version, `models:/NAME@alias` or `models:/NAME/VERSION`, in this folder.
+
+    DataError where MLflow does not have it.
+    """
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking_environment(uri)["MLFLOW_TRACKING_URI"])
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=name, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise DataError(f"{name} is not to be had from {shown(uri)}: {first_line(error)}") from None
 
 
 def newest_version(client: MlflowClient, name: str, digest: str) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.errors import UsageError
+from personalization.scoring.edits import Edit, Shelf
 from personalization.scoring.store import Keep
 
 SCALE = 20.0
@@ -28,9 +29,11 @@ BACKBONES = {
 
 
 class Backbone(Protocol):
-    """What every backbone offers. `truncated` counts the prompts that were cut to fit it."""
+    """What every backbone offers. `truncated` counts the prompts that were cut to fit it; `smaller`: by
+    what fixed batches are divided to fit into memory."""
 
     truncated: int
+    smaller: int
     model: Any
 
     @property
@@ -58,8 +61,20 @@ class Backbone(Protocol):
     def forget(self) -> None:
         """Drop what is kept in memory between calls."""
 
-    def last_states(self, prompts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """One state of each prompt where it leaves each layer, float32 [n, L, d]."""
+    def last_states(
+        self,
+        prompts: Sequence[str],
+        layers: Sequence[int] | None = None,
+        known: NDArray[np.float32] | None = None,
+        progress: Progress | None = None,
+        keep: Keep | None = None,
+    ) -> NDArray[np.float32]:
+        """One state of each prompt where it leaves these layers, or all, float32 [n, L, d]."""
+
+    def fixed(
+        self, prompts: Sequence[str], spoken: Sequence[str], edits: Sequence[Edit] = (), shelf: Shelf | None = None
+    ) -> Any:
+        """Prompts with these label texts, ready to be run under edits: `FixedRows` or `FixedTexts`."""
 
     def embeddings(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Embeddings of length one, float32 [n, d]."""

@@ -1,4 +1,7 @@
-"""A backbone behind the table store: what was scored once is read, and the model is loaded only when it is needed."""
+"""A backbone behind the stores: what was scored once is read, and the model is loaded only when it is needed.
+
+A server has no store: it scores what it is asked, and remembers the latest embeddings.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ from personalization.backbones.location import (
     usable_dtype,
 )
 from personalization.files import sha256_of, write_atomic
-from personalization.scoring.store import Keep, key_of, stored_table
+from personalization.scoring.edits import Shelf
+from personalization.scoring.store import Compute, Keep, key_of, stored_table
+from personalization.scoring.texts import TextRows
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """Tells what device "auto" will be without importing torch."""
@@ -49,14 +54,15 @@ class CachedScorer:
 
     The key holds weights, tokenizer, prompts, continuations, dtype, device, path of the blocks, chat mode (and the day,
     where a chat template tells it), code and library versions. A pass that was killed goes on with the batch it was at.
-    `truncated` counts the prompts that were cut to fit the context, also those read from the store. One thread
-    uses the model at a time; what edits it for several passes holds `lock` meanwhile, as `Deployment.predict` does.
+    `folder`: None where nothing is stored. `truncated` counts the prompts that were cut to fit the context, also those
+    read from the store. One thread uses the model at a time; what edits it for several passes holds `lock` meanwhile,
+    as `Deployment.predict` does.
     """
 
     def __init__(
         self,
         model: str,
-        folder: Path,
+        folder: Path | None,
         dtype: str = "float32",
         device: str = "auto",
         blocks: str | None = None,
@@ -72,6 +78,13 @@ class CachedScorer:
         self.chat = chat
         self.lock = RLock()
         self._cut: dict[str, int] = {}
+
+    def unstored(self) -> CachedScorer:
+        """The same loaded model, with nothing in any store."""
+        found = CachedScorer(self.model, None, self.asked_dtype, self.device, self.blocks, self.chat, self.revision)
+        found.backbone = self.backbone
+        found.lock = self.lock
+        return found
 
     @property
     def truncated(self) -> int:
@@ -114,13 +127,21 @@ class CachedScorer:
         loaded: Backbone = load_backbone(self.kind, str(self.files), self.dtype, self.device, self.blocks, self.chat)
         return loaded
 
+    @property
+    def shelf(self) -> Shelf | None:
+        """Where hidden states are stored."""
+        return None if self.folder is None else Shelf(self.folder / "states", self.identity)
+
     @cached_property
-    def embedding_width(self) -> int:
-        """Length of an embedding; noted beside the tables, so that reading one needs no model."""
-        note = self.folder / f"{key_of({'width_of': self.fingerprint})}.width"
+    def _embedded(self) -> TextRows:
+        """Embeddings by text. Their width is noted beside them, so that reading one needs no model."""
+        if self.folder is None:
+            return TextRows(None, self.backbone.embedding_width)
+        path = self.folder / f"{key_of({**self.identity, 'embeddings': 'by text'})}"
+        note = path.with_suffix(".width")
         if not note.exists():
             write_atomic(note, str(self.backbone.embedding_width))
-        return int(note.read_text())
+        return TextRows(path, int(note.read_text()))
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -137,25 +158,40 @@ class CachedScorer:
         }
 
     def last_states(
-        self, prompts: Sequence[str], progress: Callable[[int, int], None] | None = None, site: str = "block"
+        self,
+        prompts: Sequence[str],
+        layers: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        site: str = "block",
     ) -> NDArray[np.float32]:
-        """One state of each prompt where it leaves each layer, float32 [n, L, d], stored like scores.
+        """The state of each prompt where it leaves these layers, or of a causal model their MLPs, float32 [n, L, d].
 
-        `site`, for causal models alone: "mlp" for what leaves each layer's MLP.
+        Stored like scores.
         """
-        layers, width = self.backbone.depth, self.backbone.width
+        width = self.backbone.width
         where = {} if site == "block" else {"site": site}
 
-        def compute(table: NDArray[np.float32], _: Keep) -> int:
+        def compute(table: NDArray[np.float32], keep: Keep) -> int:
             before = self.backbone.truncated
-            table[:] = self.backbone.last_states(prompts, progress, **where).reshape(len(prompts), -1)
+            known = table.reshape(len(prompts), len(layers), width)
+            flat = None if keep is None else (lambda rows, states: keep(rows, states.reshape(len(rows), -1)))
+            self.backbone.last_states(prompts, layers, known, progress, flat, **where)
             return self.backbone.truncated - before
 
-        key = key_of({**self.identity, **where, "states_of": list(prompts)})
+        key = key_of({**self.identity, **where, "states_of": list(prompts), "layers": list(layers)})
+        table = self._table(key, (len(prompts), len(layers) * width), prompts, compute)
+        return table.reshape(len(prompts), len(layers), width)
+
+    def _table(self, key: str, shape: tuple[int, int], prompts: Sequence[str], compute: Compute) -> NDArray[np.float32]:
+        """A table from the store, or computed."""
         with self.lock:
-            table, truncated = stored_table(self.folder, key, (len(prompts), layers * width), compute)
+            if self.folder is None:
+                table = np.full(shape, np.nan, dtype=np.float32)
+                compute(table, lambda _rows, _scores: None)
+                return table
+            table, truncated = stored_table(self.folder, key, shape, compute)
         self._cut[key_of({"prompts": list(prompts)})] = truncated
-        return table.reshape(len(prompts), layers, width)
+        return table
 
     def too_long(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[int]:
         """Which prompts of a causal model do not fit its context."""
@@ -170,18 +206,11 @@ class CachedScorer:
     def embeddings(
         self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Embeddings of length one, float32 [n, d], stored like scores."""
-
-        def compute(table: NDArray[np.float32], _: Keep) -> int:
-            table[:] = self.backbone.embeddings(texts, progress)
-            return 0
-
+        """Embeddings of length one, float32 [n, d]; each text is embedded once."""
         if not texts:
             return np.empty((0, 0), dtype=np.float32)
-        width = self.embedding_width
-        key = key_of({**self.identity, "embeddings_of": list(texts)})
         with self.lock:
-            return stored_table(self.folder, key, (len(texts), width), compute)[0]
+            return self._embedded.of(texts, lambda new: self.backbone.embeddings(new, progress))
 
     def label_logprobs(
         self,
@@ -197,7 +226,4 @@ class CachedScorer:
             table[:] = self.backbone.label_logprobs(prompts, continuations, progress, table, keep)
             return self.backbone.truncated - before
 
-        with self.lock:
-            table, truncated = stored_table(self.folder, key, (len(prompts), len(continuations)), compute)
-        self._cut[key_of({"prompts": list(prompts)})] = truncated
-        return table
+        return self._table(key, (len(prompts), len(continuations)), prompts, compute)

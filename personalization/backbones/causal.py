@@ -13,6 +13,8 @@ from personalization.backbones.encoding import PairEncoder, Tails
 from personalization.backbones.loading import loading, of_another_head, refuse_bare_encoder, refuse_unloaded
 from personalization.backbones.location import adapter_base, locate_model, usable_device
 from personalization.errors import DataError, UnavailableError
+from personalization.scoring.edits import Edit, Shelf, shared
+from personalization.scoring.fixed import FixedRows
 from personalization.scoring.last_states import LastStates
 from personalization.scoring.packed import Packed
 from personalization.scoring.passes import Progress, TokenBudget, score_all
@@ -33,7 +35,7 @@ class CausalBackbone:
     """A causal language model with its tokenizer. It knows text and tokens, and no user.
 
     `blocks`: path of the list of the model's blocks, where its length does not tell it. `truncated` counts the prompts
-    that were cut at their beginning to fit the context.
+    that were cut at their beginning to fit the context; `smaller`: by what fixed batches are divided, so as to fit.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class CausalBackbone:
         self.router = Router(model)
         self.budget = TokenBudget(model.device.type)
         self.truncated = 0
+        self.smaller = 1
 
     @property
     def context(self) -> int | None:
@@ -120,19 +123,37 @@ class CausalBackbone:
         return out
 
     def last_states(
-        self, prompts: Sequence[str], progress: Progress | None = None, site: str = "block"
+        self,
+        prompts: Sequence[str],
+        layers: Sequence[int] | None = None,
+        known: NDArray[np.float32] | None = None,
+        progress: Progress | None = None,
+        keep: Keep | None = None,
+        site: str = "block",
     ) -> NDArray[np.float32]:
-        """The state of each prompt's last token where it leaves each layer, or its MLP, float32 [n, L, d].
+        """The state of each prompt's last token where it leaves these layers (all), or their MLPs, float32 [n, L, d].
 
-        Raises UnavailableError for a model that cannot take packed rows.
+        `known` and `keep` as for scores. Raises UnavailableError for a model that cannot take packed rows.
         """
+        wanted = range(self.depth) if layers is None else layers
+        shape = (len(prompts), len(wanted), self.width)
+        out = np.full(shape, np.nan, dtype=np.float32) if known is None else known
         heads = [self.fit(head, 1) for head in self.encoder.heads(prompts)]
         route = self.packed(heads, [[0]])
-        modules = [site_of(layer, site) for layer in self.layers]
-        out = np.empty((len(prompts), len(modules), self.width), dtype=np.float32)
-        scores = np.full((len(prompts), 1), np.nan, dtype=np.float32)
-        score_all(LastStates(route, modules, out), scores, self.budget, None, progress)
+        modules = [site_of(self.layers[layer], site) for layer in wanted]
+        score_all(LastStates(route, modules), out.reshape(len(prompts), -1), self.budget, keep, progress)
         return out
+
+    def fixed(
+        self,
+        prompts: Sequence[str],
+        spoken: Sequence[str],
+        edits: Sequence[Edit] = (),
+        shelf: Shelf | None = None,
+    ) -> FixedRows:
+        """Prompts ready to be run under these edits, again and again."""
+        longest = max((edit.prefix for edit in edits), default=0)
+        return FixedRows(self, prompts, spoken, shared(edits, len(prompts)), shelf, longest)
 
     def forget(self) -> None:
         """Nothing is kept in memory between calls."""

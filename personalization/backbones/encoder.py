@@ -24,6 +24,8 @@ from personalization.backbones import SCALE
 from personalization.backbones.loading import loading, refuse_own_code, refuse_unloaded
 from personalization.backbones.location import adapter_base, locate_model, read_json, usable_device
 from personalization.errors import DataError
+from personalization.scoring.edits import Edit, Shelf
+from personalization.scoring.fixed_texts import FixedTexts
 from personalization.scoring.passes import Progress
 from personalization.scoring.products import fast_products
 from personalization.scoring.resume import decoder_layers
@@ -45,6 +47,7 @@ class EncoderBackbone:
         self.encoder, self.blocks = encoder.eval(), blocks
         self.model = encoder.transformers_model
         self.truncated = 0
+        self.smaller = 1
         self.lead = encoder.prompts.get(encoder.default_prompt_name, "") if encoder.default_prompt_name else ""
         self._seen: OrderedDict[tuple[str, ...], NDArray[np.float32]] = OrderedDict()
 
@@ -105,20 +108,40 @@ class EncoderBackbone:
         self._seen.move_to_end(key)
         return self._seen[key]
 
+    def fixed(
+        self,
+        prompts: Sequence[str],
+        spoken: Sequence[str],
+        edits: Sequence[Edit] = (),  # noqa: ARG002
+        shelf: Shelf | None = None,
+    ) -> FixedTexts:
+        """Texts ready to be run under edits, again and again."""
+        return FixedTexts(self, prompts, spoken, SCALE, shelf)
+
     def forget(self) -> None:
         """Drop the embeddings that are in memory."""
         self._seen.clear()
 
-    def last_states(self, prompts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
-        """The mean over each prompt's tokens of what leaves each layer, float32 [n, L, d]."""
-        out = np.empty((len(prompts), self.depth, self.width), dtype=np.float32)
+    def last_states(
+        self,
+        prompts: Sequence[str],
+        layers: Sequence[int] | None = None,
+        known: NDArray[np.float32] | None = None,
+        progress: Progress | None = None,
+        keep: Keep | None = None,
+    ) -> NDArray[np.float32]:
+        """The mean over each prompt's tokens of what leaves these layers (all), float32 [n, L, d]."""
+        wanted = list(range(self.depth)) if layers is None else list(layers)
+        out = np.empty((len(prompts), len(wanted), self.width), dtype=np.float32) if known is None else known
         for rows, features in self._batches(prompts, progress):
             mask = features["attention_mask"][..., None]
             inputs = {name: value for name, value in features.items() if name in ("input_ids", "attention_mask")}
             with torch.inference_mode(), fast_products(self.model.device.type):
-                layers = self.model(**inputs, output_hidden_states=True).hidden_states[1:]
-                means = torch.stack([(states.float() * mask).sum(1) / mask.sum(1).clamp(min=1) for states in layers], 1)
-            out[rows] = means.cpu().numpy()
+                states = self.model(**inputs, output_hidden_states=True).hidden_states[1:]
+                of = [(states[layer].float() * mask).sum(1) / mask.sum(1).clamp(min=1) for layer in wanted]
+            out[rows] = torch.stack(of, 1).cpu().numpy()
+            if keep is not None:
+                keep(np.array(rows), out[rows])
         return out
 
     def one_batch(self, texts: Sequence[str]) -> Tensor:

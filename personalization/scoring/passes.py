@@ -8,8 +8,10 @@ so is the budget from then on.
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from personalization.scoring.routes import Route
 from personalization.scoring.rows import Row
 from personalization.scoring.store import Keep
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 START = {"cpu": 256, "cuda": 8192}
@@ -28,6 +33,8 @@ START = {"cpu": 256, "cuda": 8192}
 LARGEST = {"cpu": 8192, "cuda": 1 << 20}
 GAIN = 1.02
 HINT = "try another dtype (bfloat16 or float32), or look for damaged weights"
+SMALLEST = 1024
+"""By how much fixed batches may be divided at most."""
 SAMPLES = 2
 """Batches timed at each size; the faster one counts."""
 
@@ -117,10 +124,30 @@ def _attempt(route: Route, batch: Sequence[Row]) -> NDArray[np.float32] | None:
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if len(batch) == 1 or not _is_out_of_memory(error):
             raise
+    _free()
+    return None
+
+
+def shrinking(backbone: Any, run: Callable[[], T]) -> T:
+    """`run()`, which makes fixed batches; where they do not fit in memory, again with batches of half the size.
+
+    The size is the backbone's from then on (`smaller`).
+    """
+    while True:
+        try:
+            return run()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error) or backbone.smaller >= SMALLEST:
+                raise
+        backbone.smaller *= 2
+        log.warning("a batch does not fit in memory; batches are divided by %d from now on", backbone.smaller)
+        _free()
+
+
+def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

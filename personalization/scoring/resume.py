@@ -84,12 +84,15 @@ class _LeftBlock(Exception):
 
 
 def output_of(layer: nn.Module, run: Callable[[], object]) -> Tensor:
-    """The hidden states [B, T, d] that leave a block when `run` runs the model, which ends there."""
+    """The hidden states [B, T, d] that leave a block when `run` runs the model, which ends there.
+
+    They are what the block gives before any other hook on it: hooks see it again where the model is resumed from it.
+    """
 
     def leave(_: nn.Module, __: object, output: Any) -> None:
         raise _LeftBlock(hidden(output))
 
-    handle = layer.register_forward_hook(leave)
+    handle = layer.register_forward_hook(leave, prepend=True)
     try:
         run()
     except _LeftBlock as left:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,23 @@ from personalization.files import atomic_file, sha256_of, write_atomic
 from personalization.scoring.store import evict, size_limit
 
 log = logging.getLogger(__name__)
+
+
+def fits(path: Path, shapes: Sequence[tuple[int, int]], width: int, dtype: torch.dtype) -> bool:
+    """Whether such states may be stored: they are there, or take neither more than the limit nor half the free disk."""
+    if path.exists():
+        return True
+    size = sum(b * t for b, t in shapes) * width * dtype.itemsize
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if size <= min(size_limit(), free // 2):
+        return True
+    log.info(
+        "%.1f GB of hidden states are not stored (%.1f GB are free); they are computed each time",
+        size / 1e9,
+        free / 1e9,
+    )
+    return False
 
 
 class StoredStates:

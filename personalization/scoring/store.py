@@ -47,6 +47,8 @@ DEFAULT_LIMIT_GB = 20.0
 STALE_SECONDS = 86_400
 """After a day, the temporary file of a killed process is removed."""
 
+BESIDE = {".states": (".json",), ".rows": (".texts",)}
+"""What goes with a file that is removed."""
 _RECORD = struct.Struct("<II")
 
 
@@ -96,7 +98,7 @@ def evict(folder: Path, limit: int, newest: Path) -> list[Path]:
     Only files that this module writes are looked at. What cannot be removed stays, and is logged.
     """
     entries: list[tuple[float, int, Path]] = []
-    for pattern in ("*.safetensors", "*.partial", "*.states", ".*.safetensors.*", ".*.states.*"):
+    for pattern in ("*.safetensors", "*.partial", "*.states", "*.rows", ".*.safetensors.*", ".*.states.*"):
         for path in folder.glob(pattern):
             with suppress(OSError):
                 stat = path.stat()
@@ -123,8 +125,8 @@ def _remove(path: Path) -> bool:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-            if path.suffix == ".states":
-                path.with_suffix(".json").unlink(missing_ok=True)
+            for beside in BESIDE.get(path.suffix, ()):
+                path.with_suffix(beside).unlink(missing_ok=True)
     except OSError as error:
         log.info("%s stays: %s", path, error.strerror)
         return False

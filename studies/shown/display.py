@@ -112,7 +112,7 @@ def print_study(description: dict[str, Any]) -> None:
     """One study."""
     spec = description["spec"]
     answers.print(
-        f"study {description['study']}: {spec['objective']} with {spec['sampler']}, seed {spec['seed']}, "
+        f"study {description['study']}: {description['method']} with {spec['sampler']}, seed {spec['seed']}, "
         f"model {spec['model']['path']}, data {spec['data']['path'] or spec['data']['files']}"
     )
     answers.print(
@@ -137,7 +137,7 @@ def print_promotion(result: dict[str, Any]) -> None:
     if result["confirm"] is not None:
         _print_confirm(result["confirm"])
     if result["deploy"]:
-        answers.print(f"deploy config: {result['deploy']}, generation {result['generation']}")
+        answers.print(f"deployment: {result['deploy']}, generation {result['generation']}")
 
 
 def _print_confirm(confirm: dict[str, Any]) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
-from search_spaces import load_space
 from studies.constraints import feasible
 from studies.results import changed
 from studies.storage import may_exist, open_storage, storage_url
@@ -47,7 +45,7 @@ def list_studies(home: Path, url: str | None) -> list[dict[str, Any]]:
             spec = stored_spec(study)
             best = next(ranked(study.get_trials(deepcopy=False), dict(spec.optimize)), None)
             metric = next(iter(spec.optimize))
-            row |= {"objective": spec.objective, "metric": metric, "best": best.values[0] if best else None}
+            row |= {"objective": spec.method, "metric": metric, "best": best.values[0] if best else None}
         rows.append(row)
     return rows
 
@@ -56,12 +54,12 @@ def describe_study(name: str, home: Path, url: str | None) -> dict[str, Any]:
     """Spec, counts, failures and the best feasible trials of a study."""
     study = find_study(name, home, url)
     spec = stored_spec(study)
-    rooms = load_space(spec.objective)
+    rooms = spec.space_of.starting_from(study.user_attrs[RECORD].get("started", {}))
     trials = study.get_trials(deepcopy=False)
     best = [
         {
             "trial": t.number,
-            "params": asdict(rooms.decode(t.params)),
+            "params": rooms.decode(t.params).flat(),
             "changed": changed(rooms.decode(t.params), rooms.BASELINE),
             "metrics": t.user_attrs[MEASURED]["metrics"],
         }
@@ -74,6 +72,7 @@ def describe_study(name: str, home: Path, url: str | None) -> dict[str, Any]:
     }
     return {
         **_counts(study),
+        "method": spec.method,
         "spec": spec.model_dump(mode="json"),
         "data": study.user_attrs[RECORD]["data"],
         "model": study.user_attrs[RECORD]["model"],

@@ -7,15 +7,13 @@ measured: a few select questions are answered afresh by what would be deployed, 
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from personalization.backbones.cached import CachedScorer
-from personalization.deployment import Deployment
+from personalization.deployment import served
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
+from search_spaces import ChainParams
 from studies.study import OpenStudy, finished, ranked
 from studies.verdict.selection import settled
 from tracking import figures
@@ -98,29 +96,16 @@ def _entry(opened: OpenStudy) -> Entry:
     if best is None:
         raise UsageError(f"study {opened.spec.name} has no feasible trial; run more, or relax its constraints")
     params = settled(opened, opened.rooms.decode(best.params))
-    config = opened.objective.deployment(params)
     answers = opened.objective.evaluate(params, "select")
-    return Entry(opened.spec.name, best.number, config["params"], answers, cost_ms(opened, config))
+    return Entry(opened.spec.name, best.number, params.flat(), answers, cost_ms(opened, params))
 
 
-def cost_ms(opened: OpenStudy, config: dict[str, Any]) -> float:
+def cost_ms(opened: OpenStudy, params: ChainParams) -> float:
     """Milliseconds to answer one question of the select users, by what would be deployed, with an empty store."""
-    questions = opened.splits.select.questions[:TIMED]
-    model = opened.spec.model
-    with tempfile.TemporaryDirectory() as folder:
-        scorer = CachedScorer(
-            model.path,
-            Path(folder),
-            model.dtype,
-            model.device,
-            model.blocks,
-            model.chat,
-            opened.record["revision"],
-        )
-        scorer.__dict__["backbone"] = opened.scorer.backbone
-        deployment = Deployment({**config, "fallback": {}}, scorer)
-        deployment.predict(opened.splits.tune.questions[:1])
-        opened.scorer.backbone.forget()
-        started = time.perf_counter()
-        deployment.predict(questions)
-        return 1000 * (time.perf_counter() - started) / max(len(questions), 1)
+    tune, questions = opened.splits.tune, opened.splits.select.questions[:TIMED]
+    deployment = served({"task": tune.task, "labels": tune.labels}, opened.objective.fitted(params), opened.scorer)
+    deployment.predict(tune.questions[:1])
+    opened.scorer.backbone.forget()
+    started = time.perf_counter()
+    deployment.predict(questions)
+    return 1000 * (time.perf_counter() - started) / max(len(questions), 1)

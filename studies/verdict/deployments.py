@@ -1,6 +1,6 @@
-"""Deploy configs and their generations.
+"""Deployments and their generations.
 
-The config is replaced atomically; each generation is kept in the home folder, and so is what another home had put to
+A deployment is replaced atomically; each generation is kept in the home folder, and so is what another home had put to
 the same place, so that it can be rolled back. A rollback is a new generation with old content. Generation numbers only
 grow at a place, whichever home writes there. MLflow's registry is told afterwards: its champion is what stands.
 """
@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
+import secrets
+import shutil
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from personalization.deployment import read_config
+from personalization.deployment import CONFIG, read_config, write_files
 from personalization.errors import UsageError
 from personalization.files import locked, write_atomic
+from personalization.stages.chain import Fitted
 from studies.study import OpenStudy, find_study, stored_spec
 from tracking.deployed import config_digest
 from tracking.spool import OFF, Sender, Spool, tracking_uri
+from tracking.urls import tracking_environment
 
 log = logging.getLogger(__name__)
 
@@ -30,38 +38,53 @@ FLUSH_S = 60
 
 
 def _kept(home: Path, out: Path) -> Path:
-    """Where the generations of a deploy config are kept."""
+    """Where the generations of a deployment are kept."""
     place = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:12]
     return home / "deployments" / f"{out.stem}-{place}"
 
 
 def _generations(home: Path, out: Path) -> dict[int, Path]:
     """The kept generations of a place, oldest first."""
-    return dict(sorted((int(path.stem), path) for path in _kept(home, out).glob("*.yaml")))
+    found = [path for path in _kept(home, out).glob("*") if path.is_dir() and path.name.isdigit()]
+    return dict(sorted((int(path.name), path) for path in found))
 
 
-def _write(home: Path, out: Path, config: dict[str, Any], replaced: dict[str, Any] | None) -> int:
+def _write(home: Path, out: Path, config: dict[str, Any], files: Path, replaced: dict[str, Any] | None) -> int:
+    """Put a config with its folder of files to a place, and keep it and what it replaces; its generation."""
     kept = _kept(home, out)
     standing = 0 if replaced is None else int(replaced["generation"])
     generation = max(standing, *_generations(home, out), 0) + 1
-    if replaced is not None and not (kept / f"{standing}.yaml").exists():
-        write_atomic(kept / f"{standing}.yaml", _text(replaced))
-    text = _text({"generation": generation, **config})
-    write_atomic(kept / f"{generation}.yaml", text)
-    write_atomic(out, text)
+    if replaced is not None and not (kept / str(standing)).exists():
+        _place(kept / str(standing), replaced, out / replaced["folder"])
+    new = {"generation": generation, **config}
+    _place(kept / str(generation), new, files)
+    _place(out, new, files)
+    for path in out.glob("files-*"):
+        if path.name not in (config["folder"], (replaced or config)["folder"]):
+            shutil.rmtree(path)
     return generation
 
 
-def _text(config: dict[str, Any]) -> str:
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+def _place(folder: Path, config: dict[str, Any], files: Path) -> None:
+    """A config and its files in a folder: first the files, under their own name, then the config in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / config["folder"]
+    if not target.exists():
+        draft = folder / f".{target.name}.{secrets.token_hex(4)}"
+        shutil.copytree(files, draft)
+        draft.rename(target)
+    write_atomic(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
-def publish(home: Path, out: Path, config: dict[str, Any]) -> int:
-    """Write a new generation of a deploy config; its number. The one it replaces is noted in it, and kept."""
+def publish(home: Path, out: Path, config: dict[str, Any], fitted: Fitted) -> int:
+    """Write a new generation of a deployment; its number. The one it replaces is noted in it, and kept."""
     replaced = read_config(out) if out.exists() else None
     previous = None if replaced is None else replaced["generation"]
     digest = None if replaced is None else config_digest(replaced)
-    return _write(home, out, {"previous_generation": previous, "previous_digest": digest, **config}, replaced)
+    with tempfile.TemporaryDirectory() as name:
+        described = write_files(fitted, Path(name))
+        whole = {"previous_generation": previous, "previous_digest": digest, **config, **described}
+        return _write(home, out, whole, Path(name) / described["folder"], replaced)
 
 
 def published(home: Path, out: Path, state: str) -> int | None:
@@ -73,32 +96,46 @@ def published(home: Path, out: Path, state: str) -> int | None:
     return None
 
 
+@contextmanager
+def located(place: str, home: Path, tracking: str | None = None) -> Iterator[Path]:
+    """A deployment's folder: at this path, or a `models:/` version of MLflow's registry, which is fetched."""
+    if not place.startswith("models:/"):
+        yield Path(place)
+        return
+    uri = tracking_uri(home, tracking)
+    os.environ.update(tracking_environment(uri))
+    from tracking.registry import download
+
+    with tempfile.TemporaryDirectory() as name:
+        yield download(place, uri, Path(name))
+
+
 def registry_name(home: Path, out: Path) -> str:
     """The registered model of a deploy config: one for each place, with the letters that a registry takes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"chamtune-{_kept(home, out).name}")
 
 
 def roll_back(home: Path, out: Path) -> tuple[int, int]:
-    """Bring back what the deployed config replaced: (new generation, the restored one)."""
+    """Bring back what the deployment replaced: (new generation, the restored one)."""
     current = read_config(out)
-    restored = _predecessor(home, out, current)
-    if restored is None:
+    kept = _predecessor(home, out, current)
+    if kept is None:
         raise UsageError(f"{out}: generation {current['generation']} replaced nothing that is kept in {home}")
+    restored = read_config(kept)
     previous = int(restored.pop("generation"))
-    return _write(home, out, {**restored, "restored_from": previous}, current), previous
+    files = kept / restored["folder"]
+    return _write(home, out, {**restored, "restored_from": previous}, files, current), previous
 
 
-def _predecessor(home: Path, out: Path, current: dict[str, Any]) -> dict[str, Any] | None:
+def _predecessor(home: Path, out: Path, current: dict[str, Any]) -> Path | None:
     """What a config replaced. A moved one has left its generations at its old place, where the digest finds them."""
     previous, digest = current.get("previous_generation"), current.get("previous_digest")
     if previous is None:
         return None
-    elsewhere = sorted((home / "deployments").glob(f"*/{previous}.yaml"))
-    for path in [_kept(home, out) / f"{previous}.yaml", *elsewhere]:
-        if path.exists():
-            found = read_config(path)
-            if config_digest(found) == digest:
-                return found
+    elsewhere = sorted((home / "deployments").glob(f"*/{previous}"))
+    for path in [_kept(home, out) / str(previous), *elsewhere]:
+        if path.is_dir() and config_digest(read_config(path)) == digest:
+            return path
     return None
 
 
@@ -108,8 +145,9 @@ def track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int)
         return
     spool = Spool(opened.home, opened.spec.name, opened.record["id"])
     folder = opened.home / "results" / opened.spec.name / "confirm"
-    config = _kept(opened.home, out) / f"{generation}.yaml"
-    write_atomic(folder / "deploy" / "deploy.yaml", config.read_bytes())
+    kept = _kept(opened.home, out) / str(generation)
+    shutil.rmtree(folder / "deploy", ignore_errors=True)
+    shutil.copytree(kept, folder / "deploy")
     now = time.time_ns() // 1_000_000
     key = f"promoted-{result['trial']}-{generation}"
     spool.append(
@@ -131,7 +169,7 @@ def track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int)
     )
     place = {"name": registry_name(opened.home, out), "out": str(out.resolve())}
     spool.append(
-        {"kind": "model", **place, "key": key, "generation": generation, "digest": config_digest(read_config(config))}
+        {"kind": "model", **place, "key": key, "generation": generation, "digest": config_digest(read_config(kept))}
     )
     Sender(spool, tracking_uri(opened.home, opened.spec.tracking)).finish(FLUSH_S)
 

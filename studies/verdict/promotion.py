@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from personalization.errors import DataError, UsageError
 from personalization.evaluation import Evaluation, all_metrics
 from personalization.files import locked
 from personalization.scoring.store import key_of
+from search_spaces import ChainParams
 from studies.record import versions
 from studies.results import figure_name, study_figure
 from studies.study import OpenStudy, finished
@@ -48,7 +49,7 @@ class Incumbent(NamedTuple):
 
 
 def promote(opened: OpenStudy, out: Path, replace_unreadable: bool = False) -> dict[str, Any]:
-    """Judge a study and, if it passes, write `out`; JSON-able: promoted, reason, trial, params, confirm, ...
+    """Judge a study and, if it passes, write the folder `out`; JSON-able: promoted, reason, trial, params, confirm, ...
 
     `replace_unreadable`: a config at `out` that cannot be read is set aside untested; else it is a DataError, before
     any look. A promotion that died between look and config is finished by the same command.
@@ -115,17 +116,17 @@ def _finish(
             out.rename(out.with_name(f"{out.name}.unreadable"))
         elif present is not None and (str(out.resolve()), present) != (found["out"], found["replaces"]):
             raise UsageError(f"{out} holds a config that this study was not tested against; give --out {found['out']}")
-        config = _config(opened, _params(opened, found), result["confirm"], state)
+        config = _config(opened, result["confirm"], state)
         if incumbent.unreadable is not None:
             config["provenance"]["replaced_unreadable"] = incumbent.unreadable
-        generation = publish(opened.home, out, config)
+        generation = publish(opened.home, out, config, opened.objective.fitted(_params(opened, found)))
     track(opened, out, result, generation)
     return {**result, "deploy": str(out), "generation": generation}
 
 
-def _params(opened: OpenStudy, found: Mapping[str, Any]) -> Any:
+def _params(opened: OpenStudy, found: Mapping[str, Any]) -> ChainParams:
     """The parameters that a look was about."""
-    return type(opened.rooms.BASELINE)(**found["params"])
+    return opened.rooms.of_flat(found["params"])
 
 
 def _state(opened: OpenStudy) -> str:
@@ -137,9 +138,14 @@ def _incumbent(opened: OpenStudy, out: Path, replace_unreadable: bool) -> Incumb
     """The config at a place, tried on a question: what cannot answer is reported before any look."""
     if not out.exists():
         return Incumbent()
+    if out.is_file():
+        raise UsageError(
+            f"{out} is a file, and a deployment is a folder; give --out FOLDER. A config of an earlier version is "
+            "still served where it stands"
+        )
     try:
         config = read_config(out)
-        deployment = Deployment.load(out, opened.home / "cache" / "scores")
+        deployment = Deployment.load(out)
         deployment.predict(opened.splits.tune.questions[:1])
     except DataError as error:
         if replace_unreadable:
@@ -173,7 +179,7 @@ def _choose(opened: OpenStudy, result: dict[str, Any]) -> tuple[Candidate | None
     chosen = choose(found, kept, metrics, terms.margins, terms.alpha)
     if chosen is None:
         return None, f"no shortlisted trial is better than the baseline on the {users} users"
-    result |= {"trial": chosen.trial, "params": asdict(chosen.params)}
+    result |= {"trial": chosen.trial, "params": chosen.params.flat()}
     return chosen, ""
 
 
@@ -194,7 +200,7 @@ def _cannot_pass(opened: OpenStudy, evidence: Evidence) -> str | None:
 def _measure(
     opened: OpenStudy,
     trial: int,
-    params: Any,
+    params: ChainParams,
     listed: list[dict[str, Any]],
     place: tuple[Path, Incumbent],
     level: float,
@@ -215,7 +221,7 @@ def _measure(
     return {
         **found,
         "trial": trial,
-        "params": asdict(params),
+        "params": params.flat(),
         "shortlist": listed,
         "metrics": all_metrics(candidate, baseline),
         "baseline_metrics": baseline.metrics,
@@ -229,17 +235,7 @@ def _measure(
 
 def _answers(deployment: Deployment, opened: OpenStudy, baseline: Evaluation) -> Evaluation:
     """What the deployed config answers on the confirm users."""
-    labels = tuple(deployment.config["labels"])
-    answered = deployment.log_probs(opened.splits.confirm)
-    columns = [labels.index(label) for label in baseline.labels]
-    return Evaluation(
-        baseline.labels,
-        baseline.question_ids,
-        baseline.user_ids,
-        baseline.gold,
-        answered.log_probs[:, columns],
-        answered.prior_modes,
-    )
+    return replace(baseline, log_probs=deployment.aligned(opened.splits.confirm))
 
 
 def _report(opened: OpenStudy, found: Mapping[str, Any]) -> None:
@@ -247,7 +243,7 @@ def _report(opened: OpenStudy, found: Mapping[str, Any]) -> None:
     params = _params(opened, found)
     baseline, candidate = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
     figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
-    groups = opened.objective.groups(params, "confirm")
+    groups = dict(opened.objective.groups(params, "confirm"))
     folder = opened.home / "results" / opened.spec.name / "confirm"
     write_report(folder, baseline, candidate, CONFIRM_NOTE, figure, groups)
 
@@ -256,9 +252,9 @@ KEPT = ("n", "users", "baseline_accuracy", "accuracy", "delta_accuracy", "ci95",
 """What a deploy config says of its evidence."""
 
 
-def _config(opened: OpenStudy, params: Any, confirm: dict[str, Any], state: str) -> dict[str, Any]:
-    """The deploy config, without its generation."""
-    spec = opened.spec
+def _config(opened: OpenStudy, confirm: dict[str, Any], state: str) -> dict[str, Any]:
+    """The deploy config, without its generation and the chain."""
+    spec, tune = opened.spec, opened.splits.tune
     path = spec.model.path
     local = path not in (*EMBEDDED, *PACKAGED) and Path(path).is_dir()
     return {
@@ -270,8 +266,8 @@ def _config(opened: OpenStudy, params: Any, confirm: dict[str, Any], state: str)
             "fingerprint": opened.record["model"],
         },
         "template": WORDINGS[opened.scorer.kind].template,
-        **opened.objective.deployment(params),
-        "fallback": {"prior_mode": "global"} if asdict(params)["prior_mode"] in ("user", "similar") else {},
+        "task": tune.task,
+        "labels": list(tune.labels),
         "provenance": {
             "study": spec.name,
             "study_id": opened.record["id"],

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial
 from personalization.errors import UsageError
 from personalization.evaluation import MEANS, Evaluation, all_metrics, joined
 from personalization.metrics import METRICS, ORDERED
+from search_spaces import ChainParams
 from studies.constraints import Constraint
 from studies.study import OpenStudy, finished, ranked
 from studies.verdict.references import SEES_PROBABILITIES
@@ -31,7 +32,7 @@ class Candidate:
     """A shortlisted trial. `seen`: its answers on the questions that the shortlist is judged on."""
 
     trial: int
-    params: Any
+    params: ChainParams
     complexity: float
     tune_value: float
     seen: Evaluation
@@ -63,7 +64,7 @@ def shortlist(opened: OpenStudy) -> Shortlist:
     Where the study judged labels only, trials with the same labels are one, and tau, which moves no label, is settled
     by NLL on tune first, unless the spec fixes it.
     """
-    chosen: dict[bytes, tuple[FrozenTrial, Any]] = {}
+    chosen: dict[bytes, tuple[FrozenTrial, ChainParams]] = {}
     labels_only = judges_labels_only(opened)
     for trial in spread(opened):
         if len(chosen) == SHORTLIST:
@@ -73,7 +74,7 @@ def shortlist(opened: OpenStudy) -> Shortlist:
         chosen.setdefault((measured.predicted if labels_only else measured.log_probs).tobytes(), (trial, params))
     parts = _judging_parts(opened, [params for _, params in chosen.values()])
 
-    def seen(params: Any) -> Evaluation:
+    def seen(params: ChainParams) -> Evaluation:
         return joined([opened.objective.evaluate(params, part) for part in parts])
 
     candidates = [
@@ -83,10 +84,10 @@ def shortlist(opened: OpenStudy) -> Shortlist:
     return Shortlist(candidates, seen(opened.rooms.BASELINE), parts)
 
 
-def _judging_parts(opened: OpenStudy, chosen: Sequence[Any]) -> tuple[str, ...]:
+def _judging_parts(opened: OpenStudy, chosen: Sequence[ChainParams]) -> tuple[str, ...]:
     """The parts whose users judge a shortlist. UsageError where there are none."""
     some_select = bool(opened.splits.select.questions)
-    if not any(opened.objective.learned_from_tune(params) for params in chosen):
+    if not any(opened.objective.learned_labels(params) for params in chosen):
         return ("tune", "select") if some_select else ("tune",)
     if some_select:
         return ("select",)
@@ -117,10 +118,10 @@ def judges_labels_only(opened: OpenStudy) -> bool:
     return not {*opened.spec.optimize, *opened.spec.constraints} & SEES_PROBABILITIES
 
 
-def settled(opened: OpenStudy, params: Any) -> Any:
+def settled(opened: OpenStudy, params: ChainParams) -> ChainParams:
     """The parameters with tau settled by NLL on tune, where the study judged labels only and left tau open."""
-    if judges_labels_only(opened) and "tau" not in opened.spec.space:
-        return opened.objective.settle(params)
+    if judges_labels_only(opened) and not {"tau", "calibration.tau"} & set(opened.spec.space):
+        return opened.objective.settled(params)
     return params
 
 

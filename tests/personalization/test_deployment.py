@@ -1,8 +1,12 @@
 """Serving: the config says what may be asked."""
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -10,24 +14,25 @@ import cli
 from personalization.backbones.cached import CachedScorer
 from personalization.data.prompts import WORDINGS
 from personalization.data.records import HistoryItem, Question
-from personalization.deployment import FORMAT, Deployment
+from personalization.deployment import CONFIG, FORMAT, Deployment, read_config, write_files
 from personalization.errors import DataError
+from personalization.stages.calibration import Learned, Numbers
+from personalization.stages.chain import Fitted
+from search_spaces import chain_space
 
 FRAME = "What is the score of the following review on a scale of 1 to 5? review: "
 MOVIE = "Which tag? tags: [comedy, drama] description: a film"
 
 
-def params_of(**changes):
-    plain = {"beta": 0.0, "gamma": 1.0, "kappa": 1.0, "tau": 1.0, "prior_mode": "user", "source": "batch"}
-    return {**plain, **changes}
-
-
 @pytest.fixture(scope="module")
 def config(tiny_encoder, tmp_path_factory):
-    """A deploy config of LaMP-3 on a tiny encoder, as a file."""
-    scorer = CachedScorer(str(tiny_encoder), tmp_path_factory.mktemp("scores"))
+    """A deployment of LaMP-3 on a tiny encoder: the taste of users alone, as a folder."""
+    scorer = CachedScorer(str(tiny_encoder), None)
     model = {"path": str(tiny_encoder), "dtype": "float32", "device": "auto", "blocks": None, "chat": False}
-    none = [0.0] * 5
+    params = chain_space(("calibration",)).BASELINE.changed(gamma=50.0, prior_mode="user")
+    none = Numbers({"batch": np.zeros(5)}, 0.0, 50.0, 1.0)
+    learned = Learned(none, none, np.array([0.1, 0.1, 0.1, 0.6, 0.1]), np.array([1, 1, 1, 6, 1]))
+    folder = tmp_path_factory.mktemp("deploy")
     written = {
         "format": FORMAT,
         "generation": 1,
@@ -35,19 +40,11 @@ def config(tiny_encoder, tmp_path_factory):
         "template": WORDINGS["encoder"].template,
         "task": "LaMP_3",
         "labels": ["1", "2", "3", "4", "5"],
-        "method": "calibration",
-        "params": params_of(gamma=50.0),
-        "fallback": {"prior_mode": "global"},
-        "priors": {
-            "log_model": {"batch": none, "neutral": none, "content_free": none},
-            "global_probs": [0.1, 0.1, 0.1, 0.6, 0.1],
-            "global_counts": [1, 1, 1, 6, 1],
-        },
+        **write_files(Fitted(params, {"calibration": learned}), folder),
         "provenance": {},
     }
-    path = tmp_path_factory.mktemp("config") / "deploy.yaml"
-    path.write_text(yaml.safe_dump(written))
-    return path
+    (folder / CONFIG).write_text(yaml.safe_dump(written))
+    return folder
 
 
 @pytest.fixture
@@ -106,8 +103,8 @@ def test_questions_of_another_kind_are_refused_in_one_line(predict, text, profil
     assert "2 records, first record 1" in err
 
 
-def test_plain_questions_are_checked_too(config, tmp_path):
-    served = Deployment.load(config, tmp_path)
+def test_plain_questions_are_checked_too(config):
+    served = Deployment.load(config)
     history = (HistoryItem("h", "a fan", "2"),)
     question = Question("q", "u", FRAME + "a lamp", history)
     assert served.predict([question])[0].label == "2"
@@ -117,7 +114,76 @@ def test_plain_questions_are_checked_too(config, tmp_path):
             served.predict([question, replace(question, text=text)])
 
 
-def test_the_item_itself_in_the_history_says_nothing(config, tmp_path):
-    served = Deployment.load(config, tmp_path)
+def test_the_item_itself_in_the_history_says_nothing(config):
+    served = Deployment.load(config)
     asked = Question("q", "u", FRAME + "a lamp", (HistoryItem("h", "a lamp", "2"),))
-    assert (served.predict([asked])[0].label, served.predict([asked])[0].prior_mode) == ("4", "global")
+    assert (served.predict([asked])[0].label, served.predict([asked])[0].prior_mode) == ("4", "global (fall-back)")
+
+
+def copied(config, tmp_path):
+    return Path(shutil.copytree(config, tmp_path / "copy"))
+
+
+def test_a_copy_that_is_read_only_answers_the_same_and_nothing_is_written(config, tmp_path):
+    question = Question("q", "u", FRAME + "a lamp", (HistoryItem("h", "a fan", "2"),))
+    expected = Deployment.load(config).predict([question])
+    copy = copied(config, tmp_path)
+    for path in (*copy.rglob("*"), copy):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = sorted(tmp_path.rglob("*"))
+    assert Deployment.load(copy).predict([question]) == expected
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_threads_share_a_deployment_and_no_answer_differs(config):
+    served = Deployment.load(config)
+    questions = [
+        Question(str(n), f"u{n}", FRAME + f"a lamp {n}", (HistoryItem("h", "a fan", str(1 + n % 5)),))
+        for n in range(40)
+    ]
+    expected = {p.id: p for p in served.predict(questions)}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda q: served.predict([q])[0], questions * 3))
+    for found in answers:
+        assert found.label == expected[found.id].label
+        assert found.log_probs == pytest.approx(expected[found.id].log_probs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda folder: (folder / CONFIG).unlink(), "No such file"),
+        (lambda folder: (folder / CONFIG).write_text("a: ["), "not a deploy config"),
+        (lambda folder: (folder / CONFIG).write_text("a: 1"), "it lacks format, generation"),
+        (lambda folder: edit(folder, format=7), "format 7 is not known here; known are 5 and 6"),
+        (lambda folder: edit(folder, chain=[{"stage": "magic"}]), "stage 'magic' is not known here"),
+        (lambda folder: edit(folder, template={"prompt": "x"}), "its prompts are put together as"),
+        (lambda folder: edit(folder, folder="../x"), "its files lie outside of"),
+        (lambda folder: edit(folder, files={"../../x": "0"}), "missing or changed"),
+        (lambda folder: next(folder.rglob("*.safetensors")).unlink(), "missing or changed; copy the whole folder"),
+        (lambda folder: next(folder.rglob("*.safetensors")).write_bytes(b"x"), "missing or changed"),
+        (
+            lambda folder: edit(folder, model={**read_config(folder)["model"], "fingerprint": "0" * 64}),
+            "is not the one",
+        ),
+    ],
+)
+def test_a_damaged_deployment_is_one_line(config, tmp_path, harm, said):
+    copy = copied(config, tmp_path)
+    harm(copy)
+    with pytest.raises(DataError, match=said) as caught:
+        Deployment.load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def edit(folder, /, **changes):
+    written = yaml.safe_load((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(yaml.safe_dump({**written, **changes}))
+
+
+def test_a_model_that_lies_elsewhere_is_named(config, tiny_encoder, tmp_path):
+    copy = copied(config, tmp_path)
+    edit(copy, model={**read_config(copy)["model"], "path": "/nowhere"})
+    question = Question("q", "u", FRAME + "a lamp", (HistoryItem("h", "a fan", "2"),))
+    moved = shutil.copytree(tiny_encoder, tmp_path / "model")
+    assert Deployment.load(copy, moved).predict([question])[0].label == "2"

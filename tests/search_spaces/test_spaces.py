@@ -1,73 +1,127 @@
-"""Contract: every space listed in SPACES."""
+"""Contract: every space listed in SPACES, chains of them, and the objectives of earlier versions."""
 
 from dataclasses import asdict
+from functools import partial
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-from objectives import OBJECTIVES
-from personalization.deployment import METHODS
-from search_spaces import SPACES, load_space, needed, overridden, parameters
-from search_spaces import calibration as calibration_space
+from personalization.stages import STAGES
+from search_spaces import SPACES, chain_space, short_names, space_of
+from search_spaces.aliases import ALIASES, alias_space
+from search_spaces.conditions import is_read
+
+WHOLE = tuple(SPACES)
+CHAINS = [(name,) for name in SPACES] + [WHOLE, ("prompt", "calibration"), ("adapter", "steering", "calibration")]
+ALL = [*(chain_space(chain) for chain in CHAINS), *map(alias_space, ALIASES)]
+every = pytest.mark.parametrize("space", ALL, ids=[*map("+".join, CHAINS), *ALIASES])
 
 
-def test_every_objective_has_a_space_and_a_method_that_serves_it():
-    assert set(SPACES) == set(OBJECTIVES) == set(METHODS)
+def asked(space, count, seed=0, kind="causal"):
+    """Raw values of random trials."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    return [study.ask(space.distributions(kind)).params for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", SPACES)
+def value_of(params, stage, name):
+    """Of a parameter that a condition names; an absent stage has its baseline."""
+    full = name if "." in name else f"{stage}.{name}"
+    other, _, own = full.partition(".")
+    return params.get_value(full) if other in params else getattr(space_of(other).BASELINE, own)
+
+
+def test_every_stage_has_a_space():
+    assert list(SPACES) == list(STAGES)
+
+
+@pytest.mark.parametrize("stage", SPACES)
+def test_parameters_have_baselines_and_conditions_name_parameters(stage):
+    space = space_of(stage)
+    own = asdict(space.BASELINE)
+    assert set(space.SPACE) == set(own)
+    for name, alternatives in space.READ.items():
+        assert name in own
+        for other in (other for one in alternatives for other in one):
+            where, _, called = other.rpartition(".")
+            assert called in asdict(space_of(where or stage).BASELINE)
+
+
+@every
 class TestSpace:
-    def test_is_static_and_can_be_asked_for(self, name):
-        space = load_space(name)
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for _ in range(20):
-            trial = study.ask(dict(space.SPACE))
-            params = space.decode(trial.params)
-            assert set(asdict(params)) == set(space.SPACE)
-            assert space.complexity(params) >= space.complexity(space.BASELINE)
-            study.tell(trial, 0.0)
+    def test_can_be_asked_for_and_is_never_simpler_than_the_baseline(self, space):
+        for raw in asked(space, 20):
+            assert space.complexity(space.decode(raw)) >= space.complexity(space.BASELINE)
 
-    def test_choices_survive_a_database(self, name):
-        for distribution in load_space(name).SPACE.values():
+    def test_choices_survive_a_database(self, space):
+        for distribution in space.distributions("causal").values():
             if isinstance(distribution, CategoricalDistribution):
                 assert all(isinstance(choice, str | int | float | bool) for choice in distribution.choices)
 
-    def test_decoding_twice_changes_nothing(self, name):
-        space = load_space(name)
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-        for _ in range(20):
-            params = space.decode(study.ask(dict(space.SPACE)).params)
-            assert space.decode(asdict(params)) == params
+    def test_decoding_twice_changes_nothing(self, space):
+        for raw in asked(space, 30, seed=1):
+            params = space.decode(raw)
+            flat = params.flat()
+            assert space.of_flat(flat) == params
+            assert len(flat) == sum(len(asdict(own)) for own in params.values())
+            assert hash(params) == hash(space.of_flat(flat))
+
+    def test_what_is_not_read_is_at_its_baseline(self, space):
+        """Each condition holds of what comes out, not only of what went in."""
+        seen = set()
+        for raw in asked(space, 40, seed=2):
+            params = space.decode(raw)
+            for stage, own in params.items():
+                for name, alternatives in space_of(stage).READ.items():
+                    if not is_read(alternatives, partial(value_of, params, stage)):
+                        assert getattr(own, name) == getattr(space.BASELINE[stage], name)
+                        seen.add(name)
+        assert seen
+
+    def test_raw_values_are_found_again(self, space):
+        for raw in asked(space, 20, seed=3):
+            params = space.decode(raw)
+            full = {f"{stage}.{name}": value for stage, own in params.items() for name, value in asdict(own).items()}
+            assert space.decode(space.raw(full)) == params
+
+
+def test_names_are_short_where_no_other_stage_has_them():
+    names = short_names(("adapter", "steering", "calibration"))
+    assert names["steering.groups"] == "steering.groups"
+    assert names["adapter.groups"] == "adapter.groups"
+    assert names["calibration.beta"] == "beta"
+    assert short_names(("steering", "calibration"))["steering.groups"] == "groups"
 
 
 def test_calibrations_with_the_same_effect_are_the_same_params():
+    space = alias_space("calibration")
     raw = {"beta": 0.0, "gamma": 0.7, "kappa": 3.0, "tau": 1.0, "prior_mode": "uniform", "source": "neutral"}
     same = {**raw, "gamma": -0.2, "kappa": 9.0, "source": "batch"}
-    assert calibration_space.decode(raw) == calibration_space.decode(same) == calibration_space.BASELINE
+    assert space.decode(raw) == space.decode(same) == space.BASELINE
 
 
 @pytest.mark.parametrize(
-    ("override", "expected"),
+    ("override", "name", "expected"),
     [
-        ({"tau": 1.0}, CategoricalDistribution([1.0])),
-        ({"gamma": [0, 1]}, CategoricalDistribution([0.0, 1.0])),
-        ({"gamma": {"low": -1, "high": 1}}, FloatDistribution(-1, 1)),
-        ({"kappa": {"low": 1, "high": 9, "step": 2}}, FloatDistribution(1, 9, step=2)),
-        ({"kappa": {"low": 1, "high": 9}}, FloatDistribution(1, 9, log=True)),
-        ({"prior_mode": ["user", "global"]}, CategoricalDistribution(["user", "global"])),
+        ({"tau": 1.0}, "tau", CategoricalDistribution([1.0])),
+        ({"gamma": [0, 1]}, "gamma", CategoricalDistribution([0.0, 1.0])),
+        ({"calibration.gamma": {"low": -1, "high": 1}}, "gamma", FloatDistribution(-1, 1)),
+        ({"kappa": {"low": 1, "high": 9, "step": 2}}, "kappa", FloatDistribution(1, 9, step=2)),
+        ({"kappa": {"low": 1, "high": 9}}, "kappa", FloatDistribution(1, 9, log=True)),
+        ({"prior_mode": ["user", "global"]}, "prior_mode", CategoricalDistribution(["user", "global"])),
+        ({"formula": "report"}, "formula", CategoricalDistribution(["report"])),
     ],
 )
-def test_overrides(override, expected):
-    (name,) = override
-    assert overridden(calibration_space.SPACE, override)[name] == expected
+def test_overrides(override, name, expected):
+    assert chain_space(("prompt", "calibration")).overridden("causal", override)[name] == expected
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"gama": 1.0}, "space.gama: no such parameter; this objective has, with this model, beta, gamma"),
-        ({"prior_mode": "users"}, "allowed are user, global, uniform"),
+        ({"gama": 1.0}, "space.gama: no such parameter; this chain has, with this model, k, prompt.ranking"),
+        ({"ranking": "bm25"}, "space.ranking: which one? Give prompt.ranking or calibration.ranking"),
+        ({"prior_mode": "users"}, "allowed are similar, user, global, uniform"),
         ({"gamma": "high"}, "must be a number"),
         ({"gamma": {"low": 0}}, "'high'"),
         ({"gamma": {"low": 0, "high": 1, "steps": 3}}, "unknown key 'steps'"),
@@ -77,34 +131,36 @@ def test_overrides(override, expected):
 )
 def test_wrong_overrides_are_one_line(override, message):
     with pytest.raises(ValueError, match="space") as caught:
-        overridden(calibration_space.SPACE, override)
+        chain_space(("prompt", "calibration")).overridden("causal", override)
     assert message in str(caught.value)
 
 
+def steering(**values):
+    return chain_space(("steering",)).of_full({f"steering.{name}": value for name, value in values.items()})
+
+
 def test_a_product_gate_that_cannot_open_is_no_steering():
-    space = load_space("steering")
-    raw = asdict(space.BASELINE) | {"gate": "product", "alpha_personal": 1.0, "alpha_general": 0.0, "start": 0.7}
-    assert space.decode(raw) == space.BASELINE
+    raw = {"gate": "product", "alpha_personal": 1.0, "start": 0.7}
+    assert steering(**raw, alpha_general=0.0) == chain_space(("steering",)).BASELINE
     for strength in (0.5, -0.5):
-        assert space.decode(raw | {"alpha_general": strength}).gate == "product"
+        assert steering(**raw, alpha_general=strength)["steering"].gate == "product"
 
 
 def test_steering_with_the_same_effect_is_the_same_params():
-    space = load_space("steering")
-    raw = asdict(space.BASELINE) | {"alpha_general": 0.5, "start": 0.7}
+    raw = {"alpha_general": 0.5, "start": 0.7}
     for same in ({"direction": "svd"}, {"gate": "cosine", "open_share": 1.0}, {"groups": 3, "shrink": 9.0}):
-        assert space.decode(raw | same) == space.decode(raw)
-    listed = space.decode(raw | {"place": "2,4", "start": 0.1, "count": 7})
-    assert (listed.place, listed.start, listed.count) == ("2,4", space.BASELINE.start, space.BASELINE.count)
+        assert steering(**raw, **same) == steering(**raw)
+    listed = steering(**{**raw, "place": "2,4", "start": 0.1, "count": 7})["steering"]
+    assert (listed.place, listed.start, listed.count) == ("2,4", 0.0, 1)
 
 
 def test_a_list_of_layers_is_a_choice_that_a_spec_may_add():
-    space = load_space("steering")
-    chosen = overridden(space.SPACE, {"place": ["auto", "2,4"]}, space.OPEN)
+    space = chain_space(("steering", "calibration"))
+    chosen = space.overridden("causal", {"place": ["auto", "2,4"]})
     assert chosen["place"] == CategoricalDistribution(["auto", "2,4"])
     for wrong in ("2;4", "upper", ["auto", "2,"]):
         with pytest.raises(ValueError, match="allowed are start, auto"):
-            overridden(space.SPACE, {"place": wrong}, space.OPEN)
+            space.overridden("causal", {"place": wrong})
 
 
 @pytest.mark.parametrize(
@@ -117,17 +173,31 @@ def test_a_list_of_layers_is_a_choice_that_a_spec_may_add():
     ],
 )
 def test_what_no_choice_reads_is_not_asked_for(overrides, present, absent):
-    space = load_space("adapter")
-    left = needed(space, overridden(parameters(space, "causal"), overrides), overrides)
+    left = alias_space("adapter").overridden("causal", overrides)
     assert present <= left.keys()
     assert not absent & left.keys()
-    assert left.keys() <= space.SPACE.keys()
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_what_is_read_with_others_names_parameters_and_choices(name):
-    space = load_space(name)
-    for parameter, needs in getattr(space, "READ_WITH", {}).items():
-        assert parameter in space.SPACE
-        for other, choices in needs.items():
-            assert all(space.SPACE[other]._contains(space.SPACE[other].to_internal_repr(c)) for c in choices)
+def test_what_a_kind_of_model_does_not_read_is_not_asked_for():
+    space = chain_space(("prompt", "calibration"))
+    assert {"template", "scale"} <= space.distributions("encoder").keys()
+    assert {"k", "prompt.ranking"} <= space.distributions("causal").keys()
+    assert not {"template", "scale"} & space.distributions("causal").keys()
+    assert alias_space("adapter").distributions("encoder")["adapter"].choices == ("none", "head", "lora")
+
+
+def test_an_old_choice_of_adapter_is_one_of_two_stages():
+    space = alias_space("adapter")
+    for old, adapter, head in (("head", "none", "logistic"), ("lora", "lora", "none"), ("none", "none", "none")):
+        params = space.decode({"adapter": old, "blend": 0.5, "level": "cluster", "groups": 3})
+        assert (params["adapter"].adapter, params["head"].head) == (adapter, head)
+        assert {3: "on", 4: "off"}[params["head"].groups] == ("on" if old == "head" else "off")
+
+
+def test_stages_that_are_fixed_are_not_searched():
+    space = chain_space(("adapter", "calibration"))
+    started = space.starting_from({f"adapter.{n}": v for n, v in asdict(space_of("adapter").BASELINE).items()}
+                                  | {"adapter.adapter": "lora", "adapter.blend": 1.0, "adapter.rank": 8})  # fmt: skip
+    assert not [name for name in started.names if space.names[name].targets[0].startswith("adapter")]
+    assert started.decode({"beta": 0.5})["adapter"].rank == 8
+    assert started.BASELINE["adapter"].adapter == "lora"

@@ -6,17 +6,16 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 
 import studies
-from personalization.methods.steering.user_steering import UserSteering
-from search_spaces import load_space, needed, overridden, parameters
+from personalization.data.records import Dataset
+from personalization.methods.steering.learned import Directions
 from studies.spec import load_spec
 
 PRESETS = sorted(path.stem for path in (Path(studies.__file__).parent / "presets").glob("*.yaml"))
 
 
 def space_of(spec):
-    rooms = load_space(spec.objective)
-    whole = overridden(parameters(rooms, "causal"), spec.space, getattr(rooms, "OPEN", None))
-    return rooms, needed(rooms, whole, spec.space)
+    rooms = spec.space_of
+    return rooms, rooms.overridden("causal", spec.space)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,6 @@ def test_the_sweep_over_layers_edits_three_sets_of_the_demo_model():
     spec = load_spec("sweep-steering")
     rooms, space = space_of(spec)
     first = {name: distribution.choices[0] for name, distribution in space.items()}
-    steering = object.__new__(UserSteering)
-    steering.__dict__["_norms"] = [1.0] * 6
-    sets = {steering._layers(rooms.decode({**first, "start": start})) for start in spec.space["start"]}
+    directions = Directions(Dataset("LaMP_2", (), ()), 6, None, None)
+    sets = {directions.layers(rooms.decode({**first, "start": start})["steering"]) for start in spec.space["start"]}
     assert sets == {(2, 3), (3, 4), (4, 5)}

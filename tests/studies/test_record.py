@@ -10,6 +10,8 @@ from studies.runner import run_study
 from studies.shown.show import describe_study
 from studies.study import RECORD, find_study, located_spec, open_study, stored_spec
 
+pytestmark = pytest.mark.usefixtures("kept_scores", "no_results")
+
 
 @pytest.fixture
 def moving(tmp_path, small_data, tiny_model, spec_of, monkeypatch):

@@ -90,8 +90,11 @@ def test_any_mapping_is_a_spec_or_one_error(raw):
 
 
 def test_every_key_but_the_budget_is_part_of_the_identity():
-    spec = parse_spec(MINIMAL, "x")
-    assert set(StudySpec.model_fields) - set(spec.identity()) == set(RESUMABLE)
+    objective = parse_spec(MINIMAL, "x").identity()
+    chain = parse_spec({**MINIMAL, "chain": ["prompt", "calibration"], "start_from": "other"}, "x").identity()
+    assert set(StudySpec.model_fields) - {*objective, *chain} == set(RESUMABLE)
+    assert objective["objective"] == "calibration"
+    assert not {"chain", "start_from"} & set(objective)
 
 
 def test_schema_is_json_with_descriptions():

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from objectives.calibration import Calibration
+from objectives.classification import Classification
 from studies import lease, runner
 from studies.lease import Lease
 from studies.recovery import POINT, RETRY_OF, SURPLUS
@@ -23,18 +23,13 @@ from studies.study import find_study, finished, open_study
 from studies.trial import MEASURED
 from studies.workers import WORKER, Workers, workers_of
 
+pytestmark = pytest.mark.usefixtures("kept_scores", "no_results")
 SPACE = {"x": optuna.distributions.FloatDistribution(0, 1)}
 
 
 @pytest.fixture
 def study(tmp_path):
     return optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path / 's.db'}"), study_name="s")
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """They cost more than the trials."""
-    monkeypatch.setattr(runner, "write_results", lambda *_: None)
 
 
 @pytest.fixture
@@ -59,31 +54,31 @@ class Waits(Watcher):
 def test_two_workers_reach_exactly_the_total(tmp_path, spec_of, monkeypatch, thread, homes):
     both, real = threading.Barrier(2), Loop.run
     monkeypatch.setattr(Loop, "run", lambda self: (both.wait(100), real(self)))
-    spec = spec_of(trials=10, storage=f"sqlite:///{tmp_path / 'shared.db'}", sampler="random")
+    spec = spec_of(trials=6, storage=f"sqlite:///{tmp_path / 'shared.db'}", sampler="random")
     workers = [thread(lambda home=home: run_study(spec, tmp_path / home)) for home in homes]
     results = [worker.result() for worker in workers]
     trials = find_study("small", tmp_path, spec.storage).get_trials()
-    assert [result.trials for result in results] == [10, 10]
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 10
+    assert [result.trials for result in results] == [6, 6]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
     assert len({trial.user_attrs[WORKER] for trial in trials}) == 2
     assert len({trial.user_attrs[MEASURED]["seed"] for trial in trials}) == 2
-    assert len({str(trial.params) for trial in trials}) == 10
+    assert len({str(trial.params) for trial in trials}) == 6
     assert not list(tmp_path.glob("shared.db.workers/*.worker"))
 
 
 STUCK = """
 import sys, time
 from pathlib import Path
-from objectives.calibration import Calibration
+from objectives.classification import Classification
 from studies.runner import run_study
 from studies.spec import load_spec
-real = Calibration.evaluate
+real = Classification.evaluate
 def stuck(self, params, part="tune", report=None):
-    if report is None and params != __import__("search_spaces.calibration").calibration.BASELINE:
+    if report is None and params != self.space.BASELINE:
         print("measuring", flush=True)
         time.sleep(600)
     return real(self, params, part, report)
-Calibration.evaluate = stuck
+Classification.evaluate = stuck
 run_study(load_spec(sys.argv[1], {}), Path(sys.argv[2]))
 """
 
@@ -267,7 +262,7 @@ def test_a_copied_home_does_not_bury_the_living(tmp_path, study):
 
 
 def test_a_worker_that_was_thought_dead_goes_on_with_another_trial(tmp_path, spec_of, monkeypatch):
-    real, taken = Calibration.evaluate, []
+    real, taken = Classification.evaluate, []
 
     def suspended(self, params, part="tune", report=None):
         others = find_study("small", tmp_path, None).get_trials(states=[TrialState.RUNNING]) if not taken else []
@@ -278,7 +273,7 @@ def test_a_worker_that_was_thought_dead_goes_on_with_another_trial(tmp_path, spe
 
     spec = spec_of(trials=3)
     run_study(spec_of(trials=1), tmp_path)
-    monkeypatch.setattr(Calibration, "evaluate", suspended)
+    monkeypatch.setattr(Classification, "evaluate", suspended)
     result = run_study(spec, tmp_path)
     trials = find_study("small", tmp_path, None).trials
     assert (result.trials, result.failed, taken) == (3, 0, [1])

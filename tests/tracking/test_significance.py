@@ -59,13 +59,14 @@ def test_sign_flip_keeps_its_level_with_correlated_questions_where_mcnemar_does_
                 for s in shift
             ]
         )
-        flips += sign_flip(gains.sum(axis=1)) < 0.05
+        flips += sign_flip(gains.sum(axis=1), draws=999) < 0.05
         mcnemars += mcnemar(int((gains == -1).sum()), int((gains == 1).sum())).p_mid < 0.05
     assert flips <= 13  # of 150 at level .05; a valid test exceeds it once in thirty times
     assert mcnemars > 2 * flips
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
+def test_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch):
+    monkeypatch.setattr("tracking.significance.RESAMPLES", 999)
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
@@ -127,7 +128,7 @@ def test_exchanging_answers_keeps_its_level():
 
 
 def test_p_is_as_fine_as_the_level_needs():
-    everybody_gains = np.full(40, 3)
+    everybody_gains = np.full(20, 3)
     level = 1e-4
     assert sign_flip(everybody_gains) > level
     assert sign_flip(everybody_gains, draws_for(level)) < level
@@ -175,7 +176,8 @@ def test_impact_counts_every_user_once(evaluations):
 
 
 @pytest.mark.parametrize("metric", ["mae", "rmse"])
-def test_scores_in_a_row_are_judged_by_their_distance(metric):
+def test_scores_in_a_row_are_judged_by_their_distance(metric, monkeypatch):
+    monkeypatch.setattr("tracking.significance.RESAMPLES", 999)
     rng = np.random.default_rng(0)
     gold, users = rng.integers(0, 5, 200), tuple(f"u{i // 4}" for i in range(200))
 

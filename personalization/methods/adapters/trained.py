@@ -2,89 +2,100 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from personalization.errors import DataError
-from personalization.files import sha256_of
-from personalization.methods.history.clusters import Clusters
+import numpy as np
+from numpy.typing import NDArray
 
+from personalization.data.records import Dataset
+from personalization.files import sha256_of, write_atomic
+from personalization.methods.history.clusters import Clusters, Embed
 
-class Context(NamedTuple):
-    """Which items of the history stand in a prompt."""
-
-    k: int
-    ranking: str
-    mix: float
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+USERS, GROUPS = "users.json", "groups.safetensors"
 
 
 @dataclass(frozen=True)
 class Trained:
     """Adapters on disk. `groups`: user -> number, for those it was trained for; `clusters` for everybody else.
 
-    `below`: the adapters of all users that prefixes of `prefix` tokens stand on; `idle`: groups whose prefix has had
-    nothing to learn from, so that `below` answers them.
+    `first`: the lowest adapted layer; `count` adapters; `below`: the adapters of all users that prefixes of `prefix`
+    tokens stand on; `idle`: groups whose prefix has had nothing to learn from, so that `below` answers them; `record`:
+    the course of the training.
     """
 
     folder: Path
     level: str
     first: int
     count: int
-    context: Context
     groups: Mapping[str, int]
-    clusters: Clusters | None
-    below: Trained | None
-    prefix: int
-    idle: tuple[int, ...]
-    record: Mapping[str, Any]
+    clusters: Clusters | None = None
+    below: Trained | None = None
+    prefix: int = 0
+    idle: tuple[int, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
-    def listed(self) -> dict[str, Any]:
-        """JSON-able, with the content of the adapters."""
-        return {
-            "folder": str(self.folder.resolve()),
-            "sha256": content_of(self.folder, self.count),
-            "level": self.level,
-            "first": self.first,
-            "count": self.count,
-            "context": self.context._asdict(),
-            "groups": dict(self.groups),
-            "clusters": None if self.clusters is None else self.clusters.listed(),
-            "below": None if self.below is None else self.below.listed(),
-            "prefix": self.prefix,
-            "idle": list(self.idle),
-        }
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Copy everything that answers, as PEFT has it; what a deploy config says of it."""
+        for group in range(self.count):
+            target = folder / f"group-{group}"
+            target.mkdir(parents=True, exist_ok=True)
+            for name in FILES:
+                shutil.copyfile(self.folder / f"group-{group}" / name, target / name)
+        if self.level == "user":
+            write_atomic(folder / USERS, json.dumps(self.groups, indent=0, sort_keys=True) + "\n")
+        if self.clusters is not None:
+            self.clusters.save(folder / GROUPS)
+        listed = {"level": self.level, "first_layer": self.first, "count": self.count}
+        if self.below is None:
+            return listed
+        below = self.below.save(folder / "below")
+        return {**listed, "prefix_tokens": self.prefix, "idle": list(self.idle), "below": below}
 
     @classmethod
-    def from_listed(cls, listed: Mapping[str, Any]) -> Trained:
-        """What `listed` gave; DataError where the adapters are not those."""
-        folder = Path(listed["folder"])
-        if not folder.is_dir() or content_of(folder, listed["count"]) != listed["sha256"]:
-            raise DataError(
-                f"{folder}: the adapters of this config are missing or changed; restore them or promote again"
-            )
-        clusters = None if listed["clusters"] is None else Clusters.from_listed(listed["clusters"])
-        below = None if listed["below"] is None else cls.from_listed(listed["below"])
-        plain = {name: listed[name] for name in ("level", "first", "count", "groups", "prefix")}
-        context, idle = Context(**listed["context"]), tuple(listed["idle"])
-        return cls(folder=folder, context=context, clusters=clusters, below=below, idle=idle, record={}, **plain)
+    def load(cls, listed: Mapping[str, Any], folder: Path) -> Trained:
+        """What `save` wrote."""
+        below = listed.get("below")
+        users = folder / USERS
+        return cls(
+            folder=folder,
+            level=listed["level"],
+            first=listed["first_layer"],
+            count=listed["count"],
+            groups=json.loads(users.read_text()) if users.exists() else {},
+            clusters=Clusters.load(folder / GROUPS) if (folder / GROUPS).exists() else None,
+            below=None if below is None else cls.load(below, folder / "below"),
+            prefix=listed.get("prefix_tokens", 0),
+            idle=tuple(listed.get("idle", ())),
+        )
 
-    def load(self, model: Any) -> Any:
+    @cached_property
+    def content(self) -> str:
+        """Digest of the adapters of all groups."""
+        names = [(group, name) for group in range(self.count) for name in FILES]
+        found = [f"{group} {name} {sha256_of(self.folder / f'group-{group}' / name)}" for group, name in names]
+        return "\n".join([*found, "" if self.below is None else self.below.content])
+
+    def on(self, model: Any) -> Any:
         """The adapters, to be applied to this model."""
         from personalization.methods.adapters.lora import load_lora
         from personalization.methods.adapters.prefix import load_prefix
 
         folders = [self.folder / f"group-{group}" for group in range(self.count)]
-        return load_lora(model, folders) if self.below is None else load_prefix(self.below.load(model), folders)
+        return load_lora(model, folders) if self.below is None else load_prefix(self.below.on(model), folders)
 
-
-def content_of(folder: Path, count: int) -> str:
-    """SHA-256 over the adapters of all groups."""
-    digest = hashlib.sha256()
-    for group in range(count):
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            path = folder / f"group-{group}" / name
-            digest.update(f"{group} {name} {sha256_of(path) if path.exists() else 'missing'}\n".encode())
-    return digest.hexdigest()
+    def assigned(self, dataset: Dataset, embed: Embed) -> NDArray[np.int64]:
+        """The adapter of each question, [n]: by what is known when it is asked, -1 for none."""
+        if self.clusters is not None and dataset.questions:
+            found = self.clusters.of_questions(dataset, embed)
+        else:
+            of_all = self.level == "unified"
+            known = [0 if of_all else self.groups.get(q.user_id, -1) for q in dataset.questions]
+            found = np.array(known, dtype=np.int64)
+        return np.where(np.isin(found, self.idle), -1, found)

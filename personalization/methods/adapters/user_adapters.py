@@ -1,4 +1,4 @@
-"""From histories to trained adapters to scores.
+"""From histories to trained adapters.
 
 An adapter learns from the labelled items of the users' histories, each asked as a question is, with k of the user's
 other items in front of it, and never from a question or its gold label. Levels:
@@ -23,22 +23,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.known import learned_histories
-from personalization.data.prompts import WORDINGS, continuations
 from personalization.data.records import Dataset
 from personalization.errors import DataError, UsageError
 from personalization.files import locked, sha256_of, write_atomic
-from personalization.methods.adapters.trained import Context, Trained, content_of
-from personalization.methods.history.clusters import Clusters, cluster
+from personalization.methods.adapters.edit import AdapterEdit
+from personalization.methods.adapters.trained import Trained
+from personalization.methods.history.asking import Asking
+from personalization.methods.history.clusters import Clusters, Embed, cluster
 from personalization.methods.history.labelled import (
     held_out,
     labelled_items,
@@ -46,8 +46,6 @@ from personalization.methods.history.labelled import (
     varied,
     with_words_dropped,
 )
-from personalization.methods.history.ranking import Histories
-from personalization.methods.taste.priors import log_softmax
 from personalization.methods.training.judged import Judged, Report
 from personalization.scoring.store import key_of
 
@@ -64,8 +62,8 @@ KEPT_CHECKPOINTS = 64
 class Plan:
     """What to train.
 
-    `start`: the first layer with a LoRA, a share of the depth; `prefix_tokens`: length of a prefix; `k` items of the
-    history in the prompt, by `ranking` and `mix`; `word_dropout`, `history_dropout`, `history_swap`, `history_order`:
+    `start`: the first layer with a LoRA, a share of the depth; `prefix_tokens`: length of a prefix; `asking`: how
+    items become prompts; `word_dropout`, `history_dropout`, `history_swap`, `history_order`:
     rates of the second view; `alpha`: LoRA's, in units of the rank; losses by weight. The rest is the recipe of
     `training`.
     """
@@ -79,9 +77,7 @@ class Plan:
     targets: str = "all"
     start: float = 0.5
     prefix_tokens: int = 8
-    k: int = 0
-    ranking: str = "recency"
-    mix: float = 0.0
+    asking: Asking = field(default_factory=Asking)
     word_dropout: float = 0.0
     history_dropout: float = 0.0
     history_swap: float = 0.0
@@ -106,7 +102,9 @@ class Plan:
     @property
     def varies(self) -> bool:
         """Whether there is a second view."""
-        return bool(self.word_dropout or (self.k and (self.history_dropout or self.history_swap or self.history_order)))
+        return bool(
+            self.word_dropout or (self.asking.k and (self.history_dropout or self.history_swap or self.history_order))
+        )
 
 
 @cache
@@ -119,11 +117,11 @@ def _code() -> str:
 
 def _of_all(plan: Plan) -> Plan:
     """The plan of the LoRA of all users that others start from or stand on: of the same shape, by the plain recipe."""
-    return Plan(**{name: getattr(plan, name) for name in ("rank", "alpha", "targets", "start", "k", "ranking", "mix")})
+    return Plan(**{name: getattr(plan, name) for name in ("rank", "alpha", "targets", "start", "asking")})
 
 
 class UserAdapters:
-    """Trains adapters on the histories of data sets, and scores questions with them. `folder`: where they lie."""
+    """Trains adapters on the histories of data sets. `folder`: where they lie."""
 
     def __init__(self, scorer: CachedScorer, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
         self.scorer, self.folder, self.progress = scorer, folder, progress
@@ -142,16 +140,15 @@ class UserAdapters:
             origin = self.learn(dataset, _of_all(plan), items=known)
         clusters, groups, count = self._groups(dataset, plan)
         first = min(int(plan.start * backbone.depth), backbone.depth - 1)
-        context = Context(plan.k, plan.ranking, plan.mix)
         key = {
             "identity": self.scorer.identity, "code": _code(), "plan": asdict(plan),
-            "prompts": self._prompts(items, context), "gold": [(q.id, q.gold) for q in items.questions],
-            "varied": self._prompts(items, context, plan) if plan.varies else None,
-            "labels": self._labels(items), "groups": dict(groups),
-            "origin": None if origin is None else content_of(origin.folder, origin.count),
+            "prompts": self._prompts(items, plan), "gold": [(q.id, q.gold) for q in items.questions],
+            "varied": self._prompts(items, plan, vary=True) if plan.varies else None,
+            "labels": plan.asking.spoken(self.scorer, items.labels), "groups": dict(groups),
+            "origin": None if origin is None else origin.content,
         }  # fmt: skip
         folder = self.folder / key_of(key)[:32]
-        trained = Trained(folder, plan.level, first, count, context, groups, clusters, None, 0, (), {})
+        trained = Trained(folder, plan.level, first, count, groups, clusters)
         if plan.adapter == "prefix":
             taught = {groups[q.user_id] for q in learned.questions}
             idle = tuple(group for group in range(count) if group not in taught)
@@ -167,20 +164,14 @@ class UserAdapters:
 
     def _train(self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged) -> None:
         """Train into the folder of `trained`."""
-        from personalization.methods.training.loop import Recipe, kept, train
+        from personalization.methods.training.loop import kept
+        from personalization.scoring.passes import shrinking
 
-        learned, judged = held_out(items, plan.level)
-        views = [self._items(learned, plan, trained)]
-        if plan.varies:
-            views.append(self._items(learned, plan, trained, vary=True))
-        given = {field.name: getattr(plan, field.name) for field in fields(Recipe) if hasattr(plan, field.name)}
-        recipe = Recipe(**given, evaluations=EVALUATIONS)
-        adapters, folder = self._new(plan, trained, origin, views[0].rows), trained.folder
-        self._forget_old_checkpoints()
-        judge = self._items(judged, plan, trained) if judged.questions else None
-        records = train(views, judge, adapters, recipe, folder / CHECKPOINT, told)
+        adapters, records = shrinking(self._backbone, lambda: self._fitted(items, plan, trained, origin, told))
+        folder = trained.folder
         for group in range(trained.count):
             adapters.save(folder / f"group-{group}", group, self.scorer.model)
+        learned, judged = held_out(items, plan.level)
         clusters, numbers = trained.clusters, list(trained.groups.values())
         record = {
             "plan": asdict(plan), "records": records, "kept": kept(records),
@@ -191,10 +182,29 @@ class UserAdapters:
             "silhouette": None if clusters is None else clusters.silhouette,
         }  # fmt: skip
         if clusters is not None:
-            mapped = {"users": dict(trained.groups), **clusters.listed()}
-            write_atomic(folder / "cluster_map.json", json.dumps(mapped))
+            clusters.save(folder / "groups.safetensors")
+            write_atomic(
+                folder / "cluster_map.json", json.dumps({"users": dict(trained.groups), "kind": clusters.kind})
+            )
         write_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
         (folder / CHECKPOINT).unlink(missing_ok=True)
+
+    def _fitted(
+        self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged
+    ) -> tuple[Any, list[dict[str, float]]]:
+        """(trained adapters, the records of their training), from a checkpoint where there is one."""
+        from personalization.methods.training.loop import Recipe, train
+
+        learned, judged = held_out(items, plan.level)
+        views = [self._items(learned, plan, trained)]
+        if plan.varies:
+            views.append(self._items(learned, plan, trained, vary=True))
+        given = {found.name: getattr(plan, found.name) for found in fields(Recipe) if hasattr(plan, found.name)}
+        recipe = Recipe(**given, evaluations=EVALUATIONS)
+        adapters = self._new(plan, trained, origin, views[0].rows)
+        self._forget_old_checkpoints()
+        judge = self._items(judged, plan, trained) if judged.questions else None
+        return adapters, train(views, judge, adapters, recipe, trained.folder / CHECKPOINT, told)
 
     def _forget_old_checkpoints(self) -> None:
         with suppress(FileNotFoundError):  # another process may do the same
@@ -209,37 +219,16 @@ class UserAdapters:
 
         model = self._backbone.model
         if trained.below is not None:
-            below, tokens = trained.below.load(model), first_tokens(rows.route.prompts[0], plan.prefix_tokens)
+            below, tokens = trained.below.on(model), first_tokens(rows.route.prompts[0], plan.prefix_tokens)
             return GroupedPrefix.begun(below, tokens, trained.count)
         modules = adapted_modules(model, self._backbone.layers[trained.first :], plan.targets)
         if not modules:
             raise DataError(f"targets: {plan.targets} names no linear map in this model's layers; use targets: all")
         lora = GroupedLora(model, LoraShape(modules, plan.rank, plan.alpha * plan.rank, trained.count))
         if origin is not None:
-            one = origin.load(model).state()
+            one = origin.on(model).state()
             lora.load({name: tensor.expand(trained.count, -1, -1) for name, tensor in one.items()})
         return lora
-
-    def scores(self, dataset: Dataset, trained: Trained, resume: bool = True) -> NDArray[np.float32]:
-        """Scores of the questions with their users' adapters, float32 [n, K]; `resume=False`: no states are kept."""
-        trained = trained if resume else replace(trained, first=0)
-        groups = self.assigned(dataset, trained)
-        if trained.below is not None and (groups < 0).any():
-            return self._with_and_without(dataset, trained, groups >= 0, resume)
-        adapters = trained.load(self._backbone.model)
-        rows = self._rows(self._prompts(dataset, trained.context), dataset, groups, trained)
-        return np.asarray(rows.table(adapters, self.progress))
-
-    def _with_and_without(
-        self, dataset: Dataset, trained: Trained, mine: NDArray[np.bool_], resume: bool
-    ) -> NDArray[np.float32]:
-        """Questions [n] without a prefix of their users are answered by the adapters below."""
-        assert trained.below is not None
-        out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
-        for own, adapters in ((mine, trained), (~mine, trained.below)):
-            if own.any():
-                out[own] = self.scores(dataset.only(own), adapters, resume)
-        return out
 
     @property
     def _backbone(self) -> Any:
@@ -249,39 +238,22 @@ class UserAdapters:
         """Items ready to be learned from, or judged by."""
         from personalization.methods.training.loop import Items
 
-        prompts = self._prompts(items, trained.context, plan if vary else None)
         column = {label: i for i, label in enumerate(items.labels)}
         gold = np.array([column[q.gold] for q in items.questions if q.gold is not None])
-        groups = np.array([trained.groups[q.user_id] for q in items.questions])
-        return Items(self._rows(prompts, items, groups, trained), gold)
+        groups = np.array([trained.groups[q.user_id] for q in items.questions], dtype=np.int64)
+        users = [q.user_id for q in items.questions]
+        edit = AdapterEdit(None, groups, users, trained.first - 1, trained.prefix)
+        prompts, spoken = self._prompts(items, plan, vary), plan.asking.spoken(self.scorer, items.labels)
+        return Items(self._backbone.fixed(prompts, spoken, [edit], self.scorer.shelf), gold, edit)
 
-    def _prompts(self, dataset: Dataset, context: Context, vary: Plan | None = None) -> list[str]:
-        """The prompts of questions or items; `vary` shows them by the rates of its second view."""
-        asked = dataset if vary is None else with_words_dropped(dataset, vary.word_dropout)
-        if not context.k:
-            return [WORDINGS[self.scorer.kind].prompt(asked.task, q) for q in asked.questions]
-        histories, rates = Histories(self.scorer, dataset), (0.0, 0.0, 0.0)
-        if vary is not None:
-            rates = (vary.history_dropout, vary.history_swap, vary.history_order)
-        ranked = histories.top(context.ranking, context.mix, context.k * (2 if rates[1] else 1))
-        chosen = varied(ranked, context.k, *rates)
-        prompts, _ = Histories(self.scorer, asked).with_items(chosen, continuations(asked.labels))
-        return prompts
-
-    def _labels(self, dataset: Dataset) -> list[str]:
-        """The text of each label, as this kind of model is asked."""
-        return continuations(dataset.labels, WORDINGS[self.scorer.kind].template["continuation"])
-
-    def _rows(self, prompts: list[str], dataset: Dataset, own: NDArray[np.int64], trained: Trained) -> Any:
-        """Rows of prompts [n] with the group of each."""
-        from personalization.methods.adapters.adapted_rows import AdaptedRows
-        from personalization.methods.adapters.encoded_rows import EncodedRows
-
-        labels, kept = self._labels(dataset), (self.scorer.folder / "states", self.scorer.identity)
-        users = [f"{group} {q.user_id}" for group, q in zip(own, dataset.questions, strict=True)]
-        if self.scorer.kind == "encoder":
-            return EncodedRows(self._backbone, prompts, own, labels, trained.first, *kept)
-        return AdaptedRows(self._backbone, prompts, users, own, labels, trained.first, *kept, trained.prefix)
+    def _prompts(self, items: Dataset, plan: Plan, vary: bool = False) -> list[str]:
+        """The prompts of items; `vary` shows them by the rates of the second view."""
+        asked = with_words_dropped(items, plan.word_dropout) if vary else items
+        if not vary or not plan.asking.k:
+            return plan.asking.prompts(self.scorer, asked)[0]
+        rates = (plan.history_dropout, plan.history_swap, plan.history_order)
+        ranked = plan.asking.ranked(self.scorer, items, plan.asking.k * (2 if plan.history_swap else 1))
+        return plan.asking.with_items(self.scorer, asked, varied(ranked, plan.asking.k, *rates))[0]
 
     def _groups(self, dataset: Dataset, plan: Plan) -> tuple[Clusters | None, dict[str, int], int]:
         """(clusters, the group of each user, number of groups)."""
@@ -295,31 +267,11 @@ class UserAdapters:
         numbers = clusters.assign(clusters.features(known, self.scorer.embeddings)).tolist()
         return clusters, dict(zip(histories, numbers, strict=True)), len(clusters.centres)
 
-    def assigned(self, dataset: Dataset, trained: Trained) -> NDArray[np.int64]:
-        """The adapter of each question, [n]: by what is known when it is asked, -1 for none."""
-        if trained.clusters is not None and dataset.questions:
-            found = trained.clusters.of_questions(dataset, self.scorer.embeddings)
-        else:
-            of_all = trained.level == "unified"
-            known = [0 if of_all else trained.groups.get(q.user_id, -1) for q in dataset.questions]
-            found = np.array(known, dtype=np.int64)
-        return np.where(np.isin(found, trained.idle), -1, found)
 
-    def left_alone(self, dataset: Dataset, trained: Trained) -> NDArray[np.bool_]:
-        """Which questions the model itself answers, [n]: those of users without an adapter."""
-        return np.asarray((self.assigned(dataset, trained) == -1) & (trained.below is None), dtype=np.bool_)
-
-    def placed(self, dataset: Dataset, trained: Trained) -> dict[str, Any]:
-        """The users of a data set in the plane [U, 2] with their groups [U], of adapters that have groups."""
-        assert trained.clusters is not None
-        features = trained.clusters.features(list(learned_histories(dataset).values()), self.scorer.embeddings)
-        places, groups = trained.clusters.plane(features), trained.clusters.assign(features)
-        groups = np.where(np.isin(groups, trained.idle), -1, groups)
-        return {"places": places, "groups": groups, "silhouette": trained.clusters.silhouette}
-
-
-def blended(base: NDArray[np.float32], adapted: NDArray[np.float32], blend: float) -> NDArray[np.float32]:
-    """A mean of the log-probabilities over labels, weighing the adapter's by `blend`; float32 [n, K]."""
-    if blend == 1:
-        return adapted
-    return np.asarray((1 - blend) * log_softmax(base) + blend * log_softmax(adapted), dtype=np.float32)
+def placed(dataset: Dataset, trained: Trained, embed: Embed) -> dict[str, Any]:
+    """The users of a data set in the plane [U, 2] with their groups [U], of adapters that have groups."""
+    assert trained.clusters is not None
+    features = trained.clusters.features(list(learned_histories(dataset).values()), embed)
+    places, groups = trained.clusters.plane(features), trained.clusters.assign(features)
+    groups = np.where(np.isin(groups, trained.idle), -1, groups)
+    return {"places": places, "groups": groups, "silhouette": trained.clusters.silhouette}

@@ -1,38 +1,36 @@
 """From histories to logistic heads to scores: one head for all users, one for each group, or one for each user.
 
-A head stands on what the backbone makes of an item: its embedding, or a causal model's state at some depth. Heads of
-groups and users start from the head of all and are pulled towards it (`heads.fit_near`), so that few items move them
-little. A user's own head is fitted when the user asks, on what is known then; a group's belongs to the deployment.
+A head stands on what the backbone makes of an item: its embedding, or a causal model's state at some depth. Items are
+asked as questions are. Heads of groups and users start from the head of all and are pulled towards it
+(`heads.fit_near`), so that few items move them little. A user's own head is fitted when the user asks, on what is known
+then; a group's belongs to the deployment.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
-from personalization.backbones.cached import CachedScorer
 from personalization.data.known import distinct, known_items, learned_histories
-from personalization.data.prompts import WORDINGS, question_frame, usual
-from personalization.data.records import Dataset
+from personalization.data.prompts import question_about, question_frame, usual
+from personalization.data.records import Dataset, Question
 from personalization.data.splits import user_blocks
-from personalization.errors import DataError
-from personalization.files import sha256_of, write_atomic
+from personalization.files import write_arrays
 from personalization.methods.adapters.heads import Head, fit_head, fit_near
+from personalization.methods.history.asking import Asking
 from personalization.methods.history.clusters import Clusters, cluster
-from personalization.methods.history.labelled import labelled_items, needed
+from personalization.methods.history.labelled import labelled_items, needed, others
 
-KEPT = 16
-"""Lists of prompts whose states stay in memory."""
 FOLDS = 4
 """Parts of the tune users, for heads that are judged on users they did not learn from."""
+Represent = Callable[[Sequence[str], NDArray[np.int64] | None], NDArray[np.float32]]
+"""(prompts [m], the question that each belongs to [m], or None for prompts of nobody) -> representations [m, d]."""
 
 
 @dataclass(frozen=True)
@@ -56,141 +54,161 @@ class Heads:
     own: tuple[Head, ...] = ()
     clusters: Clusters | None = None
 
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the heads; what a deploy config says of them."""
+        heads = (self.base, *self.own)
+        arrays = {f"{n}.{name}": array for n, head in enumerate(heads) for name, array in head.arrays().items()}
+        write_arrays(folder / "head.safetensors", arrays)
+        groups = None if self.clusters is None else self.clusters.save(folder / "head_groups.safetensors")
+        return {"groups_of_users": len(self.own), "clusters": groups}
+
+    @classmethod
+    def load(cls, plan: HeadPlan, listed: Mapping[str, Any], folder: Path) -> Heads:
+        """What `save` wrote."""
+        from safetensors.numpy import load_file
+
+        parts: dict[int, dict[str, NDArray[np.float32]]] = {}
+        for name, array in load_file(folder / "head.safetensors").items():
+            number, _, field = name.partition(".")
+            parts.setdefault(int(number), {})[field] = array
+        base, *own = (Head(**parts[number]) for number in sorted(parts))
+        clusters = None if listed["clusters"] is None else Clusters.load(folder / listed["clusters"])
+        return cls(plan, base, tuple(own), clusters)
+
 
 class UserHeads:
-    """Fits heads on the histories of data sets and scores questions with them. `folder`: where heads are saved."""
+    """Fits heads on the histories of a data set's users and scores its questions with heads.
 
-    def __init__(self, scorer: CachedScorer, folder: Path) -> None:
-        self.scorer, self.folder = scorer, folder
-        self._features: OrderedDict[tuple[Any, ...], NDArray[np.float32]] = OrderedDict()
+    `represent` runs the model; `prompts` are those of the questions.
+    """
 
-    def learn(self, dataset: Dataset, plan: HeadPlan) -> Heads:
-        """Fit on the labelled items of a data set's users."""
-        items, about = needed(labelled_items(dataset)), WORDINGS[self.scorer.kind].about
-        usually = usual(dataset.task, dataset.questions)
-        labels = [about(dataset.task, usually, label) for label in dataset.labels]
-        features, gold = self._asked(items, plan), _columns(items)
-        base = fit_head(features, gold, self._of(labels, plan), plan.c)
+    def __init__(
+        self, dataset: Dataset, asking: Asking, scorer: Any, represent: Represent, prompts: Sequence[str]
+    ) -> None:
+        self.dataset, self.asking, self.scorer, self.represent = dataset, asking, scorer, represent
+        self.prompts = prompts
+        self.column = {label: i for i, label in enumerate(dataset.labels)}
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        """Of the questions, [n, d]."""
+        return self.represent(self.prompts, np.arange(len(self.prompts)))
+
+    @cached_property
+    def items(self) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
+        """(representations [m, d], labels [m], users [m]) of the labelled items of all users."""
+        found = needed(labelled_items(self.dataset))
+        owner = {question.user_id: row for row, question in enumerate(self.dataset.questions)}
+        prompts, _ = self.asking.prompts(self.scorer, found)
+        users = [q.user_id for q in found.questions]
+        features = self.represent(prompts, np.array([owner[user] for user in users]))
+        return features, np.array([self.column[q.gold] for q in found.questions if q.gold is not None]), users
+
+    @cached_property
+    def label_features(self) -> NDArray[np.float32]:
+        """Of the labels' own texts, [K, d]."""
+        asked = usual(self.dataset.task, self.dataset.questions)
+        return self.represent(self.asking.about(self.scorer, self.dataset, asked, self.dataset.labels), None)
+
+    def learn(self, plan: HeadPlan, users: Collection[str] | None = None) -> Heads:
+        """Fit on the labelled items of the users, or of these."""
+        features, gold, owners = self.items
+        if users is not None:
+            mine = np.array([owner in users for owner in owners], dtype=np.bool_)
+            features, gold, owners = features[mine], gold[mine], [o for o in owners if o in users]
+        base = fit_head(features, gold, self.label_features, plan.c)
         if plan.level != "cluster":
             return Heads(plan, base)
-        histories = learned_histories(dataset)
-        known, embed = list(histories.values()), self.scorer.embeddings
-        clusters = cluster(plan.cluster_by, known, dataset.labels, embed, plan.groups)
-        groups = dict(zip(histories, clusters.assign(clusters.features(known, embed)).tolist(), strict=True))
-        of_item = np.array([groups[q.user_id] for q in items.questions])
+        dataset = self.dataset if users is None else self.dataset.of_users(users)
+        histories, embed = learned_histories(dataset), self.scorer.embeddings
+        clusters = cluster(plan.cluster_by, list(histories.values()), dataset.labels, embed, plan.groups)
+        numbers = clusters.assign(clusters.features(list(histories.values()), embed)).tolist()
+        groups = dict(zip(histories, numbers, strict=True))
+        of_item = np.array([groups[owner] for owner in owners])
         own = [
             fit_near(base, features[of_item == group], gold[of_item == group], plan.c_own)
             for group in range(len(clusters.centres))
         ]
         return Heads(plan, base, tuple(own), clusters)
 
-    def crossed(self, dataset: Dataset, plan: HeadPlan) -> NDArray[np.float32]:
+    def crossed(self, plan: HeadPlan) -> NDArray[np.float32]:
         """log p(label | question) by heads that did not learn from the question's user, float32 [n, K].
 
         The users are dealt into FOLDS; each fold is answered with the heads of the others, as a new user would be;
         where the others have no labelled items, with the heads of all.
         """
-        blocks = user_blocks([q.user_id for q in dataset.questions], FOLDS)
-        out = np.empty((len(dataset), len(dataset.labels)), dtype=np.float32)
+        users = [q.user_id for q in self.dataset.questions]
+        blocks, with_items = user_blocks(users, FOLDS), set(self.items[2])
+        out = np.empty((len(users), len(self.dataset.labels)), dtype=np.float32)
         for rows in blocks:
-            own = {dataset.questions[i].user_id for i in rows}
-            others = dataset.of_users({q.user_id for q in dataset.questions} - own) if len(blocks) > 1 else dataset
-            part = Dataset(dataset.task, dataset.labels, tuple(dataset.questions[i] for i in rows))
-            learned_from = others if labelled_items(others).questions else dataset
-            out[rows] = self.scores(part, self.learn(learned_from, plan))
+            learned_from = set(users) - {users[row] for row in rows}
+            heads = self.learn(plan, learned_from if learned_from & with_items else None)
+            out[rows] = self.scores(heads, rows)
         return out
 
-    def scores(self, dataset: Dataset, heads: Heads) -> NDArray[np.float32]:
-        """log p(label | question), float32 [n, K]."""
-        features = self._asked(dataset, heads.plan)
-        out = np.asarray(heads.base.log_probs(features), dtype=np.float32)
-        for head, rows in self._own(dataset, heads):
-            out[rows] = head.log_probs(features[rows])
-        return out
+    def scores(self, heads: Heads, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """log p(label | question) of the questions, or of these, float32 [n, K]."""
+        rows = np.arange(len(self.dataset)) if rows is None else rows
+        out = np.empty((len(self.dataset), len(self.dataset.labels)), dtype=np.float32)
+        out[rows] = heads.base.log_probs(self.features[rows])
+        for head, own in self._own(heads, rows):
+            out[own] = head.log_probs(self.features[own])
+        return out[rows]
 
-    def _own(self, dataset: Dataset, heads: Heads) -> Iterator[tuple[Head, NDArray[np.int64]]]:
+    def _own(self, heads: Heads, rows: NDArray[np.int64]) -> Iterator[tuple[Head, NDArray[np.int64]]]:
         """The heads that are not that of all, each with the questions [rows] that it answers."""
         if heads.clusters is not None:
-            groups = self.assigned(dataset, heads)
+            groups = self.assigned(heads)[rows]
             for group in np.unique(groups):
-                yield heads.own[group], np.flatnonzero(groups == group)
+                yield heads.own[group], rows[groups == group]
         elif heads.plan.level == "user":
-            yield from self._of_histories(dataset, heads)
+            yield from self._of_histories(heads, rows)
 
-    def _of_histories(self, dataset: Dataset, heads: Heads) -> Iterator[tuple[Head, NDArray[np.int64]]]:
-        """One head for each history, fitted on what is known when its questions are asked."""
+    @cached_property
+    def _known(self) -> list[tuple[list[int], NDArray[np.float32], NDArray[np.int64]]]:
+        """(questions, representations of what is known when they are asked, its labels), a history each."""
+        task = self.dataset.task
         rows_of: dict[tuple[int, str], list[int]] = {}
-        histories, places = distinct([known_items(dataset.task, q) for q in dataset.questions])
-        for row, (question, place) in enumerate(zip(dataset.questions, places, strict=True)):
-            rows_of.setdefault((place, question_frame(dataset.task, question.text)), []).append(row)
-        column = {label: i for i, label in enumerate(dataset.labels)}
-        about, found = WORDINGS[self.scorer.kind].about, []
+        histories, places = distinct([known_items(task, q) for q in self.dataset.questions])
+        for row, (question, place) in enumerate(zip(self.dataset.questions, places, strict=True)):
+            rows_of.setdefault((place, question_frame(task, question.text)), []).append(row)
+        asked: list[Question] = []
+        found = []
         for (place, _), rows in rows_of.items():
-            items = [item for item in histories[place] if item.label in column]
-            asked = dataset.questions[rows[0]]
-            prompts = [about(dataset.task, asked, item.text) for item in items]
-            found.append((rows, prompts, [column[item.label] for item in items if item.label is not None]))
-        once = {prompt: i for i, prompt in enumerate(dict.fromkeys(p for _, prompts, _ in found for p in prompts))}
-        features = self._of(list(once), heads.plan) if once else np.empty((0, 0), dtype=np.float32)
-        for rows, prompts, gold in found:
-            if prompts:
-                own = features[[once[prompt] for prompt in prompts]]
-                head = fit_near(heads.base, own, np.array(gold, dtype=np.int64), heads.plan.c_own)
-                yield head, np.array(rows, dtype=np.int64)
+            items, frame = histories[place], self.dataset.questions[rows[0]]
+            known = [
+                Question(item.id, frame.user_id, question_about(task, frame, item.text), others(items, at), item.label)
+                for at, item in enumerate(items)
+                if item.label in self.column
+            ]
+            found.append((rows, len(asked), len(known)))
+            asked += known
+        prompts, _ = self.asking.prompts(self.scorer, Dataset(task, self.dataset.labels, tuple(asked)))
+        owners = np.array([rows[0] for rows, _, count in found for _ in range(count)], dtype=np.int64)
+        features = self._represented(prompts, owners)
+        gold = np.array([self.column[q.gold] for q in asked if q.gold is not None], dtype=np.int64)
+        return [(rows, features[start : start + count], gold[start : start + count]) for rows, start, count in found]
 
-    def assigned(self, dataset: Dataset, heads: Heads) -> NDArray[np.int64]:
+    def _represented(self, prompts: Sequence[str], owners: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Each distinct (prompt, question) once."""
+        if not prompts:
+            return np.empty((0, 0), dtype=np.float32)
+        place: dict[tuple[str, int], int] = {}
+        for key in zip(prompts, owners.tolist(), strict=True):
+            place.setdefault(key, len(place))
+        once = self.represent([prompt for prompt, _ in place], np.array([owner for _, owner in place]))
+        return once[[place[key] for key in zip(prompts, owners.tolist(), strict=True)]]
+
+    def _of_histories(self, heads: Heads, wanted: NDArray[np.int64]) -> Iterator[tuple[Head, NDArray[np.int64]]]:
+        """One head for each history, fitted on what is known when its questions are asked."""
+        chosen = set(wanted.tolist())
+        for rows, features, gold in self._known:
+            mine = [row for row in rows if row in chosen]
+            if mine and len(gold):
+                yield fit_near(heads.base, features, gold, heads.plan.c_own), np.array(mine, dtype=np.int64)
+
+    def assigned(self, heads: Heads) -> NDArray[np.int64]:
         """The group of each question, [n], by what is known when it is asked; -1 where there are no groups."""
-        if heads.clusters is None or not dataset.questions:
-            return np.full(len(dataset), -1, dtype=np.int64)
-        return heads.clusters.of_questions(dataset, self.scorer.embeddings)
-
-    def save(self, heads: Heads) -> dict[str, Any]:
-        """Write the heads under their content; what a deploy config says of them."""
-        arrays = {
-            f"{number}.{name}": array
-            for number, head in enumerate((heads.base, *heads.own))
-            for name, array in head.arrays().items()
-        }
-        content = safetensors.numpy.save(arrays)
-        digest = hashlib.sha256(content).hexdigest()
-        path = self.folder / f"head-{digest[:32]}.safetensors"
-        write_atomic(path, content)
-        clusters = None if heads.clusters is None else heads.clusters.listed()
-        return {"file": str(path.resolve()), "sha256": digest, "plan": asdict(heads.plan), "clusters": clusters}
-
-    def _asked(self, dataset: Dataset, plan: HeadPlan) -> NDArray[np.float32]:
-        prompt = WORDINGS[self.scorer.kind].prompt
-        return self._of([prompt(dataset.task, q) for q in dataset.questions], plan)
-
-    def _of(self, prompts: Sequence[str], plan: HeadPlan) -> NDArray[np.float32]:
-        encoder = self.scorer.kind == "encoder"
-        depth = 1 if encoder else self.scorer.backbone.depth
-        layer = min(int(plan.depth * depth), depth - 1)
-        key = (layer, *prompts)
-        if key not in self._features:
-            embed = self.scorer.embeddings
-            self._features[key] = embed(prompts) if encoder else self.scorer.last_states(prompts)[:, layer].copy()
-            if len(self._features) > KEPT:
-                self._features.popitem(last=False)
-        return self._features[key]
-
-
-def load_heads(listed: Mapping[str, Any]) -> Heads:
-    """The heads that a deploy config names; DataError where they are not those."""
-    path = Path(listed["file"])
-    if not path.is_file() or sha256_of(path) != listed["sha256"]:
-        raise DataError(f"{path}: the head of this config is missing or changed; restore it or promote again")
-    arrays = safetensors.numpy.load(path.read_bytes())
-    parts: dict[int, dict[str, NDArray[np.float32]]] = {}
-    for name, array in arrays.items():
-        number, _, field = name.partition(".")
-        parts.setdefault(int(number), {})[field] = array
-    base, *own = (Head(**parts[number]) for number in sorted(parts))
-    clusters = None if listed["clusters"] is None else Clusters.from_listed(listed["clusters"])
-    return Heads(HeadPlan(**listed["plan"]), base, tuple(own), clusters)
-
-
-def _columns(items: Dataset) -> NDArray[np.int64]:
-    """The column of each item's label."""
-    column = {label: i for i, label in enumerate(items.labels)}
-    return np.array([column[q.gold] for q in items.questions if q.gold is not None], dtype=np.int64)
+        if heads.clusters is None or not self.dataset.questions:
+            return np.full(len(self.dataset), -1, dtype=np.int64)
+        return heads.clusters.of_questions(self.dataset, self.scorer.embeddings)

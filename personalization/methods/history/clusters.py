@@ -12,17 +12,20 @@ groups there are is chosen by what they are for, not by it. Cost: seconds for th
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from personalization.data.known import History, distinct, known_items
 from personalization.data.records import Dataset
-from personalization.methods.history.ranking import words
+from personalization.files import write_arrays
+from personalization.methods.history.bm25 import words
 
 Floats = NDArray[np.floating]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -64,16 +67,18 @@ class Clusters:
         placed = PCA(axes).fit_transform(features)
         return np.pad(placed, ((0, 0), (0, 2 - axes)))
 
-    def listed(self) -> dict[str, Any]:
-        """JSON-able."""
-        terms, centres = list(self.terms), self.centres.tolist()
-        return {"kind": self.kind, "terms": terms, "centres": centres, "silhouette": self.silhouette}
+    def save(self, path: Path) -> str:
+        """Write centres, and what they count in the header; the file's name."""
+        told = {"kind": self.kind, "terms": json.dumps(self.terms), "silhouette": repr(self.silhouette)}
+        write_arrays(path, {"centres": self.centres}, told)
+        return path.name
 
     @classmethod
-    def from_listed(cls, listed: Mapping[str, Any]) -> Clusters:
-        """What `listed` gave."""
-        centres = np.array(listed["centres"], dtype=np.float32)
-        return cls(listed["kind"], tuple(listed["terms"]), centres, float(listed["silhouette"]))
+    def load(cls, path: Path) -> Clusters:
+        """What `save` wrote."""
+        with safe_open(path, framework="numpy") as file:
+            told, centres = file.metadata(), file.get_tensor("centres")
+        return cls(told["kind"], tuple(json.loads(told["terms"])), centres, float(told["silhouette"]))
 
 
 def cluster(kind: str, histories: Sequence[History], labels: Sequence[str], embed: Embed, k: int) -> Clusters:

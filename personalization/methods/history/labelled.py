@@ -39,11 +39,11 @@ def labelled_items(dataset: Dataset) -> Dataset:
         for place, item in enumerate(items):
             if item.label in dataset.labels:
                 text = question_about(dataset.task, frames.get(user, usually), item.text)
-                found.append(Question(f"{user}/{item.id}", user, text, _others(items, place), item.label))
+                found.append(Question(f"{user}/{item.id}", user, text, others(items, place), item.label))
     return Dataset(dataset.task, dataset.labels, tuple(found))
 
 
-def _others(items: History, place: int) -> History:
+def others(items: History, place: int) -> History:
     """The latest of the items beside the one at this place."""
     after = items[max(place + 1, len(items) - OTHERS) :]
     return (*items[max(0, place - OTHERS + len(after)) : place], *after)

@@ -22,66 +22,25 @@ one scoring pass for each (k, ranking) in the prompt.
 from __future__ import annotations
 
 import logging
-import re
-import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
-import bm25s
 import numpy as np
-import regex
 from numpy.typing import NDArray
 
-from personalization.backbones import SCALE
 from personalization.data.known import known_items
-from personalization.data.prompts import WORDINGS, continuations, item_text, prompt
+from personalization.data.prompts import item_text
 from personalization.data.records import Dataset, HistoryItem
-from personalization.methods.taste.calibration import Calibrated, PriorTables, calibrate
+from personalization.methods.history.bm25 import bm25
 
 log = logging.getLogger(__name__)
 
 RANKINGS = ("similarity", "bm25", "mix", "recency")
 TOLD_FROM = 10
 """Questions with a history from which it is told that none shares a word with it."""
-CALIBRATION = ("beta", "gamma", "kappa", "tau", "prior_mode", "source")
 
 Floats = NDArray[np.floating]
-
-
-_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}&&[\p{L}\p{M}\p{N}]]"
-"""Letters and digits of scripts that put no spaces between words."""
-_PIECES = regex.compile(rf"(?V1){_UNSPACED}+|[\p{{L}}\p{{M}}\p{{N}}_--{_UNSPACED}]+")
-_HAS_UNSPACED = regex.compile(rf"(?V1){_UNSPACED}")
-_LETTER = regex.compile(r".\p{M}*")
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, as BM25 counts them: runs of letters with their marks, digits and underscores.
-
-    Where a script puts no spaces between words, each two neighbouring letters are one.
-    """
-    text = unicodedata.normalize("NFC", text.lower())
-    if text.isascii():
-        return re.findall(r"\w+", text)
-    return [word for piece in _PIECES.findall(text) for word in _words_of(piece)]
-
-
-def _words_of(piece: str) -> list[str]:
-    letters = _LETTER.findall(piece) if _HAS_UNSPACED.match(piece) else []
-    return list(map("".join, pairwise(letters))) if len(letters) > 1 else [piece]
-
-
-def bm25(query: str, corpus: Sequence[str]) -> NDArray[np.float64]:
-    """BM25 of each text for the query's words, float [m]; zero without a common word."""
-    tokens, wanted = [words(text) for text in corpus], words(query)
-    if not {word for text in tokens for word in text} & set(wanted):
-        return np.zeros(len(corpus))
-    index = bm25s.BM25(method="lucene")
-    index.index(tokens, show_progress=False)
-    return np.asarray(index.get_scores(wanted), dtype=np.float64)
 
 
 def most_relevant(relevance: Floats, k: int) -> NDArray[np.intp]:
@@ -102,7 +61,7 @@ def most_relevant(relevance: Floats, k: int) -> NDArray[np.intp]:
 class Histories:
     """The questions of one data set with their ranked histories.
 
-    Parameters come as an object with the fields of `search_spaces.retrieval.Params`.
+    `weights` come as an object with `ranking`, `mix`, `width` and `half_life`.
     """
 
     def __init__(self, scorer: Any, dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
@@ -110,8 +69,6 @@ class Histories:
         self.items = [known_items(dataset.task, q) for q in dataset.questions]
         self.asked = [item_text(dataset.task, q) for q in dataset.questions]
         self.starts = np.cumsum([0, *map(len, self.items)])
-        self.shortened: dict[tuple[Any, ...], int] = {}
-        self._tables: dict[tuple[Any, ...], NDArray[np.float32]] = {}
 
     @cached_property
     def owners(self) -> NDArray[np.int64]:
@@ -172,77 +129,20 @@ class Histories:
         parts = [found[self.starts[row] : self.starts[row + 1]] for row in range(len(self.items))]
         return [[items[i] for i in most_relevant(part, k)] for items, part in zip(self.items, parts, strict=True)]
 
-    def counts(self, params: Any) -> NDArray[np.float64]:
+    def counts(self, weights: Any) -> NDArray[np.float64]:
         """Weighted label counts of each question, float [n, K]; items without a label of the task do not count."""
         n, k = len(self.items), len(self.dataset.labels)
-        relevance = self.relevance(params.ranking, params.mix)
+        relevance = self.relevance(weights.ranking, weights.mix)
         best = np.full(n, -np.inf)
         np.maximum.at(best, self.owners, relevance)
-        near = np.exp((relevance - best[self.owners]) / params.width)
-        weights: NDArray[np.float64] = near * 0.5 ** (self.ages / params.half_life)
-        weights[self.labels < 0] = 0.0
-        total = np.bincount(self.owners, weights, n)
-        squares = np.bincount(self.owners, weights**2, n)
-        cells = np.bincount(self.owners * k + np.maximum(self.labels, 0), weights, n * k).reshape(n, k)
+        near = np.exp((relevance - best[self.owners]) / weights.width)
+        weight: NDArray[np.float64] = near * 0.5 ** (self.ages / weights.half_life)
+        weight[self.labels < 0] = 0.0
+        total = np.bincount(self.owners, weight, n)
+        squares = np.bincount(self.owners, weight**2, n)
+        cells = np.bincount(self.owners * k + np.maximum(self.labels, 0), weight, n * k).reshape(n, k)
         scale = np.divide(total, squares, out=np.zeros(n), where=squares > 0)
         return np.asarray(cells * scale[:, None], dtype=np.float64)
-
-    def scores(self, params: Any) -> NDArray[np.float32]:
-        """Scores float32 [n, K], with these items in the prompt, or this text for each label at this scale."""
-        ranking, key = _ranking(params), self._key(params)
-        if key not in self._tables:
-            wording = WORDINGS[self.scorer.kind]
-            template = params.template if self.scorer.kind == "encoder" else wording.template["continuation"]
-            spoken = continuations(self.dataset.labels, template)
-            if self.scorer.kind != "encoder" and params.k:
-                prompts, self.shortened[key] = self.with_items(self.top(*ranking, params.k), spoken)
-            else:
-                prompts = [wording.prompt(self.dataset.task, q) for q in self.dataset.questions]
-            self._tables[key] = self.scorer.label_logprobs(prompts, spoken, self.progress)
-        return scaled(self._tables[key], params.scale)
-
-    def prompts_shortened(self, params: Any) -> int:
-        """How many prompts have items that were cut to fit the model."""
-        self.scores(params)
-        return self.shortened.get(self._key(params), 0)
-
-    def _key(self, params: Any) -> tuple[Any, ...]:
-        """What a table of scores depends on."""
-        if self.scorer.kind == "encoder":
-            return (params.template,)
-        return (params.k, *_ranking(params)) if params.k else (0,)
-
-    def with_items(self, chosen: Sequence[Sequence[HistoryItem]], spoken: Sequence[str]) -> tuple[list[str], int]:
-        """Prompts with these items, each cut to its share of the room where they do not fit; and how many did not."""
-        task, questions = self.dataset.task, self.dataset.questions
-        whole = [prompt(task, q, items) for q, items in zip(questions, chosen, strict=True)]
-        rows = self.scorer.too_long(whole, spoken)
-        for row in rows:
-            items = chosen[row]
-            texts = self.scorer.shortened(prompt(task, questions[row]), [item.text for item in items], spoken)
-            cut = [replace(item, text=text) for item, text in zip(items, texts, strict=True)]
-            whole[row] = prompt(task, questions[row], cut)
-        return whole, len(rows)
-
-
-def _ranking(params: Any) -> tuple[str, float]:
-    return params.ranking, params.mix if params.ranking == "mix" else 0.0
-
-
-def retrieval_calibrate(
-    scores: Floats, counts: NDArray[np.number[Any]], tables: PriorTables, **params: Any
-) -> Calibrated:
-    """`calibrate`, where the prior may be `similar`: `counts` are then the weighted ones."""
-    own = {name: params[name] for name in CALIBRATION}
-    if params["prior_mode"] != "similar":
-        return calibrate(scores, counts, tables, **own)
-    found = calibrate(scores, counts, tables, **own | {"prior_mode": "user"})
-    return Calibrated(found.log_probs, ["similar" if mode == "user" else mode for mode in found.prior_modes])
-
-
-def scaled(scores: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
-    """An encoder's scores at another scale of its similarities, up to a constant a question."""
-    return scores if scale == SCALE else scores * np.float32(scale / SCALE)
 
 
 def _unknown(ranking: str) -> NDArray[np.float64]:

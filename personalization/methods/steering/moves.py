@@ -15,20 +15,16 @@ Each edited token has its own user, so one batch holds many users, packed or pad
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save
 from torch import Tensor, nn
 
-from personalization.files import write_atomic
 from personalization.scoring.resume import site_of
 
 EDITS = ("additive", "projection")
@@ -36,43 +32,22 @@ EDITS = ("additive", "projection")
 
 @dataclass(frozen=True)
 class SteeringVectors:
-    """Directions of U users at the L layers of a model with width d.
+    """Directions of U users at these L layers of a model of width d.
 
     `personal`: float32 [U, L, d], unit length, or zero for a user without a direction; `general`: float32 [L, d], unit
     length or zero; `norms`: float32 [L], the mean length of the residual at each layer's output.
     """
 
-    users: tuple[str, ...]
+    layers: tuple[int, ...]
     personal: NDArray[np.float32]
     general: NDArray[np.float32]
     norms: NDArray[np.float32]
-    meta: Mapping[str, str] = field(default_factory=dict)
-
-    def content(self) -> bytes:
-        """As safetensors; users and metadata stand in the header."""
-        arrays = {"personal": self.personal, "general": self.general, "norms": self.norms}
-        written: bytes = save(arrays, metadata={**self.meta, "users": "\n".join(self.users)})
-        return written
-
-    def save(self, path: Path) -> None:
-        """Write `content`."""
-        write_atomic(path, self.content())
-
-    @classmethod
-    def load(cls, path: Path) -> SteeringVectors:
-        """Read what `save` wrote."""
-        with safe_open(path, framework="numpy") as file:
-            meta = dict(file.metadata())
-            users = tuple(meta.pop("users").split("\n"))
-            personal, general, norms = (file.get_tensor(name) for name in ("personal", "general", "norms"))
-        return cls(users, personal, general, norms, meta)
 
 
 @dataclass(frozen=True)
-class Edit:
-    """Which layers are edited, how, and how strongly."""
+class Move:
+    """How far states move at the edited layers, and in which way."""
 
-    layers: tuple[int, ...]
     kind: str = "additive"
     site: str = "block"
     alpha_personal: float = 0.0
@@ -108,6 +83,12 @@ class Firings:
         self.tokens += other.tokens
         self.relative += other.relative
 
+    def clear(self) -> None:
+        """Begin to count anew."""
+        self.calls.clear()
+        self.edited.clear()
+        self.tokens, self.relative = 0, 0.0
+
     @property
     def mean_relative_edit(self) -> float:
         """Mean of ||edit|| / ||h|| over edited tokens and layers."""
@@ -115,15 +96,15 @@ class Firings:
 
 
 @contextmanager
-def steered(layers: nn.ModuleList, vectors: SteeringVectors, edit: Edit, tokens: EditedTokens) -> Iterator[Firings]:
+def steered(layers: nn.ModuleList, vectors: SteeringVectors, move: Move, tokens: EditedTokens) -> Iterator[Firings]:
     """Steer every forward pass inside. Afterwards the model is what it was, whatever happened inside."""
-    firings = Firings(dict.fromkeys(edit.layers, 0), dict.fromkeys(edit.layers, 0))
+    firings = Firings(dict.fromkeys(vectors.layers, 0), dict.fromkeys(vectors.layers, 0))
     on = np.flatnonzero(tokens.gates != 0)
     handles = []
     try:
-        for layer in edit.layers:
-            move = _mover(vectors, edit, layer, tokens, on, firings)
-            handles.append(site_of(layers[layer], edit.site).register_forward_hook(move, prepend=True))
+        for place, layer in enumerate(vectors.layers):
+            hook = _mover(vectors, move, place, tokens, on, firings)
+            handles.append(site_of(layers[layer], move.site).register_forward_hook(hook, prepend=True))
         yield firings
     finally:
         for handle in handles:
@@ -131,42 +112,39 @@ def steered(layers: nn.ModuleList, vectors: SteeringVectors, edit: Edit, tokens:
 
 
 def _mover(
-    vectors: SteeringVectors, edit: Edit, layer: int, tokens: EditedTokens, on: NDArray[np.int64], firings: Firings
+    vectors: SteeringVectors, move: Move, place: int, tokens: EditedTokens, on: NDArray[np.int64], firings: Firings
 ) -> Any:
-    """The forward hook of one layer."""
-    users, general, norm = (
-        vectors.personal[tokens.users[on], layer],
-        vectors.general[layer],
-        float(vectors.norms[layer]),
-    )
-    gates = tokens.gates[on, None]
+    """The forward hook of one of the layers."""
+    layer, gates = vectors.layers[place], tokens.gates[on, None]
+    distinct, of = np.unique(tokens.users[on], return_inverse=True)
+    users, general, norm = vectors.personal[distinct, place], vectors.general[place], float(vectors.norms[place])
 
-    def move(_: nn.Module, __: Any, output: Any) -> Any:
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
         h = output[0] if isinstance(output, tuple) else output
         firings.calls[layer] += 1
         if len(on):
-            place = torch.from_numpy(tokens.rows[on] * tokens.width + tokens.columns[on]).to(h.device)
-            u, w, g = (torch.from_numpy(np.ascontiguousarray(a)).to(h.device) for a in (users, general, gates))
+            at = torch.from_numpy(tokens.rows[on] * tokens.width + tokens.columns[on]).to(h.device)
+            u, w, g, own = (torch.from_numpy(np.ascontiguousarray(a)).to(h.device) for a in (users, general, gates, of))
             flat = h.reshape(-1, h.shape[-1])
-            before = flat[place].float()
-            after = moved(before, u, w, edit, g, norm)
-            h = flat.index_copy(0, place, after.to(h.dtype)).view_as(h)
+            before = flat[at].float()
+            after = moved(before, u[own], w, move, g, norm)
+            h = flat.index_copy(0, at, after.to(h.dtype)).view_as(h)
             firings.tokens += len(on)
             firings.edited[layer] += len(on)
             firings.relative += float(((after - before).norm(dim=1) / before.norm(dim=1)).sum())
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    return move
+    return hook
 
 
-def moved(h: Tensor, u: Tensor, w: Tensor, edit: Edit, gates: Tensor, norm: float) -> Tensor:
+def moved(h: Tensor, u: Tensor, w: Tensor, move: Move, gates: Tensor, norm: float) -> Tensor:
     """The edited states [M, d] of states h [M, d] with personal directions u [M, d] and the general direction w [d]."""
-    if edit.kind == "additive":
-        return h + gates * norm * (edit.alpha_personal * u + edit.alpha_general * w)
-    if edit.kind == "projection":
-        p = h + gates * edit.alpha_personal * (h * u).sum(dim=1, keepdim=True) * u
-        return p - gates * edit.alpha_general * (p * w).sum(dim=1, keepdim=True) * w
-    raise ValueError(f"edit must be one of {', '.join(EDITS)}, but got {edit.kind!r}")
+    if move.kind == "additive":
+        return h + gates * norm * (move.alpha_personal * u + move.alpha_general * w)
+    if move.kind == "projection":
+        p = h + gates * move.alpha_personal * (h * u).sum(dim=1, keepdim=True) * u
+        return p - gates * move.alpha_general * (p * w).sum(dim=1, keepdim=True) * w
+    raise ValueError(f"a move must be one of {', '.join(EDITS)}, but got {move.kind!r}")
 
 
 def cosine_gate(states: NDArray[np.floating], directions: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,11 +38,13 @@ from torch import Tensor
 
 from personalization.errors import DataError, UsageError
 from personalization.files import write_atomic
-from personalization.methods.adapters.adapted_rows import AdaptedRows
-from personalization.methods.adapters.encoded_rows import EncodedRows
+from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.prefix import Adapters
 from personalization.methods.training.grouped_adamw import GroupedAdamW
 from personalization.metrics import entropy_bits, label_counts
+from personalization.scoring.edits import Edit
+from personalization.scoring.fixed import FixedRows
+from personalization.scoring.fixed_texts import FixedTexts
 
 log = logging.getLogger(__name__)
 
@@ -90,15 +92,21 @@ Watch = Callable[[NDArray[np.float32], Sequence[Record]], None]
 
 @dataclass
 class Items:
-    """Labelled prompts: `rows` and the gold labels [n] of their prompts."""
+    """Labelled prompts: `rows`, the gold labels [n] of their prompts, and which adapter each has (`edit`)."""
 
-    rows: AdaptedRows | EncodedRows
+    rows: FixedRows | FixedTexts
     gold: NDArray[np.int64]
+    edit: AdapterEdit
+
+    def under(self, adapters: Adapters, dropout: float = 0.0) -> tuple[Edit]:
+        """The edit with these adapters."""
+        return (replace(self.edit, adapters=adapters, dropout=dropout),)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what the rows depend on, and of the gold labels."""
-        return hashlib.sha256(self.rows.key.encode() + self.gold.tobytes()).hexdigest()
+        """SHA-256 of what the rows depend on, of the gold labels, and of who has which adapter from which layer on."""
+        told = f"{self.rows.key} {self.edit.key} {self.edit.after}"
+        return hashlib.sha256(told.encode() + self.gold.tobytes()).hexdigest()
 
 
 def losses(
@@ -142,7 +150,7 @@ def train(
     slow, fast = lora.sides
     optimiser = GroupedAdamW([{"params": slow}, {"params": fast}], recipe.lr, recipe.weight_decay)
     stretches = _stretches(train_sets, recipe)
-    began = [parameter.detach().clone() for parameter in lora.parameters]
+    began = [parameter.detach().clone() for parameter in lora.parameters] if recipe.anchor else []
     records: list[Record] = []
     best = lora.state()
     data = "\n".join(items.fingerprint for items in (*train_sets, *([] if held_out is None else [held_out])))
@@ -152,7 +160,7 @@ def train(
     with _frozen(lora.model):
         while len(records) < len(stretches) and not _over(records, recipe):
             record = _run(stretches, records, lora, optimiser, recipe, began)
-            scores = None if held_out is None else held_out.rows.table(lora)
+            scores = None if held_out is None else held_out.rows.table(held_out.under(lora))
             record |= {} if scores is None or held_out is None else measured(scores, held_out.gold)
             records.append(record)
             if kept(records) == len(records) - 1:
@@ -242,11 +250,12 @@ def _gradients(
     prompts = sum(len(rows.members[number]) for number in batches)
     for number in batches:
         gold = torch.from_numpy(gold_of[rows.members[number]])
+        edits = stretch.items.under(lora, recipe.dropout)
         if recipe.match:
-            scores, cosines = rows.scores_and_cosines(number, lora, recipe.dropout)
+            scores, cosines = rows.scores_and_cosines(number, edits)
             parts = losses(scores, gold, lengths, recipe, cosines)
         else:
-            parts = losses(rows.scores(number, lora, recipe.dropout), gold, lengths, recipe)
+            parts = losses(rows.scores(number, edits), gold, lengths, recipe)
         if recipe.anchor:
             present, shares = _groups(stretch, [number], lora.parameters[0].device)
             moved = [
@@ -266,7 +275,7 @@ def _gradients(
 def _groups(stretch: _Stretch, batches: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """The groups with prompts in these batches [n], and their shares of the prompts [n]."""
     rows = stretch.items.rows
-    own = rows.groups[np.concatenate([rows.members[number] for number in batches])]
+    own = stretch.items.edit.groups[np.concatenate([rows.members[number] for number in batches])]
     present, counts = np.unique(own, return_counts=True)
     return torch.from_numpy(present).to(device), torch.from_numpy(counts / len(own)).float().to(device)
 
@@ -333,9 +342,8 @@ class _Checkpoint(NamedTuple):
         tensors = {f"now.{name}": tensor for name, tensor in lora.state().items()}
         if kept(records) != len(records) - 1:
             tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-        for number, (parameter, start) in enumerate(zip(lora.parameters, began, strict=True)):
-            if self.recipe.anchor:
-                tensors[f"began.{number}"] = start.cpu()
+        tensors |= {f"began.{number}": start.cpu() for number, start in enumerate(began)}
+        for number, parameter in enumerate(lora.parameters):
             for name, value in optimiser.state[parameter].items():
                 tensors[f"optimiser.{number}.{name}"] = value.detach().cpu()
         told = {
@@ -365,6 +373,5 @@ class _Checkpoint(NamedTuple):
         for number, parameter in enumerate(lora.parameters):
             found = part(f"optimiser.{number}.")
             optimiser.state[parameter] = {k: v if k == "step" else v.to(device) for k, v in found.items()}
-        if self.recipe.anchor:
-            began = [tensors[f"began.{number}"].to(device) for number in range(len(began))]
+        began = [tensors[f"began.{number}"].to(device) for number in range(len(began))]
         return told["records"], part("best.") or now, began

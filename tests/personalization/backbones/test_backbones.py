@@ -10,7 +10,7 @@ from personalization.backbones import BACKBONES, SCALE, load_backbone
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.location import model_kind
 from personalization.errors import DataError, UsageError
-from search_spaces.retrieval import BASELINE
+from search_spaces.prompt import BASELINE
 
 TEXTS = ["a heist in paris", "two friends cross the desert to find water", "a dog", "war and peace, told by a child"]
 LABELS = {"causal": [" comedy\n", " drama\n", " a long label\n"], "encoder": ["comedy", "drama", "a long label"]}
@@ -63,6 +63,16 @@ def test_states_are_of_every_layer(backbone):
     assert np.abs(states - np.concatenate([backbone.last_states([text]) for text in TEXTS])).max() <= 1e-4
 
 
+def test_states_of_chosen_layers_are_those_of_all(backbone):
+    chosen = [backbone.depth - 1, 0]
+    assert np.abs(backbone.last_states(TEXTS, chosen) - backbone.last_states(TEXTS)[:, chosen]).max() <= 1e-5
+
+
+def test_fixed_prompts_without_an_edit_have_the_scores_of_a_plain_pass(kind, backbone):
+    fixed = backbone.fixed(TEXTS, LABELS[kind])
+    assert np.abs(fixed.table() - backbone.label_logprobs(TEXTS, LABELS[kind])).max() <= 1e-4
+
+
 def test_embeddings_have_length_one_and_equal_texts_have_equal_ones(backbone):
     embeddings = backbone.embeddings([*TEXTS, TEXTS[0]])
     assert embeddings.dtype == np.float32
@@ -87,13 +97,41 @@ def test_progress_reaches_the_end(kind, backbone):
 def test_what_is_stored_is_read_without_the_model(kind, folder, tmp_path, monkeypatch):
     first = CachedScorer(str(folder), tmp_path)
     scores = first.label_logprobs(TEXTS, LABELS[kind])
-    states, embeddings = first.last_states(TEXTS), first.embeddings(TEXTS)
+    layers = range(first.backbone.depth)
+    states, embeddings = first.last_states(TEXTS, layers), first.embeddings(TEXTS)
     again = CachedScorer(str(folder), tmp_path)
     monkeypatch.setattr("personalization.backbones.cached.load_backbone", None)
     assert (again.label_logprobs(TEXTS, LABELS[kind]) == scores).all()
-    assert (again.embeddings(TEXTS) == embeddings).all()
+    assert (again.embeddings(TEXTS[::-1]) == embeddings[::-1]).all()
     assert states.shape == (4, first.backbone.depth, first.backbone.width)
-    assert (first.last_states(TEXTS) == states).all()
+    monkeypatch.setattr(first.backbone, "last_states", None)
+    assert (first.last_states(TEXTS, layers) == states).all()
+
+
+def test_without_a_folder_nothing_is_written_and_the_answers_are_the_same(kind, folder, tmp_path, monkeypatch):
+    stored = CachedScorer(str(folder), tmp_path / "scores")
+    expected = stored.label_logprobs(TEXTS, LABELS[kind]), stored.embeddings(TEXTS), stored.last_states(TEXTS, [1])
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    bare = stored.unstored()
+    assert bare.backbone is stored.backbone
+    assert bare.lock is stored.lock
+    for scorer in (bare, CachedScorer(str(folder), None)):
+        assert scorer.folder is scorer.shelf is None
+        found = scorer.label_logprobs(TEXTS, LABELS[kind]), scorer.embeddings(TEXTS), scorer.last_states(TEXTS, [1])
+        assert all(np.abs(a - b).max() <= 1e-5 for a, b in zip(found, expected, strict=True))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_text_is_embedded_once_in_whichever_list_it_comes(folder, tmp_path):
+    asked = []
+    for place in (tmp_path, None):
+        scorer = CachedScorer(str(folder), place)
+        real = scorer.backbone.embeddings
+        scorer.backbone.embeddings = lambda texts, *rest, real=real: asked.append(list(texts)) or real(texts, *rest)
+        first = scorer.embeddings(TEXTS[:2])
+        assert (scorer.embeddings([*TEXTS[1:], TEXTS[1]])[[0, 3]] == first[[1, 1]]).all()
+    assert asked == [TEXTS[:2], TEXTS[2:]] * 2
 
 
 def test_a_prompt_that_was_cut_is_counted_once(kind, folder, tmp_path):
@@ -127,7 +165,7 @@ def test_a_second_thread_waits_while_the_model_is_edited(kind, folder, tmp_path)
     with scorer.lock:
         layer = scorer.backbone.layers[0]
         edit = layer.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
-        assert np.abs(scorer.last_states(TEXTS)[:, 0]).max() == 0
+        assert np.abs(scorer.last_states(TEXTS, [0])).max() == 0
         other.start()
         other.join(0.5)
         assert not found

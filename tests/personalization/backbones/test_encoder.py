@@ -14,7 +14,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.backbones.encoder import load_encoder
 from personalization.backbones.location import locate_model, model_fingerprint
 from personalization.errors import DataError, UnavailableError
-from personalization.methods.steering.moves import Edit, EditedTokens, SteeringVectors, steered
+from personalization.methods.steering.moves import EditedTokens, Move, SteeringVectors, steered
 
 TEXTS = [
     "The senate votes on the budget tonight",
@@ -58,8 +58,8 @@ def test_it_knows_the_world(minilm):
 def test_a_batch_is_steered_row_by_row(tiny_encoder):
     backbone = load_encoder(str(tiny_encoder), device="cpu")
     texts, random = ["a heist in paris", "a dog", "two friends"], np.random.default_rng(0)
-    personal = random.normal(size=(3, 3, 32)).astype(np.float32)
-    vectors = SteeringVectors(("a", "b", "c"), personal, personal[0], np.ones(3, dtype=np.float32))
+    personal = random.normal(size=(3, 1, 32)).astype(np.float32)
+    vectors = SteeringVectors((1,), personal, personal[0], np.ones(1, dtype=np.float32))
     seen = []
     for layer in backbone.layers:
         layer.register_forward_hook(
@@ -69,12 +69,12 @@ def test_a_batch_is_steered_row_by_row(tiny_encoder):
     before, width = [states.clone() for states in seen], seen[0].shape[1]
     seen.clear()
     tokens = EditedTokens(width, np.array([0, 1]), np.array([0, 1]), np.array([2, 1]), np.ones(2, dtype=np.float32))
-    with steered(backbone.layers, vectors, Edit((1,), alpha_personal=0.5), tokens):
+    with steered(backbone.layers, vectors, Move(alpha_personal=0.5), tokens):
         moved = backbone.one_batch(texts)
     assert torch.equal(seen[0], before[0])
     shift = seen[1] - before[1]
-    assert torch.allclose(shift[0, 0], torch.from_numpy(0.5 * personal[2, 1]), atol=1e-5)
-    assert torch.allclose(shift[1, 1], torch.from_numpy(0.5 * personal[1, 1]), atol=1e-5)
+    assert torch.allclose(shift[0, 0], torch.from_numpy(0.5 * personal[2, 0]), atol=1e-5)
+    assert torch.allclose(shift[1, 1], torch.from_numpy(0.5 * personal[1, 0]), atol=1e-5)
     shift[0, 0] = shift[1, 1] = 0
     assert not shift.any()
     assert (moved[:2] != plain[:2]).any(dim=1).all()

@@ -16,7 +16,7 @@ from personalization.backbones.encoder import load_encoder
 from personalization.backbones.loading import loading
 from personalization.backbones.location import locate_model, model_fingerprint
 from personalization.errors import DataError
-from tests.tiny import ARCHITECTURES, SIZES, make_model, make_tokenizer, save_as_encoder
+from tests.tiny import ARCHITECTURES, SIZES, make_model, make_tokenizer, of_table, save_as_encoder
 
 LOADERS = {"causal": load_causal, "encoder": load_encoder}
 PROMPTS, LABELS = ["a shy baker\nanswer:", "a pilot\nanswer:"], [" comedy\n", " drama\n"]
@@ -54,7 +54,7 @@ def refused(load, folder, match):
     return caught.value
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", of_table(ARCHITECTURES, "llama", "gemma2", "gpt2", "falcon", "mamba"))
 def test_no_whole_model_is_refused_and_any_lost_layer_is(architecture, tmp_path):
     make_model(architecture).save_pretrained(tmp_path, max_shard_size="40KB")
     make_tokenizer(bos=True).save_pretrained(tmp_path)

@@ -116,7 +116,7 @@ def test_scores_equal_one_candidate_at_a_time(routers, architecture, attention, 
     assert (reference[range(len(prompts)), winners] >= reference.max(axis=1) - 1e-5).all()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "mamba"])
+@pytest.mark.parametrize("architecture", of_table(["llama", "gpt2", "bloom", "mamba"], "llama", "bloom", "mamba"))
 def test_argmax_equals_one_candidate_at_a_time(architecture):
     random = np.random.default_rng(3)
     model = make_model(architecture, seed=1)
@@ -135,7 +135,7 @@ def test_the_log_says_why_a_slower_route_is_taken(caplog):
     assert "one row a candidate for mamba" in caplog.text
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "opt"])
+@pytest.mark.parametrize("architecture", of_table(["llama", "qwen3", "gemma3", "gpt2", "opt"], "llama", "gemma3"))
 @pytest.mark.parametrize("loudness", [1.0, 100.0])
 def test_rounding_in_16_bits_does_not_cost_a_model_its_fast_route(architecture, loudness):
     """Every block rounds anew in each pass, as kernels for other shapes do; a loud head makes nats of it."""

@@ -18,6 +18,8 @@ from studies.verdict.promotion import promote
 from studies.verdict.references import against_references, reference_answers, references
 from tracking.significance import holm, paired
 
+pytestmark = pytest.mark.usefixtures("kept_scores")
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -25,15 +27,16 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def two(home, spec_of):
+def two(home, spec_of, no_results):
     """The same two studies in every test: run once, then only opened."""
     specs = [
-        spec_of(name="plain", constraints={}, trials=4),
-        spec_of(name="similar", constraints={}, trials=6, objective="retrieval", warm_start=True, space={"k": [0, 2]}),
+        spec_of(name="plain", constraints={}, trials=3),
+        spec_of(name="similar", constraints={}, trials=3, objective="retrieval", warm_start=True, space={"k": [0, 2]}),
     ]
     for spec in specs:
-        run_study(spec, home)
-    return [open_study(spec, home) for spec in specs]
+        if not (home / spec.name).exists():
+            run_study(spec, home / spec.name)
+    return [open_study(spec, home / spec.name) for spec in specs]
 
 
 def test_gains_are_over_the_first_on_the_same_select_users(two):
@@ -58,14 +61,14 @@ def test_a_study_against_itself_gains_nothing(two):
 
 def test_studies_of_other_users_are_not_compared(two, tmp_path, spec_of):
     write_dataset(tmp_path / "other", "o", make_world(9, users=30, questions_per_user=2).dataset)
-    spec = spec_of(name="elsewhere", constraints={}, trials=2, data={"path": str(tmp_path / "other")})
+    spec = spec_of(name="elsewhere", constraints={}, trials=1, data={"path": str(tmp_path / "other")})
     run_study(spec, tmp_path)
     with pytest.raises(UsageError, match="have other select users"):
         compare([two[0], open_study(spec, tmp_path)])
 
 
 def test_a_study_without_a_feasible_trial_is_named(two, tmp_path, spec_of):
-    spec = spec_of(name="none", constraints={"entropy": ">= 9"}, trials=2)
+    spec = spec_of(name="none", constraints={"entropy": ">= 9"}, trials=1)
     run_study(spec, tmp_path)
     with pytest.raises(UsageError, match="study none has no feasible trial"):
         compare([open_study(spec, tmp_path), two[0]])
@@ -96,7 +99,7 @@ def test_references_are_measured_by_hand(two):
 
 def test_the_sign_of_the_taste_is_measured_both_ways(two):
     opened = two[0]
-    params = type(opened.rooms.BASELINE)(beta=1.0, gamma=0.8, kappa=5.0, tau=1.0, prior_mode="user", source="batch")
+    params = opened.rooms.BASELINE.changed(beta=1.0, gamma=0.8, kappa=5.0, prior_mode="user")
     profile = taste_profile(opened, params)
     assert list(profile) == ["added", "left out", "subtracted"]
     assert profile["added"] == opened.objective.evaluate(params).metrics["accuracy"]
@@ -135,10 +138,10 @@ def test_an_encoder_study_from_two_files_to_a_served_config(tmp_path, spec_of, t
     assert {"template", "scale"} <= set(opened.space)
     assert result.failed == 0
     assert (tmp_path / "results" / "own" / "best" / "gamma.png").read_bytes().startswith(b"\x89PNG")
-    answer = promote(opened, tmp_path / "deploy.yaml")
+    answer = promote(opened, tmp_path / "deploy")
     assert answer["promoted"], answer["reason"]
     assert set(answer["confirm"]["references"]) == set(references(opened, "confirm"))
-    served = Deployment.load(tmp_path / "deploy.yaml", tmp_path / "fresh")
+    served = Deployment.load(tmp_path / "deploy")
     right = [
         p.label == q.gold
         for p, q in zip(served.predict(opened.splits.confirm.questions), opened.splits.confirm.questions, strict=True)
@@ -148,13 +151,13 @@ def test_an_encoder_study_from_two_files_to_a_served_config(tmp_path, spec_of, t
 
 def test_a_parameter_of_other_models_is_refused_by_name(tmp_path, spec_of, tiny_encoder):
     spec = spec_of(objective="retrieval", model={"path": str(tiny_encoder)}, space={"k": 4})
-    with pytest.raises(UsageError, match=r"space\.k: no such parameter; this objective has, with this model, template"):
+    with pytest.raises(UsageError, match=r"space\.k: no such parameter; this chain has, with this model, template"):
         open_study(spec, tmp_path)
 
 
 def test_steering_an_encoder_is_refused_by_name(tmp_path, spec_of, tiny_encoder):
     spec = spec_of(objective="steering", model={"path": str(tiny_encoder)})
-    with pytest.raises(UsageError, match=r"objective steering takes a causal model, and .* is an encoder"):
+    with pytest.raises(UsageError, match=r"stage steering takes a causal model, and .* is an encoder"):
         open_study(spec, tmp_path)
     open_study(spec.model_copy(update={"objective": "calibration"}), tmp_path)
 

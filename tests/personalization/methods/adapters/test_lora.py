@@ -8,10 +8,11 @@ import torch
 from peft import PeftModel
 
 from personalization.backbones.causal import CausalBackbone
-from personalization.methods.adapters.adapted_rows import AdaptedRows
+from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.lora import TARGETS, GroupedLora, LoraShape, adapted_modules, load_lora
+from personalization.scoring.edits import Shelf
 from personalization.scoring.resume import decoder_layers
-from tests.tiny import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer, of_table
 
 LAYOUTS = ["llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", "opt", "phi", "falcon"]
 PROMPTS = [f"{'a shy baker discovers ' * (1 + i % 4)}a bank heist in paris.\nanswer:" for i in range(9)]
@@ -38,7 +39,7 @@ def weights(model):
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("architecture", LAYOUTS)
+@pytest.mark.parametrize("architecture", of_table(LAYOUTS, "llama", "gpt2", "opt"))
 def test_what_is_saved_is_what_peft_loads(architecture, tmp_path):
     model = make_model(architecture)
     lora = random_lora(model, first=1)
@@ -123,38 +124,39 @@ def test_saved_groups_are_loaded_side_by_side(tmp_path):
     assert (again.shape.rank, again.shape.alpha, again.shape.groups) == (4, 8.0, 3)
 
 
-@pytest.mark.parametrize("architecture", LAYOUTS)
+@pytest.mark.parametrize("architecture", of_table(LAYOUTS, "llama", "gpt2", "opt"))
 @pytest.mark.parametrize("first", [0, 1])
 def test_scores_are_those_of_one_prompt_at_a_time(architecture, first, tmp_path):
     backbone = CausalBackbone(make_model(architecture), make_tokenizer(bos=False))
     lora = random_lora(backbone.model, first)
-    rows = AdaptedRows(backbone, PROMPTS, USERS, GROUPS, LABELS, first, tmp_path, "x")
-    table = rows.table(lora)
+    edit = AdapterEdit(lora, GROUPS, USERS, first - 1)
+    rows = backbone.fixed(PROMPTS, LABELS, [edit], Shelf(tmp_path, "x"))
+    table = rows.table([edit])
+    assert bool(list(tmp_path.glob("*.states"))) == (first == 1)
     for row in range(9):
-        alone = AdaptedRows(
-            backbone, PROMPTS[row : row + 1], USERS[:1], GROUPS[row : row + 1], LABELS, 0, tmp_path, "x"
-        )
-        assert np.abs(alone.table(lora)[0] - table[row]).max() <= 1e-4
+        own = edit.only(np.array([row]))
+        alone = backbone.fixed(PROMPTS[row : row + 1], LABELS, [own]).table([own])
+        assert np.abs(alone[0] - table[row]).max() <= 1e-4
     plain = backbone.label_logprobs(PROMPTS, LABELS)
     assert np.abs(table[6] - plain[6]).max() <= 1e-4
     assert np.abs(table[:6] - plain[:6]).max() > 0.01
-    assert np.abs(rows.table(None) - plain).max() <= 1e-4
+    assert np.abs(rows.table() - plain).max() <= 1e-4
+    assert edit.touched.tolist() == (GROUPS >= 0).tolist()
     assert rows.lengths.tolist() == [len(backbone.tokenizer(label)["input_ids"]) for label in LABELS]
 
 
-@pytest.mark.parametrize("architecture", LAYOUTS)
+@pytest.mark.parametrize("architecture", of_table(LAYOUTS, "llama", "gpt2", "opt"))
 def test_gradients_above_stored_states_are_bit_equal_to_those_of_the_whole_model(architecture, tmp_path):
     """The same batch, once from what left layer 0 before, once with layer 0 run again."""
     backbone = CausalBackbone(make_model(architecture), make_tokenizer(bos=False))
     backbone.model.requires_grad_(False)
     found = []
-    for whole in (False, True):
+    for shelf in (Shelf(tmp_path, "x"), None):
         lora = random_lora(backbone.model, 1)
-        rows = AdaptedRows(backbone, PROMPTS, USERS, GROUPS, LABELS, 1, tmp_path, "x")
-        rows.states  # noqa: B018
-        if whole:
-            rows.first = 0
-        loss = torch.stack([rows.scores(number, lora).square().mean() for number in range(len(rows.rows))]).sum()
+        edit = AdapterEdit(lora, GROUPS, USERS, 0)
+        rows = backbone.fixed(PROMPTS, LABELS, [edit], shelf)
+        loss = torch.stack([rows.scores(number, [edit]).square().mean() for number in range(rows.batches)]).sum()
         found.append(torch.autograd.grad(loss, lora.parameters))
+    assert list(tmp_path.glob("*.states"))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert any(gradient.abs().max() > 0 for gradient in found[0])

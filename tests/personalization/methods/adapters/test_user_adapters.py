@@ -1,26 +1,35 @@
 """From histories to adapters to scores."""
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import load_causal
-from personalization.data.prompts import continuations, prompt
+from personalization.data.prompts import WORDINGS, continuations, prompt
 from personalization.data.records import Dataset
+from personalization.deployment import CONFIG, FORMAT, read_config, write_files
 from personalization.errors import DataError
-from personalization.methods.adapters.adapted_rows import AdaptedRows
+from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.trained import Trained
-from personalization.methods.adapters.user_adapters import Plan, UserAdapters, blended
+from personalization.methods.adapters.user_adapters import Plan, UserAdapters, placed
+from personalization.methods.history.asking import Asking
 from personalization.methods.history.labelled import held_out, labelled_items
-from tests.tiny import short_world
+from personalization.stages import stage
+from personalization.stages.chain import Fitted
+from personalization.stages.work import Tools, begin, blended, scores_of
+from tests.tiny import of_table, short_world
 
 PLAN = Plan(level="cluster", groups=2, epochs=2, lr=2e-2)
+SHORT = replace(PLAN, epochs=1)
 
 
 class Stopped(Exception):
@@ -42,24 +51,49 @@ def adapters(scorer):
     return UserAdapters(scorer, scorer.folder.parent / "adapters")
 
 
+def scores(dataset, trained, scorer, asking=None):
+    """Scores of questions as the stage gives them, without a name: nothing is kept in memory."""
+    tools = Tools(scorer)
+    work = begin(dataset, tools)
+    if asking is not None:
+        given = SimpleNamespace(**asdict(asking), scale=20.0)
+        work = stage("prompt").act(given, None, work, tools)
+    return scores_of(stage("adapter").act(SimpleNamespace(blend=1.0), trained, work, tools), tools)
+
+
+def reloaded(trained, folder):
+    """What was trained, from a copy."""
+    return Trained.load(json.loads(json.dumps(trained.save(folder))), folder)
+
+
+def plain_scores(scorer, dataset):
+    return scorer.label_logprobs([prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels))
+
+
+def strangers(users, questions=1):
+    """Questions of users that nobody has seen."""
+    new = short_world(9, users=users, questions_per_user=questions)
+    return Dataset(new.task, new.labels, tuple(replace(q, user_id=f"new {q.user_id}") for q in new.questions))
+
+
 def test_gold_labels_of_questions_change_nothing(adapters, scorer, world, tmp_path):
     other = Dataset(world.task, world.labels, tuple(replace(q, gold=world.labels[0]) for q in world.questions))
     learned, again = adapters.learn(world, PLAN), UserAdapters(scorer, tmp_path).learn(other, PLAN)
     assert learned.folder.name == again.folder.name
     assert learned.record == again.record
-    assert learned.listed()["sha256"] == again.listed()["sha256"]
+    assert learned.content == again.content
 
 
 @pytest.mark.slow
-def test_users_with_nothing_to_learn_from_get_no_prefix(adapters, world):
+def test_users_with_nothing_to_learn_from_get_no_prefix(adapters, scorer, world):
     user = world.questions[0].user_id
     bare = tuple(replace(q, history=()) if q.user_id == user else q for q in world.questions)
     lacking = Dataset(world.task, world.labels, bare)
     trained = adapters.learn(lacking, replace(PLAN, adapter="prefix", level="user", prefix_tokens=2))
     assert trained.idle == (trained.groups[user],)
     own = np.array([q.user_id == user for q in lacking.questions])
-    assert (adapters.assigned(lacking, trained)[own] == -1).all()
-    table, below = adapters.scores(lacking, trained), adapters.scores(lacking, trained.below)
+    assert (trained.assigned(lacking, scorer.embeddings)[own] == -1).all()
+    table, below = scores(lacking, trained, scorer), scores(lacking, trained.below, scorer)
     assert np.abs(table[own] - below[own]).max() <= 1e-4
     assert np.abs(table[~own] - below[~own]).max() > 0.01
 
@@ -85,14 +119,14 @@ def test_what_was_trained_is_read_again_and_a_stopped_training_goes_on(scorer, w
         raise Stopped
 
     with pytest.raises(Stopped):
-        adapters.learn(world, PLAN, stop)
+        adapters.learn(world, SHORT, stop)
     assert seen[0][1] == 15
-    trained = adapters.learn(world, PLAN)
-    whole = UserAdapters(scorer, tmp_path / "other").learn(world, PLAN)
+    trained = adapters.learn(world, SHORT)
+    whole = UserAdapters(scorer, tmp_path / "other").learn(world, SHORT)
     assert trained.record == whole.record
-    assert trained.listed()["sha256"] == whole.listed()["sha256"]
+    assert trained.content == whole.content
     stamp = (trained.folder / "record.json").stat().st_mtime_ns
-    assert adapters.learn(world, PLAN).record == trained.record
+    assert adapters.learn(world, SHORT).record == trained.record
     assert (trained.folder / "record.json").stat().st_mtime_ns == stamp
 
 
@@ -100,7 +134,7 @@ def test_a_trained_group_is_what_peft_makes_of_it(adapters, scorer, world, tiny_
     from personalization.backbones.causal import CausalBackbone, load_causal
 
     trained = adapters.learn(world, PLAN)
-    table = adapters.scores(world, trained)
+    table = scores(world, trained, scorer)
     groups = json.loads((trained.folder / "cluster_map.json").read_text())["users"]
     for group in range(2):
         loaded = load_causal(str(tiny_model), device="cpu")
@@ -111,77 +145,105 @@ def test_a_trained_group_is_what_peft_makes_of_it(adapters, scorer, world, tiny_
             [prompt(world.task, world.questions[i]) for i in own], continuations(world.labels)
         )
         assert np.abs(table[own] - expected).max() <= 1e-3
-    plain = scorer.label_logprobs([prompt(world.task, q) for q in world.questions], continuations(world.labels))
-    assert np.abs(table - plain).max() > 0.01
+    assert np.abs(table - plain_scores(scorer, world)).max() > 0.01
 
 
 @pytest.mark.slow
-def test_new_users_get_the_nearest_group_or_at_level_user_the_model_itself(adapters, scorer, world):
-    new = short_world(9, users=4, questions_per_user=1)
-    new = Dataset(new.task, new.labels, tuple(replace(q, user_id=f"new {q.user_id}") for q in new.questions))
-    plain = scorer.label_logprobs([prompt(new.task, q) for q in new.questions], continuations(new.labels))
+def test_new_users_get_the_nearest_group_or_at_level_user_the_model_itself(adapters, scorer, world, tmp_path):
+    new = strangers(4)
+    plain = plain_scores(scorer, new)
     for level, same in (("unified", False), ("cluster", False), ("user", True)):
-        trained = adapters.learn(world, replace(PLAN, level=level))
-        scores = adapters.scores(new, Trained.from_listed(json.loads(json.dumps(trained.listed()))))
-        assert (np.abs(scores - plain).max() <= 1e-4) == same
-    known = adapters.scores(world, adapters.learn(world, replace(PLAN, level="user")))
-    asked = scorer.label_logprobs([prompt(world.task, q) for q in world.questions], continuations(world.labels))
-    assert np.abs(known - asked).max() > 0.01
+        trained = reloaded(adapters.learn(world, replace(PLAN, level=level)), tmp_path / level)
+        assert (np.abs(scores(new, trained, scorer) - plain).max() <= 1e-4) == same
+    known = scores(world, adapters.learn(world, replace(PLAN, level="user")), scorer)
+    assert np.abs(known - plain_scores(scorer, world)).max() > 0.01
 
 
 @pytest.mark.slow
-def test_an_anchored_adapter_begins_at_the_unified_one(adapters, world):
+def test_an_anchored_adapter_begins_at_the_unified_one(adapters, scorer, world):
     pinned = adapters.learn(world, replace(PLAN, anchor=1e4, lr=1e-4))
     free = adapters.learn(world, replace(PLAN, lr=1e-4))
-    begins = adapters.scores(world, adapters.learn(world, Plan()))
-    near, far = (np.abs(adapters.scores(world, trained) - begins).max() for trained in (pinned, free))
+    begins = scores(world, adapters.learn(world, Plan()), scorer)
+    near, far = (np.abs(scores(world, trained, scorer) - begins).max() for trained in (pinned, free))
     assert near < 0.1 * far
 
 
-def test_changed_adapters_are_not_served(adapters, world):
-    listed = adapters.learn(world, replace(PLAN, rank=2)).listed()
-    weights = adapters.folder / listed["folder"].rpartition("/")[2] / "group-0" / "adapter_model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    with pytest.raises(DataError, match="missing or changed; restore them or promote again"):
-        Trained.from_listed(listed)
+def test_changed_adapters_are_not_served(adapters, world, tmp_path):
+    trained = adapters.learn(world, PLAN)
+    described = write_files(Fitted({"adapter": SimpleNamespace()}, {"adapter": trained}), tmp_path)
+    config = {"format": FORMAT, "generation": 1, "model": {}, "template": WORDINGS["causal"].template, "provenance": {}}
+    told = {**config, "task": world.task, "labels": list(world.labels), **described}
+    (tmp_path / CONFIG).write_text(yaml.safe_dump(told))
+    assert read_config(tmp_path)["chain"] == described["chain"]
+    for group in range(2):
+        weights = tmp_path / described["folder"] / "adapters" / f"group-{group}" / "adapter_model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+        with pytest.raises(DataError, match=f"group-{group}/adapter_model.safetensors: missing or changed"):
+            read_config(tmp_path)
+        data[-1] ^= 1
+        weights.write_bytes(data)
+
+
+@pytest.mark.parametrize("level", of_table(["cluster", "user"], "cluster"))
+def test_a_copy_is_what_was_trained(adapters, scorer, world, level, tmp_path):
+    trained = adapters.learn(world, replace(PLAN, level=level))
+    again = reloaded(trained, tmp_path / "a" / "b")
+    assert again.content == trained.content
+    assert again.groups == (trained.groups if level == "user" else {})
+    assert (again.assigned(world, scorer.embeddings) == trained.assigned(world, scorer.embeddings)).all()
+    assert (scores(world, again, scorer) == scores(world, trained, scorer)).all()
+    shutil.rmtree(tmp_path / "a" / "b" / "group-0")
+    with pytest.raises(FileNotFoundError):
+        Trained.load(again.save(tmp_path / "c"), tmp_path / "c")
+
+
+def test_users_stand_in_the_plane_with_their_groups(adapters, scorer, world):
+    trained = adapters.learn(world, PLAN)
+    found = placed(world, trained, scorer.embeddings)
+    users = list(dict.fromkeys(q.user_id for q in world.questions))
+    assert found["places"].shape == (len(users), 2)
+    assert found["groups"].tolist() == [trained.groups[user] for user in users]
+    assert found["silhouette"] == trained.clusters.silhouette
+    idle = placed(world, replace(trained, idle=(0,)), scorer.embeddings)["groups"]
+    assert (idle == np.where(found["groups"] == 0, -1, found["groups"])).all()
 
 
 def test_a_blend_is_a_mean_of_log_probabilities():
     base, adapted = np.array([[0.0, 1.0]], dtype=np.float32), np.array([[2.0, -1.0]], dtype=np.float32)
-    assert (blended(base, adapted, 1.0) == adapted).all()
-    half = blended(base, adapted, 0.5)
-    assert half[0, 0] - half[0, 1] == pytest.approx(0.5 * (0 - 1) + 0.5 * (2 + 1))
+    for weight in (0.0, 0.5, 1.0):
+        found = blended(base, adapted, weight)
+        assert found[0, 0] - found[0, 1] == pytest.approx((1 - weight) * (0 - 1) + weight * (2 + 1))
+    assert np.exp(blended(base, adapted, 1.0)).sum() == pytest.approx(1)
 
 
-def test_items_of_the_history_stand_in_front_when_learning_and_when_asked(adapters, scorer, world):
-    plan = replace(PLAN, level="unified", k=1)
+def test_items_of_the_history_stand_in_front_when_learning_and_when_asked(adapters, scorer, world, tmp_path):
+    asking = Asking(k=1)
+    plan = replace(PLAN, level="unified", epochs=1, asking=asking)
     trained = adapters.learn(world, plan)
-    assert trained.folder != adapters.learn(world, replace(plan, k=0)).folder
+    assert trained.folder != adapters.learn(world, replace(plan, asking=Asking())).folder
     items = labelled_items(world)
-    prompts = adapters._prompts(items, trained.context)
+    prompts = adapters._prompts(items, plan)
     for text, item in zip(prompts, items.questions, strict=True):
         newest = [f'"{other.text}" is "{other.label}"' for other in item.history[-1:]]
         assert all(other in text for other in newest)
         assert text.endswith(item.text + "\nanswer:")
-    table = adapters.scores(world, trained)
-    again = adapters.scores(world, Trained.from_listed(json.loads(json.dumps(trained.listed()))))
+    table = scores(world, trained, scorer, asking)
+    again = scores(world, reloaded(trained, tmp_path), scorer, asking)
     assert (table == again).all()
-    lora = trained.load(scorer.backbone.model)
     question = world.questions[0]
     text = prompt(world.task, question, question.history[-1:])
-    alone = AdaptedRows(
-        scorer.backbone, [text], ["u"], np.zeros(1, dtype=np.int64), continuations(world.labels), 0, scorer.folder, "x"
-    )
-    assert np.abs(alone.table(lora)[0] - table[0]).max() <= 1e-4
+    edit = AdapterEdit(trained.on(scorer.backbone.model), np.zeros(1, dtype=np.int64), ["u"])
+    alone = scorer.backbone.fixed([text], continuations(world.labels), [edit]).table([edit])
+    assert np.abs(alone[0] - table[0]).max() <= 1e-4
 
 
 def test_what_was_trained_tells_a_pruner_the_same_again(scorer, world, tmp_path):
     adapters, told = UserAdapters(scorer, tmp_path), {1: [], 2: []}
     for turn, seen in told.items():
-        adapters.learn(world, PLAN, lambda items, scores, records, seen=seen: seen.append((scores, list(records))))
-        assert len(seen) == len(adapters.learn(world, PLAN).record["records"]), turn
+        adapters.learn(world, SHORT, lambda items, scores, records, seen=seen: seen.append((scores, list(records))))
+        assert len(seen) == len(adapters.learn(world, SHORT).record["records"]), turn
     for (first, records), (again, same) in zip(*told.values(), strict=True):
         assert (first == again).all()
         assert records == same
@@ -194,15 +256,16 @@ def test_two_workers_train_the_same_adapters_once(tiny_model, world, tmp_path, m
     monkeypatch.setattr(UserAdapters, "_train", lambda *given: (trainings.append(1), train(*given)))
     workers = [UserAdapters(CachedScorer(str(tiny_model), tmp_path / "scores"), tmp_path / "a") for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(lambda worker: worker.learn(world, replace(PLAN, epochs=1)).listed(), workers))
-    assert found[0] == found[1]
+        found = list(pool.map(lambda worker: worker.learn(world, replace(PLAN, epochs=1)), workers))
+    assert found[0].content == found[1].content
+    assert found[0].record == found[1].record
     assert len(trainings) == 1
 
 
 @pytest.mark.slow
 def test_what_a_second_view_shows_tells_trainings_apart(adapters, world):
     """The item that is swapped in ranks behind those of the plain prompts."""
-    plan = replace(PLAN, level="unified", k=1, history_swap=1.0, epochs=2, start=0.9)
+    plan = replace(PLAN, level="unified", asking=Asking(k=1), history_swap=1.0, epochs=2, start=0.9)
 
     def with_third_newest(text):
         questions = []
@@ -218,9 +281,10 @@ def test_what_a_second_view_shows_tells_trainings_apart(adapters, world):
 
 @pytest.mark.slow
 def test_a_second_view_shows_the_same_items_differently(adapters, world):
-    plan = replace(PLAN, level="unified", k=2, word_dropout=0.2, history_dropout=0.5, history_order=1.0, epochs=2)
+    rates = {"word_dropout": 0.2, "history_dropout": 0.5, "history_order": 1.0}
+    plan = replace(PLAN, level="unified", asking=Asking(k=2), **rates, epochs=2)
     assert plan.varies
-    assert not replace(plan, k=0, word_dropout=0.0).varies
+    assert not replace(plan, asking=Asking(), word_dropout=0.0).varies
     plain = adapters.learn(world, replace(plan, word_dropout=0.0, history_dropout=0.0, history_order=0.0))
     seen = adapters.learn(world, plan)
     first, second = plain.record["records"], seen.record["records"]
@@ -243,20 +307,22 @@ def test_a_pruner_sees_the_same_items_at_every_level(adapters, world):
 
 
 @pytest.mark.slow
-def test_serving_keeps_no_states(adapters, scorer, world, tmp_path):
+def test_serving_keeps_no_states(adapters, scorer, world, tmp_path, monkeypatch):
     trained = adapters.learn(world, PLAN)
-    served = CachedScorer(scorer.model, tmp_path / "scores")
-    table = UserAdapters(served, tmp_path).scores(world, trained, resume=False)
-    assert np.abs(table - adapters.scores(world, trained)).max() <= 1e-4
-    assert not list(tmp_path.rglob("*.states"))
     prefix = adapters.learn(world, replace(PLAN, adapter="prefix", level="user", prefix_tokens=2, epochs=1))
+    expected = scores(world, trained, scorer)
+    before = sorted(scorer.folder.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    table = scores(world, trained, scorer.unstored())
+    assert np.abs(table - expected).max() <= 1e-4
     new = tuple(replace(q, user_id=f"new {q.user_id}") for q in world.questions[:4])
-    UserAdapters(served, tmp_path).scores(Dataset(world.task, world.labels, new), prefix, resume=False)
-    assert not list(tmp_path.rglob("*.states"))
+    scores(Dataset(world.task, world.labels, new), prefix, scorer.unstored())
+    assert sorted(scorer.folder.rglob("*")) == before
+    assert not list(tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("level", ["cluster", "user"])
-def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world, tiny_model, level):
+@pytest.mark.parametrize("level", of_table(["cluster", "user"], "cluster"))
+def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world, tiny_model, level, tmp_path):
     plan = replace(PLAN, adapter="prefix", level=level, prefix_tokens=5, lr=5e-2)
     trained = adapters.learn(world, plan)
     unified = trained.below
@@ -264,7 +330,7 @@ def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world
         assert unified.folder == adapters.learn(world, Plan()).folder
     records = trained.record["records"]
     assert min(record["held_out_loss"] for record in records[1:]) < records[0]["held_out_loss"]
-    table = adapters.scores(world, Trained.from_listed(json.loads(json.dumps(trained.listed()))))
+    table = scores(world, reloaded(trained, tmp_path), scorer)
     users = sorted({q.user_id for q in world.questions})[:2]
     for user in users:
         group = trained.groups[user]
@@ -274,14 +340,13 @@ def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world
         for row in [i for i, q in enumerate(world.questions) if q.user_id == user]:
             expected = by_hand(peer, loaded.tokenizer, prompt(world.task, world.questions[row]), world.labels)
             assert np.abs(table[row] - expected).max() <= 1e-3
-    plain = adapters.scores(world, unified)
+    plain = scores(world, unified, scorer)
     assert np.abs(table - plain).max() > 0.01
-    new = short_world(9, users=4, questions_per_user=1)
-    new = Dataset(new.task, new.labels, tuple(replace(q, user_id=f"new {q.user_id}") for q in new.questions))
+    new = strangers(4)
     both = Dataset(world.task, world.labels, (*new.questions, *world.questions))
-    mixed = adapters.scores(both, trained)
+    mixed = scores(both, trained, scorer)
     assert np.abs(mixed[len(new) :] - table).max() <= 1e-4
-    assert (np.abs(mixed[: len(new)] - adapters.scores(new, unified)).max() <= 1e-4) == (level == "user")
+    assert (np.abs(mixed[: len(new)] - scores(new, unified, scorer)).max() <= 1e-4) == (level == "user")
 
 
 def by_hand(model, tokenizer, text, labels):

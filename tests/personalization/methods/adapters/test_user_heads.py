@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,12 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.methods.adapters.heads import Head, fit_head, fit_near
-from personalization.methods.adapters.user_heads import HeadPlan, UserHeads, load_heads
+from personalization.methods.adapters.user_heads import HeadPlan, Heads, UserHeads
+from personalization.methods.history.asking import Asking
+from personalization.stages import chain
+from personalization.stages.chain import Fitted
+from personalization.stages.work import Tools, begin
+from search_spaces import chain_space
 from tests.tiny import short_world
 
 LEVELS = ("unified", "cluster", "user")
@@ -22,22 +28,72 @@ def world():
     return short_world(7, users=16, questions_per_user=2)
 
 
+@pytest.fixture(scope="module")
+def scorers(tiny_model, tiny_encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scores")
+    found = {"causal": tiny_model, "encoder": tiny_encoder}
+    return {kind: CachedScorer(str(model), folder / kind) for kind, model in found.items()}
+
+
+@pytest.fixture(scope="module")
+def encoder(scorers):
+    return scorers["encoder"]
+
+
+def heads_of(scorer, dataset, asked=None):
+    """Heads of a data set's questions; `asked` notes what is represented."""
+
+    def represent(prompts, owners):
+        if asked is not None:
+            asked.append(list(prompts))
+        return scorer.embeddings(prompts) if scorer.kind == "encoder" else scorer.last_states(prompts, (1,))[:, 0]
+
+    return UserHeads(dataset, Asking(), scorer, represent, Asking().prompts(scorer, dataset)[0])
+
+
+def params_of(plan):
+    return SimpleNamespace(head="logistic", blend=1.0, **vars(plan))
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", ["causal", "encoder"])
-def test_heads_are_saved_under_their_content_and_answer_the_same(
-    kind, level, tiny_model, tiny_encoder, world, tmp_path
-):
-    scorer = CachedScorer(str({"causal": tiny_model, "encoder": tiny_encoder}[kind]), tmp_path / "scores")
-    heads, plan = UserHeads(scorer, tmp_path), replace(PLAN, level=level)
-    learned = heads.learn(world, plan)
-    listed = json.loads(json.dumps(heads.save(learned)))
-    scores = heads.scores(world, learned)
+def test_heads_are_saved_and_answer_the_same(kind, level, scorers, world, tmp_path):
+    heads, plan = heads_of(scorers[kind], world), replace(PLAN, level=level)
+    learned = heads.learn(plan)
+    again = Heads.load(plan, json.loads(json.dumps(learned.save(tmp_path))), tmp_path)
+    scores = heads.scores(learned)
     assert np.allclose(np.exp(scores).sum(axis=1), 1, atol=1e-4)
-    assert (heads.scores(world, load_heads(listed)) == scores).all()
-    assert len(load_heads(listed).own) == (2 if level == "cluster" else 0)
-    (tmp_path / listed["file"].rpartition("/")[2]).write_bytes(b"x")
-    with pytest.raises(DataError, match="the head of this config is missing or changed"):
-        load_heads(listed)
+    assert (heads.scores(again) == scores).all()
+    assert len(again.own) == (2 if level == "cluster" else 0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+def test_the_stage_answers_by_the_heads_of_its_plan(kind, level, scorers, world):
+    """Tune users by those that did not learn from them."""
+    plan, tools = replace(PLAN, level=level), Tools(scorers[kind])
+    given = {"head": "logistic", "blend": 1.0, **vars(plan)}
+    params = chain_space(("head",)).of_full({f"head.{name}": value for name, value in given.items()})
+    fitted = chain.fit(params, begin(world, tools, "tune"), tools)
+    heads = heads_of(scorers[kind], world)
+    expected = heads.learn(plan)
+    answered = chain.answer(fitted, begin(world, tools), tools).answer.log_probs
+    assert np.abs(answered - heads.scores(expected)).max() <= 1e-4
+    assert np.abs(fitted.answers.log_probs - heads.crossed(plan)).max() <= 1e-4
+    groups = chain.facts(fitted, tools).groups
+    assert groups == (
+        {q.user_id: g for q, g in zip(world.questions, heads.assigned(expected), strict=True)}
+        if level == "cluster"
+        else {}
+    )
+
+
+def test_a_head_that_is_not_there_is_named(encoder, world, tmp_path):
+    learned = heads_of(encoder, world).learn(PLAN)
+    listed = chain.save(Fitted({"head": params_of(PLAN)}, {"head": learned}), tmp_path)
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(DataError, match="stage head cannot be read: .*; copy the whole folder"):
+        chain.load(listed, tmp_path)
 
 
 def relabelled(dataset, user):
@@ -48,56 +104,56 @@ def relabelled(dataset, user):
     return Dataset(dataset.task, dataset.labels, tuple(map(changed, dataset.questions)))
 
 
-def test_a_crossed_head_has_not_learned_from_the_users_it_answers(tiny_encoder, world, tmp_path):
-    heads = UserHeads(CachedScorer(str(tiny_encoder), tmp_path / "scores"), tmp_path)
+def test_a_crossed_head_has_not_learned_from_the_users_it_answers(encoder, world):
     user = world.questions[0].user_id
     own = np.array([q.user_id == user for q in world.questions])
-    before, after = (heads.crossed(d, PLAN) for d in (world, relabelled(world, user)))
+    before, after = (heads_of(encoder, d).crossed(PLAN) for d in (world, relabelled(world, user)))
     assert before.shape == (len(world), 15)
     assert (before[own] == after[own]).all()
     assert (before[~own] != after[~own]).any()
 
 
-def test_a_users_own_head_learns_from_that_user_alone(tiny_encoder, world, tmp_path):
-    heads = UserHeads(CachedScorer(str(tiny_encoder), tmp_path / "scores"), tmp_path)
-    learned = heads.learn(world, replace(PLAN, level="user"))
+def test_a_users_own_head_learns_from_that_user_alone(encoder, world):
+    learned = heads_of(encoder, world).learn(replace(PLAN, level="user"))
     user = world.questions[0].user_id
     own = np.array([q.user_id == user for q in world.questions])
-    before, after = (heads.scores(d, learned) for d in (world, relabelled(world, user)))
+    before, after = (heads_of(encoder, d).scores(learned) for d in (world, relabelled(world, user)))
     assert (after[own, 0] > before[own, 0]).all()
     assert (before[~own] == after[~own]).all()
-    base = heads.scores(world, replace(learned, plan=PLAN))
+    base = heads_of(encoder, world).scores(replace(learned, plan=PLAN))
     bare = Dataset(world.task, world.labels, tuple(replace(q, history=()) for q in world.questions))
-    assert (heads.scores(bare, learned) == base).all()
+    assert (heads_of(encoder, bare).scores(learned) == base).all()
     assert np.abs(before - base).max() > 0.01
 
 
-def test_a_head_knows_what_is_known_when_the_question_is_asked(tiny_encoder, world, tmp_path):
-    heads = UserHeads(CachedScorer(str(tiny_encoder), tmp_path / "scores"), tmp_path)
+@pytest.mark.parametrize("level", LEVELS)
+def test_some_questions_have_the_scores_that_they_have_among_all(encoder, world, level):
+    heads, rows = heads_of(encoder, world), np.array([5, 0, 17])
+    learned = heads.learn(replace(PLAN, level=level))
+    assert np.abs(heads.scores(learned, rows) - heads.scores(learned)[rows]).max() <= 1e-5
+
+
+def test_a_head_knows_what_is_known_when_the_question_is_asked(encoder, world):
     first, second = world.questions[:2]
     assert first.user_id == second.user_id
     early = replace(first, history=first.history[:3])
     future = tuple(replace(item, label=world.labels[0]) for item in second.history)
     late = replace(second, history=(*first.history[:3], *future[3:]))
     for level in ("user", "cluster"):
-        learned = heads.learn(world, replace(PLAN, level=level))
-        alone = heads.scores(Dataset(world.task, world.labels, (early,)), learned)[0]
-        together = heads.scores(Dataset(world.task, world.labels, (late, early)), learned)
+        learned = heads_of(encoder, world).learn(replace(PLAN, level=level))
+        one, two = (heads_of(encoder, Dataset(world.task, world.labels, some)) for some in ((early,), (late, early)))
+        alone, together = one.scores(learned)[0], two.scores(learned)
         assert np.abs(together[1] - alone).max() <= 1e-5
         assert np.abs(together[0] - together[1]).max() > 0.01
-        groups = heads.assigned(Dataset(world.task, world.labels, (late, early)), learned)
-        assert groups[1] == heads.assigned(Dataset(world.task, world.labels, (early,)), learned)[0]
+        assert two.assigned(learned)[1] == one.assigned(learned)[0]
 
 
-def test_one_odd_prompt_does_not_say_how_labels_are_asked(tiny_model, world, tmp_path):
-    heads = UserHeads(CachedScorer(str(tiny_model), tmp_path / "scores"), tmp_path)
+def test_one_odd_prompt_does_not_say_how_labels_are_asked(scorers, world):
     asked = []
-    real = heads._of
-    heads._of = lambda prompts, plan: asked.append(list(prompts)) or real(prompts, plan)
     odd = replace(world.questions[0], text="x a film")
-    heads.learn(Dataset(world.task, world.labels, (odd, *world.questions[1:])), PLAN)
+    heads_of(scorers["causal"], Dataset(world.task, world.labels, (odd, *world.questions[1:])), asked).learn(PLAN)
     frame = world.questions[1].text.partition("description:")[0]
-    assert asked
+    assert len(asked) == 2
     assert all(prompt.startswith(frame) for prompts in asked for prompt in prompts)
 
 

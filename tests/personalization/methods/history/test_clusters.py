@@ -30,10 +30,12 @@ def test_words_find_the_planted_groups(world):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_new_users_go_to_the_nearest_centre_after_a_round_trip(world, kind):
+def test_new_users_go_to_the_nearest_centre_after_a_round_trip(world, kind, tmp_path):
     histories = list(learned_histories(world.dataset).values())
     found = cluster(kind, histories[:80], world.dataset.labels, embed, 3)
-    again = Clusters.from_listed(found.listed())
+    assert found.save(tmp_path / "groups.safetensors") == "groups.safetensors"
+    again = Clusters.load(tmp_path / "groups.safetensors")
+    assert (again.kind, again.terms, again.silhouette) == (found.kind, found.terms, found.silhouette)
     features = again.features(histories[80:], embed)
     distances = np.linalg.norm(features[:, None] - found.centres[None], axis=2)
     assert again.assign(features).tolist() == distances.argmin(axis=1).tolist()

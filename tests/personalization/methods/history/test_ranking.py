@@ -1,5 +1,6 @@
 """Ranking a history, and what follows from it, against brute force."""
 
+import re
 from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -14,13 +15,16 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
 from personalization.data.prompts import prompt
 from personalization.data.records import Dataset, HistoryItem, Question
-from personalization.methods.history.ranking import RANKINGS, TOLD_FROM, Histories, bm25, most_relevant, scaled, words
+from personalization.methods.history.asking import Asking
+from personalization.methods.history.bm25 import bm25, words
+from personalization.methods.history.ranking import RANKINGS, TOLD_FROM, Histories, most_relevant
 from personalization.methods.taste.priors import history_counts, log_softmax
+from personalization.stages.chain import answer, fit
+from personalization.stages.work import Tools, begin, scores_of
+from search_spaces import chain_space
 
 LABELS = ("drama", "comedy", "action")
-PLAIN = SimpleNamespace(
-    template="{label}", scale=20.0, k=0, ranking="recency", mix=0.0, width=1.0, half_life=1e12, prior_mode="similar"
-)
+PLAIN = SimpleNamespace(ranking="recency", mix=0.0, width=1.0, half_life=1e12)
 
 
 def params(**changes):
@@ -176,35 +180,41 @@ def test_items_are_ordered_by_date_and_those_without_are_the_oldest(scorer):
 
 def test_k_items_stand_in_front_of_the_question_best_first(causal):
     asked = question("a dog and a heist in rome", HISTORY)
-    seen = []
-    causal.label_logprobs = lambda prompts, *_: seen.extend(prompts) or np.zeros((len(prompts), 3), dtype=np.float32)
-    histories = Histories(causal, world_of(asked))
-    histories.scores(params(k=2, ranking="bm25"))
-    histories.scores(params(k=0, ranking="bm25"))
-    histories.scores(params(k=9, ranking="recency"))
+    world = world_of(asked)
+    ways = (Asking(2, "bm25"), Asking(0, "bm25"), Asking(9, "recency"))
+    seen = [way.prompts(causal, world) for way in ways]
     by_date = asked.history[::-1]
-    relevance = histories.bm25
+    relevance = Histories(causal, world).bm25
     best = [asked.history[i] for i in np.argsort(-relevance)[:2]]
-    assert seen == [prompt("LaMP_2", asked, best), prompt("LaMP_2", asked), prompt("LaMP_2", asked, by_date)]
+    expected = [prompt("LaMP_2", asked, best), prompt("LaMP_2", asked), prompt("LaMP_2", asked, by_date)]
+    assert seen == [([text], 0) for text in expected]
+
+
+def scored(scorer, world, way):
+    """Scores of prompts that are asked so, and how many were shortened."""
+    prompts, shortened = way.prompts(scorer, world)
+    return scorer.label_logprobs(prompts, way.spoken(scorer, world.labels)), shortened
 
 
 def test_items_that_do_not_fit_are_cut_to_equal_shares(causal):
     long = [(f"{word} " * 150, "drama") for word in ("heist", "dog", "train")]
     world = world_of(question("a dog", long), question("a cat", HISTORY))
-    histories = Histories(causal, world)
-    scores = histories.scores(params(k=3, ranking="recency"))
+    scores, shortened = scored(causal, world, Asking(3, "recency"))
     assert np.isfinite(scores).all()
-    assert histories.prompts_shortened(params(k=3, ranking="recency")) == 1
-    assert histories.prompts_shortened(params(k=0)) == 0
+    assert shortened == 1
+    assert Asking(0).prompts(causal, world)[1] == 0
     assert causal.truncated == 0
+    text = Asking(3, "recency").prompts(causal, world)[0][0]
+    left = [re.search(rf'"({word}[^"]*)"', text)[1] for word in ("heist", "dog", "train")]
+    assert len({len(causal.backbone.tokenizer(item, add_special_tokens=False)["input_ids"]) for item in left}) == 1
 
 
 def test_a_long_question_without_history_and_no_question_at_all(causal):
-    wanted = params(k=2, ranking="recency")
-    scores = Histories(causal, world_of(question("war " * 400, []), question("a dog", HISTORY))).scores(wanted)
+    way = Asking(2, "recency")
+    scores, _ = scored(causal, world_of(question("war " * 400, []), question("a dog", HISTORY)), way)
     assert np.isfinite(scores).all()
     assert causal.truncated == 1
-    assert Histories(causal, world_of()).scores(wanted).shape == (0, 3)
+    assert scored(causal, world_of(), way)[0].shape == (0, 3)
 
 
 @pytest.mark.parametrize("history", [[], [("a dog", "comedy")]])
@@ -215,13 +225,13 @@ def test_users_with_little_history_get_what_there_is(scorer, causal, history):
         counts = Histories(scorer, world).counts(wanted)
         assert counts[0].tolist() == [0, len(history), 0]
         assert len(Histories(scorer, world).top(ranking, 0.5, 8)[0]) == len(history)
-    assert np.isfinite(Histories(causal, world).scores(params(k=4, ranking="bm25"))).all()
+    assert np.isfinite(scored(causal, world, Asking(4, "bm25"))[0]).all()
 
 
 def test_10_000_items_of_one_user(scorer):
     random = np.random.default_rng(0)
     nouns = ["dog", "heist", "train", "war", "child", "paris", "desert", "ship"]
-    texts = [" ".join(random.choice(nouns, 4)) for _ in range(10_000)]
+    texts = [" ".join(random.choice(nouns, 3)) for _ in range(10_000)]
     world = world_of(question("a ship in the desert", [(text, LABELS[i % 3]) for i, text in enumerate(texts)]))
     histories = Histories(scorer, world)
     for ranking in RANKINGS:
@@ -230,15 +240,31 @@ def test_10_000_items_of_one_user(scorer):
 
 
 def test_another_scale_is_a_softmax_of_the_similarities_at_that_scale(scorer):
-    world = world_of(question("a heist", HISTORY), question("war", HISTORY))
-    scores = Histories(scorer, world).scores(PLAIN)
+    world, tools = world_of(question("a heist", HISTORY), question("war", HISTORY)), Tools(scorer)
+    chain = chain_space(("calibration",)).of_full({"calibration.scale": 50.0})
+    found = answer(fit(chain, begin(world, tools), tools), begin(world, tools), tools).answer.log_probs
     cosines = scorer.embeddings(["a heist", "war"]) @ scorer.embeddings(LABELS).T
-    assert np.allclose(log_softmax(scaled(scores, 50.0)), log_softmax(50.0 * cosines), atol=1e-4)
+    assert np.allclose(found, log_softmax(50.0 * cosines), atol=1e-4)
 
 
 def test_another_text_for_the_labels_is_another_table(scorer):
-    histories = Histories(scorer, world_of(question("a heist", HISTORY)))
-    plain, spoken = histories.scores(PLAIN), histories.scores(params(template="a {label} film"))
+    world, tools = world_of(question("a heist", HISTORY)), Tools(scorer)
+    plain, spoken = scored(scorer, world, Asking())[0], scored(scorer, world, Asking(template="a {label} film"))[0]
     assert (plain != spoken).any()
     expected = scorer.label_logprobs(["a heist"], [f"a {label} film" for label in LABELS])
     assert (spoken == expected).all()
+    chain = chain_space(("prompt", "calibration")).of_full({"prompt.template": "a {label} film"})
+    assert (scores_of(fit(chain, begin(world, tools), tools).tune[-1], tools) == expected).all()
+
+
+def test_an_encoder_is_asked_with_the_bare_text(scorer, causal):
+    world = world_of(question("a heist", HISTORY))
+    assert Asking(3, "bm25").prompts(scorer, world) == (["a heist"], 0)
+    assert Asking(template="a {label} film").spoken(causal, LABELS) == Asking().spoken(causal, LABELS)
+
+
+def test_what_is_asked_about_takes_the_place_of_the_question(scorer, causal):
+    world = world_of(question("a heist", HISTORY))
+    texts = Asking(3).about(causal, world, world.questions[0], ["", "a dog"])
+    assert texts == [prompt("LaMP_2", question(text, [])).replace(": \n", ":\n") for text in ("", "a dog")]
+    assert Asking(3).about(scorer, world, world.questions[0], ["", "a dog"]) == ["", "a dog"]

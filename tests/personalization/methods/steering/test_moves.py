@@ -1,5 +1,7 @@
 """What steering does to hidden states and scores: effects, not calls."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,20 +9,21 @@ import torch
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError, UnavailableError
 from personalization.methods.steering.directions import DIRECTIONS, Pairs, ccs, personal_directions, shrunk, svd, unit
+from personalization.methods.steering.edit import SteeringEdit
 from personalization.methods.steering.moves import (
     EDITS,
-    Edit,
     EditedTokens,
+    Move,
     SteeringVectors,
     cosine_gate,
     moved,
     product_gate,
     steered,
 )
-from personalization.methods.steering.steered_scorer import SteeredScorer
+from personalization.scoring.edits import Shelf
 from personalization.scoring.packed import Packed
 from personalization.scoring.resume import SITES, captured_output, decoder_layers, output_of, site_of
-from tests.tiny import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer, of_table
 
 LAYOUTS = ["llama", "qwen3", "mistral", "gemma3", "gpt2", "gpt_neox", "opt", "phi", "falcon"]
 PROMPTS = [f"{'a shy baker discovers ' * (1 + i % 4)}a bank heist in paris.\nanswer:" for i in range(9)]
@@ -28,15 +31,24 @@ LABELS = [" comedy\n", " dark comedy\n", " 1\n", " 10\n"]
 USERS = np.arange(9) % 4
 
 
-def random_vectors(seed=0, users=4, layers=2, width=32) -> SteeringVectors:
-    random = np.random.default_rng(seed)
+def random_vectors(seed=0, layers=(0, 1), users=4, width=32) -> SteeringVectors:
+    """Vectors at these of two layers."""
+    random, chosen = np.random.default_rng(seed), list(layers)
 
     def unit(*shape):
         x = random.normal(size=shape)
         return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
-    norms = random.uniform(1, 3, layers).astype(np.float32)
-    return SteeringVectors(tuple("abcd"[:users]), unit(users, layers, width), unit(layers, width), norms)
+    norms = random.uniform(1, 3, 2).astype(np.float32)
+    return SteeringVectors(tuple(layers), unit(users, 2, width)[:, chosen], unit(2, width)[chosen], norms[chosen])
+
+
+def table(backbone, vectors, move, folder=None, gates=None, scope="last"):
+    """(scores, the edit) of the prompts; `folder`: where the pass starts from stored states."""
+    gates = np.ones(len(PROMPTS)) if gates is None else gates
+    edit = SteeringEdit(backbone.layers, vectors, move, USERS, gates, scope)
+    fixed = backbone.fixed(PROMPTS, LABELS, [edit], None if folder is None else Shelf(folder, "tiny"))
+    return fixed.table([edit]), edit
 
 
 def run(model, ids, mask=None):
@@ -59,16 +71,16 @@ TOKENS = EditedTokens(
 
 @pytest.mark.parametrize("architecture", LAYOUTS)
 def test_only_the_given_tokens_move_and_by_exactly_their_users_vector(architecture):
-    model, vectors = make_model(architecture), random_vectors()
+    model, vectors = make_model(architecture), random_vectors(layers=(1,))
     ids = torch.arange(5, 26).view(3, 7)
     below, plain, logits = run(model, ids)
-    edit = Edit((1,), alpha_personal=0.7, alpha_general=-0.2)
-    with steered(decoder_layers(model), vectors, edit, TOKENS) as firings:
+    move = Move(alpha_personal=0.7, alpha_general=-0.2)
+    with steered(decoder_layers(model), vectors, move, TOKENS) as firings:
         same_below, steered_states, steered_logits = run(model, ids)
     assert torch.equal(below, same_below)
     expected = plain.clone()
     for row, column, user, gate in zip(TOKENS.rows, TOKENS.columns, TOKENS.users, TOKENS.gates, strict=True):
-        shift = gate * vectors.norms[1] * (0.7 * vectors.personal[user, 1] - 0.2 * vectors.general[1])
+        shift = gate * vectors.norms[0] * (0.7 * vectors.personal[user, 0] - 0.2 * vectors.general[0])
         expected[row, column] += torch.from_numpy(shift)
     assert torch.allclose(steered_states, expected, atol=1e-6)
     untouched = torch.ones(3, 7, dtype=torch.bool)
@@ -85,19 +97,19 @@ def test_only_the_given_tokens_move_and_by_exactly_their_users_vector(architectu
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_on_either_side_changes_no_edit(side):
-    model, vectors, edit = make_model("llama"), random_vectors(), Edit((0, 1), alpha_personal=0.5)
+    model, vectors, move = make_model("llama"), random_vectors(), Move(alpha_personal=0.5)
     texts = [list(range(5, 12)), [20, 21, 22]]
     padded = [[0] * (7 - len(t)) + t if side == "left" else t + [0] * (7 - len(t)) for t in texts]
     mask = torch.tensor([[int(i != 0) for i in row] for row in padded])
     last = [6, 6] if side == "left" else [6, 2]
     tokens = EditedTokens(7, np.arange(2), np.array(last), np.array([2, 1]), np.ones(2, dtype=np.float32))
-    with steered(decoder_layers(model), vectors, edit, tokens):
+    with steered(decoder_layers(model), vectors, move, tokens):
         *_, together = run(model, torch.tensor(padded), mask)
     for row, text in enumerate(texts):
         alone = EditedTokens(
             len(text), np.zeros(1, int), np.array([len(text) - 1]), tokens.users[row : row + 1], np.ones(1, "f4")
         )
-        with steered(decoder_layers(model), vectors, edit, alone):
+        with steered(decoder_layers(model), vectors, move, alone):
             *_, logits = run(model, torch.tensor([text]))
         assert torch.allclose(together[row, last[row]], logits[0, -1], atol=1e-5)
 
@@ -107,7 +119,7 @@ def test_a_gate_of_zero_is_bit_equal_to_no_steering():
     ids = torch.arange(5, 26).view(3, 7)
     plain = run(model, ids)
     shut = EditedTokens(7, TOKENS.rows, TOKENS.columns, TOKENS.users, np.zeros(4, dtype=np.float32))
-    with steered(decoder_layers(model), vectors, Edit((0, 1), alpha_personal=3.0), shut) as firings:
+    with steered(decoder_layers(model), vectors, Move(alpha_personal=3.0), shut) as firings:
         assert all(torch.equal(a, b) for a, b in zip(run(model, ids), plain, strict=True))
     assert firings.tokens == 0
 
@@ -125,7 +137,7 @@ def test_an_exception_inside_leaves_the_model_as_it_was(where):
     handle = decoder_layers(model)[where].register_forward_hook(fail)
     with (
         pytest.raises(KeyboardInterrupt),
-        steered(decoder_layers(model), vectors, Edit((0, 1), alpha_personal=3.0), TOKENS),
+        steered(decoder_layers(model), vectors, Move(alpha_personal=3.0), TOKENS),
     ):
         run(model, ids)
     handle.remove()
@@ -138,7 +150,7 @@ def test_projection_adds_the_personal_part_and_removes_the_general_one():
     h, u = (torch.from_numpy(random.normal(size=(5, 8)).astype(np.float32)) for _ in range(2))
     u /= u.norm(dim=1, keepdim=True)
     w = torch.eye(8)[0]
-    ours = moved(h, u, w, Edit((0,), "projection", alpha_personal=1.0, alpha_general=1.0), torch.ones(5, 1), 9.0)
+    ours = moved(h, u, w, Move("projection", alpha_personal=1.0, alpha_general=1.0), torch.ones(5, 1), 9.0)
     p = h + torch.stack([(a @ b) * b for a, b in zip(h, u, strict=True)])
     assert torch.allclose(ours, p - p[:, :1] * w, atol=1e-6)
     assert torch.allclose(ours @ w, torch.zeros(5), atol=1e-6)
@@ -152,78 +164,50 @@ def backbones():
 @pytest.mark.parametrize("scope", ["last", "all"])
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("kind", EDITS)
-@pytest.mark.parametrize("architecture", LAYOUTS)
+@pytest.mark.parametrize("architecture", of_table(LAYOUTS, "llama", "gpt2", "opt"))
 def test_resuming_is_bit_equal_to_the_whole_model(backbones, architecture, kind, site, scope, tmp_path):
-    scorer = SteeredScorer(backbones[architecture], PROMPTS, LABELS, tmp_path, "tiny")
-    edit = Edit((1,), kind, site, alpha_personal=0.8, alpha_general=0.3)
+    backbone, vectors = backbones[architecture], random_vectors(layers=(1,))
+    move = Move(kind, site, alpha_personal=0.8, alpha_general=0.3)
     gates = np.array([1, 1, 0, 1, 0.5, 1, 1, 1, 1])
-    whole = scorer.table(random_vectors(), edit, USERS, gates, scope, resume=False)
-    resumed = scorer.table(random_vectors(), edit, USERS, gates, scope)
-    assert (whole.scores == resumed.scores).all()
-    assert whole.firings == resumed.firings
-    plain = backbones[architecture].label_logprobs(PROMPTS, LABELS)
-    assert np.abs(whole.scores[2] - plain[2]).max() <= 1e-5
-    assert np.abs(whole.scores[[0, 1, 3]] - plain[[0, 1, 3]]).max() > 1e-3
-    assert not any("forward" in vars(layer) for layer in scorer.layers)
-    assert (scorer.batches(scope).route.trunk > 0) == (scope == "last")
+    whole, of_whole = table(backbone, vectors, move, gates=gates, scope=scope)
+    resumed, of_resumed = table(backbone, vectors, move, tmp_path, gates, scope)
+    assert list(tmp_path.glob("*.states"))
+    assert (whole == resumed).all()
+    assert of_whole.firings == of_resumed.firings
+    plain = backbone.label_logprobs(PROMPTS, LABELS)
+    assert np.abs(whole[2] - plain[2]).max() <= 1e-5
+    assert np.abs(whole[[0, 1, 3]] - plain[[0, 1, 3]]).max() > 1e-3
+    assert not any("forward" in vars(layer) for layer in backbone.layers)
+    assert (backbone.fixed(PROMPTS, LABELS, [of_whole]).route.trunk > 0) == (scope == "last")
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "mamba"])
-def test_a_model_without_packed_rows_is_refused_by_name(architecture, tmp_path):
+def test_a_model_without_packed_rows_is_refused_by_name(architecture):
     backbone = CausalBackbone(make_model(architecture), make_tokenizer(bos=True))
     with pytest.raises(UnavailableError, match=f"packed rows, which {architecture} models cannot take"):
-        SteeredScorer(backbone, PROMPTS, LABELS, tmp_path, "tiny")
+        backbone.fixed(PROMPTS, LABELS)
 
 
-def test_rows_with_moving_rotary_positions_are_refused(tmp_path):
+def test_rows_with_moving_rotary_positions_are_refused():
     model = make_model("llama")
     model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 40}
     backbone = CausalBackbone(model, make_tokenizer(bos=True))
     with pytest.raises(UnavailableError, match="packed rows, which llama models cannot take"):
-        SteeredScorer(backbone, PROMPTS, LABELS, tmp_path, "tiny")
+        backbone.fixed(PROMPTS, LABELS)
 
 
-def test_a_question_moves_along_its_own_users_vector_only(backbones, tmp_path):
-    scorer = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny")
-    edit, ones = Edit((0, 1), alpha_personal=0.8), np.ones(9)
+def test_a_question_moves_along_its_own_users_vector_only(backbones):
     first, other = random_vectors(0), random_vectors(1)
-    mixed = SteeringVectors(first.users, first.personal.copy(), first.general, first.norms)
+    mixed = replace(first, personal=first.personal.copy())
     mixed.personal[2] = other.personal[2]
-    before = scorer.table(first, edit, USERS, ones).scores
-    after = scorer.table(mixed, edit, USERS, ones).scores
+    before, after = (table(backbones["llama"], found, Move(alpha_personal=0.8))[0] for found in (first, mixed))
     assert (before[USERS != 2] == after[USERS != 2]).all()
     assert (before[USERS == 2] != after[USERS == 2]).any(axis=1).all()
 
 
-def test_an_edit_that_ends_in_nan_is_an_error(backbones, tmp_path):
-    scorer = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny")
-    with pytest.raises(DataError, match="a steered score is not finite"):
-        scorer.table(random_vectors(), Edit((1,), alpha_personal=float("inf")), USERS, np.ones(9))
-
-
-def test_stored_states_are_read_by_the_next_scorer_and_checked(backbones, tmp_path, caplog):
-    edit, ones = Edit((1,), alpha_personal=0.8), np.ones(9)
-    expected = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny").table(
-        random_vectors(), edit, USERS, ones
-    )
-    (path,) = tmp_path.glob("*.states")
-    fresh = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny")
-    fresh._run = None
-    assert (fresh.table(random_vectors(), edit, USERS, ones).scores == expected.scores).all()
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
-    mended = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny")
-    assert (mended.table(random_vectors(), edit, USERS, ones).scores == expected.scores).all()
-    assert "is damaged; the hidden states are computed anew" in caplog.text
-
-
-def test_states_keep_to_the_size_limit(backbones, tmp_path, monkeypatch):
-    monkeypatch.setenv("CHAMTUNE_CACHE_GB", "0.0000001")
-    scorer = SteeredScorer(backbones["llama"], PROMPTS, LABELS, tmp_path, "tiny")
-    first = [scorer.last_states(layer) for layer in (0, 1)]
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".states"]
-    assert (scorer.last_states(0) == first[0]).all()
+def test_an_edit_that_ends_in_nan_is_an_error(backbones):
+    with pytest.raises(DataError, match="a score is not finite under what was done to the model"):
+        table(backbones["llama"], random_vectors(layers=(1,)), Move(alpha_personal=float("inf")))
 
 
 @pytest.mark.parametrize("architecture", LAYOUTS)
@@ -239,15 +223,6 @@ def test_states_are_read_at_the_mlp_of_every_layout(backbones, architecture):
             assert np.abs(found[row, number] - seen[0].view(len(head), -1)[-1].numpy()).max() <= 1e-4
 
 
-def test_last_states_are_those_of_each_prompt_alone(backbones, tmp_path):
-    backbone = backbones["gpt2"]
-    scorer = SteeredScorer(backbone, PROMPTS, LABELS, tmp_path, "tiny")
-    ours = scorer.last_states(1)
-    for row, prompt in enumerate(PROMPTS):
-        ids = torch.tensor([backbone.tokenizer(prompt)["input_ids"]])
-        assert np.abs(ours[row] - run(backbone.model, ids)[1][0, -1].numpy()).max() <= 1e-5
-
-
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
 def test_states_of_all_layers_are_those_of_each_prompt_alone(backbones, architecture):
     backbone = backbones[architecture]
@@ -257,16 +232,6 @@ def test_states_of_all_layers_are_those_of_each_prompt_alone(backbones, architec
         first, second, _ = run(backbone.model, torch.tensor([backbone.tokenizer(prompt)["input_ids"]]))
         assert np.abs(ours[row, 0] - first[0, -1].numpy()).max() <= 1e-5
         assert np.abs(ours[row, 1] - second[0, -1].numpy()).max() <= 1e-5
-
-
-def test_vectors_come_back_from_disk(tmp_path):
-    vectors = random_vectors()
-    vectors = SteeringVectors(vectors.users, vectors.personal, vectors.general, vectors.norms, {"kind": "svd"})
-    vectors.save(tmp_path / "v.safetensors")
-    loaded = SteeringVectors.load(tmp_path / "v.safetensors")
-    assert loaded.users == vectors.users
-    assert loaded.meta == {"kind": "svd"}
-    assert all((getattr(loaded, a) == getattr(vectors, a)).all() for a in ("personal", "general", "norms"))
 
 
 def test_an_unknown_layout_says_what_to_give():
@@ -338,16 +303,15 @@ def test_gates_are_what_their_formulas_say():
     assert product_gate(p, g) == pytest.approx([0.5 * 0.5 * 0.8])
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", of_table(["llama", "gpt2", "gpt_neox"], "llama"))
 @pytest.mark.parametrize("scope", ["last", "all"])
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("kind", EDITS)
-def test_a_table_is_that_of_one_prompt_and_label_at_a_time(architecture, scope, site, kind, tmp_path):
+def test_a_table_is_that_of_one_prompt_and_label_at_a_time(architecture, scope, site, kind):
     """By hand: one unpadded row a candidate, its own user's vector added to what leaves the site."""
     model, vectors, tokenizer = make_model(architecture), random_vectors(), make_tokenizer(bos=False)
-    edit = Edit((0, 1), kind, site, alpha_personal=0.6, alpha_general=-0.3)
-    scorer = SteeredScorer(CausalBackbone(model, tokenizer), PROMPTS, LABELS, tmp_path, "test")
-    table = scorer.table(vectors, edit, USERS, np.ones(len(PROMPTS)), scope)
+    move = Move(kind, site, alpha_personal=0.6, alpha_general=-0.3)
+    ours, _ = table(CausalBackbone(model, tokenizer), vectors, move, scope=scope)
     layers = decoder_layers(model)
     for row in (0, 3, 5):
         u, start = torch.from_numpy(vectors.personal[USERS[row]]), len(tokenizer(PROMPTS[row])["input_ids"])
@@ -355,7 +319,7 @@ def test_a_table_is_that_of_one_prompt_and_label_at_a_time(architecture, scope, 
             ids = torch.tensor([tokenizer(PROMPTS[row] + label)["input_ids"]])
             first = 0 if scope == "all" else start - 1
 
-            def move(_, __, output, layer, first=first, u=u):
+            def moved_by_hand(_, __, output, layer, first=first, u=u):
                 states = (output[0] if isinstance(output, tuple) else output).clone()
                 h = states.reshape(-1, states.shape[-1])[first:]
                 w, norm = torch.from_numpy(vectors.general[layer]), float(vectors.norms[layer])
@@ -367,23 +331,20 @@ def test_a_table_is_that_of_one_prompt_and_label_at_a_time(architecture, scope, 
                 return (states, *output[1:]) if isinstance(output, tuple) else states
 
             hooks = [
-                site_of(layers[layer], site).register_forward_hook(lambda *given, layer=layer: move(*given, layer))
-                for layer in edit.layers
+                site_of(layers[layer], site).register_forward_hook(
+                    lambda *given, layer=layer: moved_by_hand(*given, layer)
+                )
+                for layer in vectors.layers
             ]
             with torch.inference_mode():
                 steps = model(ids, use_cache=False).logits[0, start - 1 : -1].log_softmax(dim=-1)
             for hook in hooks:
                 hook.remove()
-            assert abs(float(steps.gather(1, ids[0, start:, None]).sum()) - table.scores[row, column]) <= 1e-4
+            assert abs(float(steps.gather(1, ids[0, start:, None]).sum()) - ours[row, column]) <= 1e-4
 
 
-def test_few_layers_stay_open(tmp_path):
+def test_a_pass_that_does_not_come_to_a_block_is_an_error():
     model = make_model("llama")
-    scorer = SteeredScorer(CausalBackbone(model, make_tokenizer(bos=False)), PROMPTS, LABELS, tmp_path, "test")
-    for _ in range(2):
-        for layer in range(2):
-            scorer.states_after(layer)
-    assert list(scorer.batches("last").stored) == [0, 1]
     seen = output_of(decoder_layers(model)[0], lambda: model(torch.tensor([[5, 6, 7]]), use_cache=False))
     assert torch.equal(seen, run(model, torch.tensor([[5, 6, 7]]))[0])
     with pytest.raises(RuntimeError, match="did not come to its LlamaDecoderLayer"):

@@ -1,5 +1,3 @@
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,15 +5,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import entropy as scipy_entropy
 
-from personalization.methods.taste.calibration import (
-    PriorTables,
-    calibrate,
-    fit_nll,
-    fit_temperature,
-    line_optimum,
-    report_calibrate,
-)
+from personalization.methods.taste.calibration import PriorTables, calibrate, report_calibrate
 from personalization.methods.taste.priors import log_mean_probability, log_softmax, taste
+from personalization.methods.taste.solvers import fit_nll, fit_temperature, line_optimum
 from personalization.metrics import entropy_bits
 from search_spaces import calibration as space
 
@@ -32,7 +24,8 @@ def problem(seed: int, n: int = 40, k: int = 4):
 
 def test_baseline_parameters_change_nothing():
     scores, counts, _, tables = problem(0)
-    log_probs, modes = calibrate(scores, counts, tables, **asdict(space.BASELINE))
+    names = ("beta", "gamma", "kappa", "tau", "prior_mode", "source")
+    log_probs, modes = calibrate(scores, counts, tables, **{name: getattr(space.BASELINE, name) for name in names})
     assert np.allclose(log_probs, log_softmax(scores))
     assert set(modes) == {"uniform"}
 
@@ -45,6 +38,19 @@ def test_formula_by_hand():
     pi = (counts[row] + 3.0 * tables.global_probs) / (counts[row].sum() + 3.0)
     z = (scores[row] - 0.7 * tables.log_model["batch"] - 0.4 * np.log(pi)) / 1.7
     assert np.allclose(log_probs[row], z - np.log(np.exp(z).sum()))
+
+
+def test_weights_of_similar_items_take_the_place_of_counts():
+    scores, counts, _, tables = problem(7)
+    counts[3] = 0
+    rest = {"beta": 0.5, "gamma": 1.2, "kappa": 2.0, "tau": 1.0, "source": "batch"}
+    weighted = counts * 0.4
+    log_probs, modes = calibrate(scores, weighted, tables, prior_mode="similar", **rest)
+    pi = (weighted[5] + 2.0 * tables.global_probs) / (weighted[5].sum() + 2.0)
+    z = scores[5] - 0.5 * tables.log_model["batch"] + 1.2 * np.log(pi)
+    assert np.allclose(log_probs[5], z - np.log(np.exp(z).sum()))
+    assert (modes[3], modes[5]) == ("global (fall-back)", "similar")
+    assert (calibrate(scores, weighted, tables, prior_mode="user", **rest).log_probs == log_probs).all()
 
 
 def test_tau_never_moves_a_label():

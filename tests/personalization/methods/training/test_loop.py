@@ -1,6 +1,7 @@
 """Training adapters: what is learned, what stops it, and going on after a kill."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from safetensors import safe_open
 
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError, UsageError
-from personalization.methods.adapters.adapted_rows import BATCH_TOKENS, AdaptedRows
+from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
 from personalization.methods.training.flags import flags
 from personalization.methods.training.loop import SCHEDULES, Items, Recipe, losses, measured, train
+from personalization.scoring.edits import Shelf
+from personalization.scoring.fixed import OWN_TOKENS
 from tests.tiny import make_model, make_tokenizer
 
 NOUNS = ["baker", "sailor", "heist", "garden", "robot", "castle"]
@@ -33,7 +36,8 @@ def items(backbone, folder, n=24, group=lambda i: i // 6 % 2, first=1):
     prompts = [f"a story of a {NOUNS[i % 6]}.\nanswer:" for i in range(n)]
     groups = np.array([group(i) for i in range(n)])
     gold = np.array([(i % 6 + groups[i]) % 3 for i in range(n)])
-    return Items(AdaptedRows(backbone, prompts, list(map(str, groups)), groups, LABELS, first, folder, "x"), gold)
+    edit = AdapterEdit(None, groups, list(map(str, groups)), first - 1)
+    return Items(backbone.fixed(prompts, LABELS, [edit], Shelf(folder, "x")), gold, edit)
 
 
 def fresh(backbone, groups=2, first=1):
@@ -49,16 +53,16 @@ RECIPE = Recipe(epochs=6, lr=2e-2, patience=9)
 @pytest.mark.slow
 def test_groups_learn_their_own_labels_in_one_pass(backbone, tmp_path):
     data, lora = items(backbone, tmp_path, n=12), fresh(backbone)
-    before = measured(data.rows.table(lora), data.gold)
+    before = measured(data.rows.table(data.under(lora)), data.gold)
     records = train([data], data, lora, Recipe(epochs=60, lr=3e-2, patience=60), tmp_path / "c.safetensors")
-    after = measured(data.rows.table(lora), data.gold)
+    after = measured(data.rows.table(data.under(lora)), data.gold)
     assert after["held_out_accuracy"] > 0.9 > before["held_out_accuracy"] + 0.2
     assert after["held_out_loss"] == pytest.approx(min(record["held_out_loss"] for record in records), abs=1e-6)
     one = fresh(backbone, groups=1)
     mixed = items(backbone, tmp_path, n=12, group=lambda _: 0)
     mixed.gold = data.gold
     train([mixed], mixed, one, Recipe(epochs=60, lr=3e-2, patience=60), tmp_path / "d.safetensors")
-    assert measured(mixed.rows.table(one), data.gold)["held_out_accuracy"] <= 0.5
+    assert measured(mixed.rows.table(mixed.under(one)), data.gold)["held_out_accuracy"] <= 0.5
 
 
 def test_the_base_is_frozen_inside_and_as_before_afterwards(backbone, tmp_path):
@@ -79,7 +83,7 @@ def unbroken(request, backbone, tmp_path_factory):
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BATCH_TOKENS, "cpu", 150)
+        patch.setitem(OWN_TOKENS, "cpu", 150)
         whole, data = fresh(backbone), items(backbone, folder)
     assert len(data.rows.rows) >= 4
     return recipe, data, whole, train([data], data, whole, recipe, folder / "whole.safetensors")
@@ -119,20 +123,25 @@ def test_a_checkpoint_says_what_it_is(backbone, tmp_path):
 
 def test_a_checkpoint_of_something_else_is_said_and_not_taken_up(backbone, tmp_path, caplog):
     data = items(backbone, tmp_path)
-    other = Items(data.rows, (data.gold + 1) % 3)
-    for items_now, recipe in ((data, Recipe(epochs=2, lr=1e-2)), (other, RECIPE)):
-        train([data], data, fresh(backbone), RECIPE, tmp_path / "c.safetensors")
+    other = replace(data, gold=(data.gold + 1) % 3)
+    turned = replace(data, edit=replace(data.edit, groups=1 - data.edit.groups))
+    lower = items(backbone, tmp_path, first=0)
+    short = Recipe(epochs=2, lr=1e-2)
+    now = [(data, short, 1), (other, short, 1), (turned, short, 1), (lower, short, 0)]
+    for number, (items_now, recipe, first) in enumerate(now):
+        before = RECIPE if items_now is data else recipe
+        train([data], data, fresh(backbone), before, tmp_path / f"{number}.safetensors")
         caplog.clear()
-        found, expected = fresh(backbone), fresh(backbone)
-        train([items_now], data, found, recipe, tmp_path / "c.safetensors")
+        found, expected = fresh(backbone, first=first), fresh(backbone, first=first)
+        train([items_now], items_now, found, recipe, tmp_path / f"{number}.safetensors")
         assert "is of another recipe or other items; the training begins anew" in caplog.text
-        train([items_now], data, expected, recipe, tmp_path / f"{recipe.epochs}.safetensors")
+        train([items_now], items_now, expected, recipe, tmp_path / f"{number}-new.safetensors")
         assert all(torch.equal(a, b) for a, b in zip(found.parameters, expected.parameters, strict=True))
 
 
 def test_patience_ends_a_training_that_no_longer_helps(backbone, tmp_path):
     data = items(backbone, tmp_path)
-    contrary = Items(data.rows, (data.gold + 1) % 3)
+    contrary = replace(data, gold=(data.gold + 1) % 3)
     records = train(
         [data], contrary, fresh(backbone), Recipe(epochs=20, lr=2e-2, patience=2), tmp_path / "c.safetensors"
     )
@@ -156,7 +165,7 @@ def test_losses_are_those_of_a_few_lines():
 def test_batches_that_are_accumulated_make_the_gradient_of_one(backbone, tmp_path, monkeypatch):
     found = {}
     for tokens, accumulate in ((2048, 1), (150, 99)):
-        monkeypatch.setitem(BATCH_TOKENS, "cpu", tokens)
+        monkeypatch.setitem(OWN_TOKENS, "cpu", tokens)
         data, lora = items(backbone, tmp_path), fresh(backbone)
         recipe = Recipe(epochs=1, lr=1e-2, accumulate=accumulate, match=0.5, clip=1e9)
         (record,) = train([data], None, lora, recipe, tmp_path / f"{tokens}.safetensors")
@@ -180,7 +189,7 @@ def test_b_learns_at_its_own_rate(backbone, tmp_path):
 
 def test_a_plateau_halves_the_rate_after_each_evaluation_that_is_not_the_best(backbone, tmp_path):
     data = items(backbone, tmp_path)
-    contrary = Items(data.rows, (data.gold + 1) % 3)
+    contrary = replace(data, gold=(data.gold + 1) % 3)
     recipe = Recipe(epochs=10, lr=5e-2, schedule="plateau", patience=99)
     records = train([data], contrary, fresh(backbone), recipe, tmp_path / "c.safetensors")
     rate, best = recipe.lr, float("inf")
@@ -194,8 +203,8 @@ def test_a_match_moves_the_prompts_state_to_its_labels_embedding(backbone, tmp_p
     data, lora = items(backbone, tmp_path, group=lambda _: 0), fresh(backbone, groups=1)
     rows = data.rows
     with torch.inference_mode():
-        scores, before = rows.scores_and_cosines(0, lora)
-        assert torch.equal(scores, rows.scores(0, lora))
+        scores, before = rows.scores_and_cosines(0, data.under(lora))
+        assert torch.equal(scores, rows.scores(0, data.under(lora)))
         ids = torch.tensor(backbone.encoder.heads(["a story of a baker.\nanswer:"])[0].tolist())[None]
         state = backbone.model.model(ids, use_cache=False)[0][0, -1].clone()
     label = backbone.tokenizer(LABELS[2], add_special_tokens=False)["input_ids"]
@@ -205,7 +214,7 @@ def test_a_match_moves_the_prompts_state_to_its_labels_embedding(backbone, tmp_p
     recipe = Recipe(epochs=30, lr=2e-2, label=0.0, match=1.0)
     train([data], None, lora, recipe, tmp_path / "c.safetensors")
     with torch.inference_mode():
-        after = rows.scores_and_cosines(0, lora)[1]
+        after = rows.scores_and_cosines(0, data.under(lora))[1]
     gold = torch.from_numpy(data.gold[rows.members[0]])
     assert (after.argmax(1) == gold).float().mean() > 0.9 > (before.argmax(1) == gold).float().mean() + 0.2
 

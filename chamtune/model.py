@@ -1,0 +1,65 @@
+"""A model that scores labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalization.backbones.cached import CachedScorer
+from personalization.data.prompts import WORDINGS, continuations
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Model:
+    """A causal language model or a sentence encoder.
+
+    `path`: demo, demo-null, minilm, a folder, or a hub id; `dtype`: float32, bfloat16 or float16; `device`: auto, cpu,
+    cuda or cuda:N; `chat`: wrap prompts in the model's chat template; `revision` of a hub model; `blocks`: path of the
+    list of its blocks, where its length does not tell it. Loaded on first use.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str = "auto",
+        chat: bool = False,
+        revision: str | None = None,
+        blocks: str | None = None,
+    ) -> None:
+        self.spec: dict[str, Any] = {
+            "path": str(path),
+            "dtype": dtype,
+            "device": device,
+            "chat": chat,
+            "revision": revision,
+            "blocks": blocks,
+        }
+        self._scorer = CachedScorer(str(path), None, dtype, device, blocks, chat, revision)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's files."""
+        return self._scorer.fingerprint
+
+    @property
+    def kind(self) -> str:
+        """causal or encoder."""
+        return self._scorer.kind
+
+    def score(self, prompts: Sequence[str], labels: Sequence[str]) -> pd.DataFrame:
+        """Natural-log probability of each label after, or for, each prompt: a row a prompt, a column a label.
+
+        A causal model is asked for " label" and the end of the line, exactly; an encoder's rows sum to one over labels.
+        """
+        import pandas as pd
+
+        spoken = continuations(labels, WORDINGS[self.kind].template["continuation"])
+        return pd.DataFrame(self._scorer.label_logprobs(prompts, spoken), index=list(prompts), columns=list(labels))
+
+    def __repr__(self) -> str:
+        return f"Model({self.spec['path']!r})"

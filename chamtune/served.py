@@ -1,0 +1,76 @@
+"""A deployment that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chamtune.dataset import ASKED, Dataset
+from personalization.data.records import HistoryItem, Question
+from personalization.deployment import Deployment
+from personalization.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Served:
+    """An opened deployment. Threads may share it."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it may answer."""
+        return self.deployment.terms.labels
+
+    def predict(self, asked: pd.DataFrame | Dataset | Sequence[Question]) -> pd.DataFrame:
+        """A row a question: id, label, probability, prior, `p_*` by label.
+
+        A table has a column `text`, and where known `id`, `user`, and `history`: a list of mappings with text and
+        label, oldest first.
+        """
+        import numpy as np
+        import pandas as pd
+
+        answers = self.deployment.predict(self._questions(asked))
+        rows: list[dict[str, Any]] = []
+        for answer in answers:
+            probs = {f"p_{label}": float(np.exp(value)) for label, value in answer.log_probs.items()}
+            first = {"id": answer.id, "label": answer.label, "probability": probs[f"p_{answer.label}"]}
+            rows.append({**first, "prior": answer.prior_mode, **probs})
+        columns = ["id", "label", "probability", "prior", *(f"p_{label}" for label in self.labels)]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _questions(self, asked: pd.DataFrame | Dataset | Sequence[Question]) -> Sequence[Question]:
+        if isinstance(asked, Dataset):
+            return asked.records.questions
+        if not hasattr(asked, "columns"):
+            return list(asked)
+        table: Any = asked
+        if "text" not in table.columns:
+            raise UsageError(f"the table has no column 'text'; it has {', '.join(map(str, table.columns))}")
+        return [self._question(place, row) for place, row in enumerate(table.to_dict("records"))]
+
+    def _question(self, place: int, row: dict[Any, Any]) -> Question:
+        task, labels = self.deployment.terms
+        frame = ASKED.get(task, "{text}")
+        text = str(row["text"])
+        whole = text if frame.split("{", 1)[0] in text else frame.format(labels=", ".join(labels), text=text)
+        items = row.get("history")
+        history = tuple(
+            HistoryItem(f"h{number}", str(item["text"]), str(item["label"]))
+            for number, item in enumerate(items if isinstance(items, list | tuple) else ())
+        )
+        return Question(str(row.get("id", place)), str(row.get("user", place)), whole, history)
+
+    def __repr__(self) -> str:
+        config = self.deployment.config
+        return f"Served({config['task']}, generation {config.get('generation')}, {len(self.labels)} labels)"
+
+
+def load(path: str | Path, model: str | Path | None = None) -> Served:
+    """Open a deployment folder; `model`: where its model lies on this machine. DataError where it is damaged."""
+    return Served(Deployment.load(path, model))

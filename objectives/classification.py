@@ -1,0 +1,170 @@
+"""Classification by a chain of stages: fitted on tune users, measured on any part.
+
+Trials fit and answer the tune users; the other parts are answered by the same fitted chain, as it would be served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from objectives import Report
+from personalization.backbones.cached import CachedScorer
+from personalization.data.records import Dataset
+from personalization.data.splits import PARTS, Splits
+from personalization.evaluation import Evaluation, gold_indices
+from personalization.methods.taste.calibration import Calibrated
+from personalization.methods.taste.priors import log_softmax
+from personalization.methods.taste.solvers import fit_temperature
+from personalization.stages import chain, stage
+from personalization.stages.calibration import resolved
+from personalization.stages.chain import Fitted
+from personalization.stages.facts import Facts, joined
+from personalization.stages.work import Tools, Work, begin
+from search_spaces import ChainParams, ChainSpace
+
+
+class Classification:
+    """One chain on one split of a data set. The tune users are scored at once, without any stage."""
+
+    def __init__(
+        self,
+        space: ChainSpace,
+        splits: Splits,
+        scorer: CachedScorer,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        folder = None if scorer.folder is None else scorer.folder.parent / "adapters"
+        self.space, self.splits = space, splits
+        self._tools = Tools(scorer, progress, folder)
+        self._work: dict[str, Work] = {}
+
+    def _part(self, part: str) -> Work:
+        if part not in self._work:
+            self._work[part] = begin(self.splits.part(part), self._tools, part)
+        return self._work[part]
+
+    def _everybody(self) -> Dataset:
+        tune = self.splits.tune
+        questions = [q for part in PARTS for q in self.splits.part(part).questions]
+        return Dataset(tune.task, tune.labels, tuple(questions))
+
+    def evaluate(self, params: ChainParams, part: str = "tune", report: Report | None = None) -> Evaluation:
+        """Measure on one part; with `report`, first on growing blocks of tune users, or on what a training gives."""
+        if part != "tune":
+            return self._answered(params, part)
+        fitted = self._fit(params) if report is None else self._fit_reporting(params, report)
+        return evaluation(self.splits.tune, fitted.answers)
+
+    def _answered(self, params: ChainParams, part: str) -> Evaluation:
+        work = self._part(part)
+
+        def make() -> Calibrated:
+            found = chain.answer(self.fitted(params), work, self._tools).answer
+            assert found is not None
+            return found
+
+        answers: Calibrated = self._tools.once("answers", (part, params), make)
+        return evaluation(work.dataset, answers)
+
+    def _fit(self, params: ChainParams) -> Fitted:
+        return chain.fit(params, self._part("tune"), self._tools)
+
+    def _fit_reporting(self, params: ChainParams, report: Report) -> Fitted:
+        """Fit, telling of held-out items where a stage trains, else of blocks of users."""
+        told = False
+
+        def of_items(items: Dataset, scores: NDArray[np.float32], step: int) -> None:
+            nonlocal told
+            told = True
+            report(evaluation(items, Calibrated(log_softmax(scores), ["user"] * len(items))), step)
+
+        def of_users(work: Work) -> None:
+            if not told:
+                assert work.answer is not None
+                report(evaluation(work.dataset, work.answer))
+
+        tools = replace(self._tools, report=of_items)
+        return chain.fit_in_blocks(params, self._part("tune"), tools, of_users)
+
+    def fitted(self, params: ChainParams) -> Fitted:
+        """The chain as it is served: with what belongs to each user alone, of every user whose history is known."""
+        return chain.extended(self._fit(params), self._everybody(), self._tools)
+
+    def facts(self, params: ChainParams) -> Facts:
+        """What the stages did on the tune users, beyond their predictions."""
+        found = chain.facts(self._fit(params), self._tools)
+        return joined([self._beside_no_items(params), found])
+
+    def _beside_no_items(self, params: ChainParams) -> Facts:
+        """With items in the prompt and nothing trained on them: the same parameters without them."""
+        if params.get_value("prompt.k") in (None, 0) or self._fit(params).tune[-1].edits:
+            return Facts()
+        without = params.with_stage("prompt", replace(params["prompt"], k=0))
+        before, after = (self.evaluate(p).metrics["accuracy"] for p in (without, params))
+        items = f"{params['prompt'].k} history items in the prompt"
+        said = f"with {items} accuracy is {after:.3f}, and {before:.3f} without, all else equal"
+        return Facts(metrics={"accuracy_without_items": before}, remarks=(said,))
+
+    def course(self, params: ChainParams) -> Facts:
+        """What can be said of a trial that was ended before it had an answer."""
+        return joined([stage(name).course(own, self._tools) for name, own in params.items()])
+
+    def groups(self, params: ChainParams, part: str) -> Mapping[str, int]:
+        """The group of each user of a part, of stages that have groups."""
+        if part == "tune":
+            return self.facts(params).groups
+        fitted = self.fitted(params)
+        below, found = self._part(part), dict[str, int]()
+        for name, own in params.items():
+            learned = fitted.learned[name]
+            found |= stage(name).groups(own, learned, below, self._tools)
+            below = chain.acted(fitted, name, below, self._tools)
+        return found
+
+    def learned_labels(self, params: ChainParams) -> bool:
+        """Whether answers on tune users come from what has learned these users' own labels."""
+        return any(stage(name).learned_labels(own) for name, own in params.items())
+
+    def resolved(self, params: ChainParams) -> ChainParams:
+        """The parameters, with the numbers that a solver finds; to be shown."""
+        if params.get_value("calibration.fit") != "exact":
+            return params
+        return params.with_stage(
+            "calibration", resolved(params["calibration"], self._fit(params).learned["calibration"])
+        )
+
+    def settled(self, params: ChainParams) -> ChainParams:
+        """The same decisions with better probabilities: the temperature that minimises NLL on tune."""
+        if params.get_value("calibration.fit") != "searched":
+            return params
+        factor = fit_temperature(self._fit(params).answers.log_probs, gold_indices(self.splits.tune))
+        return params.changed(tau=params["calibration"].tau * factor)
+
+    def warm_start(self) -> list[dict[str, Any]]:
+        """Raw values worth trying first: the calibration's exact optima alone, then each other stage's plainest
+        settings on top of one."""
+        baseline, work = self.space.BASELINE, self._part("tune")
+        full = {f"{name}.{key}": value for name, own in baseline.items() for key, value in asdict(own).items()}
+        optima = self._starts("calibration", work)
+        own_taste = [point for point in optima if point["calibration.prior_mode"] == "user"]
+        points = [{**full, **point} for point in optima]
+        for name in self.space.chain:
+            for start in self._starts(name, work) if name != "calibration" and own_taste else []:
+                points.append({**full, **own_taste[-1], **start})
+        return [self.space.raw(point) for point in points]
+
+    def _starts(self, name: str, work: Work) -> list[Mapping[str, Any]]:
+        if name not in self.space.chain:
+            return []
+        return list(stage(name).starts(self.space.BASELINE[name], work, self._tools))
+
+
+def evaluation(dataset: Dataset, answers: Calibrated) -> Evaluation:
+    """Answers to a data set's questions, beside their gold labels."""
+    ids, users = tuple(q.id for q in dataset.questions), tuple(q.user_id for q in dataset.questions)
+    return Evaluation(dataset.labels, ids, users, gold_indices(dataset), answers.log_probs, answers.prior_modes)

@@ -1,0 +1,107 @@
+"""Steering as an edit of a forward pass: each prompt with its own user's direction, and a gate that may leave it alone.
+
+With scope `last` the tokens from the prompt's last one on are moved, so nothing before them is, and prompts share their
+beginnings; with scope `all` every token is, and each prompt has a row of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.errors import DataError
+from personalization.methods.steering.moves import EditedTokens, Firings, Move, SteeringVectors, steered
+from personalization.scoring.edits import Batch, Sharing
+
+SCOPES = ("all", "last")
+"""Which tokens are moved."""
+
+
+@dataclass(frozen=True)
+class SteeringEdit:
+    """`users` int [n]: whose vectors each prompt has; `gates` float [n]: 0 leaves one alone.
+
+    `blocks`: the layers of the model that is steered; `firings`: what the hooks did in whole passes over these prompts
+    and over parts of them.
+    """
+
+    blocks: Any
+    vectors: SteeringVectors
+    move: Move
+    users: NDArray[np.int64]
+    gates: NDArray[np.floating]
+    scope: str = "last"
+    prefix: int = 0
+    firings: Firings = field(default_factory=Firings, compare=False)
+    _running: Firings = field(default_factory=Firings, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise ValueError(f"scope must be one of {', '.join(SCOPES)}, but got {self.scope!r}")
+
+    @property
+    def after(self) -> int:
+        """A block's output is moved behind the block: it may be resumed from."""
+        return min(self.vectors.layers) - (self.move.site == "mlp")
+
+    @property
+    def sharing(self) -> Sharing:
+        """Prompts share what is not moved."""
+        return "any" if self.scope == "last" else "none"
+
+    @property
+    def touched(self) -> NDArray[np.bool_]:
+        """Those with an open gate."""
+        return np.asarray(self.gates != 0)
+
+    @property
+    def key(self) -> str:
+        """Digest of vectors, move and gates."""
+        digest = hashlib.sha256(f"{self.vectors.layers} {self.move} {self.scope}".encode())
+        for array in (self.vectors.personal[self.users], self.vectors.general, self.vectors.norms, self.gates):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def only(self, rows: NDArray[np.int64]) -> SteeringEdit:
+        """The edit of other prompts."""
+        return replace(self, users=self.users[rows], gates=self.gates[rows], _running=Firings())
+
+    def parts(self) -> Sequence[tuple[NDArray[np.int64], SteeringEdit]]:
+        """All prompts together."""
+        return [(np.arange(len(self.users)), self)]
+
+    @contextmanager
+    def applied(self, batch: Batch) -> Iterator[None]:
+        """Steer a batch."""
+        with steered(self.blocks, self.vectors, self.move, self._tokens(batch)) as done:
+            yield
+        self._running.add(done)
+
+    def _tokens(self, batch: Batch) -> EditedTokens:
+        """The tokens of a batch that move."""
+        layout, prompts = batch.layout, batch.prompts
+        assert layout is not None
+        if self.scope == "last":
+            places = layout.places.shape[1] - 1
+            rows, columns = np.repeat(layout.places[:, 0], places), layout.places[:, 1:].reshape(-1)
+            owners = np.repeat(prompts, places)
+        else:
+            rows, columns = np.nonzero(layout.branches >= 0)
+            owners = prompts[rows]
+        return EditedTokens(
+            layout.ids.shape[1], rows, columns, self.users[owners], self.gates[owners].astype(np.float32)
+        )
+
+    def ran(self, batches: int) -> None:
+        """Take over what the hooks counted; DataError where a layer did not run in every batch."""
+        silent = [str(layer) for layer in self.vectors.layers if self._running.calls.get(layer, 0) < batches]
+        self.firings.add(self._running)
+        self._running.clear()
+        if silent:
+            raise DataError(f"the blocks {', '.join(silent)} of this model did not run in every batch; edit others")

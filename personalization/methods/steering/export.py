@@ -1,0 +1,52 @@
+"""Steering vectors as files for other tools.
+
+`content` is one safetensors file that says in its header what is done with it: the operation, the hook point, the
+layers, the strengths and the scale. `easysteer` is the layout that EasySteer and repeng read: one direction a layer,
+`direction.{layer}`, already as long as it is added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from personalization.methods.steering.moves import Move, SteeringVectors
+
+HOOKS = {"block": "output of the decoder block", "mlp": "output of the block's MLP"}
+OPERATIONS = {
+    "additive": "h + norm * (alpha_personal * personal + alpha_general * general)",
+    "projection": "p - alpha_general * <p, general> * general, p = h + alpha_personal * <h, personal> * personal",
+}
+
+
+def content(
+    vectors: SteeringVectors, move: Move, users: Sequence[str], scope: str, found_by: Mapping[str, str]
+) -> bytes:
+    """The vectors as safetensors: `personal` [U, L, d], `general` [L, d], `norms` [L]; the rest in the header."""
+    told = {
+        "format": "chamtune steering vectors 1",
+        "operation": OPERATIONS[move.kind],
+        "hook_point": HOOKS[move.site],
+        "tokens": "all of the prompt" if scope == "all" else "the prompt's last one and the answer's",
+        "layers": json.dumps(list(vectors.layers)),
+        "alpha_personal": repr(move.alpha_personal),
+        "alpha_general": repr(move.alpha_general),
+        "users": json.dumps(list(users)),
+        **found_by,
+    }
+    arrays = {"personal": vectors.personal, "general": vectors.general, "norms": vectors.norms}
+    written: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=told)
+    return written
+
+
+def easysteer(vectors: SteeringVectors, move: Move, user: int) -> dict[str, NDArray[np.float32]]:
+    """What is added for one user of an additive move, by layer; ValueError for another operation."""
+    if move.kind != "additive":
+        raise ValueError("a projection is no vector that is added; only additive steering can be written so")
+    added = move.alpha_personal * vectors.personal[user] + move.alpha_general * vectors.general
+    whole = vectors.norms[:, None] * added
+    return {f"direction.{layer}": whole[place].astype(np.float32) for place, layer in enumerate(vectors.layers)}

@@ -1,0 +1,119 @@
+"""Stages: what can be done for a question, one step after another. A chain of them is tuned, tested and served.
+
+A stage learns from the tune users, as the stages below it leave them; it acts question by question, so that an answer
+never depends on what else is asked; it says what it did, and saves and loads what it learned. To add one: a file here
+with a class, a file of the same name in `search_spaces`, and a line in `STAGES` (or `register`). The contract tests run
+over the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from personalization.data.records import Dataset
+from personalization.errors import UsageError
+from personalization.stages.facts import Facts
+from personalization.stages.work import Tools, Work
+
+
+class Stage:
+    """One step of a chain. What a subclass does not say is that it does nothing.
+
+    Parameters are objects with the fields of the space of the same name. `kinds`: the backbones that the stage takes;
+    `trains`: whether `train` tells of what it does.
+    """
+
+    kinds: tuple[str, ...] = ("causal", "encoder")
+    trains = False
+
+    def learn(self, params: Any, work: Work, tools: Tools) -> Any:  # noqa: ARG002
+        """What the stage takes from the tune users, as the stages below leave them; no label where it can help it."""
+        return None
+
+    def train(self, params: Any, work: Work, tools: Tools) -> None:
+        """For a stage that trains: learn, and tell `tools.report` of each evaluation, also where it was done before."""
+
+    def act(self, params: Any, learned: Any, work: Work, tools: Tools) -> Work:  # noqa: ARG002
+        """The work with this step done."""
+        return work
+
+    def held_out(self, params: Any, learned: Any, work: Work, tools: Tools) -> Work:
+        """The same for the tune users themselves, by what did not learn from them where that is to be had."""
+        return self.act(params, learned, work, tools)
+
+    def extend(self, params: Any, learned: Any, work: Work, everybody: Dataset, tools: Tools) -> Any:  # noqa: ARG002
+        """What was learned, with what belongs to each of these users alone; no question's label is read."""
+        return learned
+
+    def learned_labels(self, params: Any) -> bool:  # noqa: ARG002
+        """Whether answers on tune users come from what has learned these users' own labels."""
+        return False
+
+    def groups(self, params: Any, learned: Any, work: Work, tools: Tools) -> Mapping[str, int]:  # noqa: ARG002
+        """user -> group, for a stage that puts users into groups; `work` is that before it."""
+        return {}
+
+    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
+        """What the stage did on the tune users: `below` is the work before it, `done` after it."""
+        return Facts()
+
+    def course(self, params: Any, tools: Tools) -> Facts:  # noqa: ARG002
+        """What can be said of a trial that was ended while the stage learned."""
+        return Facts()
+
+    def starts(self, params: Any, work: Work, tools: Tools) -> Sequence[Mapping[str, Any]]:  # noqa: ARG002
+        """Points of the stage's own space that are worth trying first, with what else they need by full name."""
+        return []
+
+    def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
+        """Write what was learned; what is to be read beside it, JSON-able."""
+        return {}
+
+    def load(self, params: Any, listed: Mapping[str, Any], folder: Path) -> Any:  # noqa: ARG002
+        """What `save` wrote."""
+        return None
+
+
+STAGES: dict[str, str | Stage] = {
+    "prompt": "personalization.stages.prompt:Prompt",
+    "adapter": "personalization.stages.adapter:Adapter",
+    "steering": "personalization.stages.steering:Steering",
+    "head": "personalization.stages.head:HeadOfItems",
+    "calibration": "personalization.stages.calibration:Calibration",
+}
+"""name -> "module:class", or a stage; in the order in which stages stand in a chain."""
+
+
+def stage(name: str) -> Stage:
+    """A stage by name."""
+    found = STAGES[name]
+    if isinstance(found, str):
+        module, _, attribute = found.partition(":")
+        found = STAGES[name] = getattr(import_module(module), attribute)()
+    assert isinstance(found, Stage)
+    return found
+
+
+def register(name: str, new: Stage, before: str = "calibration") -> None:
+    """Put a stage into the table, to stand before another in a chain."""
+    names = [known for known in STAGES if known != name]
+    entries = {known: STAGES[known] for known in names}
+    STAGES.clear()
+    for known, entry in entries.items():
+        if known == before:
+            STAGES[name] = new
+        STAGES[known] = entry
+
+
+def ordered(names: Sequence[str]) -> tuple[str, ...]:
+    """A chain of these names; UsageError where one is unknown, comes twice or stands too early."""
+    unknown = [name for name in names if name not in STAGES]
+    if unknown:
+        raise UsageError(f"chain: no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
+    right = [name for name in STAGES if name in names]
+    if list(names) != right:
+        raise UsageError(f"chain: its order is {', '.join(right)}, each once, but it is {', '.join(names)}")
+    return tuple(names)

@@ -1,0 +1,139 @@
+"""LoRA or a prefix, for all users, groups or each, learned from their histories; see `methods.adapters`.
+
+What is trained lies in the folder of adapters, by all that it depends on. `blend` weighs the adapted model's
+log-probabilities beside the model's own. Tune users' adapters have learned from four fifths of their items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.data.records import Dataset
+from personalization.methods.adapters.edit import AdapterEdit
+from personalization.methods.adapters.trained import Trained
+from personalization.methods.adapters.user_adapters import Plan, UserAdapters, placed
+from personalization.methods.training.flags import flags
+from personalization.stages import Stage
+from personalization.stages.facts import Facts
+from personalization.stages.work import Tools, Work
+
+
+class Adapter(Stage):
+    """The forward pass of each question with the adapter of its user."""
+
+    trains = True
+
+    def learn(self, params: Any, work: Work, tools: Tools) -> Trained | None:
+        """Train on the tune users' histories, or read what was trained before."""
+        return None if params.adapter == "none" else self._learn(params, work.dataset, work, tools)
+
+    def train(self, params: Any, work: Work, tools: Tools) -> None:
+        """Learn, and tell of it."""
+        self.learn(params, work, tools)
+
+    def _learn(self, params: Any, dataset: Dataset, work: Work, tools: Tools) -> Trained:
+        assert tools.folder is not None
+        adapters, plan = UserAdapters(tools.scorer, tools.folder, tools.progress), _plan(params, work)
+        if tools.report is None:
+            return adapters.learn(dataset, plan)
+        course, report = _course(params, tools), tools.report
+
+        def tell(items: Dataset, scores: NDArray[np.float32], records: Sequence[dict[str, float]]) -> None:
+            course[:] = list(records)
+            report(items, scores, len(records))
+
+        return adapters.learn(dataset, plan, tell)
+
+    def extend(self, params: Any, learned: Any, work: Work, everybody: Dataset, tools: Tools) -> Any:
+        """Adapters of users: of everybody's histories."""
+        if learned is None or params.level != "user":
+            return learned
+        return tools.once(
+            "everybody's adapters", (_plan(params, work),), lambda: self._learn(params, everybody, work, tools)
+        )
+
+    def act(self, params: Any, learned: Any, work: Work, tools: Tools) -> Work:
+        """An edit with the adapter of each question's user."""
+        if learned is None:
+            return work
+        groups = learned.assigned(work.dataset, tools.embed)
+        model = tools.scorer.backbone.model
+        adapters = tools.once("adapters", learned.folder, lambda: learned.on(model))
+        owners = [q.user_id for q in work.dataset.questions]
+        edit = AdapterEdit(adapters, groups, owners, learned.first - 1, learned.prefix, learned.content)
+        partial = learned.level == "user" and learned.below is None
+        return replace(work, edits=(*work.edits, edit), blend=params.blend, partial=work.partial or partial)
+
+    def learned_labels(self, params: Any) -> bool:
+        """They have learned from the tune users' own items."""
+        return bool(params.adapter != "none")
+
+    def course(self, params: Any, tools: Tools) -> Facts:
+        """The evaluations of a training, as far as it went."""
+        return self._course_facts(_course(params, tools))
+
+    def _course_facts(self, records: Sequence[dict[str, float]]) -> Facts:
+        curves = {f"training/{name}": [record[name] for record in records] for name in (records or [{}])[0]}
+        return Facts(curves=curves, alarms=tuple(flags(records)))
+
+    def groups(self, params: Any, learned: Any, work: Work, tools: Tools) -> Mapping[str, int]:  # noqa: ARG002
+        """At each user's last question."""
+        if learned is None or learned.clusters is None:
+            return {}
+        assigned = learned.assigned(work.dataset, tools.embed).tolist()
+        return dict(zip((q.user_id for q in work.dataset.questions), assigned, strict=True))
+
+    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:
+        """The training's length and size, what it was where it was kept, its course, flags and groups."""
+        if learned is None:
+            return Facts()
+        record = learned.record
+        records = list(record["records"])
+        best = records[record["kept"]]
+        kept = {name: value for name, value in best.items() if name.startswith(("held_out", "loss"))}
+        said = self._course_facts(records)
+        remarks = list(said.alarms)
+        pictures: dict[str, Mapping[str, Any]] = {"training": {"records": records}}
+        groups: Mapping[str, int] = {}
+        if record["silhouette"] is not None:
+            sizes = ", ".join(map(str, record["sizes"]))
+            remarks.append(f"{record['groups']} groups of {sizes} users, silhouette {record['silhouette']:.3f}")
+            pictures["groups"] = placed(done.dataset, learned, tools.embed)
+            groups = self.groups(params, learned, below, tools)
+        metrics = {**kept, "epochs_run": float(records[-1]["epoch"]), "trainable": float(record["trainable"])}
+        return Facts(metrics, said.curves, said.alarms, remarks, groups, pictures)
+
+    def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:  # noqa: ARG002
+        """LoRA in the upper third, and in all layers, there with groups that start from the one of all users."""
+        if tools.scorer.kind == "encoder":
+            return []
+        exact = {"calibration.fit": "exact", "calibration.kappa": 5.0, "calibration.prior_mode": "user"}
+        lora = {**exact, "adapter.adapter": "lora", "adapter.blend": 1.0}
+        upper = [{**lora, "adapter.start": 0.67, "adapter.level": level} for level in ("unified", "cluster")]
+        whole = {**lora, "adapter.start": 0.0, "adapter.rank": 8}
+        return [*upper, whole, {**whole, "adapter.level": "cluster", "adapter.anchor": 0.01}]
+
+    def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
+        """PEFT's folders."""
+        return {} if learned is None else {"adapters": learned.save(folder / "adapters")}
+
+    def load(self, params: Any, listed: Mapping[str, Any], folder: Path) -> Any:  # noqa: ARG002
+        """What was saved."""
+        return Trained.load(listed["adapters"], folder / "adapters") if listed else None
+
+
+def _course(params: Any, tools: Tools) -> list[dict[str, float]]:
+    """Where the course of a training is noted while it runs."""
+    noted: list[dict[str, float]] = tools.once("courses", params, list)
+    return noted
+
+
+def _plan(params: Any, work: Work) -> Plan:
+    names = [field.name for field in fields(Plan) if field.name != "asking"]
+    return Plan(**{name: getattr(params, name) for name in names}, asking=work.asking)

@@ -1,0 +1,234 @@
+"""The last word: the model's own bias out, the user's taste in, and a temperature; see `methods.taste`.
+
+Label bias, and with `fit: exact` also beta, gamma and tau, are learned from the tune users' scores as the stages below
+leave them. Questions that an edit moves have the bias of the moved ones, those that it leaves alone that of the model
+itself; where all tune questions are moved, the others' strengths are fitted to the model itself, too. With formula
+`report` the reports' prior is subtracted. Cost: arithmetic.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.data.prompts import CONTENT_FREE, usual
+from personalization.evaluation import gold_indices
+from personalization.files import write_arrays
+from personalization.methods.taste.calibration import Calibrated, PriorTables, calibrate, report_calibrate
+from personalization.methods.taste.priors import (
+    global_counts,
+    global_prior,
+    history_counts,
+    log_mean_probability,
+    log_softmax,
+    taste,
+)
+from personalization.methods.taste.solvers import fit_nll, fit_temperature, line_optimum
+from personalization.stages import Stage
+from personalization.stages.facts import Facts
+from personalization.stages.work import Tools, Work, asked, plain_scores, scores_of
+
+log = logging.getLogger(__name__)
+
+KAPPA = 5.0
+"""Pseudo-counts of the global prior at the exact optima that a study starts from."""
+WIDTHS = (0.05, 0.1, 0.3)
+"""Kernel widths of the prior from similar items that a study starts from."""
+
+
+class Numbers(NamedTuple):
+    """What one kind of question is calibrated with. `bias`: source -> log p_model [K]."""
+
+    bias: Mapping[str, NDArray[np.float64]]
+    beta: float
+    gamma: float
+    tau: float
+
+
+@dataclass(frozen=True)
+class Learned:
+    """`moved`: for questions that an edit moves, or that a head answers; `plain`: for all others.
+
+    `global_probs` [K] of all tune histories, None without any, and the counts [K] behind it.
+    """
+
+    plain: Numbers
+    moved: Numbers
+    global_probs: NDArray[np.float64] | None
+    global_counts: NDArray[np.int64]
+
+
+class Calibration(Stage):
+    """z = score - beta * log p_model(y) + gamma * log pi_u(y), softmax(z / tau)."""
+
+    def learn(self, params: Any, work: Work, tools: Tools) -> Learned:
+        """Label bias, pooled history counts, and the exact optimum where it is wanted."""
+        pooled = tools.once("pooled", work.of, lambda: global_counts(work.dataset))
+        probs = global_prior(pooled)
+        moved, scores = _moved(work), scores_of(work, tools)
+        own = {"batch": log_mean_probability(scores[moved] if moved.any() else scores)}
+        bias = own | self._neutral(work, tools)
+        if not moved.any() or work.own is not None or not (work.partial or not moved.all()):
+            numbers = self._numbers(params, work, tools, scores, bias, bias, probs)
+            return Learned(numbers, numbers, probs, pooled)
+        alone = plain_scores(work, tools)
+        plain_bias = {"batch": log_mean_probability(alone)}
+        numbers = self._numbers(params, work, tools, scores, bias, plain_bias, probs)
+        if moved.all():  # nothing on tune tells what suits a question that is left alone, but the model itself
+            plain = self._numbers(params, replace(work, edits=()), tools, alone, plain_bias, plain_bias, probs)
+        else:
+            plain = numbers._replace(bias=plain_bias)
+        return Learned(plain, numbers, probs, pooled)
+
+    def _numbers(
+        self,
+        params: Any,
+        work: Work,
+        tools: Tools,
+        scores: NDArray[np.float32],
+        bias: Mapping[str, NDArray[np.float64]],
+        plain_bias: Mapping[str, NDArray[np.float64]],
+        global_probs: NDArray[np.float64] | None,
+    ) -> Numbers:
+        """Bias and strengths for all questions; one that is left alone has the plain bias."""
+        if params.fit != "exact" or global_probs is None:
+            return Numbers(bias, params.beta, params.gamma, params.tau)
+        gold = gold_indices(work.dataset)
+        mode = "user" if params.prior_mode == "similar" else params.prior_mode
+        log_pi, _ = taste(_counts(params, work, tools), global_probs, mode, params.kappa)
+        log_model = np.where(_moved(work)[:, None], bias["batch"], plain_bias["batch"])
+        try:
+            found = fit_nll(scores, log_model, log_pi, gold)
+        except ValueError:  # the scores speak against the gold labels: no calibration mends them
+            return Numbers(bias, 0.0, 0.0, fit_temperature(log_softmax(scores), gold))
+        return Numbers(bias, float(found.beta), float(found.gamma), float(found.tau))
+
+    def _neutral(self, work: Work, tools: Tools) -> dict[str, NDArray[np.float64]]:
+        """The bias by prompts with nothing to classify; none is anybody's, so no edit moves them."""
+        if work.edits or work.own is not None or not len(work):
+            return {}
+
+        def make() -> dict[str, NDArray[np.float32]]:
+            question = usual(work.dataset.task, work.dataset.questions)
+            texts = {"neutral": [""], "content_free": CONTENT_FREE}
+            blank = {name: work.asking.about(tools.scorer, work.dataset, question, own) for name, own in texts.items()}
+            return {name: asked(prompts, work, tools) for name, prompts in blank.items()}
+
+        key = None if work.of is None else (work.of, work.spoken, work.scale)
+        found = tools.once("neutral", key, make)
+        return {source: log_mean_probability(table) for source, table in found.items()}
+
+    def act(self, params: Any, learned: Learned, work: Work, tools: Tools) -> Work:
+        """The answer to each question, with the prior that it really got."""
+        scores, moved = scores_of(work, tools), _moved(work)
+        counts = _counts(params, work, tools)
+        log_probs, modes = np.empty(scores.shape), [""] * len(work)
+        for rows, numbers in ((np.flatnonzero(moved), learned.moved), (np.flatnonzero(~moved), learned.plain)):
+            if len(rows):
+                found = self._calibrated(params, learned, numbers, scores[rows], counts[rows])
+                log_probs[rows] = found.log_probs
+                for row, mode in zip(rows, found.prior_modes, strict=True):
+                    modes[row] = mode
+        return replace(work, answer=Calibrated(log_probs, modes))
+
+    def _calibrated(
+        self,
+        params: Any,
+        learned: Learned,
+        numbers: Numbers,
+        scores: NDArray[np.float32],
+        counts: NDArray[np.number[Any]],
+    ) -> Calibrated:
+        tables = PriorTables(dict(numbers.bias), learned.global_probs, learned.global_counts)
+        if params.formula == "report":
+            given = {"alpha": params.alpha, "prior_mode": params.prior_mode}
+            whole = counts.astype(np.int64)
+            return report_calibrate(scores, whole, tables, beta=params.beta, tau=params.tau, **given)
+        source = params.source if params.source in numbers.bias else "batch"
+        strengths: dict[str, Any] = {"beta": numbers.beta, "gamma": numbers.gamma, "tau": numbers.tau}
+        prior: dict[str, Any] = {"kappa": params.kappa, "prior_mode": params.prior_mode, "source": source}
+        return calibrate(scores, counts, tables, **strengths, **prior)
+
+    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
+        """Why no label changes."""
+        untouched = not below.edits and below.own is None and not below.asking.k
+        if untouched and params.beta == 0 and params.gamma == 0 and params.fit != "exact":
+            return Facts(remarks=("beta and gamma are 0: every label is the model's own",))
+        return Facts()
+
+    def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:
+        """The optimum of NLL (convex) and of accuracy along gamma through it (exact), at kappa = 5; with the prior of
+        similar items at three widths, too.
+
+        None where there are no history labels, or where the scores speak against the gold labels.
+        """
+        found = self._optima(params, work, tools)
+        for width in WIDTHS:
+            weights = {"prior_mode": "similar", "ranking": "similarity", "width": width, "half_life": 30.0}
+            found += [{**point, **weights} for point in self._optima(replace(params, **weights), work, tools)]
+        return [{f"calibration.{name}": value for name, value in point.items()} for point in found]
+
+    def _optima(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:
+        probs = global_prior(global_counts(work.dataset))
+        if probs is None:
+            return []
+        scores, gold = scores_of(work, tools), gold_indices(work.dataset)
+        log_model = log_mean_probability(scores)
+        log_pi, _ = taste(_counts(params, work, tools), probs, "user", KAPPA)
+        try:
+            fit = fit_nll(scores, log_model, log_pi, gold)
+        except ValueError as error:
+            log.warning("the study starts without the exact optima: %s", error)
+            return []
+        raw = {"kappa": KAPPA, "prior_mode": "user", "source": "batch", "beta": fit.beta, "tau": fit.tau}
+        best = line_optimum(scores - fit.beta * log_model, log_pi, gold, (-0.5, 2.0))
+        return [{**raw, "gamma": fit.gamma}, *([{**raw, "gamma": best.point}] if best else [])]
+
+    def save(self, params: Any, learned: Learned, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
+        """Bias and counts as arrays, strengths to be read."""
+        arrays: dict[str, NDArray[Any]] = {"global_counts": learned.global_counts}
+        for kind in ("plain", "moved"):
+            arrays |= {f"{kind}.{source}": table for source, table in getattr(learned, kind).bias.items()}
+        if learned.global_probs is not None:
+            arrays["global_probs"] = learned.global_probs
+        write_arrays(folder / "calibration.safetensors", arrays)
+        return {kind: getattr(learned, kind)._replace(bias=None)._asdict() for kind in ("plain", "moved")}
+
+    def load(self, params: Any, listed: Mapping[str, Any], folder: Path) -> Learned:  # noqa: ARG002
+        """What was saved."""
+        from safetensors.numpy import load_file
+
+        arrays = load_file(folder / "calibration.safetensors")
+        numbers = {}
+        for kind in ("plain", "moved"):
+            bias = {name.partition(".")[2]: t for name, t in arrays.items() if name.startswith(f"{kind}.")}
+            numbers[kind] = Numbers(bias, **{n: listed[kind][n] for n in ("beta", "gamma", "tau")})
+        return Learned(numbers["plain"], numbers["moved"], arrays.get("global_probs"), arrays["global_counts"])
+
+
+def resolved(params: Any, learned: Learned) -> Any:
+    """The parameters with the numbers that were solved for."""
+    if params.fit != "exact" or learned.global_probs is None:
+        return params
+    found = learned.moved
+    return replace(params, beta=found.beta, gamma=found.gamma, tau=found.tau, fit="searched")
+
+
+def _moved(work: Work) -> NDArray[np.bool_]:
+    """Which questions are not answered by the model alone, [n]."""
+    return np.ones(len(work), dtype=np.bool_) if work.own is not None else work.touched
+
+
+def _counts(params: Any, work: Work, tools: Tools) -> NDArray[np.number[Any]]:
+    """What is known of each question's user: label counts, or weights of similar items, [n, K]."""
+    if params.prior_mode == "similar":
+        weighted: NDArray[np.float64] = tools.histories(work).counts(params)
+        return weighted
+    counts: NDArray[np.int64] = tools.once("counts", work.of, lambda: history_counts(work.dataset))
+    return counts

@@ -1,0 +1,42 @@
+"""Which of the user's items stand in the prompt, and how labels are spoken; see `methods.history.asking`.
+
+Nothing is learned. An encoder's similarities are multiplied by `scale`; adapters keep the one that they were trained
+with. Cost: one scoring pass for each (k, ranking, mix), or label text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from personalization.methods.history.asking import Asking
+from personalization.stages import Stage
+from personalization.stages.facts import Facts
+from personalization.stages.work import Tools, Work
+
+
+class Prompt(Stage):
+    """k items of the history in front of a causal model's question; an encoder's label text and scale."""
+
+    def act(self, params: Any, learned: Any, work: Work, tools: Tools) -> Work:  # noqa: ARG002
+        """Other prompts, or other label texts."""
+        asking = Asking(params.k, params.ranking, params.mix, params.template)
+        if asking == work.asking:
+            return work if params.scale == work.scale else replace(work, scale=params.scale)
+        prompts, shortened = asking.prompts(tools.scorer, work.dataset)
+        spoken = tuple(asking.spoken(tools.scorer, work.dataset.labels))
+        return replace(
+            work,
+            asking=asking,
+            prompts=tuple(prompts),
+            spoken=spoken,
+            scale=params.scale,
+            shortened=shortened,
+        )
+
+    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
+        """Prompts that were cut to fit the model."""
+        if not params.k:
+            return Facts()
+        said = [f"{done.shortened} prompts had items that were cut to fit the model"] if done.shortened else []
+        return Facts(metrics={"prompts_shortened": float(done.shortened)}, remarks=said)

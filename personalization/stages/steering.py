@@ -1,0 +1,165 @@
+"""Chameleon steering: hidden states moved along each user's direction; see `methods.steering`.
+
+Directions are of the model as the stages below leave it. A trial runs the layers above the first edited one. Users
+without history, and questions for which the gate is shut, are not steered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.evaluation import gold_indices
+from personalization.methods.steering.edit import SteeringEdit
+from personalization.methods.steering.export import content
+from personalization.methods.steering.learned import Directions, Learned, Settings, with_threshold
+from personalization.methods.steering.moves import Firings, cosine_gate, product_gate
+from personalization.stages import Stage
+from personalization.stages.facts import Facts
+from personalization.stages.work import Tools, Work, scores_of, states_of
+
+COLLAPSED = 0.9
+"""Share of one label in the answers above which steering is said to break the model."""
+
+
+class Steering(Stage):
+    """The forward pass of each question with its user's direction added."""
+
+    kinds = ("causal",)
+
+    def learn(self, params: Any, work: Work, tools: Tools) -> Learned | None:
+        """Directions of all users and groups, norms, and the gate's threshold."""
+        if not _steers(params):
+            return None
+        settings = _settings(params)
+        directions = _directions(work, tools)
+        learned = directions.learn(settings)
+        if settings.gate != "cosine":
+            return learned
+        values = self._agreement(settings, learned, work, tools)
+        return with_threshold(learned, values[directions.users()[1]], settings.open_share)
+
+    def act(self, params: Any, learned: Any, work: Work, tools: Tools) -> Work:
+        """An edit with each question's vectors and gate."""
+        if learned is None or not len(work):
+            return work
+        settings, directions = _settings(params), _directions(work, tools)
+        users, known = directions.users()
+        vectors = directions.vectors(settings, learned)
+        opened = known
+        if settings.gate == "cosine":
+            opened = known & (self._agreement(settings, learned, work, tools) >= learned.threshold)
+        elif settings.gate == "product":
+            scaled = settings.alpha_personal * vectors.personal[users, 0]
+            opened = known & (product_gate(scaled, settings.alpha_general * vectors.general[0]) >= learned.threshold)
+        counted = tools.once("firings", None if work.key is None else (work.key, params), Firings)
+        gates = opened.astype(np.float32)
+        edit = SteeringEdit(
+            tools.scorer.backbone.layers, vectors, settings.move, users, gates, settings.scope, firings=counted
+        )
+        return replace(work, edits=(*work.edits, edit), partial=True)
+
+    def _agreement(self, settings: Settings, learned: Learned, work: Work, tools: Tools) -> NDArray[np.float64]:
+        """Cosine of each question's state at the first edited layer with its user's direction, [n]."""
+        directions, first = _directions(work, tools), learned.layers[0]
+        users, _ = directions.users()
+        states = states_of(work.prompts, np.arange(len(work)), work, tools, (first,), settings.site)[:, 0]
+        return cosine_gate(states, directions.vectors(settings, learned).personal[users, 0])
+
+    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:
+        """What the hooks did, how far scores moved, and why no label changed or one took all."""
+        if learned is None:
+            return Facts(remarks=("nothing is steered: alpha_personal and alpha_general are 0",))
+        settings, moved, plain = _settings(params), scores_of(done, tools), scores_of(below, tools)
+        edit = done.edits[-1]
+        assert isinstance(edit, SteeringEdit)
+        touched, firings = edit.touched, edit.firings
+        metrics = {
+            "steering_hook_calls": float(min(firings.calls.values(), default=0)),
+            "steering_edits_a_question": min(firings.edited.values(), default=0) / max(1, int(touched.sum())),
+            "steering_steered_share": float(touched.mean()),
+            "steering_relative_edit": firings.mean_relative_edit,
+            "steering_largest_score_change": float(np.abs(moved - plain).max()),
+        }
+        gold, directions = gold_indices(done.dataset), _directions(below, tools)
+        right, before = (table.argmax(axis=1) == gold for table in (moved, plain))
+        picture = {
+            "separations": directions.separations(settings),
+            "layers": learned.layers,
+            "moved": np.abs(moved - plain).max(axis=1),
+            "helped": right & ~before,
+            "hurt": before & ~right,
+        }
+        names = [f"{recent[0].id} to {recent[-1].id}" for recent, _ in directions.histories]
+        found_by = {"model": tools.scorer.fingerprint, **{k: str(v) for k, v in asdict(settings).items()}}
+        vectors = content(edit.vectors, settings.move, names, settings.scope, found_by)
+        return Facts(
+            metrics,
+            remarks=_remarks(settings, learned, edit, plain, moved),
+            pictures={"edits": picture},
+            files={"vectors.safetensors": vectors},
+        )
+
+    def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:  # noqa: ARG002
+        """The plainest edit, one norm long, at thirds of the depth, solved exactly."""
+        edit = {"steering.alpha_personal": 1.0, "calibration.fit": "exact"}
+        return [{**edit, "steering.start": start} for start in (0.34, 0.51, 0.67)]
+
+    def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
+        """Directions at the edited layers."""
+        return {} if learned is None else {"steering": learned.save(folder)}
+
+    def load(self, params: Any, listed: Mapping[str, Any], folder: Path) -> Any:  # noqa: ARG002
+        """What was saved."""
+        return Learned.load(listed["steering"], folder) if listed else None
+
+
+def _remarks(
+    settings: Settings, learned: Learned, edit: SteeringEdit, plain: NDArray[np.float32], moved: NDArray[np.float32]
+) -> list[str]:
+    """Why steering changes no label, or breaks the model."""
+    if not edit.touched.any():
+        return [f"nothing is steered: the {settings.gate} gate opened for no question"]
+    if (moved.argmax(axis=1) == plain.argmax(axis=1)).all():
+        two = np.sort(plain[edit.touched], axis=1)[:, -2:]
+        closest, most = float(np.diff(two).min()), float(np.abs(moved - plain).max())
+        layers = ", ".join(map(str, learned.layers))
+        return [
+            f"steering changes no label: at layers {layers} its direction is orthogonal to what tells labels apart, or "
+            f"too short; scores move by at most {most:.2g} nats, and the closest decision is {closest:.2g} wide",
+        ]
+    before, after = (float(np.bincount(table.argmax(axis=1)).max() / len(table)) for table in (plain, moved))
+    if after <= max(COLLAPSED, before):
+        return []
+    return [
+        f"steering breaks the model: one label takes {after:.0%} of the answers ({before:.0%} without), at edits of "
+        f"{edit.firings.mean_relative_edit:.2g} times the states' length; take smaller strengths"
+    ]
+
+
+def _directions(work: Work, tools: Tools) -> Directions:
+    """The directions of a work's questions, of the model as the work leaves it."""
+
+    def make() -> Directions:
+        return Directions(
+            work.dataset,
+            tools.scorer.backbone.depth,
+            lambda prompts, owners, layers, site: states_of(prompts, owners, work, tools, layers, site),
+            tools.embed,
+        )
+
+    found: Directions = tools.once("directions", work.key, make)
+    return found
+
+
+def _settings(params: Any) -> Settings:
+    return Settings(**{field.name: getattr(params, field.name) for field in fields(Settings)})
+
+
+def _steers(params: Any) -> bool:
+    return bool(params.alpha_personal != 0 or params.alpha_general != 0)

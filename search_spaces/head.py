@@ -1,0 +1,58 @@
+"""Space of the head: for whom, how strongly it is held, and its weight in the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from search_spaces.conditions import Read
+
+SPACE: Mapping[str, BaseDistribution] = {
+    "head": CategoricalDistribution(["none", "logistic"]),
+    "blend": FloatDistribution(0.0, 1.0),
+    "level": CategoricalDistribution(["unified", "cluster", "user"]),
+    "groups": IntDistribution(2, 8),
+    "cluster_by": CategoricalDistribution(["words", "labels", "embedding"]),
+    "c": FloatDistribution(1e-4, 10.0, log=True),
+    "c_own": FloatDistribution(1e-4, 10.0, log=True),
+    "depth": FloatDistribution(0.0, 1.0),
+}
+ONLY = {"depth": "causal"}
+ON = {"head": ("logistic",)}
+READ: Read = {
+    **{name: [ON] for name in ("blend", "level", "c", "depth")},
+    "groups": [{**ON, "level": ("cluster",)}],
+    "cluster_by": [{**ON, "level": ("cluster",)}],
+    "c_own": [{**ON, "level": ("cluster", "user")}],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """A head, `blend` its weight. `c`: of the head of all; `c_own`: of a group's or user's distance to it; `depth`: the
+    layer of a causal model, as a share."""
+
+    head: str = "none"
+    blend: float = 0.0
+    level: str = "unified"
+    groups: int = 4
+    cluster_by: str = "words"
+    c: float = 0.01
+    c_own: float = 0.01
+    depth: float = 0.0
+
+
+BASELINE = Params()
+
+
+def canonical(values: Mapping[str, object]) -> dict[str, object]:
+    """Without weight there is no head."""
+    return {**values, "head": "none"} if values["blend"] == 0 else dict(values)
+
+
+def complexity(params: Params) -> float:
+    """A head is one; of groups it is one more, of users two."""
+    levels = {"unified": 0, "cluster": 1, "user": 2}
+    return (params.head != "none") + levels[params.level] + (0 < params.blend < 1)

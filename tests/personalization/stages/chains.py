@@ -1,0 +1,93 @@
+"""Chains for tests: every stage at settings that do something, on a world whose histories grow."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+from personalization.backbones.cached import CachedScorer
+from personalization.data.known import known_items
+from personalization.data.records import Dataset
+from personalization.stages import STAGES
+from personalization.stages.chain import Fitted, answer, fit
+from personalization.stages.work import Tools, begin
+from search_spaces import ChainParams, chain_space
+from tests.tiny import short_world
+
+TRAINED = {"adapter.blend": 1.0, "adapter.rank": 2, "adapter.epochs": 1, "adapter.start": 0.5, "adapter.lr": 0.02}
+ACTIVE: dict[str, list[dict[str, Any]]] = {
+    "prompt": [{"prompt.k": 2, "prompt.ranking": "bm25"}, {"prompt.k": 3, "prompt.ranking": "recency"}],
+    "adapter": [
+        {"adapter.adapter": "lora", **TRAINED},
+        {"adapter.adapter": "lora", **TRAINED, "adapter.level": "cluster", "adapter.groups": 2},
+        {"adapter.adapter": "lora", **TRAINED, "adapter.level": "user", "adapter.blend": 0.6},
+        {"adapter.adapter": "prefix", **TRAINED, "adapter.level": "cluster", "adapter.groups": 2},
+    ],
+    "steering": [
+        {"steering.alpha_personal": 1.5, "steering.start": 0.5},
+        {"steering.alpha_personal": 1.0, "steering.gate": "cosine", "steering.open_share": 0.5, "steering.groups": 2},
+        {"steering.alpha_general": 0.7, "steering.site": "mlp", "steering.scope": "all", "steering.edit": "projection"},
+    ],
+    "head": [
+        {"head.head": "logistic", "head.blend": 0.5, "head.level": "user"},
+        {"head.head": "logistic", "head.blend": 1.0, "head.level": "cluster", "head.groups": 2, "head.depth": 0.5},
+    ],
+    "calibration": [
+        {"calibration.beta": 0.8, "calibration.gamma": 0.9, "calibration.prior_mode": "user", "calibration.kappa": 3.0},
+        {"calibration.fit": "exact", "calibration.prior_mode": "similar", "calibration.ranking": "bm25"},
+        {"calibration.formula": "report", "calibration.beta": 0.5, "calibration.prior_mode": "user"},
+    ],
+}
+"""stage -> settings by full name."""
+
+
+def params_of(chain: tuple[str, ...], *chosen: dict[str, Any]) -> ChainParams:
+    """The parameters of a chain with these settings."""
+    return chain_space(chain).of_full({name: value for some in chosen for name, value in some.items()})
+
+
+def singles() -> list[ChainParams]:
+    """Every stage alone under a calibration, at each of its settings."""
+    plain = ACTIVE["calibration"][0]
+    found = []
+    for name in STAGES:
+        for settings in ACTIVE.get(name, [{}]):
+            chain = tuple(dict.fromkeys((name, "calibration")))
+            found.append(params_of(chain, *([plain] if name != "calibration" else []), settings))
+    return found
+
+
+def combinations(size: int) -> list[ChainParams]:
+    """Stages together, each at its first settings, under a calibration that is solved."""
+    below = [name for name in STAGES if name != "calibration"]
+    exact = ACTIVE["calibration"][1]
+    return [
+        params_of((*names, "calibration"), exact, *(ACTIVE.get(name, [{}])[0] for name in names))
+        for names in itertools.combinations(below, size)
+    ]
+
+
+def growing(seed: int, users: int, questions: int = 3) -> Dataset:
+    """A world in which a user's later question knows one item more."""
+    dataset = short_world(seed, users, questions, items=6)
+    seen: dict[str, int] = {}
+    out = []
+    for question in dataset.questions:
+        seen[question.user_id] = seen.get(question.user_id, 1) + 1
+        items = known_items(dataset.task, question)[: seen[question.user_id]]
+        out.append(replace(question, history=items))
+    return Dataset(dataset.task, dataset.labels, tuple(out))
+
+
+def fitted_on(dataset: Dataset, params: ChainParams, tools: Tools) -> Fitted:
+    """A chain fitted on a data set's users."""
+    return fit(params, begin(dataset, tools, "tune"), tools)
+
+
+def answers_to(fitted: Fitted, dataset: Dataset, scorer: CachedScorer) -> Any:
+    """Log-probabilities [n, K] of a chain as it is served."""
+    tools = Tools(scorer)
+    found = answer(fitted, begin(dataset, tools), tools).answer
+    assert found is not None
+    return found.log_probs

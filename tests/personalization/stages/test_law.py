@@ -1,0 +1,134 @@
+"""The law of the chain: answers together = alone = shuffled = from the saved folder in a fresh process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from personalization.backbones.cached import CachedScorer
+from personalization.data.records import Dataset
+from personalization.stages import STAGES, chain
+from personalization.stages.work import Tools
+from tests.personalization.stages.chains import ACTIVE, answers_to, combinations, fitted_on, growing, singles
+from tests.tiny import make_model, make_tokenizer
+
+ROOT = Path(__file__).parents[3]
+SINGLES, PAIRS, TRIPLES = singles(), combinations(2), combinations(3)
+CHAINS = [*SINGLES, *PAIRS, *TRIPLES]
+FRESH = """
+import json, sys
+from pathlib import Path
+from personalization.backbones.cached import CachedScorer
+from personalization.stages import chain
+from tests.personalization.stages.chains import answers_to, growing
+model, folder = sys.argv[1:]
+scorer, questions, found = CachedScorer(model, None), growing(5, 5), {}
+for place in sorted(Path(folder).iterdir()):
+    fitted = chain.load(json.loads((place / "chain.json").read_text()), place)
+    found[place.name] = answers_to(fitted, questions, scorer).tolist()
+print(json.dumps(found))
+"""
+
+
+def named(params):
+    return "+".join(
+        f"{name}{ACTIVE[name].index(found) if found in ACTIVE[name] else ''}" for name, found in _settings(params)
+    )
+
+
+def _settings(params):
+    for name in params:
+        own = {f"{name}.{key}": getattr(params[name], key) for key in params[name].__dataclass_fields__}
+        match = [some for some in ACTIVE.get(name, []) if some.items() <= own.items()]
+        yield name, match[0] if match else None
+
+
+@pytest.fixture(scope="module")
+def calm_model(tmp_path_factory):
+    """A random model whose weights do not blow rounding up to what is tested here."""
+    folder = tmp_path_factory.mktemp("calm")
+    make_model("llama", times=3.0).save_pretrained(folder)
+    make_tokenizer(bos=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scorer(calm_model, tmp_path_factory):
+    return CachedScorer(str(calm_model), tmp_path_factory.mktemp("law") / "scores")
+
+
+@pytest.fixture(scope="module")
+def tools(scorer):
+    return Tools(scorer, folder=scorer.folder.parent / "adapters")
+
+
+@pytest.fixture(scope="module")
+def tune():
+    return growing(4, 8, 2)
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return growing(5, 5)
+
+
+def blown_up(fitted):
+    """By how much a calibration enlarges rounding of the scores."""
+    found = fitted.learned["calibration"]
+    return max(1.0, *((1 + abs(numbers.beta)) / numbers.tau for numbers in (found.plain, found.moved)))
+
+
+def some(dataset, rows):
+    return Dataset(dataset.task, dataset.labels, tuple(dataset.questions[row] for row in rows))
+
+
+def test_every_stage_is_tested():
+    assert set(STAGES) == set(ACTIVE)
+
+
+@pytest.mark.parametrize("params", CHAINS, ids=named)
+def test_together_is_alone_is_shuffled_is_saved(params, tune, asked, tools, scorer, tmp_path):
+    fitted = fitted_on(tune, params, tools)
+    together = answers_to(fitted, asked, scorer)
+    order = np.random.default_rng(0).permutation(len(asked))
+    shuffled = answers_to(fitted, some(asked, order), scorer)
+    alone = np.concatenate([answers_to(fitted, some(asked, [row]), scorer) for row in range(len(asked))])
+    loaded = chain.load(json.loads(json.dumps(chain.save(fitted, tmp_path))), tmp_path)
+    from_folder = answers_to(loaded, asked, scorer.unstored())
+    for other in (alone, shuffled[np.argsort(order)], from_folder):
+        assert np.abs(other - together).max() <= 1e-5 * blown_up(fitted)
+        assert (other.argmax(axis=1) == together.argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize("params", SINGLES, ids=named)
+def test_every_setting_changes_answers(params, tune, asked, tools, scorer):
+    """A law that nothing obeys by doing nothing."""
+    plain = answers_to(fitted_on(tune, params.__class__(()), tools), asked, scorer)
+    assert np.abs(answers_to(fitted_on(tune, params, tools), asked, scorer) - plain).max() > 1e-3
+
+
+def test_a_fresh_process_answers_from_the_folders(calm_model, tune, asked, tools, scorer, tmp_path):
+    expected = {}
+    for number, params in enumerate([*SINGLES, *TRIPLES]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        fitted = fitted_on(tune, params, tools)
+        (folder / "chain.json").write_text(json.dumps(chain.save(fitted, folder)))
+        expected[str(number)] = fitted, answers_to(fitted, asked, scorer)
+    command = [sys.executable, "-c", FRESH, str(calm_model), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, (fitted, table) in expected.items():
+        assert np.abs(np.array(found[name]) - table).max() <= 1e-5 * blown_up(fitted)
+
+
+@pytest.mark.parametrize("skipped", [name for name in STAGES if name != "calibration"])
+def test_serving_that_skips_a_stage_is_caught(skipped, tune, asked, tools, scorer, monkeypatch):
+    params = next(found for found in SINGLES if skipped in found)
+    fitted = fitted_on(tune, params, tools)
+    expected = answers_to(fitted, asked, scorer)
+    monkeypatch.setattr(chain.stage(skipped), "act", lambda params, learned, work, tools: work)
+    assert np.abs(answers_to(fitted, asked, scorer) - expected).max() > 1e-3

@@ -1,0 +1,70 @@
+"""Records for MLflow, and what arrived there."""
+
+from pathlib import Path
+
+import pytest
+
+from personalization.databases import sqlite_file
+from tracking.spool import Spool
+
+mlflow = pytest.importorskip("mlflow")
+from mlflow import MlflowClient  # noqa: E402
+
+from tracking.mlflow_tracker import Patience  # noqa: E402
+
+
+class Ended(Patience):
+    """A parent that has ended: the sender stops once the spool is empty. `meanwhile` is called before that, once."""
+
+    def __init__(self, meanwhile=None) -> None:
+        self._meanwhile = meanwhile
+
+    def parent_ended(self) -> bool:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return meanwhile is None
+
+    def is_over(self, _=None) -> bool:
+        return False
+
+
+def trial(number: int, **changes):
+    return {
+        "kind": "trial",
+        "number": number,
+        "state": "COMPLETE",
+        "params": {"beta": 0.5 + number},
+        "metrics": {"accuracy": 0.1 * number, "entropy": 1.0},
+        "violations": {"entropy": -0.4},
+        "started_ms": 1,
+        "ended_ms": 2,
+        "failure": None,
+        "duplicate_of": None,
+        "feasible": True,
+        **changes,
+    }
+
+
+def study_record(spool: Spool):
+    return {
+        "kind": "study",
+        "study": spool.study,
+        "started_ms": 1,
+        "params": {"sampler": "tpe"},
+        "tags": {"model": "m"},
+    }
+
+
+def file_of(uri: str) -> Path:
+    return sqlite_file(uri)
+
+
+def runs(uri: str, study: str):
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(study)
+    return client, client.search_runs([experiment.experiment_id], max_results=1000)
+
+
+def names(uri: str, study: str) -> list[str]:
+    return sorted(run.info.run_name for run in runs(uri, study)[1])

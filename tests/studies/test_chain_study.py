@@ -1,0 +1,70 @@
+"""Studies over chains: stages together, and one study on top of another."""
+
+import pytest
+
+from personalization.errors import UsageError
+from studies.runner import run_study
+from studies.shown.show import describe_study, list_studies
+from studies.spec import parse_spec
+from studies.study import find_study, open_study
+
+pytestmark = pytest.mark.usefixtures("no_results")
+HEAD = {"head": "logistic", "blend": [0.5, 1.0], "level": "unified", "depth": 0.5, "c": 0.001}
+
+
+def made_with(spec_of, **changes):
+    """A chain in the place of an objective."""
+    plain = spec_of().model_dump(exclude={"objective"}, exclude_none=True)
+    return parse_spec({**plain, "constraints": {}, **changes}, "test")
+
+
+def test_stages_are_searched_together_and_the_study_goes_on(tmp_path, spec_of):
+    spec = made_with(spec_of, chain=["prompt", "head", "calibration"], space={**HEAD, "k": 0}, trials=4)
+    assert run_study(spec, tmp_path).failed == 0
+    again = run_study(spec.model_copy(update={"trials": 5}), tmp_path)
+    assert (again.trials, again.failed) == (5, 0)
+    opened = open_study(spec, tmp_path)
+    assert {"blend", "beta", "prior_mode"} <= set(opened.space)
+    (row,) = list_studies(tmp_path, None)
+    assert row["objective"] == "prompt + head + calibration"
+    assert {"blend", "beta", "prompt.ranking"} <= set(describe_study("small", tmp_path, None)["best"][0]["params"])
+
+
+def test_a_study_starts_from_the_best_of_another(tmp_path, spec_of):
+    below = made_with(spec_of, name="below", chain=["head", "calibration"], space=HEAD, trials=6)
+    run_study(below, tmp_path)
+    best = max(find_study("below", tmp_path, None).get_trials(), key=lambda trial: trial.value)
+    wanted = open_study(below, tmp_path).rooms.decode(best.params)["head"]
+    spec = made_with(spec_of, name="above", chain=["head", "calibration"], start_from="below", trials=4)
+    run_study(spec, tmp_path)
+    opened = open_study(spec, tmp_path)
+    assert not [name for name in opened.space if name in ("head", "c", "blend")]
+    for trial in opened.study.get_trials():
+        assert opened.rooms.decode(trial.params)["head"] == wanted
+    run_study(below.model_copy(update={"trials": 9}), tmp_path)
+    assert open_study(spec, tmp_path).rooms.decode({})["head"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"chain": ["calibration", "prompt"]}, "its order is prompt, calibration, each once"),
+        ({"chain": ["prompt", "prompt"]}, "its order is prompt, each once"),
+        ({"chain": ["magic"]}, "no stage 'magic'; there are prompt, adapter, steering, head, calibration"),
+        ({"chain": ["calibration"], "objective": "steering"}, "give chain or objective, not both"),
+        ({"start_from": "below"}, "start_from needs chain"),
+    ],
+)
+def test_a_chain_that_cannot_be_is_one_line(spec_of, changes, said):
+    with pytest.raises(UsageError, match=said) as caught:
+        made_with(spec_of, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_study_cannot_start_from_is_one_line(tmp_path, spec_of):
+    spec = made_with(spec_of, chain=["prompt", "calibration"], start_from="nothing")
+    with pytest.raises(UsageError, match="no study 'nothing'"):
+        open_study(spec, tmp_path)
+    run_study(made_with(spec_of, name="nothing", chain=["calibration"], trials=1), tmp_path)
+    with pytest.raises(UsageError, match="has no stage to begin prompt, calibration with"):
+        open_study(spec, tmp_path)

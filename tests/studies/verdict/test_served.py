@@ -1,0 +1,106 @@
+"""The config that a promotion leaves."""
+
+import json
+from threading import Thread
+
+import pytest
+import yaml
+
+from personalization.backbones.cached import CachedScorer
+from personalization.deployment import CONFIG, Deployment, read_config
+from personalization.errors import DataError, UsageError
+from personalization.stages.chain import Fitted
+from personalization.stages.work import Tools
+from studies.study import open_study
+from studies.verdict.evidence import Evidence
+from studies.verdict.promotion import promote
+from tests.planted import BiasedScorer
+
+
+def looks(opened):
+    return Evidence(opened.storage).looks()
+
+
+@pytest.mark.parametrize("damage", ["format: 99\n", "model: [\n"])
+def test_a_config_that_cannot_be_read_is_reported_before_any_look_and_replaced_on_purpose(tmp_path, make_study, damage):
+    opened, out = make_study(), tmp_path / "deploy"
+    out.mkdir()
+    (out / CONFIG).write_text(damage)
+    with pytest.raises(DataError, match="--replace-unreadable"):
+        promote(opened, out)
+    assert looks(opened) == []
+    result = promote(opened, out, replace_unreadable=True)
+    assert result["promoted"]
+    assert "not a deploy config" in read_config(out)["provenance"]["replaced_unreadable"]
+    assert (tmp_path / "deploy.unreadable" / CONFIG).read_text() == damage
+
+
+def test_a_file_of_an_earlier_version_is_not_replaced_by_a_folder(tmp_path, make_study):
+    opened, out = make_study(), tmp_path / "deploy.yaml"
+    out.write_text("format: 5\n")
+    with pytest.raises(UsageError, match="is a file, and a deployment is a folder; give --out FOLDER"):
+        promote(opened, out)
+    assert looks(opened) == []
+
+
+def test_config_of_a_changed_model_is_refused(tmp_path, make_study):
+    opened = make_study()
+    out = tmp_path / "deploy"
+    promote(opened, out)
+    config = read_config(out)
+    config["model"]["fingerprint"] = "0" * 64
+    (out / CONFIG).write_text(yaml.safe_dump(config))
+    with pytest.raises(DataError, match="is not the one of the promotion"):
+        Deployment.load(out)
+
+
+def test_requests_of_threads_wait_for_each_other(tmp_path):
+    terms = {"task": "LaMP_2", "labels": ["a", "b"]}
+    deployment = Deployment(terms, Fitted({}, {}), Tools(BiasedScorer("", tmp_path)))
+    found = []
+    other = Thread(target=lambda: found.append(deployment.predict([])))
+    with deployment.scorer.lock:
+        other.start()
+        other.join(0.3)
+        assert not found
+    other.join()
+    assert found == [[]]
+
+
+@pytest.mark.slow
+def test_a_hub_model_is_promoted_and_served_at_the_commit_of_its_study(tmp_path, make_study, hub):
+    class Hub(BiasedScorer):
+        def __init__(self, model, folder, *rest):
+            super().__init__(model, folder, *rest)
+            self.commit = CachedScorer(model, folder, *rest).commit
+
+    opened = make_study(Hub, model={"path": "owner/name"})
+    hub.push(2)
+    out = tmp_path / "deploy"
+    promote(open_study(opened.spec, opened.home), out)
+    model = read_config(out)["model"]
+    assert (model["path"], model["revision"]) == ("owner/name", hub.commit(1))
+    assert Deployment.load(out).scorer.commit == hub.commit(1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "generation: 1\n", "!!python/object/apply:os.system [ls]\n", json.dumps({"format": 9})]
+)
+def test_damaged_config_is_one_line(tmp_path, text):
+    path = tmp_path / "deploy"
+    path.write_text(text)
+    with pytest.raises(DataError, match="not a deploy config") as caught:
+        Deployment.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_users_without_history_get_the_fall_back(tmp_path, make_study):
+    opened = make_study()
+    out = tmp_path / "deploy"
+    promote(opened, out)
+    deployment = Deployment.load(out)
+    question = opened.splits.confirm.questions[0]
+    stranger = type(question)(question.id, "new", question.text, (), None)
+    modes = [p.prior_mode for p in deployment.predict([question, stranger])]
+    assert deployment.fitted.params["calibration"].prior_mode == "user"
+    assert modes == ["user", "global (fall-back)"]
