@@ -136,6 +136,8 @@ class ChainSpace:
     def of_full(self, given: Mapping[str, Any]) -> ChainParams:
         """The same from values by full name."""
         baseline = self._baseline_values
+        if unknown := set(given) - set(baseline):
+            raise ValueError(f"{min(unknown)}: no such parameter; stages are {', '.join(self.chain)}")
         values = {**baseline, **self.fixed, **given}
         for _ in range(len(values)):
             before = dict(values)

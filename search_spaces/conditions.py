@@ -19,11 +19,6 @@ def nonzero(value: Any) -> bool:
     return bool(value != 0)
 
 
-def below_one(value: Any) -> bool:
-    """Less than 1."""
-    return bool(value < 1)
-
-
 def above_one(value: Any) -> bool:
     """More than 1."""
     return bool(value > 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,12 @@ KEPT_OPEN = 2
 """Layers whose stored states stay open: what is open takes disk space after its eviction, too."""
 
 
+@cache
+def _code() -> str:
+    room = Path(__file__).parent
+    return sha256_of(Path(__file__)) + sha256_of(room / "fixed_texts.py")
+
+
 class Fixed:
     """What rows and texts have in common. A subclass says what a batch is and runs one.
 
@@ -55,12 +61,17 @@ class Fixed:
     """
 
     members: list[NDArray[np.int64]]
-    key: str
+    _depends: dict[str, Any]
 
     def __init__(self, backbone: Any, shelf: Shelf | None) -> None:
         self.backbone, self.model, self.layers, self.shelf = backbone, backbone.model, backbone.layers, shelf
         self.parts = parts_returned(self.model, self.layers)
         self._stored: OrderedDict[tuple[Any, ...], StoredStates | None] = OrderedDict()
+
+    @cached_property
+    def key(self) -> str:
+        """What the batches depend on, besides the model."""
+        return key_of({"code": _code(), **self._depends})
 
     def batch(self, number: int) -> Batch:
         """What an edit is told of a batch."""
@@ -200,10 +211,10 @@ class FixedRows(Fixed):
             self.rows.append(next_batch(waiting, at, tokens, False))
             at += len(self.rows[-1])
         self.members = [np.array([index for row in rows for index in row.prompts]) for rows in self.rows]
-        self.key = key_of({
-            "code": sha256_of(Path(__file__)), "prompts": list(prompts), "continuations": list(continuations),
-            "sharing": sharing, "tokens": tokens, "attention": self.model.config._attn_implementation,
-        })  # fmt: skip
+        self._depends = {
+            "prompts": prompts, "continuations": continuations, "sharing": sharing, "tokens": tokens,
+            "attention": self.model.config._attn_implementation,
+        }  # fmt: skip
 
     @staticmethod
     def _owned(sharing: Sharing) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from personalization.files import sha256_of
 from personalization.scoring.edits import Batch, Edit, Shelf
 from personalization.scoring.fixed import BATCH_TEXTS, Fixed
-from personalization.scoring.store import key_of
 
 
 class FixedTexts(Fixed):
@@ -37,10 +34,9 @@ class FixedTexts(Fixed):
         size = max(1, sizes.get(self.model.device.type, sizes["cpu"]) // backbone.smaller)
         order = np.array(sorted(range(len(texts)), key=lambda row: -len(texts[row])), dtype=np.int64)
         self.members = [order[at : at + size] for at in range(0, len(order), size)]
-        self.key = key_of({
-            "code": sha256_of(Path(__file__)), "texts": list(texts), "labels": list(labels), "batch": size,
-            "attention": self.model.config._attn_implementation,
-        })  # fmt: skip
+        self._depends = {
+            "texts": texts, "labels": labels, "batch": size, "attention": self.model.config._attn_implementation,
+        }  # fmt: skip
 
     @cached_property
     def labels(self) -> Tensor:

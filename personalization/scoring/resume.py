@@ -143,8 +143,20 @@ def may_resume(layers: nn.ModuleList, k: int, parts: int, run: Callable[[], Tens
     return tried[k]
 
 
+_PARTS: WeakKeyDictionary[nn.ModuleList, int] = WeakKeyDictionary()
+
+
 def parts_returned(model: PreTrainedModel, layers: nn.ModuleList) -> int:
-    """How many parts the tuples have that the blocks of a model return; 0 where they return states alone."""
+    """How many parts the tuples have that the blocks of a model return; 0 where they return states alone.
+
+    Looked at once for each model.
+    """
+    if layers not in _PARTS:
+        _PARTS[layers] = _parts_seen(model, layers)
+    return _PARTS[layers]
+
+
+def _parts_seen(model: PreTrainedModel, layers: nn.ModuleList) -> int:
     seen: list[int] = []
     handle = layers[0].register_forward_hook(
         lambda _, __, output: seen.append(len(output) if isinstance(output, tuple) else 0)

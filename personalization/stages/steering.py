@@ -143,7 +143,10 @@ def _remarks(
 
 
 def _directions(work: Work, tools: Tools) -> Directions:
-    """The directions of a work's questions, of the model as the work leaves it."""
+    """The directions of a work's questions, of the model as the work leaves it.
+
+    A server remembers those of histories, where no edit below makes them depend on more than the history.
+    """
 
     def make() -> Directions:
         return Directions(
@@ -151,6 +154,7 @@ def _directions(work: Work, tools: Tools) -> Directions:
             tools.scorer.backbone.depth,
             lambda prompts, owners, layers, site: states_of(prompts, owners, work, tools, layers, site),
             tools.embed,
+            None if work.of is not None or work.edits else tools.once("directions of histories", "kept", dict),
         )
 
     found: Directions = tools.once("directions", work.key, make)

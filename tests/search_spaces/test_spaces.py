@@ -201,3 +201,8 @@ def test_stages_that_are_fixed_are_not_searched():
     assert not [name for name in started.names if space.names[name].targets[0].startswith("adapter")]
     assert started.decode({"beta": 0.5})["adapter"].rank == 8
     assert started.BASELINE["adapter"].adapter == "lora"
+
+
+def test_a_parameter_that_no_stage_has_is_named():
+    with pytest.raises(ValueError, match=r"calibration\.scale: no such parameter; stages are calibration"):
+        chain_space(("calibration",)).of_full({"calibration.scale": 50.0})

@@ -36,11 +36,15 @@ from personalization.methods.steering.directions import (
 from personalization.methods.steering.moves import Move, SteeringVectors
 
 HISTORY_ITEMS = 8
+REMEMBERED = 10_000
+"""Histories whose directions a server keeps in memory; those that came first are forgotten first."""
 PRODUCT_THRESHOLD = 0.022
 """The second report's threshold for the product gate."""
 
 Recent = tuple[History, str]
 """What a question is steered by: its latest items, and how they are asked."""
+Kept = dict[tuple[Recent, str, str, tuple[int, ...]], NDArray[np.float32]]
+"""(history, kind of direction, site, layers) -> its own direction [L, d]."""
 States = Callable[[Sequence[str], NDArray[np.int64], Sequence[int], str], NDArray[np.float32]]
 """(prompts [m], the question that each belongs to [m], layers [L], site) -> states of their last tokens [m, L, d]."""
 
@@ -115,10 +119,13 @@ def _recent(task: str, question: Question) -> Recent:
 
 
 class Directions:
-    """The directions of the questions of one data set. `depth`: of the model; `states` and `embed` run it."""
+    """The directions of the questions of one data set. `depth`: of the model; `states` and `embed` run it.
 
-    def __init__(self, dataset: Dataset, depth: int, states: States, embed: Embed) -> None:
-        self.dataset, self.depth, self.states, self.embed = dataset, depth, states, embed
+    `kept`: directions by history, where those of earlier questions may be taken from and later ones find these.
+    """
+
+    def __init__(self, dataset: Dataset, depth: int, states: States, embed: Embed, kept: Kept | None = None) -> None:
+        self.dataset, self.depth, self.states, self.embed, self.kept = dataset, depth, states, embed, kept
         self._pairs: dict[tuple[str, tuple[int, ...]], dict[Recent, list[Pairs]]] = {}
         self._own: dict[tuple[Any, ...], NDArray[np.float32]] = {}
         self._ccs: dict[tuple[str, int], NDArray[np.float32]] = {}
@@ -147,15 +154,15 @@ class Directions:
         if whole is not None:
             return {recent: [found[layer] for layer in layers] for recent, found in whole.items()}
         if (site, layers) not in self._pairs:
-            self._pairs[site, layers] = self._asked(site, layers) if self.paired else {}
+            self._pairs[site, layers] = self._asked(self.paired, site, layers) if self.paired else {}
         return self._pairs[site, layers]
 
-    def _asked(self, site: str, layers: tuple[int, ...]) -> dict[Recent, list[Pairs]]:
+    def _asked(self, histories: Sequence[Recent], site: str, layers: tuple[int, ...]) -> dict[Recent, list[Pairs]]:
         personal: list[str] = []
         neutral: list[str] = []
         owners: list[int] = []
         rows: dict[Recent, list[int]] = {}
-        for recent in self.paired:
+        for recent in histories:
             items, row = recent[0], self.histories[recent]
             for item in items:
                 others = [other for other in items if other is not item]
@@ -227,9 +234,23 @@ class Directions:
     def own(self, kind: str, site: str, layers: tuple[int, ...]) -> NDArray[np.float32]:
         """Each paired history's own direction at these layers, float32 [U, L, d]."""
         key = (kind, site, layers)
+        if self.kept is not None:
+            return self._remembered(kind, site, layers, self.kept)
         if key not in self._own:
             self._own[key] = personal_directions(self.pairs(site, layers), kind)
         return self._own[key]
+
+    def _remembered(self, kind: str, site: str, layers: tuple[int, ...], kept: Kept) -> NDArray[np.float32]:
+        """The same, with those of histories that nobody asked with before made now."""
+        wanted = [(recent, kind, site, layers) for recent in self.paired]
+        new = [key[0] for key in wanted if key not in kept]
+        if new:
+            made = personal_directions(self._asked(new, site, layers), kind)
+            kept.update({(recent, kind, site, layers): one for recent, one in zip(new, made, strict=True)})
+        found = np.stack([kept[key] for key in wanted])
+        while len(kept) > REMEMBERED:
+            kept.pop(next(iter(kept)))
+        return found
 
     def _grouped(self, k: int) -> Clusters:
         if k not in self._clusters:

@@ -14,7 +14,7 @@ References: Saerens 2002, Menon 2021 (logit adjustment), Guo 2017 (tau).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,17 +37,12 @@ class Calibrated(NamedTuple):
 class PriorTables:
     """What calibration learned from the tune users: `log_model` source -> log p_model [K], `global_probs` [K] or None.
 
-    `global_counts` int [K]: the history label counts behind `global_probs`. Where questions differ in what is done to
-    the model, `log_model` has a row for each, [n, K].
+    `global_counts` int [K]: the history label counts behind `global_probs`.
     """
 
     log_model: dict[str, NDArray[np.float64]]
     global_probs: NDArray[np.float64] | None
     global_counts: NDArray[np.int64]
-
-    def only(self, rows: NDArray[np.int64]) -> PriorTables:
-        """The tables for these questions."""
-        return replace(self, log_model={name: t if t.ndim == 1 else t[rows] for name, t in self.log_model.items()})
 
 
 def calibrate(

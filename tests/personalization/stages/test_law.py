@@ -17,7 +17,11 @@ from tests.tiny import make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[3]
 SINGLES, PAIRS, TRIPLES = singles(), combinations(2), combinations(3)
-CHAINS = [*SINGLES, *PAIRS, *TRIPLES]
+GATE = [params for params in PAIRS if {"adapter", "steering"} < set(params)]
+CHAINS = [
+    params if params in (*SINGLES, *GATE) else pytest.param(params, marks=pytest.mark.slow)
+    for params in (*SINGLES, *PAIRS, *TRIPLES)
+]
 FRESH = """
 import json, sys
 from pathlib import Path
@@ -110,6 +114,7 @@ def test_every_setting_changes_answers(params, tune, asked, tools, scorer):
     assert np.abs(answers_to(fitted_on(tune, params, tools), asked, scorer) - plain).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_fresh_process_answers_from_the_folders(calm_model, tune, asked, tools, scorer, tmp_path):
     expected = {}
     for number, params in enumerate([*SINGLES, *TRIPLES]):

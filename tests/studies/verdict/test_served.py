@@ -1,6 +1,7 @@
 """The config that a promotion leaves."""
 
 import json
+import shutil
 from threading import Thread
 
 import pytest
@@ -12,6 +13,7 @@ from personalization.errors import DataError, UsageError
 from personalization.stages.chain import Fitted
 from personalization.stages.work import Tools
 from studies.study import open_study
+from studies.verdict.deployments import located, registry_name
 from studies.verdict.evidence import Evidence
 from studies.verdict.promotion import promote
 from tests.planted import BiasedScorer
@@ -70,9 +72,9 @@ def test_requests_of_threads_wait_for_each_other(tmp_path):
 @pytest.mark.slow
 def test_a_hub_model_is_promoted_and_served_at_the_commit_of_its_study(tmp_path, make_study, hub):
     class Hub(BiasedScorer):
-        def __init__(self, model, folder, *rest):
-            super().__init__(model, folder, *rest)
-            self.commit = CachedScorer(model, folder, *rest).commit
+        def __init__(self, model, folder, *rest, **named):
+            super().__init__(model, folder, *rest, **named)
+            self.commit = CachedScorer(model, folder, *rest, **named).commit
 
     opened = make_study(Hub, model={"path": "owner/name"})
     hub.push(2)
@@ -104,3 +106,21 @@ def test_users_without_history_get_the_fall_back(tmp_path, make_study):
     modes = [p.prior_mode for p in deployment.predict([question, stranger])]
     assert deployment.fitted.params["calibration"].prior_mode == "user"
     assert modes == ["user", "global (fall-back)"]
+
+
+@pytest.mark.slow
+def test_the_registrys_champion_is_the_whole_deployment(tmp_path, make_study):
+    uri = f"sqlite:///{tmp_path / 'own.db'}"
+    opened, out = make_study(tracking=uri), tmp_path / "deploy"
+    assert promote(opened, out)["promoted"]
+    questions = opened.splits.confirm.questions[:5]
+    expected = Deployment.load(out).predict(questions)
+    name = registry_name(opened.home, out)
+    shutil.rmtree(out)
+    with located(f"models:/{name}@champion", tmp_path / "elsewhere", uri) as folder:
+        assert Deployment.load(folder).predict(questions) == expected
+    with (
+        pytest.raises(DataError, match=r"models:/nobody@champion is not to be had from"),
+        located("models:/nobody@champion", tmp_path / "elsewhere", uri),
+    ):
+        pass

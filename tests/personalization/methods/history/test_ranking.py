@@ -241,7 +241,7 @@ def test_10_000_items_of_one_user(scorer):
 
 def test_another_scale_is_a_softmax_of_the_similarities_at_that_scale(scorer):
     world, tools = world_of(question("a heist", HISTORY), question("war", HISTORY)), Tools(scorer)
-    chain = chain_space(("calibration",)).of_full({"calibration.scale": 50.0})
+    chain = chain_space(("prompt", "calibration")).of_full({"prompt.scale": 50.0})
     found = answer(fit(chain, begin(world, tools), tools), begin(world, tools), tools).answer.log_probs
     cosines = scorer.embeddings(["a heist", "war"]) @ scorer.embeddings(LABELS).T
     assert np.allclose(found, log_softmax(50.0 * cosines), atol=1e-4)
