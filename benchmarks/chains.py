@@ -42,6 +42,8 @@ CHAINS: dict[str, dict[str, Any]] = {
     "lora of each": EACH,
     "prefix of groups": PREFIX,
     "prompt + steering": {**ITEMS, **MOVED},
+    "prompt + head": {**ITEMS, **HEAD},
+    "steering + head": {**MOVED, **HEAD},
     "prompt + lora of all": {**ITEMS, **LORA},
     "prompt + lora of groups": {**ITEMS, **GROUPS},
     "prompt + lora of groups, not held": {**ITEMS, **GROUPS, "adapter.anchor": 0.0},

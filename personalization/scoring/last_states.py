@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from personalization.scoring.packed import Packed
-from personalization.scoring.resume import captured_output, output_of
+from personalization.scoring.resume import captured_output
 from personalization.scoring.rows import Row, lay_out
 
 
 class LastStates:
-    """A route that runs packed rows and gives what leaves each of L modules, lowest first, in the place of scores.
-
-    A pass ends at the last of them.
-    """
+    """A route that runs packed rows and gives what leaves each of L modules in the place of scores."""
 
     same_width = False
 
@@ -27,14 +24,11 @@ class LastStates:
 
     def score(self, rows: Sequence[Row]) -> Tensor:
         """The states of the rows' prompts, float32 [prompts, L * d]."""
-        *lower, last = self.modules
-        self.route.prepare()
         with ExitStack() as stack:
-            seen = [stack.enter_context(captured_output(module)) for module in lower]
-            highest = output_of(last, lambda: self.route.score(rows))
+            seen = [stack.enter_context(captured_output(module)) for module in self.modules]
+            self.route.score(rows)
         layout = lay_out(rows, self.route.prompts, self.route.trunk, self.route.trees[0])
         shape, places = layout.ids.shape, layout.places
-        found = [*(runs[-1] for runs in seen), highest]
-        whole = [states.view(*shape, -1) for states in found]  # an MLP may join rows and places
+        whole = [runs[-1].view(*shape, -1) for runs in seen]  # an MLP may join rows and places
         states = torch.stack([states[places[:, 0], places[:, 1]] for states in whole], dim=1)
         return states.float().cpu().flatten(1)
