@@ -63,7 +63,7 @@ def sharpened(evaluation):
 @pytest.mark.slow
 def test_a_fixed_tau_stays_and_a_free_one_is_settled(make_study):
     fixed = shortlist(make_study(space={"tau": 2.5}, name="fixed")).candidates
-    assert {c.params.tau for c in fixed} == {2.5}
+    assert {c.params["calibration"].tau for c in fixed} == {2.5}
     free = make_study(name="free")
     for candidate in shortlist(free).candidates:
         trial = free.rooms.decode(free.study.trials[candidate.trial].params)
