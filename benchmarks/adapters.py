@@ -26,7 +26,8 @@ from personalization.backbones.causal import CausalBackbone
 from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
 from personalization.methods.training import loop as training
-from personalization.methods.training.loop import Items, Recipe, train
+from personalization.methods.training.loop import Items, train
+from personalization.methods.training.recipe import Recipe
 from personalization.scoring.edits import Shelf
 
 spec = importlib.util.spec_from_file_location("scoring", Path(__file__).with_name("scoring.py"))

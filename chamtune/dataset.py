@@ -9,21 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from personalization.data import records
 from personalization.data.lamp import read_dataset, write_dataset
+from personalization.data.prompts import ASKED
 from personalization.data.records import HistoryItem, Question
 from personalization.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ASKED = {
-    "LaMP_2": "Which tag does this movie relate to among the following tags? Just answer with the tag name without "
-    "further explanation. tags: [{labels}] description: {text}",
-    "LaMP_2N": "Which category does this article relate to among the following categories? Just answer with the "
-    "category name without further explanation. categories: [{labels}] article: {text}",
-    "LaMP_3": "What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 "
-    "without further explanation. review: {text}",
-}
-"""task -> how a question is asked, as the benchmark does."""
 
 
 class Dataset:

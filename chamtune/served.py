@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chamtune.dataset import ASKED, Dataset
+from chamtune.dataset import Dataset
+from personalization.data.prompts import ASKED
 from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Deployment
 from personalization.errors import UsageError

@@ -116,8 +116,6 @@ class Classification:
 
     def groups(self, params: ChainParams, part: str) -> Mapping[str, int]:
         """The group of each user of a part, of stages that have groups."""
-        if part == "tune":
-            return self.facts(params).groups
         fitted = self.fitted(params)
         below, found = self._part(part), dict[str, int]()
         for name, own in params.items():

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from personalization.errors import DataError
 from personalization.files import sha256_of
-from personalization.methods.adapters.heads import Head
 from personalization.methods.adapters.trained import Trained
 from personalization.methods.adapters.user_heads import HeadPlan, Heads
 from personalization.methods.history.clusters import Clusters
@@ -122,12 +121,7 @@ def _heads(plan: HeadPlan, listed: Mapping[str, Any]) -> Heads:
     path = Path(listed["file"])
     if not path.is_file() or sha256_of(path) != listed["sha256"]:
         raise DataError(f"{path}: the head of this config is missing or changed; restore it or promote again")
-    parts: dict[int, dict[str, NDArray[np.float32]]] = {}
-    for name, array in safetensors.numpy.load(path.read_bytes()).items():
-        number, _, field = name.partition(".")
-        parts.setdefault(int(number), {})[field] = array
-    base, *own = (Head(**parts[number]) for number in sorted(parts))
-    return Heads(plan, base, tuple(own), _clusters(listed["clusters"]))
+    return Heads.of_arrays(plan, safetensors.numpy.load(path.read_bytes()), _clusters(listed["clusters"]))
 
 
 def _trained(listed: Mapping[str, Any]) -> Trained:

@@ -154,15 +154,15 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
             more["number_of_groups.png"] = figures.numbers("groups", result.groups, next(iter(opened.spec.optimize)))
         facts = opened.objective.facts(params)
         for name, given in facts.pictures.items():
-            more[f"{name}.png"] = figures.PICTURES[name](**given)
-        more |= facts.files
+            more[f"{name}.png"] = figures.PICTURES[name](**given())
+        more |= {name: made() for name, made in facts.files.items()}
         wanted.append(("best", f"best-{chosen.number}", params, {**figure, **more}))
     for name, key, params, extra in wanted:
         candidate = opened.objective.evaluate(params)
         folder = result.folder / name
         facts = opened.objective.facts(params)
         note = "\n\n".join([TUNE_NOTE, *(f"Note: {remark}." for remark in facts.remarks)])
-        write_report(folder, baseline, candidate, note, extra, dict(facts.groups))
+        write_report(folder, baseline, candidate, note, extra, dict(opened.objective.groups(params, "tune")))
         if spool is not None:
             spool.append(
                 {

@@ -40,6 +40,7 @@ from personalization.data.demo.world import make_world
 from personalization.data.known import known_items
 from personalization.data.records import Dataset
 from personalization.evaluation import Evaluation
+from personalization.scoring.products import fast_products
 
 SHARES = {"tune": 0.5, "select": 0.2, "confirm": 0.3}
 """Of small worlds: their trials need users, and nothing is claimed of their confirm users."""
@@ -131,6 +132,13 @@ def enlarged(model: torch.nn.Module, times: float = 6.0) -> torch.nn.Module:
             if parameter.ndim == 2:
                 parameter.mul_(times if "embed" not in name and "wte" not in name else 3.0)
     return model
+
+
+def one_batch(backbone: Any, texts: list[str]) -> torch.Tensor:
+    """An encoder's embeddings [B, d] of texts in one forward pass, row i being text i."""
+    with torch.inference_mode(), fast_products(backbone.model.device.type):
+        embedded = backbone.encoder(backbone.features(texts))["sentence_embedding"]
+        return torch.nn.functional.normalize(embedded.float(), dim=-1)
 
 
 def short_world(seed: int, users: int, questions_per_user: int, items: int = 6) -> Dataset:

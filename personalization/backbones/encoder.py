@@ -144,12 +144,6 @@ class EncoderBackbone:
                 keep(np.array(rows), out[rows])
         return out
 
-    def one_batch(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B, d] of texts in one forward pass, row i being text i; hooks on the layers see [B, T, d]."""
-        with torch.inference_mode(), fast_products(self.model.device.type):
-            embedded: Tensor = self.encoder(self.features(texts))["sentence_embedding"]
-            return torch.nn.functional.normalize(embedded.float(), dim=-1)
-
     def _embed(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
         out = np.empty((len(texts), self.embedding_width), dtype=np.float32)
         for rows, features in self._batches(texts, progress):

@@ -48,6 +48,17 @@ PROFILE_ITEM = {
 """task -> how one history item reads in a prompt."""
 
 
+ASKED = {
+    "LaMP_2": "Which tag does this movie relate to among the following tags? Just answer with the tag name without "
+    "further explanation. tags: [{labels}] description: {text}",
+    "LaMP_2N": "Which category does this article relate to among the following categories? Just answer with the "
+    "category name without further explanation. categories: [{labels}] article: {text}",
+    "LaMP_3": "What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, or 5 "
+    "without further explanation. review: {text}",
+}
+"""task -> how a question is asked, as the benchmark does."""
+
+
 def history_text(task: str, items: Sequence[HistoryItem]) -> str:
     """The given items as text to put in front of an input; empty for none."""
     if not items:

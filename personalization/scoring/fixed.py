@@ -8,6 +8,7 @@ or those of one user. `FixedTexts` are an encoder's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
@@ -54,7 +55,7 @@ def _code() -> str:
     return sha256_of(Path(__file__)) + sha256_of(room / "fixed_texts.py")
 
 
-class Fixed:
+class Fixed(ABC):
     """What rows and texts have in common. A subclass says what a batch is and runs one.
 
     `members`: the prompts of each batch, in the order of its scores; `shelf`: None where nothing is kept.
@@ -73,28 +74,29 @@ class Fixed:
         """What the batches depend on, besides the model."""
         return key_of({"code": _code(), **self._depends})
 
+    @abstractmethod
     def batch(self, number: int) -> Batch:
         """What an edit is told of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shape(self, number: int) -> tuple[int, int]:
         """(rows, columns) of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, number: int, past: Any = None) -> Tensor:
         """One forward pass of a batch behind these keys and values: log-probabilities float32 [b, K]."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each label, [K]."""
-        raise NotImplementedError
 
     @property
     def batches(self) -> int:
         """How many batches there are."""
         return len(self.members)
 
+    @abstractmethod
     def prepare(self) -> None:
         """Run what all batches share now, and not within the first."""
 

@@ -6,7 +6,7 @@ log-probabilities beside the model's own. Tune users' adapters have learned from
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ class Adapter(Stage):
         assigned = learned.assigned(work.dataset, tools.embed).tolist()
         return dict(zip((q.user_id for q in work.dataset.questions), assigned, strict=True))
 
-    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:
-        """The training's length and size, what it was where it was kept, its course, flags and groups."""
+    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
+        """The training's length and size, what it was where it was kept, its course and flags."""
         if learned is None:
             return Facts()
         record = learned.record
@@ -99,15 +99,13 @@ class Adapter(Stage):
         kept = {name: value for name, value in best.items() if name.startswith(("held_out", "loss"))}
         said = self._course_facts(records)
         remarks = list(said.alarms)
-        pictures: dict[str, Mapping[str, Any]] = {"training": {"records": records}}
-        groups: Mapping[str, int] = {}
+        pictures: dict[str, Callable[[], Mapping[str, Any]]] = {"training": lambda: {"records": records}}
         if record["silhouette"] is not None:
             sizes = ", ".join(map(str, record["sizes"]))
             remarks.append(f"{record['groups']} groups of {sizes} users, silhouette {record['silhouette']:.3f}")
-            pictures["groups"] = placed(done.dataset, learned, tools.embed)
-            groups = self.groups(params, learned, below, tools)
+            pictures["groups"] = lambda: placed(done.dataset, learned, tools.embed)
         metrics = {**kept, "epochs_run": float(records[-1]["epoch"]), "trainable": float(record["trainable"])}
-        return Facts(metrics, said.curves, said.alarms, remarks, groups, pictures)
+        return Facts(metrics, said.curves, said.alarms, remarks, pictures)
 
     def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:  # noqa: ARG002
         """LoRA in the upper third, and in all layers, there with groups that start from the one of all users."""
@@ -135,5 +133,5 @@ def _course(params: Any, tools: Tools) -> list[dict[str, float]]:
 
 
 def _plan(params: Any, work: Work) -> Plan:
-    names = [field.name for field in fields(Plan) if field.name != "asking"]
+    names = [field.name for field in fields(Plan) if hasattr(params, field.name)]
     return Plan(**{name: getattr(params, name) for name in names}, asking=work.asking)

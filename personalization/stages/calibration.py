@@ -175,7 +175,7 @@ class Calibration(Stage):
         return [{f"calibration.{name}": value for name, value in point.items()} for point in found]
 
     def _optima(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:
-        probs = global_prior(global_counts(work.dataset))
+        probs = global_prior(tools.once("pooled", work.of, lambda: global_counts(work.dataset)))
         if probs is None:
             return []
         scores, gold = scores_of(work, tools), gold_indices(work.dataset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,17 +12,16 @@ class Facts:
     """What a stage did on the tune users, beyond its predictions.
 
     `metrics`: stored with the trial's; `curves`: name -> a value a step; `alarms`: what looked wrong, `remarks`: why
-    the figures are what they are, a sentence each; `groups`: user -> group; `pictures`: name of a figure -> what that
-    figure takes; `files`: file name -> content.
+    the figures are what they are, a sentence each. Few trials are asked for more, and it is made then: `pictures`, name
+    of a figure -> what that figure takes; `files`, file name -> content.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     alarms: Sequence[str] = ()
     remarks: Sequence[str] = ()
-    groups: Mapping[str, int] = field(default_factory=dict)
-    pictures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    pictures: Mapping[str, Callable[[], Mapping[str, Any]]] = field(default_factory=dict)
+    files: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
 
 
 def joined(facts: Sequence[Facts]) -> Facts:

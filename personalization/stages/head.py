@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from personalization.methods.adapters.user_heads import HeadPlan, Heads, UserHeads
 from personalization.stages import Stage
-from personalization.stages.facts import Facts
 from personalization.stages.work import Own, Tools, Work, embeddings_of, states_of
 
 
@@ -48,10 +47,6 @@ class HeadOfItems(Stage):
             return {}
         assigned = _heads(params, work, tools).assigned(learned).tolist()
         return dict(zip((q.user_id for q in work.dataset.questions), assigned, strict=True))
-
-    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
-        """The groups, if there are any."""
-        return Facts(groups=self.groups(params, learned, below, tools))
 
     def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:  # noqa: ARG002
         """On an encoder: half of the answer, and all of it with a head of all and of each."""

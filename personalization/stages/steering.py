@@ -86,24 +86,38 @@ class Steering(Stage):
             "steering_relative_edit": firings.mean_relative_edit,
             "steering_largest_score_change": float(np.abs(moved - plain).max()),
         }
-        gold, directions = gold_indices(done.dataset), _directions(below, tools)
-        right, before = (table.argmax(axis=1) == gold for table in (moved, plain))
-        picture = {
-            "separations": directions.separations(settings),
-            "layers": learned.layers,
-            "moved": np.abs(moved - plain).max(axis=1),
-            "helped": right & ~before,
-            "hurt": before & ~right,
-        }
-        names = [f"{recent[0].id} to {recent[-1].id}" for recent, _ in directions.histories]
-        found_by = {"model": tools.scorer.fingerprint, **{k: str(v) for k, v in asdict(settings).items()}}
-        vectors = content(edit.vectors, settings.move, names, settings.scope, found_by)
         return Facts(
             metrics,
             remarks=_remarks(settings, learned, edit, plain, moved),
-            pictures={"edits": picture},
-            files={"vectors.safetensors": vectors},
+            pictures={"edits": lambda: self._picture(settings, learned, below, (plain, moved), tools)},
+            files={"vectors.safetensors": lambda: self._vectors(settings, edit, below, tools)},
         )
+
+    def _picture(
+        self,
+        settings: Settings,
+        learned: Learned,
+        below: Work,
+        scores: tuple[NDArray[np.float32], NDArray[np.float32]],
+        tools: Tools,
+    ) -> dict[str, Any]:
+        """How well the direction separates at each layer, and what scores before and after say of each question."""
+        before, after = scores
+        gold = gold_indices(below.dataset)
+        wrong, right = before.argmax(axis=1) != gold, after.argmax(axis=1) == gold
+        return {
+            "separations": _directions(below, tools).separations(settings),
+            "layers": learned.layers,
+            "moved": np.abs(after - before).max(axis=1),
+            "helped": wrong & right,
+            "hurt": ~wrong & ~right,
+        }
+
+    def _vectors(self, settings: Settings, edit: SteeringEdit, below: Work, tools: Tools) -> bytes:
+        """The tune users' vectors for other tools."""
+        names = [f"{recent[0].id} to {recent[-1].id}" for recent, _ in _directions(below, tools).histories]
+        found_by = {"model": tools.scorer.fingerprint, **{k: str(v) for k, v in asdict(settings).items()}}
+        return content(edit.vectors, settings.move, names, settings.scope, found_by)
 
     def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:  # noqa: ARG002
         """The plainest edit, one norm long, at thirds of the depth, solved exactly."""

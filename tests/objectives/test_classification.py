@@ -157,7 +157,7 @@ def test_what_is_worth_drawing_can_be_drawn(params, classified):
     wanted = {figure for stage in params for figure in expected.get(stage, set())}
     assert set(facts.pictures) >= wanted
     for figure, given in facts.pictures.items():
-        assert figures.PICTURES[figure](**given).startswith(b"\x89PNG")
+        assert figures.PICTURES[figure](**given()).startswith(b"\x89PNG")
 
 
 @every

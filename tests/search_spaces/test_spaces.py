@@ -7,6 +7,8 @@ import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+from personalization.methods.adapters.user_adapters import Plan
+from personalization.methods.adapters.user_heads import HeadPlan
 from personalization.stages import STAGES
 from search_spaces import SPACES, chain_space, short_names, space_of
 from search_spaces.aliases import ALIASES, alias_space
@@ -206,3 +208,12 @@ def test_stages_that_are_fixed_are_not_searched():
 def test_a_parameter_that_no_stage_has_is_named():
     with pytest.raises(ValueError, match=r"calibration\.scale: no such parameter; stages are calibration"):
         chain_space(("calibration",)).of_full({"calibration.scale": 50.0})
+
+
+def test_a_plan_without_words_is_the_spaces_baseline():
+    """The defaults of two rooms that may not import each other."""
+    for plan, stage in ((Plan(), "adapter"), (HeadPlan(), "head")):
+        baseline = asdict(space_of(stage).BASELINE)
+        for name, value in asdict(plan).items():
+            if name in baseline and name != "adapter":
+                assert value == baseline[name], name

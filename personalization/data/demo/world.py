@@ -28,6 +28,7 @@ from datetime import datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
+from personalization.data.prompts import ASKED
 from personalization.data.records import Dataset, HistoryItem, Question
 
 TAGS = (
@@ -49,10 +50,7 @@ TAGS = (
 )
 """The 15 tags of LaMP-2, in the official order."""
 
-INSTRUCTION = (
-    "Which tag does this movie relate to among the following tags? Just answer with the tag name without further "
-    f"explanation. tags: [{', '.join(TAGS)}] description: "
-)
+INSTRUCTION = ASKED["LaMP_2"].format(labels=", ".join(TAGS), text="")
 
 GROUPS = 4
 SHARPNESS = 5.5

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,27 +47,26 @@ from personalization.methods.history.labelled import (
     with_words_dropped,
 )
 from personalization.methods.training.judged import Judged, Report
+from personalization.methods.training.recipe import Recipe
 from personalization.scoring.store import key_of
 
 LEVELS = ("unified", "cluster", "user")
 RECORD, CHECKPOINT = "record.json", "checkpoint.safetensors"
-EVALUATIONS = 2
-"""How often an epoch is judged by the held-out items."""
-
 KEPT_CHECKPOINTS = 64
 """Trainings that were ended early and may go on; older ones would begin anew."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to train.
+class Plan(Recipe):
+    """What to train, and how: a recipe, judged twice an epoch.
 
     `start`: the first layer with a LoRA, a share of the depth; `prefix_tokens`: length of a prefix; `asking`: how
-    items become prompts; `word_dropout`, `history_dropout`, `history_swap`, `history_order`:
-    rates of the second view; `alpha`: LoRA's, in units of the rank; losses by weight. The rest is the recipe of
-    `training`.
+    items become prompts; `word_dropout`, `history_dropout`, `history_swap`, `history_order`: rates of the second view;
+    `alpha`: LoRA's, in units of the rank.
     """
 
+    evaluations: int = 2
+    patience: int = 3
     adapter: str = "lora"
     level: str = "unified"
     groups: int = 4
@@ -82,22 +81,6 @@ class Plan:
     history_dropout: float = 0.0
     history_swap: float = 0.0
     history_order: float = 0.0
-    epochs: int = 4
-    lr: float = 2e-3
-    lr_ratio: float = 1.0
-    schedule: str = "cosine"
-    accumulate: int = 1
-    weight_decay: float = 0.01
-    dropout: float = 0.0
-    clip: float = 1.0
-    patience: int = 3
-    warm_up: float = 0.1
-    label: float = 1.0
-    token: float = 0.0
-    margin: float = 0.0
-    match: float = 0.0
-    diversity: float = 0.0
-    anchor: float = 0.0
 
     @property
     def varies(self) -> bool:
@@ -193,18 +176,16 @@ class UserAdapters:
         self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged
     ) -> tuple[Any, list[dict[str, float]]]:
         """(trained adapters, the records of their training), from a checkpoint where there is one."""
-        from personalization.methods.training.loop import Recipe, train
+        from personalization.methods.training.loop import train
 
         learned, judged = held_out(items, plan.level)
         views = [self._items(learned, plan, trained)]
         if plan.varies:
             views.append(self._items(learned, plan, trained, vary=True))
-        given = {found.name: getattr(plan, found.name) for found in fields(Recipe) if hasattr(plan, found.name)}
-        recipe = Recipe(**given, evaluations=EVALUATIONS)
         adapters = self._new(plan, trained, origin, views[0].rows)
         self._forget_old_checkpoints()
         judge = self._items(judged, plan, trained) if judged.questions else None
-        return adapters, train(views, judge, adapters, recipe, trained.folder / CHECKPOINT, told)
+        return adapters, train(views, judge, adapters, plan, trained.folder / CHECKPOINT, told)
 
     def _forget_old_checkpoints(self) -> None:
         with suppress(FileNotFoundError):  # another process may do the same

@@ -67,12 +67,17 @@ class Heads:
         """What `save` wrote."""
         from safetensors.numpy import load_file
 
+        clusters = None if listed["clusters"] is None else Clusters.load(folder / listed["clusters"])
+        return cls.of_arrays(plan, load_file(folder / "head.safetensors"), clusters)
+
+    @classmethod
+    def of_arrays(cls, plan: HeadPlan, arrays: Mapping[str, NDArray[Any]], clusters: Clusters | None) -> Heads:
+        """Heads from arrays by "number.name", the head of all first."""
         parts: dict[int, dict[str, NDArray[np.float32]]] = {}
-        for name, array in load_file(folder / "head.safetensors").items():
+        for name, array in arrays.items():
             number, _, field = name.partition(".")
             parts.setdefault(int(number), {})[field] = array
         base, *own = (Head(**parts[number]) for number in sorted(parts))
-        clusters = None if listed["clusters"] is None else Clusters.load(folder / listed["clusters"])
         return cls(plan, base, tuple(own), clusters)
 
 

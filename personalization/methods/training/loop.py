@@ -41,6 +41,7 @@ from personalization.files import write_atomic
 from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.prefix import Adapters
 from personalization.methods.training.grouped_adamw import GroupedAdamW
+from personalization.methods.training.recipe import Recipe
 from personalization.metrics import entropy_bits, label_counts
 from personalization.scoring.edits import Edit
 from personalization.scoring.fixed import FixedRows
@@ -53,34 +54,6 @@ VERSION = 6
 SCHEDULES = ("cosine", "plateau")
 SHARPNESS = 10.0
 """Scale of the cosines in the match loss."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How adapters are trained. Losses by weight.
-
-    `evaluations` an epoch; `lr_ratio`: of the rates of B and A; `accumulate` batches a step; `clip` bounds the
-    gradient's norm; `patience` in evaluations; `warm_up`: share of the steps over which the learning rate rises.
-    """
-
-    epochs: int = 4
-    evaluations: int = 1
-    lr: float = 2e-3
-    lr_ratio: float = 1.0
-    schedule: str = "cosine"
-    accumulate: int = 1
-    weight_decay: float = 0.01
-    dropout: float = 0.0
-    clip: float = 1.0
-    label: float = 1.0
-    token: float = 0.0
-    margin: float = 0.0
-    match: float = 0.0
-    diversity: float = 0.0
-    anchor: float = 0.0
-    patience: int = 2
-    warm_up: float = 0.1
-    seed: int = 0
 
 
 Record = dict[str, float]

@@ -15,6 +15,7 @@ from personalization.backbones.encoder import load_encoder
 from personalization.backbones.location import locate_model, model_fingerprint
 from personalization.errors import DataError, UnavailableError
 from personalization.methods.steering.moves import EditedTokens, Move, SteeringVectors, steered
+from tests.tiny import one_batch
 
 TEXTS = [
     "The senate votes on the budget tonight",
@@ -65,12 +66,12 @@ def test_a_batch_is_steered_row_by_row(tiny_encoder):
         layer.register_forward_hook(
             lambda _, __, output: seen.append(output[0] if isinstance(output, tuple) else output)
         )
-    plain = backbone.one_batch(texts)
+    plain = one_batch(backbone, texts)
     before, width = [states.clone() for states in seen], seen[0].shape[1]
     seen.clear()
     tokens = EditedTokens(width, np.array([0, 1]), np.array([0, 1]), np.array([2, 1]), np.ones(2, dtype=np.float32))
     with steered(backbone.layers, vectors, Move(alpha_personal=0.5), tokens):
-        moved = backbone.one_batch(texts)
+        moved = one_batch(backbone, texts)
     assert torch.equal(seen[0], before[0])
     shift = seen[1] - before[1]
     assert torch.allclose(shift[0, 0], torch.from_numpy(0.5 * personal[2, 0]), atol=1e-5)
@@ -79,7 +80,7 @@ def test_a_batch_is_steered_row_by_row(tiny_encoder):
     assert not shift.any()
     assert (moved[:2] != plain[:2]).any(dim=1).all()
     assert torch.equal(moved[2], plain[2])
-    assert torch.equal(backbone.one_batch(texts), plain)
+    assert torch.equal(one_batch(backbone, texts), plain)
 
 
 def test_a_long_text_loses_its_end_and_is_counted(tiny_encoder):

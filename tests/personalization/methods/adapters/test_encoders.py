@@ -25,7 +25,7 @@ from personalization.scoring.resume import decoder_layers
 from personalization.stages import chain, stage
 from personalization.stages.work import Tools, begin, scores_of
 from search_spaces import chain_space
-from tests.tiny import of_table, save_as_encoder, short_world
+from tests.tiny import of_table, one_batch, save_as_encoder, short_world
 
 PLAN = Plan(level="cluster", groups=2, epochs=3, lr=2e-2, start=0.5)
 
@@ -114,12 +114,12 @@ def test_stored_states_give_the_bits_and_the_gradients_of_a_full_run(scorer, wor
 def test_the_encoder_is_what_it_was_after_a_training(adapters, scorer, world):
     before = {name: tensor.clone() for name, tensor in scorer.backbone.model.state_dict().items()}
     texts = [item_text(world.task, q) for q in world.questions]
-    expected = scorer.backbone.one_batch(texts)
+    expected = one_batch(scorer.backbone, texts)
     trained = adapters.learn(world, PLAN)
     records = trained.record["records"]
     assert min(record["held_out_loss"] for record in records[1:]) < records[0]["held_out_loss"]
     assert all((before[name] == tensor).all() for name, tensor in scorer.backbone.model.state_dict().items())
-    assert (scorer.backbone.one_batch(texts) == expected).all()
+    assert (one_batch(scorer.backbone, texts) == expected).all()
 
 
 @pytest.mark.parametrize("level", of_table(["unified", "cluster", "user"], "cluster"))
@@ -132,7 +132,7 @@ def test_peft_loads_what_was_trained_and_answers_the_same(adapters, scorer, worl
     assert wrapped.active_peft_config.task_type == "FEATURE_EXTRACTION"
     groups = trained.assigned(world, scorer.embeddings)
     mine = np.flatnonzero(groups == 0).tolist()
-    expected = 20.0 * peer.one_batch([item_text(world.task, world.questions[row]) for row in mine]) @ labels.T
+    expected = 20.0 * one_batch(peer, [item_text(world.task, world.questions[row]) for row in mine]) @ labels.T
     assert np.abs(table[mine] - expected.log_softmax(dim=1).numpy()).max() <= 1e-3
 
 

@@ -80,7 +80,7 @@ def test_the_stage_answers_by_the_heads_of_its_plan(kind, level, scorers, world)
     answered = chain.answer(fitted, begin(world, tools), tools).answer.log_probs
     assert np.abs(answered - heads.scores(expected)).max() <= 1e-4
     assert np.abs(fitted.answers.log_probs - heads.crossed(plan)).max() <= 1e-4
-    groups = chain.facts(fitted, tools).groups
+    groups = chain.stage("head").groups(params["head"], fitted.learned["head"], fitted.tune[0], tools)
     assert groups == (
         {q.user_id: g for q, g in zip(world.questions, heads.assigned(expected), strict=True)}
         if level == "cluster"

@@ -13,7 +13,8 @@ from personalization.errors import DataError, UsageError
 from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
 from personalization.methods.training.flags import flags
-from personalization.methods.training.loop import SCHEDULES, Items, Recipe, losses, measured, train
+from personalization.methods.training.loop import SCHEDULES, Items, losses, measured, train
+from personalization.methods.training.recipe import Recipe
 from personalization.scoring.edits import Shelf
 from personalization.scoring.fixed import OWN_TOKENS
 from tests.tiny import make_model, make_tokenizer
