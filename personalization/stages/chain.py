@@ -67,7 +67,8 @@ def _step(name: str, params: Any, work: Work, tools: Tools) -> tuple[Any, Work]:
 
     def make() -> tuple[Any, Work]:
         learned = stage(name).learn(params, work, tools)
-        return learned, _noted(name, params, work, stage(name).held_out(params, learned, work, tools))
+        done = stage(name).held_out(params, learned, work, tools)
+        return learned, _noted(f"{name}, held out", params, work, done)
 
     key = None if work.key is None else (work.key, name, params)
     if tools.report is not None:

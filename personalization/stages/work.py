@@ -188,7 +188,7 @@ def plain_scores(work: Work, tools: Tools) -> Scores:
     if work.parent is not None and work.parent[0].of is not None:
         parent, rows = work.parent
         return plain_scores(parent, tools)[rows]
-    key = None if work.of is None else (work.of, work.asking, work.scale)
+    key = None if work.of is None else (work.prompts, work.spoken, work.scale)
     found: Scores = tools.once("plain", key, lambda: asked(work.prompts, work, tools))
     return found
 
@@ -226,7 +226,7 @@ def _fixed(prompts: Sequence[str], edits: Sequence[Edit], work: Work, tools: Too
     """Prompts ready to be run under these edits; kept where the work has a name."""
     scorer = tools.scorer
     sharing = tuple(edit.sharing if isinstance(edit.sharing, str) else tuple(edit.sharing) for edit in edits)
-    needs = (tuple(prompts), sharing, max(edit.prefix for edit in edits), scorer.backbone.smaller)
+    needs = (tuple(prompts), work.spoken, sharing, max(edit.prefix for edit in edits), scorer.backbone.smaller)
     key = None if work.of is None else needs
     return tools.once("fixed", key, lambda: scorer.backbone.fixed(prompts, work.spoken, edits, scorer.shelf))
 
@@ -272,7 +272,10 @@ def embeddings_of(texts: Sequence[str], owners: Rows, work: Work, tools: Tools) 
     edits = [edit.only(owners) for edit in work.edits]
     if not any(edit.touched.any() for edit in edits):
         return tools.embed(texts)
-    found: Scores = tools.scorer.backbone.fixed(texts, work.spoken, edits).embeddings(edits)
+    from personalization.scoring.passes import shrinking
+
+    backbone = tools.scorer.backbone
+    found: Scores = shrinking(backbone, lambda: backbone.fixed(texts, work.spoken, edits).embeddings(edits))
     return found
 
 

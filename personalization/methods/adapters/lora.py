@@ -26,8 +26,6 @@ from transformers.pytorch_utils import Conv1D
 from personalization.errors import UnavailableError
 from personalization.files import write_atomic
 
-TARGETS = ("attention", "mlp", "all")
-
 
 def adapted_modules(model: PreTrainedModel, layers: Iterable[nn.Module], targets: str) -> tuple[str, ...]:
     """Paths of the linear maps of these layers of a model: those of the attention, of the rest, or all."""

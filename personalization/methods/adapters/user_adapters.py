@@ -50,7 +50,6 @@ from personalization.methods.training.judged import Judged, Report
 from personalization.methods.training.recipe import Recipe
 from personalization.scoring.store import key_of
 
-LEVELS = ("unified", "cluster", "user")
 RECORD, CHECKPOINT = "record.json", "checkpoint.safetensors"
 KEPT_CHECKPOINTS = 64
 """Trainings that were ended early and may go on; older ones would begin anew."""

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from personalization.data.known import History, distinct, known_items, learned_histories
 from personalization.data.records import Dataset, Question
 
-SOURCES = ("batch", "neutral", "content_free")
 PRIOR_MODES = ("user", "global", "uniform")
 
 Floats = NDArray[np.floating]

@@ -68,6 +68,20 @@ def combinations(size: int) -> list[ChainParams]:
     ]
 
 
+def encoded() -> list[ChainParams]:
+    """Chains of a sentence encoder: each of its stages alone, and all of them."""
+    similar = {**ACTIVE["calibration"][1], "calibration.ranking": "similarity", "calibration.width": 0.2}
+    texts = {"prompt.template": "category: {label}", "prompt.scale": 35.0}
+    adapter, head = ACTIVE["adapter"][2], {**ACTIVE["head"][0], "head.depth": 0.0}
+    return [
+        params_of(("calibration",), similar),
+        params_of(("prompt", "calibration"), similar, texts),
+        params_of(("adapter", "calibration"), similar, adapter),
+        params_of(("head", "calibration"), similar, head),
+        params_of(("prompt", "adapter", "head", "calibration"), similar, texts, adapter, head),
+    ]
+
+
 def growing(seed: int, users: int, questions: int = 3) -> Dataset:
     """A world in which a user's later question knows one item more."""
     dataset = short_world(seed, users, questions, items=6)

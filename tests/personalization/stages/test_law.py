@@ -12,7 +12,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.records import Dataset
 from personalization.stages import STAGES, chain
 from personalization.stages.work import Tools
-from tests.personalization.stages.chains import ACTIVE, answers_to, combinations, fitted_on, growing, singles
+from tests.personalization.stages.chains import ACTIVE, answers_to, combinations, encoded, fitted_on, growing, singles
 from tests.tiny import make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -93,25 +93,32 @@ def test_every_stage_is_tested():
     assert set(STAGES) == set(ACTIVE)
 
 
-@pytest.mark.parametrize("params", CHAINS, ids=named)
-def test_together_is_alone_is_shuffled_is_saved(params, tune, asked, tools, scorer, tmp_path):
-    fitted = fitted_on(tune, params, tools)
+def law_holds(params, tune, asked, tools, folder):
+    """Answers together, alone, shuffled and from the saved folder are the same."""
+    scorer, fitted = tools.scorer, fitted_on(tune, params, tools)
     together = answers_to(fitted, asked, scorer)
     order = np.random.default_rng(0).permutation(len(asked))
     shuffled = answers_to(fitted, some(asked, order), scorer)
     alone = np.concatenate([answers_to(fitted, some(asked, [row]), scorer) for row in range(len(asked))])
-    loaded = chain.load(json.loads(json.dumps(chain.save(fitted, tmp_path))), tmp_path)
+    loaded = chain.load(json.loads(json.dumps(chain.save(fitted, folder))), folder)
     from_folder = answers_to(loaded, asked, scorer.unstored())
     for other in (alone, shuffled[np.argsort(order)], from_folder):
         assert np.abs(other - together).max() <= 1e-5 * blown_up(fitted)
         assert (other.argmax(axis=1) == together.argmax(axis=1)).all()
-
-
-@pytest.mark.parametrize("params", SINGLES, ids=named)
-def test_every_setting_changes_answers(params, tune, asked, tools, scorer):
-    """A law that nothing obeys by doing nothing."""
     plain = answers_to(fitted_on(tune, params.__class__(()), tools), asked, scorer)
-    assert np.abs(answers_to(fitted_on(tune, params, tools), asked, scorer) - plain).max() > 1e-3
+    assert np.abs(together - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize("params", CHAINS, ids=named)
+def test_together_is_alone_is_shuffled_is_saved(params, tune, asked, tools, tmp_path):
+    law_holds(params, tune, asked, tools, tmp_path)
+
+
+@pytest.mark.parametrize("params", encoded(), ids="+".join)
+def test_the_law_holds_for_encoders(params, tune, asked, tiny_encoder, tmp_path_factory, tmp_path):
+    folder = tmp_path_factory.mktemp("encoder")
+    tools = Tools(CachedScorer(str(tiny_encoder), folder / "scores"), folder=folder / "adapters")
+    law_holds(params, tune, asked, tools, tmp_path)
 
 
 @pytest.mark.slow

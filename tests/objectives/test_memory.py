@@ -1,0 +1,45 @@
+"""What is kept in memory never answers for something else."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from objectives.classification import Classification
+from personalization.backbones.cached import CachedScorer
+from personalization.data.splits import split_users
+from search_spaces import chain_space
+from tests.personalization.stages.chains import ACTIVE, params_of
+from tests.tiny import SHARES, short_world
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return split_users(short_world(5, users=16, questions_per_user=2), SHARES)
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_encoder, tmp_path_factory):
+    return CachedScorer(str(tiny_encoder), tmp_path_factory.mktemp("memory") / "scores")
+
+
+def test_another_label_text_under_an_adapter_is_another_pass(splits, scorer):
+    params = params_of(("prompt", "adapter", "calibration"), ACTIVE["adapter"][0])
+    other = params.with_stage("prompt", replace(params["prompt"], template="category: {label}"))
+    space = chain_space(tuple(params))
+    one, fresh = (Classification(space, splits, scorer) for _ in range(2))
+    for part in ("tune", "confirm"):
+        one.evaluate(params, part)
+        assert (one.evaluate(other, part).log_probs == fresh.evaluate(other, part).log_probs).all()
+        assert np.abs(one.evaluate(other, part).log_probs - one.evaluate(params, part).log_probs).max() > 1e-3
+
+
+def test_groups_of_tune_users_are_not_taken_for_what_did_not_learn_from_them(splits, scorer):
+    params = params_of(("head", "calibration"), ACTIVE["head"][1])
+    space = chain_space(tuple(params))
+    one, fresh = (Classification(space, splits, scorer) for _ in range(2))
+    one.evaluate(params)
+    one._tools._memo.pop("scores")
+    assert set(one.groups(params, "tune")) == {q.user_id for q in splits.tune.questions}
+    changed = params.changed(beta=0.3)
+    assert (one.evaluate(changed).log_probs == fresh.evaluate(changed).log_probs).all()
