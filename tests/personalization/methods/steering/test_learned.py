@@ -268,7 +268,7 @@ def test_a_vector_set_says_what_it_was_found_by(steering, scorer, tools, world, 
     below = begin(world, tools, "tune")
     learned = stage("steering").learn(settings, below, tools)
     done = stage("steering").act(settings, learned, below, tools)
-    name.write_bytes(stage("steering").facts(settings, learned, below, done, tools).files["vectors.safetensors"])
+    name.write_bytes(stage("steering").facts(settings, learned, below, done, tools).files["vectors.safetensors"]())
     with safe_open(name, framework="numpy") as file:
         told, personal = file.metadata(), file.get_tensor("personal")
     assert (personal == steering.vectors(settings, steering.learn(settings)).personal).all()
