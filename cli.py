@@ -107,6 +107,25 @@ def run(
 
 
 @app.command()
+def init(
+    table: Annotated[str, typer.Argument(help="A .csv, .jsonl, .parquet or .arrow file, or a hub data set.")],
+    user: Annotated[str | None, typer.Option(help="The column of who it is that an item belongs to.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of what is classified.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of the label.")] = None,
+    time: Annotated[str | None, typer.Option(help="The column of when.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study, and of the files.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a table; write a commented spec and task to start from."""
+    from studies.beginning import begin
+    from studies.shown.display import print_beginning
+
+    found = begin(table, {"user": user, "text": text, "label": label, "time": time}, out, name)
+    _answer(as_json, found, lambda: print_beginning(found))
+
+
+@app.command()
 def studies(home: HomeOption = HOME, storage: StorageOption = None, as_json: JsonOption = False) -> None:
     """List the studies of a home folder."""
     from studies.shown.display import print_studies
@@ -175,23 +194,31 @@ def rollback(
 @app.command()
 def predict(
     config: Annotated[str, typer.Option(help="A deployment folder, or models:/NAME@champion of MLflow.")],
-    questions: Annotated[Path, typer.Option(help="LaMP questions (a *_questions.json file, JSON Lines, or a folder).")],
-    out: Annotated[Path, typer.Option(help="The LaMP predictions file to write.")],
+    questions: Annotated[
+        Path, typer.Option(help="LaMP questions (file, JSON Lines, or folder), or a table like the study's.")
+    ],
+    out: Annotated[Path, typer.Option(help="What to write: a .csv table, or else a LaMP predictions file.")],
     model: Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")] = None,
     home: HomeOption = HOME,
     tracking: TrackingOption = None,
 ) -> None:
-    """Answer questions with a deployment; writes the official LaMP predictions file."""
+    """Answer questions with a deployment: of a table the rows without a label."""
     from personalization.data.lamp import write_predictions
+    from personalization.data.table import write_table
     from personalization.deployment import Deployment
     from studies.shown.logs import log_to
     from studies.verdict.deployments import located
 
     with log_to(home), located(config, home, tracking) as folder:
         deployment = Deployment.load(folder, model)
-        asked = deployment.read(questions)
-        answers = {p.id: p.label for p in deployment.predict(asked.usable().questions)}
-    write_predictions(out, asked.name, answers, asked.numbers)
+        read = deployment.read(questions)
+        asked = read.usable().questions
+        answers = deployment.predict(asked)
+    if out.suffix.lower() == ".csv":
+        users = [question.user_id for question in asked]
+        write_table(out, [(a.id, user, a.label, a.log_probs[a.label]) for a, user in zip(answers, users, strict=True)])
+    else:
+        write_predictions(out, read.name, {answer.id: answer.label for answer in answers}, read.numbers)
     typer.echo(f"{len(answers)} predictions in {out}")
 
 
@@ -275,7 +302,9 @@ def schema() -> None:
 
 @data_app.command("check")
 def data_check(
-    path: Path,
+    path: Annotated[
+        Path, typer.Argument(help="LaMP questions (folder or file), or a spec (YAML), read as a run would.")
+    ],
     split: Annotated[
         str | None,
         typer.Option(
@@ -285,14 +314,20 @@ def data_check(
     as_json: JsonOption = False,
 ) -> None:
     """Report counts, labels, trivial baselines, the smallest detectable difference, and every defect."""
-    from personalization.data.sources import SPLITS
+    from personalization.data.sources import SPLITS, read_source
     from personalization.errors import UsageError
+    from studies.data import read_data
     from studies.shown.display import print_data_check
+    from studies.spec import load_spec
     from tracking.data_report import check
 
     if split not in (None, *SPLITS):
         raise UsageError(f"--split {split}: there are {', '.join(SPLITS)}")
-    report = check(path, split)
+    if path.suffix in (".yaml", ".yml"):
+        spec = load_spec(str(path))
+        report = check(lambda: read_data(spec))
+    else:
+        report = check(lambda: read_source(path, split))
     _answer(as_json, report, lambda: print_data_check(report))
     if not report["usable"]:
         raise typer.Exit(65)

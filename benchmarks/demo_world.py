@@ -47,7 +47,7 @@ STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 def scores_of(scorer: CachedScorer, dataset: Dataset, items: int = 0) -> np.ndarray:
     """Score table with the newest `items` history items in the prompt."""
     prompts = [prompt(dataset.task, q, q.history[len(q.history) - items :]) for q in dataset.questions]
-    return scorer.label_logprobs(prompts, continuations(dataset.labels))
+    return scorer.label_logprobs(prompts, continuations(dataset.task, dataset.labels))
 
 
 def best_calibration(

@@ -29,11 +29,11 @@ import numpy as np
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
 from personalization.data.lamp import read_dataset
-from personalization.data.prompts import WORDINGS, continuations
 from personalization.data.records import Dataset
 from personalization.data.splits import DEFAULT_SHARES
 from personalization.evaluation import Evaluation, gold_indices, joined
 from personalization.methods.adapters.heads import fit_head
+from personalization.methods.history.asking import Asking, asked
 from personalization.methods.history.labelled import labelled_items
 from personalization.methods.taste.calibration import PriorTables, calibrate
 from personalization.methods.taste.priors import global_counts, global_prior, history_counts, log_mean_probability
@@ -58,9 +58,8 @@ class Pool:
     def __init__(self, dataset: Dataset, model: str, cache: Path) -> None:
         self.dataset = dataset
         self.scorer = CachedScorer(model, cache)
-        wording = WORDINGS[self.scorer.kind]
-        self.prompts = [wording.prompt(dataset.task, q) for q in dataset.questions]
-        spoken = continuations(dataset.labels, wording.template["continuation"])
+        self.prompts = [asked(self.scorer, dataset.task, q.text) for q in dataset.questions]
+        spoken = Asking().spoken(self.scorer, dataset)
         self.scores = self.scorer.label_logprobs(self.prompts, spoken)
         self.counts = history_counts(dataset)
         self.gold = gold_indices(dataset)
@@ -72,8 +71,8 @@ class Pool:
     def items(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(representations, labels, users) of all labelled history items."""
         found = labelled_items(self.dataset)
-        wording, column = WORDINGS[self.scorer.kind], {label: i for i, label in enumerate(self.dataset.labels)}
-        prompts = [wording.prompt(found.task, q) for q in found.questions]
+        column = {label: i for i, label in enumerate(self.dataset.labels)}
+        prompts = [asked(self.scorer, found.task, q.text) for q in found.questions]
         labels = np.array([column[q.gold] for q in found.questions if q.gold is not None])
         return self.represented(prompts), labels, np.array([q.user_id for q in found.questions])
 
@@ -91,8 +90,8 @@ class Pool:
     @cached_property
     def labels(self) -> np.ndarray:
         """Representations of the labels."""
-        about = WORDINGS[self.scorer.kind].about
-        return self.represented([about(self.dataset.task, self.dataset.questions[0], lb) for lb in self.dataset.labels])
+        first, labels = self.dataset.questions[0], self.dataset.labels
+        return self.represented(Asking().about(self.scorer, self.dataset, first, labels))
 
     def evaluation(self, rows: np.ndarray, log_probs: np.ndarray) -> Evaluation:
         """Answers to some questions, whose log-probabilities [m, K] are given."""

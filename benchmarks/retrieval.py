@@ -21,6 +21,7 @@ import numpy as np
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.methods.history.bm25 import words
 from personalization.methods.history.ranking import Histories, most_relevant
+from personalization.tasks import task
 
 
 class RandomEmbeddings:
@@ -51,7 +52,7 @@ def main() -> None:
     texts = [" ".join(random.choice(lexicon, 12)) for _ in range(n)]
     items = tuple(HistoryItem(str(i), text, f"l{i % 15}") for i, text in enumerate(texts))
     labels = tuple(f"l{i}" for i in range(15))
-    world = Dataset("LaMP_2", labels, (Question("q", "u", f"description: {texts[7]} x", items, "l0"),))
+    world = Dataset(task("LaMP_2"), labels, (Question("q", "u", f"description: {texts[7]} x", items, "l0"),))
     embedded = RandomEmbeddings().embeddings(texts)
     question = embedded[3]
     similarity = embedded @ question

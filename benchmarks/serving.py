@@ -30,11 +30,11 @@ import yaml
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
-from personalization.data.prompts import WORDINGS
 from personalization.data.records import Dataset, Question
 from personalization.deployment import CONFIG, FORMAT, Deployment, Prediction, write_files
 from personalization.stages import chain
 from personalization.stages.work import Tools, begin
+from personalization.tasks import task
 from search_spaces import chain_space
 
 spec = importlib.util.spec_from_file_location("scoring", Path(__file__).with_name("scoring.py"))
@@ -74,8 +74,7 @@ def deployed(model: str, name: str, tune: Dataset, folder: Path) -> Deployment:
         "format": FORMAT,
         "generation": 1,
         "model": {**place, "fingerprint": scorer.fingerprint},
-        "template": WORDINGS[scorer.kind].template,
-        "task": tune.task,
+        "task": tune.task.model_dump(mode="json", exclude_defaults=True),
         "labels": list(tune.labels),
         **write_files(fitted, folder / "deploy"),
         "provenance": {},
@@ -134,7 +133,7 @@ def main() -> None:
     needed = WARM_UP + max(options.requests, options.pairs, options.of_threads)
     users = TUNE_USERS + -(-needed // PER_USER)
     questions = make_world(0, users, PER_USER).dataset.questions
-    tune = Dataset("LaMP_2", scoring.LAMP_2_TAGS, questions[: TUNE_USERS * PER_USER])
+    tune = Dataset(task("LaMP_2"), scoring.LAMP_2_TAGS, questions[: TUNE_USERS * PER_USER])
     asked = questions[len(tune) :]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -2,61 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalization.data import records
 from personalization.data.lamp import read_dataset, write_dataset
-from personalization.data.prompts import ASKED
-from personalization.data.records import HistoryItem, Question
+from personalization.data.table import Columns, read_table, rows_as_questions
 from personalization.errors import UsageError
+from personalization.tasks import Task, load_task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 class Dataset:
-    """Questions of users, each with what is known of its user. `task`: one of LaMP's that classify."""
+    """Questions of users, each with what is known of its user."""
 
     def __init__(self, found: records.Dataset) -> None:
         self.records = found
 
     @classmethod
-    def from_lamp(cls, path: str | Path) -> Dataset:
-        """A LaMP questions file with its outputs beside it, or a folder of them."""
-        return cls(read_dataset(Path(path)))
+    def from_lamp(cls, path: str | Path, *, task: str | Path | Task | None = None) -> Dataset:
+        """A LaMP questions file with its outputs beside it, or a folder of them. `task`: if the files do not say it."""
+        return cls(read_dataset(Path(path), _task(task)))
 
     @classmethod
-    def from_frame(
-        cls,
-        frame: pd.DataFrame,
-        *,
-        user: str = "user",
-        text: str = "text",
-        label: str = "label",
-        time: str | None = None,
-        newest: int = 1,
-        task: str = "LaMP_2",
-        labels: Sequence[str] | None = None,
-    ) -> Dataset:
-        """A table with a row an item: of each user the `newest` rows are asked, all earlier ones are known.
+    def from_table(cls, path: str | Path, *, task: str | Path | Task | None = None, **columns: Any) -> Dataset:
+        """A CSV, JSON Lines, Parquet or Arrow file, or a hub data set; `columns` and the rest as for `from_frame`."""
+        return cls(read_table(str(path), _columns(columns), _task(task)).usable())
 
-        `user`, `text`, `label`, `time`: names of columns; without `time`, rows are taken as oldest first. `labels`: all
-        that may be answered, by default those of the table. UsageError for a missing column or an unknown task.
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, *, task: str | Path | Task | None = None, **columns: Any) -> Dataset:
+        """A table with a row an item: of each user the newest rows are asked, all earlier ones are known.
+
+        `user`, `text`, `label`, `time`, `id`: names of columns, the first three by default those words; without `time`,
+        rows are taken as oldest first. `newest`: rows of a user to ask at most. `task`: a name, a YAML file, or a task;
+        by default labels and text are put in a neutral form. UsageError for a missing column.
         """
-        wanted = [user, text, label, *([] if time is None else [time])]
-        if missing := [name for name in wanted if name not in frame.columns]:
+        asked = _columns(columns)
+        if missing := [name for name in asked.needed if name not in frame.columns]:
             raise UsageError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
-        if task not in ASKED:
-            raise UsageError(f"task {task!r} cannot be made from a table; allowed are {', '.join(ASKED)}")
-        known = tuple(labels or dict.fromkeys(map(str, frame[label])))
-        ordered = frame if time is None else frame.sort_values(time, kind="stable")
-        questions: list[Question] = []
-        for name, rows in ordered.groupby(user, sort=False):
-            questions += _asked(str(name), rows.to_dict("records"), (text, label, time), newest, (task, known))
-        return cls(records.Dataset(task, known, tuple(questions)))
+        rows = ({str(key): _none(value) for key, value in row.items()} for row in frame.to_dict("records"))
+        return cls(rows_as_questions(rows, "table", asked, _task(task)).usable())
 
     def save(self, folder: str | Path, name: str = "data") -> Path:
         """Write LaMP files into a folder, which a spec's data.path may then name."""
@@ -84,39 +72,18 @@ class Dataset:
         )
 
 
-def _asked(
-    user: str,
-    rows: list[dict[Any, Any]],
-    columns: tuple[str, str, str | None],
-    newest: int,
-    terms: tuple[str, tuple[str, ...]],
-) -> list[Question]:
-    """The questions of one user, whose rows come oldest first."""
-    text, label, time = columns
-    task, labels = terms
-    items = [
-        HistoryItem(f"{user}/{place}", str(row[text]), str(row[label]), None if time is None else _date(row[time]))
-        for place, row in enumerate(rows)
-    ]
-    frame, listed = ASKED[task], ", ".join(labels)
-    return [
-        Question(
-            items[place].id,
-            user,
-            frame.format(labels=listed, text=items[place].text),
-            tuple(items[:place]),
-            items[place].label,
-            items[place].date,
-        )
-        for place in range(max(0, len(items) - newest), len(items))
-    ]
+def _columns(given: dict[str, Any]) -> Columns:
+    names = {"user": "user", "text": "text", "label": "label", **given}
+    text = names.pop("text")
+    if odd := set(names) - {field.name for field in fields(Columns)}:
+        raise UsageError(f"{min(odd)!r} is no column of a data set; give user, text, label, time, id or newest")
+    return Columns(text=(text,) if isinstance(text, str) else tuple(text), **names)
 
 
-def _date(value: Any) -> datetime:
-    """A point in time in UTC, without its zone; a number is of seconds since 1970."""
-    if isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC).replace(tzinfo=None)
-    found: datetime = value.to_pydatetime() if hasattr(value, "to_pydatetime") else value
-    if not isinstance(found, datetime):
-        raise UsageError(f"time {value!r} is no date; give datetimes, or seconds since 1970")
-    return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+def _task(given: str | Path | Task | None) -> Task | None:
+    return None if given is None else load_task(given if isinstance(given, Task) else str(given))
+
+
+def _none(value: Any) -> Any:
+    """What a table has where it has nothing."""
+    return None if value is None or value != value or str(value) == "NaT" else value

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import WORDINGS, continuations
+from personalization.data.records import Dataset
+from personalization.methods.history.asking import Asking, asked
+from personalization.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +19,7 @@ class Model:
     """A causal language model or a sentence encoder.
 
     `path`: demo, demo-null, minilm, a folder, or a hub id; `dtype`: float32, bfloat16 or float16; `device`: auto, cpu,
-    cuda or cuda:N; `chat`: wrap prompts in the model's chat template; `revision` of a hub model; `blocks`: path of the
+    cuda or cuda:N; `chat`: ask by the model's chat template; `revision` of a hub model; `blocks`: path of the
     list of its blocks, where its length does not tell it. Loaded on first use.
     """
 
@@ -54,12 +56,15 @@ class Model:
     def score(self, prompts: Sequence[str], labels: Sequence[str]) -> pd.DataFrame:
         """Natural-log probability of each label after, or for, each prompt: a row a prompt, a column a label.
 
-        A causal model is asked for " label" and the end of the line, exactly; an encoder's rows sum to one over labels.
+        A causal model is asked for " label" and the end of the line, exactly, a chat model to reply with the label and
+        end its turn; an encoder's rows sum to one over labels.
         """
         import pandas as pd
 
-        spoken = continuations(labels, WORDINGS[self.kind].template["continuation"])
-        return pd.DataFrame(self._scorer.label_logprobs(prompts, spoken), index=list(prompts), columns=list(labels))
+        plain, scorer = Task(name="score", prompt="{{input}}"), self._scorer
+        spoken = Asking().spoken(scorer, Dataset(plain, tuple(labels), ()))
+        read = [asked(scorer, plain, prompt) for prompt in prompts]
+        return pd.DataFrame(scorer.label_logprobs(read, spoken), index=list(prompts), columns=list(labels))
 
     def __repr__(self) -> str:
         return f"Model({self.spec['path']!r})"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chamtune.dataset import Dataset
-from personalization.data.prompts import ASKED
 from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Deployment
 from personalization.errors import UsageError
@@ -57,9 +56,7 @@ class Served:
 
     def _question(self, place: int, row: dict[Any, Any]) -> Question:
         task, labels = self.deployment.terms
-        frame = ASKED.get(task, "{text}")
-        text = str(row["text"])
-        whole = text if frame.split("{", 1)[0] in text else frame.format(labels=", ".join(labels), text=text)
+        whole = task.with_labels(labels).question(str(row["text"]))
         items = row.get("history")
         history = tuple(
             HistoryItem(f"h{number}", str(item["text"]), str(item["label"]))

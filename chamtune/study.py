@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from chamtune.dataset import Dataset
 from chamtune.model import Model
 from personalization.errors import UsageError
+from personalization.tasks import TASKS
 from studies.constraints import feasible
 from studies.results import StudyResult
 from studies.runner import run_study
@@ -43,6 +44,8 @@ class Study:
         if isinstance(data, Dataset):
             folder = self.home / "data" / data.records.fingerprint()[:16]
             plain["data"] = {"path": str(data.save(folder))}
+            if data.records.task.name not in TASKS:
+                plain.setdefault("task", data.records.task)
         elif isinstance(data, str):
             plain["data"] = {"path": data}
         if isinstance(model, Model):

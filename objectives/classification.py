@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from objectives import Report
 from personalization.backbones.cached import CachedScorer
@@ -24,7 +25,7 @@ from personalization.stages import chain, stage
 from personalization.stages.calibration import resolved
 from personalization.stages.chain import Fitted
 from personalization.stages.facts import Facts, joined
-from personalization.stages.work import Tools, Work, begin
+from personalization.stages.work import Tools, Work, begin, plain_scores
 from search_spaces import ChainParams, ChainSpace
 
 
@@ -47,6 +48,13 @@ class Classification:
         if part not in self._work:
             self._work[part] = begin(self.splits.part(part), self._tools, part)
         return self._work[part]
+
+    def label_mass(self) -> float | None:
+        """Mean probability that a causal model gives to the labels together, on tune; of an encoder None."""
+        if self._tools.scorer.kind == "encoder":
+            return None
+        table = plain_scores(self._part("tune"), self._tools)
+        return float(np.exp(logsumexp(table, axis=1)).mean())
 
     def _everybody(self) -> Dataset:
         tune = self.splits.tune

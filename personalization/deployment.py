@@ -3,10 +3,11 @@
     deployment = Deployment.load("deploy/")
     predictions = deployment.predict(questions)
 
-The folder holds `deploy.yaml` (model and its fingerprint, task, labels, stages with their parameters, provenance; plain
-YAML, no arrays) and beside it a folder of files, named by their content, with everything that the stages learned:
-safetensors, and PEFT's folders. All paths are relative, so the folder may be copied, and it may be read-only. Opening
-checks the SHA-256 of every file. Nothing is written while questions are answered; what is remembered is bounded.
+The folder holds `deploy.yaml` (model and its fingerprint, the task with its whole wording, labels, stages with their
+parameters, provenance; plain YAML, no arrays) and beside it a folder of files, named by their content, with everything
+that the stages learned: safetensors, and PEFT's folders. All paths are relative, so the folder may be copied, and it
+may be read-only. Opening checks the SHA-256 of every file. Nothing is written while questions are answered; what is
+remembered is bounded.
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ from numpy.typing import NDArray
 from personalization.backbones.cached import CachedScorer
 from personalization.data.defects import Checked
 from personalization.data.lamp import check_dataset
-from personalization.data.layout import Terms
-from personalization.data.prompts import WORDINGS, mismatch
+from personalization.data.prompts import mismatch
 from personalization.data.records import Dataset, Question
-from personalization.errors import DataError
+from personalization.data.table import Columns, is_table, read_table
+from personalization.errors import DataError, UsageError
 from personalization.files import sha256_of
 from personalization.methods.taste.calibration import Calibrated
 from personalization.stages import STAGES, chain
 from personalization.stages.chain import Fitted
 from personalization.stages.work import Tools, begin
+from personalization.tasks import Task, Terms, load_task
 
 FORMAT = 6
 CONFIG = "deploy.yaml"
 
-_REQUIRED = ("format", "generation", "model", "template", "task", "labels", "chain", "files", "provenance")
+_REQUIRED = ("format", "generation", "model", "task", "labels", "chain", "files", "provenance")
 
 
 class Prediction(NamedTuple):
@@ -93,11 +95,19 @@ class Deployment:
     @property
     def terms(self) -> Terms:
         """The task and labels that the config answers."""
-        return Terms(self.config["task"], tuple(self.config["labels"]))
+        return Terms(task_of(self.config), tuple(self.config["labels"]))
 
     def read(self, path: str | Path) -> Checked:
-        """Questions of a file or folder for this config, which says task and labels where they do not."""
-        return check_dataset(Path(path), self.terms)
+        """Questions of a file or folder for this config, which says task and labels where they do not.
+
+        A table has the columns of the study's; what is asked are the rows without a label, or else each user's newest.
+        """
+        if not is_table(Path(path)):
+            return check_dataset(Path(path), self.terms)
+        told = self.config["provenance"]["spec"]["data"]
+        if told.get("user") is None:
+            raise DataError(f"{path}: a table, but the study of this config read none; give LaMP questions")
+        return read_table(str(path), Columns.of(told), None, self.terms)
 
     def predict(self, questions: Sequence[Question]) -> list[Prediction]:
         """Answer questions. DataError where one is of another task, or lists other labels.
@@ -122,12 +132,13 @@ class Deployment:
 
     def log_probs(self, dataset: Dataset) -> Calibrated:
         """Log-probabilities [n, K] and prior modes of a data set of the config's task with its labels."""
-        if dataset.task != self.config["task"]:
-            raise DataError(f"the questions are of {dataset.task}, but the deploy config is for {self.config['task']}")
+        terms = self.terms
+        if dataset.task.name != terms.task.name:
+            raise DataError(f"the questions are of {dataset.task}, but the deploy config is for {terms.task}")
         if set(dataset.labels) != set(self.config["labels"]):
             odd = sorted(set(dataset.labels) ^ set(self.config["labels"]))
             raise DataError(f"the questions' labels differ from the deploy config's in {', '.join(odd)}")
-        asked = Dataset(dataset.task, tuple(self.config["labels"]), dataset.questions)
+        asked = Dataset(*terms, dataset.questions)
         with self.scorer.lock:
             found = chain.answer(self.fitted, begin(asked, self.tools), self.tools).answer
         assert found is not None
@@ -172,6 +183,10 @@ def read_config(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: not a deploy config: {str(error).splitlines()[0]}") from None
     if isinstance(config, dict) and config.get("format") == 5:
+        if config["model"]["chat"]:
+            raise DataError(
+                f"{place}: a chat config of an earlier version asks as no chat model answers; promote again"
+            )
         return config
     if not isinstance(config, dict) or (missing := [key for key in _REQUIRED if key not in config]):
         lacks = "it is no mapping" if not isinstance(config, dict) else f"it lacks {', '.join(missing)}"
@@ -180,11 +195,21 @@ def read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"{place}: format {config['format']} is not known here; known are 5 and {FORMAT}")
     if unknown := [entry["stage"] for entry in config["chain"] if entry["stage"] not in STAGES]:
         raise DataError(f"{place}: stage {unknown[0]!r} is not known here; there are {', '.join(STAGES)}")
-    known = [wording.template for wording in WORDINGS.values()]
-    if config["template"] not in known:
-        raise DataError(f"{place}: its prompts are put together as {config['template']}, not as here; promote again")
+    task_of(config)
     _check_files(place, config)
     return config
+
+
+def task_of(config: Mapping[str, Any]) -> Task:
+    """The task of a config, in its own wording."""
+    if config.get("format") == 5:
+        from personalization.upgrade import task_of_format_5
+
+        return task_of_format_5(config["task"])
+    try:
+        return load_task(config["task"])
+    except UsageError as error:
+        raise DataError(f"not a deploy config: {error}; promote again") from None
 
 
 def _check_files(place: Path, config: Mapping[str, Any]) -> None:

@@ -18,10 +18,12 @@ from personalization.errors import DataError
 from personalization.files import sha256_of
 from personalization.methods.adapters.trained import Trained
 from personalization.methods.adapters.user_heads import HeadPlan, Heads
+from personalization.methods.history.asking import OWN
 from personalization.methods.history.clusters import Clusters
 from personalization.methods.steering import learned as steering
 from personalization.stages.calibration import Learned, Numbers
 from personalization.stages.chain import Fitted
+from personalization.tasks import Task, task
 
 CALIBRATION: dict[str, Any] = {
     "formula": "adjusted", "ranking": "recency", "mix": 0.0, "width": 1.0, "half_life": 1000.0,
@@ -47,6 +49,16 @@ def fitted_of_format_5(config: Mapping[str, Any]) -> Fitted:
     }
     learned["calibration"] = _calibration(config, params["calibration"])
     return Fitted({name: SimpleNamespace(**values) for name, values in params.items()}, learned)
+
+
+def task_of_format_5(name: str) -> Task:
+    """A task in the wording of that time: a space less behind history items, and LaMP-1's titles in front."""
+    known = task(name)
+    if name == "LaMP_1":
+        history, prompt = {"before": "", "join": " , and ", "after": ". "}, "{{history}}{{input}}\nanswer:"
+        return known.model_copy(update={"history": known.history.model_copy(update=history), "prompt": prompt})
+    own = {"item": known.history.item.rstrip(), "join": " , and "}
+    return known.model_copy(update={"history": known.history.model_copy(update=own)})
 
 
 def _calibration(config: Mapping[str, Any], params: Mapping[str, Any]) -> Learned:
@@ -75,7 +87,7 @@ def _bare(_: Mapping[str, Any]) -> Stages:
 
 
 def _prompt(config: Mapping[str, Any]) -> Stages:
-    own = {key: config["params"][key] for key in PROMPT}
+    own = {key: config["params"][key] for key in PROMPT} | {"wording": OWN}
     return {"prompt": own}, {"prompt": None}
 
 

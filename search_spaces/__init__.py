@@ -196,10 +196,13 @@ class ChainSpace:
         """The sum of the stages'."""
         return float(sum(space_of(stage).complexity(own) for stage, own in params.stages))
 
-    def distributions(self, kind: str) -> dict[str, BaseDistribution]:
-        """What a kind of backbone reads: name -> distribution."""
+    def distributions(self, kind: str, on_request: bool = False) -> dict[str, BaseDistribution]:
+        """What a kind of backbone reads: name -> distribution; `on_request`: also what only a spec asks for."""
         found = {}
         for name, known in self.names.items():
+            stage, _, own = known.targets[0].partition(".")
+            if not on_request and own in getattr(space_of(stage), "ON_REQUEST", {}):
+                continue
             targets = [full for full in known.targets if self._only(full, kind)]
             if not targets:
                 continue
@@ -223,8 +226,9 @@ class ChainSpace:
         A value fixes one, a list gives choices, a dict gives a range: `low` and `high`, perhaps `log` or `step`. Names
         may be short or full. ValueError for an unknown parameter, or a value that does not fit the original.
         """
-        result = self.distributions(kind)
+        result = self.distributions(kind, on_request=True)
         named = {self._searched(given, result): value for given, value in overrides.items()}
+        result = {**self.distributions(kind), **{name: result[name] for name in named}}
         for name, override in named.items():
             try:
                 result[name] = _replacement(result[name], override, self._open(name))
@@ -284,8 +288,9 @@ def chain_space(chain: Sequence[str]) -> ChainSpace:
     for full, short in short_names(chain).items():
         stage, _, own = full.partition(".")
         space = space_of(stage)
-        if own in space.SPACE:
-            names[short] = Name((full,), space.SPACE[own])
+        known = {**getattr(space, "ON_REQUEST", {}), **space.SPACE}
+        if own in known:
+            names[short] = Name((full,), known[own])
     return ChainSpace(tuple(chain), names)
 
 

@@ -18,21 +18,23 @@ SPACE: Mapping[str, BaseDistribution] = {
     "ranking": CategoricalDistribution(["similarity", "bm25", "mix", "recency"]),
     "mix": FloatDistribution(0.0, 1.0, step=0.25),
 }
+ON_REQUEST: Mapping[str, BaseDistribution] = {"wording": CategoricalDistribution(["own"])}
 ONLY = {"template": "encoder", "scale": "encoder", "k": "causal", "ranking": "causal", "mix": "causal"}
-OPEN = {"template": r"[^{}]*\{label\}[^{}]*"}
+OPEN = {"template": r"[^{}]*\{label\}[^{}]*", "wording": r"\S.*"}
 READ: Read = {"ranking": [{"k": nonzero}], "mix": [{"k": nonzero, "ranking": ("mix",)}]}
 
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """`k` items by `ranking`; of an encoder `template`, a text with {label} in it, and `scale`,
-    by which it multiplies similarities."""
+    """`k` items by `ranking`, in a `wording` of the task; of an encoder `template`, a text with {label} in it, and
+    `scale`, by which it multiplies similarities."""
 
     template: str = "{label}"
     scale: float = 20.0
     k: int = 0
     ranking: str = "recency"
     mix: float = 0.0
+    wording: str = "own"
 
 
 BASELINE = Params()

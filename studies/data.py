@@ -1,13 +1,15 @@
-"""From a spec's data section to splits."""
+"""From a spec's data section to what was read, and to splits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from personalization.data.defects import Checked
 from personalization.data.demo.world import make_world
-from personalization.data.lamp import read_dataset
-from personalization.data.sources import read_source, split
+from personalization.data.lamp import check_dataset
+from personalization.data.sources import Source, read_source, split
 from personalization.data.splits import Splits
+from personalization.data.table import read_table
 from studies.spec import StudySpec
 
 WORLDS = ("demo", "demo-null")
@@ -16,13 +18,25 @@ WORLDS = ("demo", "demo-null")
 
 def load_splits(spec: StudySpec) -> Splits:
     """Read the data as the spec says, or draw the planted world of its seed."""
+    shares = {str(part): share for part, share in spec.data.shares.items()}
+    if spec.data.path in WORLDS:
+        return split(spec.data.split, [make_world(spec.seed, null=spec.data.path == "demo-null").dataset], shares)
+    return read_data(spec).splits(shares)
+
+
+def read_data(spec: StudySpec) -> Source:
+    """The files of a spec, with every defect."""
     data = spec.data
     if data.files is not None:
-        paths = (data.files.tune, data.files.select, data.files.confirm)
-        tune, select, confirm = (read_dataset(Path(path)) for path in paths)
-        return Splits(tune, select, confirm, shared_users=data.split == "time")
-    assert data.path is not None
-    shares = {str(part): share for part, share in data.shares.items()}
-    if data.path in WORLDS:
-        return split(data.split, [make_world(spec.seed, null=data.path == "demo-null").dataset], shares)
-    return read_source(Path(data.path), data.split).splits(shares)
+        places = (data.files.tune, data.files.select, data.files.confirm)
+        return Source(data.split, tuple(_read(spec, place) for place in places))
+    if data.table is not None:
+        return Source(data.split, (_read(spec, data.table),))
+    return read_source(Path(str(data.path)), data.split, spec.task)
+
+
+def _read(spec: StudySpec, place: str) -> Checked:
+    columns = spec.data.columns
+    if columns is None:
+        return check_dataset(Path(place), task=spec.task)
+    return read_table(place, columns, spec.task)

@@ -62,7 +62,11 @@ def refuse_changes(study_name: str, stored: Mapping[str, Any], current: Mapping[
 def places_of(spec: Mapping[str, Any]) -> dict[str, str | list[str]]:
     """Where a spec's data and model lie: key -> a name, or the absolute path and the spec's own spelling of it."""
     found: dict[str, str | list[str]] = {}
-    for key, value in (("data.path", spec["data"].get("path")), ("model.path", spec["model"]["path"])):
+    for key, value in (
+        ("data.path", spec["data"].get("path")),
+        ("data.table", spec["data"].get("table")),
+        ("model.path", spec["model"]["path"]),
+    ):
         if value is not None:
             found[key] = value if _is_name(key, value) else _spellings(value)
     for part, value in (spec["data"].get("files") or {}).items():
@@ -74,6 +78,8 @@ def _is_name(key: str, value: str) -> bool:
     """Whether it is a name that comes with the package, or the hub's."""
     if key == "data.path":
         return value in WORLDS
+    if key == "data.table":
+        return not Path(value).exists()
     return value in (*EMBEDDED, *PACKAGED) or not Path(value).is_dir()
 
 

@@ -36,6 +36,7 @@ class StudyResult(NamedTuple):
     gold: dict[str, float]
     references: dict[str, float]
     detectable_difference: float | None
+    label_mass: float | None
     truncated_prompts: int
     taste: dict[str, float]
     groups: dict[int, float]
@@ -70,6 +71,7 @@ def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResu
         gold={"entropy": opened.baseline.gold_entropy(), "top1_share": opened.baseline.gold_top1_share()},
         references=references(opened, "tune"),
         detectable_difference=prospect(opened).detectable,
+        label_mass=opened.objective.label_mass(),
         truncated_prompts=opened.scorer.truncated,
         taste={} if best is None else taste_profile(opened, opened.rooms.decode(best.params)),
         groups=by_groups(opened, complete),

@@ -16,10 +16,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from personalization.data.splits import DEFAULT_SHARES
+from personalization.data.table import NEWEST, Columns
 from personalization.errors import UsageError
 from personalization.evaluation import MEANS
 from personalization.metrics import METRICS, ORDERED
 from personalization.stages import ordered
+from personalization.tasks import Task, load_task
 from search_spaces import ChainSpace, chain_space
 from search_spaces.aliases import alias_space
 from studies.constraints import Constraint, parse_constraint
@@ -38,7 +40,11 @@ EITHER_WAY = ("entropy", "top1_share", "changed_rate")
 """Metrics that a study may want more of, or less; all others improve in one direction."""
 SHARES = ("accuracy", "macro_f1", "balanced_accuracy", "top1_share", "changed_rate", "helped", "hurt")
 """Metrics between 0 and 1."""
-ONE_OF = ("chain", "objective", "start_from")
+COLUMNS = ("user", "text", "label", "time", "id", "newest")
+"""Keys of data that a table alone has; the first three it must have."""
+PLACES: dict[str, Any] = {"data": {"path", "table", "files"}, "model": {"path"}}
+"""Keys that say where data and model lie; they are known by content."""
+ONE_OF = ("chain", "objective", "start_from", "task")
 """Keys that are left out of what is stored where they are not given."""
 RESUMABLE = ("trials", "timeout_s", "storage", "tracking", "promotion")
 """Keys that may differ when a study is resumed."""
@@ -60,7 +66,17 @@ class DataSpec(_Strict):
     """Where the questions are."""
 
     path: str | None = Field(None, description="demo, demo-null, a folder of LaMP files, or one questions file")
-    files: SplitFiles | None = Field(None, description="instead of path: one file or folder for each part")
+    table: str | None = Field(
+        None,
+        description="instead of path: a table with a row an item (.csv, .jsonl, .parquet, .arrow), or a hub data set",
+    )
+    files: SplitFiles | None = Field(None, description="instead of path: one file, folder or table for each part")
+    user: str | None = Field(None, description="of a table: the column of who it is that an item belongs to")
+    text: str | list[str] | None = Field(None, description="of a table: the column, or columns, of what is classified")
+    label: str | None = Field(None, description="of a table: the column of the label")
+    time: str | None = Field(None, description="of a table: the column of when; without it rows are oldest first")
+    id: str | None = Field(None, description="of a table: the column of an item's id; without it the row's number")
+    newest: int | None = Field(None, ge=1, description=f"of a table: rows of a user to ask at most; {NEWEST} if unsaid")
     split: Literal["users", "files", "time"] = Field(
         "users",
         description="users: all users by shares; files: train_* for tune and select, dev_* for confirm; time: known "
@@ -73,11 +89,25 @@ class DataSpec(_Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
-        if (self.path is None) == (self.files is None):
-            raise ValueError("give either path (on the command line: --data PATH) or files")
+        if sum(place is not None for place in (self.path, self.table, self.files)) != 1:
+            raise ValueError("give one of path (on the command line: --data PATH), table and files")
+        given = [name for name in COLUMNS if getattr(self, name) is not None]
+        if self.path is not None and given:
+            raise ValueError(f"{given[0]} names a column, and path is no table; give table: PATH")
+        if (self.table or given) and (missing := [name for name in COLUMNS[:3] if getattr(self, name) is None]):
+            raise ValueError(f"a table needs {', '.join(COLUMNS[:3])}: which column is {missing[0]}?")
+        if self.table is not None and self.split == "files":
+            raise ValueError("split: files reads train and dev files; with a table give users or time")
         if set(self.shares) != {"tune", "select", "confirm"} or abs(sum(self.shares.values()) - 1) > 1e-9:
             raise ValueError(f"shares must name tune, select and confirm and add up to 1, but are {self.shares}")
         return self
+
+    @property
+    def columns(self) -> Columns | None:
+        """A table's columns; None where the data are no table."""
+        if self.user is None or self.text is None:
+            return None
+        return Columns.of(self.model_dump())
 
 
 class ModelSpec(_Strict):
@@ -110,6 +140,9 @@ class StudySpec(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     data: DataSpec
     model: ModelSpec
+    task: Task | None = Field(
+        None, description="what is asked and how: a name, a YAML file or a mapping; without it the data say it"
+    )
     chain: tuple[str, ...] | None = Field(
         None, description="stages in their order: prompt, adapter, steering, head, calibration", min_length=1
     )
@@ -142,6 +175,14 @@ class StudySpec(_Strict):
             if name not in DIRECTIONS:
                 raise ValueError(f"no metric {name!r}{_nearest(name, DIRECTIONS)}")
         return value
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _read_task(cls, value: Any) -> Any:
+        try:
+            return None if value is None else load_task(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -202,8 +243,10 @@ class StudySpec(_Strict):
 
     def identity(self) -> dict[str, Any]:
         """What must not change when the study is resumed. Data and model are known by content, not by place."""
-        places: dict[str, Any] = {"data": {"path", "files"}, "model": {"path"}}
-        found = self.model_dump(mode="json", exclude=dict.fromkeys(RESUMABLE, True) | places)
+        found = self.model_dump(mode="json", exclude=dict.fromkeys(RESUMABLE, True) | PLACES)
+        found["data"] = {k: v for k, v in found["data"].items() if k not in COLUMNS or v is not None}
+        if self.task is not None:
+            found["task"] = self.task.model_dump(mode="json", exclude_defaults=True)
         return {key: value for key, value in found.items() if key not in ONE_OF or value is not None}
 
 
@@ -235,8 +278,9 @@ def load_spec(name_or_path: str, changes: Mapping[str, Any] | None = None) -> St
         raise UsageError(f"{path}: a spec is a mapping of keys, but this is a {type(raw).__name__}")
     changed = {**raw, **(changes or {})}
     if changes and "data" in changes and isinstance(raw.get("data"), dict):
-        kept = {key: value for key, value in raw["data"].items() if key not in ("path", "files")}
-        changed["data"] = {**kept, **changes["data"]}
+        kept = {key: value for key, value in raw["data"].items() if key not in PLACES["data"]}
+        place = changes["data"]["path"]
+        changed["data"] = {**kept, ("table" if "table" in raw["data"] else "path"): place}
     return parse_spec(changed, str(path))
 
 

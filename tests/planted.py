@@ -25,6 +25,7 @@ class BiasedScorer:
     shelf = None
     kind = "causal"
     commit = None
+    chat = False
     lock = RLock()
 
     def __init__(self, model, folder, dtype="float32", device="auto", blocks=None, chat=False, revision=None):
@@ -32,6 +33,9 @@ class BiasedScorer:
 
     def unstored(self):
         return self
+
+    def too_long(self, prompts, continuations):
+        return []
 
     def label_logprobs(self, prompts, continuations, progress=None):
         scores = np.empty((len(prompts), len(continuations)), dtype=np.float32)

@@ -119,7 +119,7 @@ def status(url: str, host: str | None = None, origin: str | None = None, method:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1500)
 def test_dashboard_marks_feasibility_and_names_the_best_feasible_trial(home, addresses, page, tmp_path):
     study = find_study("watched", home, None)
     best = study.best_trial
@@ -137,7 +137,7 @@ def test_dashboard_marks_feasibility_and_names_the_best_feasible_trial(home, add
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1500)
 def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_path):
     page.goto(addresses[2])
     page.get_by_text("15 matching runs").wait_for(timeout=60_000)

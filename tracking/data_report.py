@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from personalization.data.records import Dataset, Question
-from personalization.data.sources import Source, read_source, split
+from personalization.data.sources import Source, split
 from personalization.errors import DataError
 from personalization.methods.taste.priors import last_label, most_frequent_label
+from personalization.tasks import Task
 from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p, spent_alpha
 
 ALPHA = 0.05
 """What a spec spends on a confirm set, if it says nothing else."""
 
 
-def check(path: Path, how: str | None = None) -> dict[str, Any]:
-    """JSON-able report on data read as a study with `split: how` reads them.
+def check(read: Callable[[], Source]) -> dict[str, Any]:
+    """JSON-able report on data, read as a study reads them.
 
     `usable` is false where a study would refuse them; then only what is known is in it.
     """
     try:
-        source = read_source(path, how)
+        source = read()
     except DataError as error:
         return {"usable": False, "defects": [_unusable(error)]}
     report: dict[str, Any] = {
@@ -33,12 +33,12 @@ def check(path: Path, how: str | None = None) -> dict[str, Any]:
         "split": source.split,
         "defects": [{"fatal": d.fatal, "text": str(d), "records": d.records} for d in source.defects],
     }
-    read = [checked.dataset for checked in source.read if checked.dataset is not None]
-    if len(read) < len(source.read):
+    found = [checked.dataset for checked in source.read if checked.dataset is not None]
+    if len(found) < len(source.read):
         return {**report, "usable": False}
-    report |= _counts(read)
-    if report["usable"] and all(q.gold is not None for dataset in read for q in dataset.questions):
-        _tell_golds(report, source, read)
+    report |= _counts(found)
+    if report["usable"] and all(q.gold is not None for dataset in found for q in dataset.questions):
+        _tell_golds(report, source, found)
     return report
 
 
@@ -50,7 +50,7 @@ def _counts(read: list[Dataset]) -> dict[str, Any]:
     questions = [q for dataset in read for q in dataset.questions]
     lengths = [len(q.history) for q in questions]
     return {
-        "task": read[0].task,
+        "task": read[0].task.name,
         "labels": list(read[0].labels),
         "questions": len(questions),
         "users": len({q.user_id for q in questions}),
@@ -90,5 +90,5 @@ def _worth(confirm: Dataset) -> tuple[int, float]:
     return len(names), len(confirm) / design_effect(intraclass(hits, owners), owners)
 
 
-def _hits(dataset: Dataset, guess: Callable[[str, Question], str | None]) -> float:
+def _hits(dataset: Dataset, guess: Callable[[Task, Question], str | None]) -> float:
     return sum(guess(dataset.task, q) == q.gold for q in dataset.questions) / len(dataset)

@@ -17,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.backbones import Backbone, load_backbone
+from personalization.backbones.chat import Chat
 from personalization.backbones.location import (
+    context_of,
     is_of_hub,
     locate_model,
     model_fingerprint,
     model_kind,
     tells_the_day,
+    tokenizer_folder,
     usable_dtype,
 )
 from personalization.files import sha256_of, write_atomic
@@ -30,6 +33,8 @@ from personalization.scoring.edits import Shelf
 from personalization.scoring.store import Compute, Keep, key_of, stored_table
 from personalization.scoring.texts import TextRows
 
+SPECIAL = 8
+"""Tokens without bytes that a tokenizer may put around a text."""
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 """Tells what device "auto" will be without importing torch."""
 
@@ -41,6 +46,7 @@ def _code() -> str:
     files = [
         room / "__init__.py",
         room / "causal.py",
+        room / "chat.py",
         room / "encoder.py",
         room / "encoding.py",
         room / "loading.py",
@@ -54,9 +60,9 @@ class CachedScorer:
 
     The key holds weights, tokenizer, prompts, continuations, dtype, device, path of the blocks, chat mode (and the day,
     where a chat template tells it), code and library versions. A pass that was killed goes on with the batch it was at.
-    `folder`: None where nothing is stored. `truncated` counts the prompts that were cut to fit the context, also those
-    read from the store. One thread uses the model at a time; what edits it for several passes holds `lock` meanwhile,
-    as `Deployment.predict` does.
+    `folder`: None where nothing is stored. `truncated` counts the questions whose item was cut to fit the context, also
+    those read from the store. One thread uses the model at a time; what edits it for several passes holds `lock`
+    meanwhile, as `Deployment.predict` does.
     """
 
     def __init__(
@@ -90,6 +96,10 @@ class CachedScorer:
     def truncated(self) -> int:
         """Prompts that were cut, each list of prompts counted once."""
         return sum(self._cut.values())
+
+    def note_cut(self, prompts: Sequence[str], count: int) -> None:
+        """Count prompts whose asked item was cut to fit."""
+        self._cut[key_of({"cut": list(prompts)})] = count
 
     @property
     def place(self) -> str:
@@ -194,9 +204,30 @@ class CachedScorer:
         return table
 
     def too_long(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[int]:
-        """Which prompts of a causal model do not fit its context."""
+        """Which prompts of a causal model do not fit its context. A text has no more tokens than bytes, so that most
+        are known to fit without the model."""
+        room = context_of(self.files) or 0
+        room -= SPECIAL + max((len(text.encode()) for text in continuations), default=0)
+        unsure = [row for row, prompt in enumerate(prompts) if len(prompt.encode()) > room]
+        if not unsure:
+            return []
         causal: Any = self.backbone
-        return list(causal.too_long(prompts, continuations))
+        return [unsure[at] for at in causal.too_long([prompts[row] for row in unsure], continuations)]
+
+    @cached_property
+    def _chat(self) -> Chat:
+        from transformers import AutoTokenizer
+
+        return Chat(AutoTokenizer.from_pretrained(tokenizer_folder(self.files), trust_remote_code=False))
+
+    def conversation(self, system: str | None, user: str) -> str:
+        """What a chat model reads before its reply."""
+        return self._chat.conversation(system, user)
+
+    @property
+    def end_of_turn(self) -> str:
+        """What ends a chat model's reply."""
+        return self._chat.end_of_turn
 
     def shortened(self, frame: str, texts: Sequence[str], continuations: Sequence[str]) -> list[str]:
         """Texts cut to equal shares of the room that a causal model's context has beside `frame`."""

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from personalization.backbones.encoding import PairEncoder, Tails
 from personalization.backbones.loading import loading, of_another_head, refuse_bare_encoder, refuse_unloaded
-from personalization.backbones.location import adapter_base, locate_model, usable_device
+from personalization.backbones.location import adapter_base, locate_model, tokenizer_folder, usable_device
 from personalization.errors import DataError, UnavailableError
 from personalization.scoring.edits import Edit, Shelf, shared
 from personalization.scoring.fixed import FixedRows
@@ -34,8 +34,9 @@ EMBEDDED_TOKENS = 4096
 class CausalBackbone:
     """A causal language model with its tokenizer. It knows text and tokens, and no user.
 
-    `blocks`: path of the list of the model's blocks, where its length does not tell it. `truncated` counts the prompts
-    that were cut at their beginning to fit the context; `smaller`: by what fixed batches are divided, so as to fit.
+    `blocks`: path of the list of the model's blocks, where its length does not tell it; `chat`: prompts are whole
+    conversations (see `backbones.chat`). `smaller`: by what fixed batches are divided, so as to fit. A prompt that is
+    longer than the context is refused: who asks cuts it where it may be cut (`methods.history.asking`).
     """
 
     def __init__(
@@ -215,15 +216,14 @@ class CausalBackbone:
         return route
 
     def fit(self, prompt: Tokens, longest_candidate: int) -> Tokens:
-        """Cut the beginning of a prompt, where the history stands, until the row fits; a leading BOS stays."""
+        """The prompt; DataError where it does not fit the context together with a label of so many tokens."""
         room = None if self.context is None else self.context - longest_candidate + 1
         if room is None or len(prompt) <= room:
             return prompt
-        if room < 1:
-            raise DataError(f"a label of {longest_candidate} tokens leaves no room in a context of {self.context}")
-        self.truncated += 1
-        head = prompt[:1] if prompt[0] == self.tokenizer.bos_token_id else prompt[:0]
-        return np.concatenate([head, prompt[len(prompt) - room + len(head) :]])
+        raise DataError(
+            f"a prompt of {len(prompt)} tokens and a label of {longest_candidate} do not fit a context of "
+            f"{self.context}; shorten the prompt"
+        )
 
 
 def load_causal(
@@ -257,6 +257,5 @@ def load_causal(
                 str(folder), dtype=model.dtype, use_safetensors=True, ignore_mismatched_sizes=True
             )
             refuse_unloaded(folder, model, added.to_dict(), unused=True)
-        has_tokenizer = (folder / "tokenizer_config.json").is_file() or base is None
-        tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else base, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder), trust_remote_code=False)
     return CausalBackbone(model.to(device), tokenizer, chat, blocks)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from personalization.data.prompts import TERMINATOR
 from personalization.errors import DataError
 from personalization.scoring.rows import Tokens
+from personalization.tasks.task import ENDS as TERMINATOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,18 +32,17 @@ Tails = tuple[tuple[int, ...], ...]
 
 TAIL = 32
 """Characters that stand for the last line of a prompt without lines."""
-CHAT_DATE = "26 Jul 2024"
-"""The day that a chat template which asks is told, so that a prompt is the same tomorrow; Llama 3's own default."""
 CHUNK = 256
 """Texts that are encoded at once."""
 
 
 class PairEncoder:
-    """Encodes prompts and their continuations for one tokenizer."""
+    """Encodes prompts and their continuations for one tokenizer.
+
+    `chat`: prompts are whole conversations, special tokens included (see `backbones.chat`).
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: bool) -> None:
-        if chat and tokenizer.chat_template is None:
-            raise DataError("the model's tokenizer has no chat template; set chat: false")
         self.tokenizer = tokenizer
         self.chat = chat
         begin = [] if tokenizer.bos_token is None else tokenizer(tokenizer.bos_token)["input_ids"]
@@ -56,8 +55,6 @@ class PairEncoder:
         """Tokens of each prompt, and of each continuation behind it; DataError where they cannot be told apart."""
         if "" in continuations or TERMINATOR in continuations:
             raise DataError("a continuation is empty: an empty text has no probability; check the labels")
-        if self.chat:
-            prompts = [self._templated(prompt) for prompt in prompts]
         heads = list(self._tokens(prompts, self.chat))
         terminated = all(continuation.endswith(TERMINATOR) for continuation in continuations)
         if terminated and self._folds:
@@ -70,8 +67,6 @@ class PairEncoder:
 
     def heads(self, prompts: Sequence[str]) -> list[Tokens]:
         """Tokens of each prompt."""
-        if self.chat:
-            prompts = [self._templated(prompt) for prompt in prompts]
         return self._never_empty(list(self._tokens(prompts, self.chat)))
 
     def texts(self, texts: Sequence[str]) -> list[Tokens]:
@@ -144,21 +139,10 @@ class PairEncoder:
             tails.append(tuple(tail))
         return tails
 
-    def _templated(self, prompt: str) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=True,
-                date_string=CHAT_DATE,
-            )
-        )
-
     def _tokens(self, texts: Sequence[str], templated: bool) -> Iterator[Tokens]:
         """Token ids with the special tokens that stand before a text, but never a second BOS before one in the text.
 
-        `templated`: the chat template has put the special tokens into the text.
+        `templated`: a chat template has put the special tokens into the text.
         """
         if self._doubles_bos and not templated:
             texts = [text.removeprefix(self.tokenizer.bos_token) for text in texts]

@@ -120,6 +120,20 @@ def adapter_base(folder: Path) -> Path | None:
     return located
 
 
+def tokenizer_folder(folder: Path) -> Path:
+    """Where a model's tokenizer lies: an adapter may bring its own."""
+    base = adapter_base(folder)
+    return folder if base is None or (folder / "tokenizer_config.json").is_file() else base
+
+
+def context_of(folder: Path) -> int | None:
+    """The longest row that a causal model can take, in tokens, as its config says; None where it does not."""
+    config = read_json((adapter_base(folder) or folder) / "config.json")
+    own = config.get("text_config") or config
+    found = own.get("max_position_embeddings") or own.get("n_positions")
+    return None if found is None else int(found)
+
+
 def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 

@@ -1,8 +1,9 @@
 """Dates as people write them, read into values that can be compared.
 
 Read are ISO dates with or without leading zeros and time, plain years and year-months, Unix seconds and milliseconds
-as numbers or digits, whatever names its month ("July 14, 2019", "14 Jul 2019", mail headers), and Amazon's
-"02 5, 2013" (month day, year). Not read is what has two meanings, such as 03/04/2019. Values are naive and in UTC.
+as numbers or digits, whatever names its month ("July 14, 2019", "14 Jul 2019", mail headers), Amazon's "02 5, 2013"
+(month day, year), "14.07.2019" (with dots the day comes first) and "2019年7月14日". Not read is what has two meanings,
+such as 03/04/2019. Values are naive and in UTC.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 from dateutil import parser as dateutil_parser
 
 _ISO = re.compile(r"(\d{4})[-/.](\d{1,2})(?:[-/.](\d{1,2})(?:[T ]+(\S.*))?)?")
+_DAY_MONTH_YEAR = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:,?[T ]+(\S.*))?")
+_KANJI = re.compile(r"(\d{4})年(\d{1,2})月(?:(\d{1,2})日(?:[T ]*(\S.*))?)?")
 _MONTH_DAY_YEAR = re.compile(r"(\d{1,2}) (\d{1,2}), ?(\d{4})")
 _COMPACT = re.compile(r"(\d{4})(\d\d)(\d\d)")
 _DIGITS = re.compile(r"\d+(\.\d+)?")
@@ -44,7 +47,9 @@ def written(date: datetime | None) -> str | None:
 @lru_cache(maxsize=1 << 16)
 def _read(text: str) -> datetime:
     """The date; ValueError or OverflowError where there is none."""
-    if match := _ISO.fullmatch(text):
+    if match := _DAY_MONTH_YEAR.fullmatch(text):
+        text = f"{match[3]}-{match[2]}-{match[1]} {match[4] or ''}".rstrip()
+    if match := _ISO.fullmatch(text) or _KANJI.fullmatch(text):
         year, month, day, time = match.groups()
         midnight = f"{year}-{int(month):02d}-{int(day or 1):02d}"
         if not time:

@@ -15,21 +15,22 @@ from numpy.typing import NDArray
 
 from personalization.data.prompts import asked_text
 from personalization.data.records import Dataset, HistoryItem, Question
+from personalization.tasks import Task
 
 History = tuple[HistoryItem, ...]
 
 
-def known_items(task: str, question: Question) -> History:
+def known_items(task: Task, question: Question) -> History:
     """The question's history, oldest first, without the asked item itself and without items later than the question.
 
     Items without a date are the oldest, in the order of the file. The answer is kept with the question.
     """
-    if task not in question.known:
-        question.known[task] = _known(task, question)
-    return question.known[task]
+    if task.form not in question.known:
+        question.known[task.form] = _known(task, question)
+    return question.known[task.form]
 
 
-def _known(task: str, question: Question) -> History:
+def _known(task: Task, question: Question) -> History:
     asked, now, before = asked_text(task, question), question.date, datetime.min
     items = [
         item

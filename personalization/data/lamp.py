@@ -16,11 +16,11 @@ from typing import Any
 from personalization.data.dates import written
 from personalization.data.defects import Checked, Defect, unreadable
 from personalization.data.json_stream import stream_records
-from personalization.data.layout import LABEL_FIELD, TEXT_FIELD, Terms, official
 from personalization.data.reader import Reader
 from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.files import write_atomic
+from personalization.tasks import Task, Terms
 
 
 def question_files(folder: Path, part: str = "") -> list[Path]:
@@ -46,13 +46,13 @@ def file_pairs(path: Path) -> list[tuple[Path, Path | None]]:
     return pairs
 
 
-def check_dataset(path: Path, terms: Terms | None = None) -> Checked:
+def check_dataset(path: Path, terms: Terms | None = None, task: Task | None = None) -> Checked:
     """Read a folder or questions file and report every defect; a file that cannot be decoded ends the reading.
 
     With `terms` the questions are to be answered as of that task with those labels: other ones are a fatal defect,
-    prompts need list no labels, and answers are not looked at.
+    prompts need list no labels, and answers are not looked at. `task`: what the files are of; without it they say it.
     """
-    reader, head = Reader(terms), dict[str, Any]()
+    reader, head = Reader(terms, task), dict[str, Any]()
     pairs = file_pairs(path)
     answered = terms is None and any(outputs is not None for _, outputs in pairs)
     for questions, outputs in pairs:
@@ -74,9 +74,9 @@ def check_dataset(path: Path, terms: Terms | None = None) -> Checked:
     return reader.finish(name if isinstance(name, str) and name else None)
 
 
-def read_dataset(path: Path) -> Dataset:
+def read_dataset(path: Path, task: Task | None = None) -> Dataset:
     """The data set under a folder or file, with a warning for each kind of defect; DataError where it is unusable."""
-    return check_dataset(path).usable()
+    return check_dataset(path, task=task).usable()
 
 
 def write_predictions(
@@ -89,11 +89,17 @@ def write_predictions(
 
 def write_dataset(folder: Path, name: str, dataset: Dataset) -> tuple[Path, Path]:
     """Write a data set as official, time-based LaMP files `NAME_questions.json` and `NAME_outputs.json`."""
-    text_field, label_field = TEXT_FIELD[dataset.task], LABEL_FIELD[dataset.task]
+    fields, named = dataset.task.fields, dataset.task.official or dataset.task.name
     questions: list[dict[str, Any]] = []
     for q in dataset.questions:
         profile = [
-            {"id": h.id, text_field: h.text, **({label_field: h.label} if label_field else {}), "date": written(h.date)}
+            {
+                "id": h.id,
+                fields.text: h.text,
+                **({fields.label: h.label} if fields.label else {}),
+                **dict(h.more),
+                "date": written(h.date),
+            }
             for h in q.history
         ]
         dated = {} if q.date is None else {"date": written(q.date)}
@@ -101,5 +107,5 @@ def write_dataset(folder: Path, name: str, dataset: Dataset) -> tuple[Path, Path
     paths = folder / f"{name}_questions.json", folder / f"{name}_outputs.json"
     write_atomic(paths[0], json.dumps(questions, ensure_ascii=False) + "\n")
     golds = {q.id: q.gold for q in dataset.questions if q.gold is not None}
-    write_predictions(paths[1], official(dataset.task), golds)
+    write_predictions(paths[1], named, golds)
     return paths

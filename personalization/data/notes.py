@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from personalization.data.labels import Listed
-from personalization.data.prompts import asked_text, has_form
+from personalization.data.prompts import asked_text
 from personalization.data.records import Question
+from personalization.tasks import Task
 
 Note = tuple[Question, str, str]
 """The first question concerned, the field, the problem."""
 SHOWN = 5
 
 
-def notes(task: str, labels: Listed, questions: Sequence[Question]) -> Iterator[Note]:
+def notes(task: Task, labels: Listed, questions: Sequence[Question]) -> Iterator[Note]:
     """Every note on the questions of a data set, one a kind."""
     yield from _uncounted_labels(labels, questions)
     yield from _undated(questions)
@@ -35,7 +36,7 @@ def notes(task: str, labels: Listed, questions: Sequence[Question]) -> Iterator[
         (own, "profile", "have their own item in the history; it is left out"),
         (later, "profile", "have history items later than their own date; these are left out"),
         (
-            lambda q: not has_form(task, q.text),
+            lambda q: not task.has_form(q.text),
             "input",
             f"have not the form of a {task} prompt: each is taken as it stands, and what is learned from the form of "
             "prompts leaves it out",

@@ -15,10 +15,10 @@ from typing import Any
 from personalization.data.dates import read_date
 from personalization.data.defects import Checked, Defect, Defects
 from personalization.data.labels import Listed
-from personalization.data.layout import FIXED_LABELS, LABEL_FIELD, TASK_FIELDS, TEXT_FIELD, Terms, official
 from personalization.data.notes import notes
-from personalization.data.prompts import form_of, listed_labels, mismatch, question_frame
+from personalization.data.prompts import mismatch
 from personalization.data.records import Dataset, HistoryItem, Question
+from personalization.tasks import TASKS, Task, Terms, listed_anywhere, of_form, task
 
 Place = tuple[Path, int]
 """File, and record from 1."""
@@ -26,11 +26,14 @@ History = tuple[HistoryItem, ...]
 
 
 class Reader:
-    """Turns raw records into questions. `terms`: what they must be, for questions that are only to be answered."""
+    """Turns raw records into questions. `terms`: what they must be, for questions that are only to be answered.
 
-    def __init__(self, terms: Terms | None = None) -> None:
+    `task`: what they are of; without it they say it.
+    """
+
+    def __init__(self, terms: Terms | None = None, task: Task | None = None) -> None:
         self.terms, self.defects = terms, Defects()
-        self.task = None if terms is None else terms.task
+        self.task = task if terms is None else terms.task
         self.listed = None if terms is None else tuple(terms.labels)
         self.golds: dict[str, str] = {}
         self.questions: dict[str, Question] = {}
@@ -50,8 +53,8 @@ class Reader:
         fields = self._object(place, raw)
         if fields is None:
             return
-        key = self._text(place, "id", fields.get("id"))
-        answer = self._text(place, "output", fields.get("output"), fraction=True)
+        key = self.text(place, "id", fields.get("id"))
+        answer = self.text(place, "output", fields.get("output"), fraction=True)
         if key is None or answer is None:
             return
         if key in self.golds:
@@ -75,8 +78,8 @@ class Reader:
             )
             self.defect(place, "query", problem)
             return
-        key = self._text(place, "id", fields.get("id"))
-        text = self._text(place, "input", fields.get("input"))
+        key = self.text(place, "id", fields.get("id"))
+        text = self.text(place, "input", fields.get("input"))
         if key is None or text is None:
             return
         if key in self.questions:
@@ -86,7 +89,7 @@ class Reader:
             )
             self.defect(place, "id", problem, "id twice")
             return
-        user = key if fields.get("user_id") is None else self._text(place, "user_id", fields["user_id"])
+        user = key if fields.get("user_id") is None else self.text(place, "user_id", fields["user_id"])
         history = self._history(place, fields.get("profile")) if self._asks(place, text) else None
         if user is None or history is None:
             return
@@ -95,7 +98,7 @@ class Reader:
         self.last_history[user] = history
         if isinstance(fields["id"], int):
             self.numbers[key] = fields["id"]
-        self.questions[key] = Question(key, user, text, history, date=self._date(place, "date", fields.get("date")))
+        self.questions[key] = Question(key, user, text, history, date=self.date(place, "date", fields.get("date")))
         self.places[key] = place
         if fields.get("output") is not None and self.terms is None:
             self.add_gold(place, {"id": key, "output": fields["output"]})
@@ -106,7 +109,7 @@ class Reader:
         self.defect(place, "record", f"a {type(raw).__name__}, must be an object")
         return None
 
-    def _text(self, place: Place, field: str, value: Any, fraction: bool = False) -> str | None:
+    def text(self, place: Place, field: str, value: Any, fraction: bool = False) -> str | None:
         """A field that must be non-empty, encodable text; a number (`fraction`: of any kind) counts as its digits."""
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
@@ -125,7 +128,8 @@ class Reader:
             return value
         return None
 
-    def _date(self, place: Place, field: str, value: Any) -> Any:
+    def date(self, place: Place, field: str, value: Any) -> Any:
+        """A date in UTC; None, and a note, where it cannot be read."""
         if value is None or value == "":
             return None
         self.dates += 1
@@ -133,6 +137,10 @@ class Reader:
         if found is None:
             self.unread.append((place, field, value))
         return found
+
+    def asked(self, text: str) -> str:
+        """A bare text as the task's question."""
+        return text if self.task is None else self.task.question(text)
 
     def _asks(self, place: Place, text: str) -> bool:
         """Whether a prompt asks what it must, where that is known before; else what it asks is noted."""
@@ -146,12 +154,14 @@ class Reader:
 
     def _note_prompt(self, place: Place, text: str) -> None:
         """Take task and labels from a prompt; the order of labels may differ between questions, their set may not."""
-        form = form_of(text)
-        found = listed_labels(text if form is None else question_frame(form, text))
-        self.task = self.task or form or (None if found is None else found[0])
-        if found is None:
+        form = of_form(text) if self.task is None or self.task.form is not None else None
+        labels = None if form is None else form.listed(text)
+        if form is None and (self.task is None or self.task.form is not None):
+            found = listed_anywhere(text)
+            form, labels = (None, None) if found is None else found
+        self.task = self.task or form
+        if labels is None:
             return
-        labels = found[1]
         if len(set(labels)) < len(labels) or "" in labels:
             self.defect(place, "input", "the label list repeats a label or has an empty one")
         elif self.listed is None:
@@ -182,32 +192,34 @@ class Reader:
             self.defect(place, field, f"a {type(raw).__name__}, must be an object")
             return None
         if self.task is None or not _fits(self.task, raw):
-            task = next((task for task in TASK_FIELDS if _fits(task, raw)), None)
-            if task is None or self.task is not None:
-                self._unfitting(place, field, raw, task)
+            fitting = next((known for known in map(task, TASKS) if _fits(known, raw)), None)
+            if fitting is None or self.task is not None:
+                self._unfitting(place, field, raw, fitting)
                 return None
-            self.task = task
-        text = self._text(place, f"{field}.{TEXT_FIELD[self.task]}", raw.get(TEXT_FIELD[self.task]))
+            self.task = fitting
+        names = self.task.fields
+        text = self.text(place, f"{field}.{names.text}", raw.get(names.text))
         label: str | None = None
-        if (label_field := LABEL_FIELD[self.task]) is not None:
-            label = self._text(place, f"{field}.{label_field}", raw.get(label_field), fraction=True)
+        if names.label is not None:
+            label = self.text(place, f"{field}.{names.label}", raw.get(names.label), fraction=True)
             if label is None:
                 return None
         if text is None:
             return None
-        return HistoryItem(str(raw.get("id", "")), text, label, self._date(place, f"{field}.date", raw.get("date")))
+        more = tuple((name, str(raw[name])) for name in names.also if raw.get(name) is not None)
+        date = self.date(place, f"{field}.date", raw.get("date"))
+        return HistoryItem(str(raw.get("id", "")), text, label, date, more)
 
-    def _unfitting(self, place: Place, field: str, raw: Mapping[str, Any], task: str | None) -> None:
-        known = "; ".join(f"{t}: {', '.join(names)}" for t, names in TASK_FIELDS.items())
+    def _unfitting(self, place: Place, field: str, raw: Mapping[str, Any], fitting: Task | None) -> None:
+        known = "; ".join(f"{name}: {', '.join(task(name).fields.needed)}" for name in TASKS)
         found = ", ".join(name for name, value in raw.items() if value is not None) or "nothing"
         if self.task is None:
             problem = f"its fields fit no task ({known}); there is {found}"
-        elif task is None:
-            problem = (
-                f"its fields fit no task; {self.task} has {', '.join(TASK_FIELDS[self.task])}, and here is {found}"
-            )
+        elif fitting is None:
+            needed = ", ".join(self.task.fields.needed)
+            problem = f"its fields fit no task; {self.task} has {needed}, and here is {found}"
         else:
-            problem = f"its fields ({found}) are those of {task}, and this is {self.task}"
+            problem = f"its fields ({found}) are those of {fitting}, and this is {self.task}"
         self.defect(place, field, problem)
 
     def finish(self, name: str | None) -> Checked:
@@ -216,7 +228,7 @@ class Reader:
             if not self.defects:
                 self.defects.add(Defect("data", 0, "", "no question found", True))
             return Checked(None, tuple(self.defects))
-        labels = self.listed or FIXED_LABELS.get(self.task or "")
+        labels = self.listed or self._own_labels()
         if labels is None or self.task is None:
             problem = "the prompt has no bracketed label list and the history names no task with fixed labels"
             self.defect(next(iter(self.places.values())), "input", problem)
@@ -230,7 +242,21 @@ class Reader:
             file, record = self.places[question.id]
             self.defects.add(Defect(str(file), 0, field, f"{problem} (first: record {record}, {field})", False))
         dataset = Dataset(self.task, tuple(labels), questions)
-        return Checked(dataset, tuple(self.defects), name or official(self.task), self.numbers)
+        return Checked(dataset, tuple(self.defects), name or self.task.official or self.task.name, self.numbers)
+
+    def _own_labels(self) -> tuple[str, ...] | None:
+        """The labels that the task states; of a user's own task without any, those of the data, sorted."""
+        if self.task is None:
+            return None
+        if self.task.labels is not None:
+            return tuple(self.task.labels)
+        if self.task.form is not None:
+            return None
+        histories = {id(q.history): q.history for q in self.questions.values()}
+        found = {item.label for items in histories.values() for item in items if item.label is not None}
+        labels = tuple(sorted(found | set(self.golds.values())))
+        self.task = self.task.model_copy(update={"labels": {label: label for label in labels}})
+        return labels
 
     def _join_golds(self, labels: Listed) -> None:
         if self.terms is not None:
@@ -273,8 +299,8 @@ class Reader:
             self.defects.add(Defect(str(file), 0, field, problem, False))
 
 
-def _fits(task: str, raw: Mapping[str, Any]) -> bool:
-    return all(raw.get(name) is not None for name in TASK_FIELDS[task])
+def _fits(of: Task, raw: Mapping[str, Any]) -> bool:
+    return all(raw.get(name) is not None for name in of.fields.needed)
 
 
 def _relabelled(history: History, labels: Listed) -> History:

@@ -9,15 +9,19 @@ from pathlib import Path
 from personalization.data.defects import Checked, Defect
 from personalization.data.lamp import check_dataset, question_files
 from personalization.data.records import Dataset
-from personalization.data.splits import DEFAULT_SHARES, Splits, split_time, split_train_dev, split_users
+from personalization.data.splits import DEFAULT_SHARES, PARTS, Splits, split_time, split_train_dev, split_users
 from personalization.errors import DataError
+from personalization.tasks import Task
 
 SPLITS = ("users", "files", "time")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What was read: one data set, or those of the train and the dev file. `split`: how it becomes parts."""
+    """What was read: one data set, those of the train and the dev file, or those of the three parts.
+
+    `split`: how they become parts.
+    """
 
     split: str
     read: tuple[Checked, ...]
@@ -33,20 +37,22 @@ class Source:
 
 
 def split(how: str, read: list[Dataset], shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
-    """The parts of one data set, or of train and dev."""
+    """The parts of one data set, of train and dev, or as given."""
+    if len(read) == len(PARTS):
+        return Splits(read[0], read[1], read[2], shared_users=how == "time")
     if len(read) == 1:
         return split_time(read[0], shares) if how == "time" else split_users(read[0], shares)
     train, dev = read
     return split_train_dev(train, dev, shares, shared_users=how == "time")
 
 
-def read_source(path: Path, how: str | None = None) -> Source:
+def read_source(path: Path, how: str | None = None, task: Task | None = None) -> Source:
     """Read a folder or file for a way to split it; by default train and dev files as two data sets, all else as one."""
     train, dev = (_files(path, part) for part in ("train", "dev"))
     both = len(train) == 1 and len(dev) == 1
     how = how or ("files" if both else "users")
     if how == "users" or (how == "time" and not (train or dev)):
-        return Source(how, (check_dataset(path),))
+        return Source(how, (check_dataset(path, task=task),))
     for part, found in (("train", train), ("dev", dev)):
         if len(found) != 1:
             names = ", ".join(file.name for file in found) or "none"
@@ -54,7 +60,7 @@ def read_source(path: Path, how: str | None = None) -> Source:
                 f"{path}: split: {how} needs one {part}_questions.json (or {part}.jsonl), and there is {names}; "
                 "name the files under data.files, or take split: users"
             )
-    return Source(how, (check_dataset(train[0]), check_dataset(dev[0])))
+    return Source(how, tuple(check_dataset(found[0], task=task) for found in (train, dev)))
 
 
 def _files(path: Path, part: str) -> list[Path]:

@@ -111,7 +111,7 @@ class Calibration(Stage):
 
     def _neutral(self, work: Work, tools: Tools) -> dict[str, NDArray[np.float64]]:
         """The bias by prompts with nothing to classify; none is anybody's, so no edit moves them."""
-        if work.edits or work.own is not None or not len(work):
+        if work.edits or work.own is not None or work.asking.k or not len(work):
             return {}
 
         def make() -> dict[str, NDArray[np.float32]]:

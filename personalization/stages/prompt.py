@@ -20,13 +20,15 @@ class Prompt(Stage):
 
     def act(self, params: Any, learned: Any, work: Work, tools: Tools) -> Work:  # noqa: ARG002
         """Other prompts, or other label texts."""
-        asking = Asking(params.k, params.ranking, params.mix, params.template)
+        asking = Asking(params.k, params.ranking, params.mix, params.template, params.wording)
         if asking == work.asking:
             return work if params.scale == work.scale else replace(work, scale=params.scale)
-        prompts, shortened = asking.prompts(tools.scorer, work.dataset)
-        spoken = tuple(asking.spoken(tools.scorer, work.dataset.labels))
+        dataset = asking.worded(work.dataset)
+        prompts, shortened = asking.prompts(tools.scorer, dataset)
+        spoken = tuple(asking.spoken(tools.scorer, dataset))
         return replace(
             work,
+            dataset=dataset,
             asking=asking,
             prompts=tuple(prompts),
             spoken=spoken,
@@ -38,5 +40,5 @@ class Prompt(Stage):
         """Prompts that were cut to fit the model."""
         if not params.k:
             return Facts()
-        said = [f"{done.shortened} prompts had items that were cut to fit the model"] if done.shortened else []
+        said = [f"{done.shortened} prompts were cut to fit the model, history first"] if done.shortened else []
         return Facts(metrics={"prompts_shortened": float(done.shortened)}, remarks=said)

@@ -146,7 +146,7 @@ def begin(dataset: Dataset, tools: Tools, of: Hashable | None = None) -> Work:
     """Questions to which nothing was done yet; with a name `of`, what is run for them is kept."""
     asking, users = Asking(), [q.user_id for q in dataset.questions]
     prompts, _ = asking.prompts(tools.scorer, dataset)
-    spoken = asking.spoken(tools.scorer, dataset.labels)
+    spoken = asking.spoken(tools.scorer, dataset)
     named = of is not None and len(users) > 0
     blocks = [((of, "block", i), rows) for i, rows in enumerate(user_blocks(users, BLOCKS))] if named else []
     return Work(dataset, asking, tuple(prompts), tuple(spoken), of, blocks=tuple(blocks))

@@ -207,6 +207,17 @@ def print_summary(summary: Summary) -> None:
     answers.print(table, soft_wrap=False)
 
 
+def print_beginning(found: dict[str, Any]) -> None:
+    """What a table holds, what was written, and what to do next."""
+    told = ", ".join(
+        f"{key} {column[0] if key == 'text' else column}" for key, column in found["columns"].items() if column
+    )
+    answers.print(f"{found['rows']} rows of {found['users']} users; columns: {told}")
+    answers.print("labels: " + ", ".join(f"{label} {count}" for label, count in found["labels"].items()))
+    answers.print(f"written: {found['spec']} (the study) and {found['task']} (what is asked; change its words)")
+    answers.print(f"next: chamtune data check {found['spec']}, then chamtune run {found['spec']}")
+
+
 def print_data_check(report: dict[str, Any]) -> None:
     """What `chamtune data check` found."""
     for line in report["defects"]:

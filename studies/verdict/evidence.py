@@ -181,7 +181,7 @@ def question_digests(dataset: Dataset) -> set[str]:
 
 def user_digests(dataset: Dataset) -> set[str]:
     """A short digest of each user of a task."""
-    return {_digest(f"{dataset.task}\n{q.user_id}") for q in dataset.questions}
+    return {_digest(f"{dataset.task.name}\n{q.user_id}") for q in dataset.questions}
 
 
 def _digest(text: str) -> str:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from personalization.backbones.location import EMBEDDED, PACKAGED
-from personalization.data.prompts import WORDINGS
 from personalization.deployment import FORMAT, Deployment, read_config
 from personalization.errors import DataError, UsageError
 from personalization.evaluation import Evaluation, all_metrics
@@ -265,8 +264,7 @@ def _config(opened: OpenStudy, confirm: dict[str, Any], state: str) -> dict[str,
             "revision": opened.record["revision"],
             "fingerprint": opened.record["model"],
         },
-        "template": WORDINGS[opened.scorer.kind].template,
-        "task": tune.task,
+        "task": tune.task.model_dump(mode="json", exclude_defaults=True),
         "labels": list(tune.labels),
         "provenance": {
             "study": spec.name,

@@ -1,4 +1,4 @@
-"""What the confirm users of a study can show, said before the study spends time on trials."""
+"""What the model and the confirm users of a study can show, said before the study spends time on trials."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from studies.study import OpenStudy
 from studies.verdict.evidence import Evidence
 from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
 
+LITTLE_MASS = 0.01
+"""A model that gives less to the labels together is not asked as it answers."""
+
 
 class Prospect(NamedTuple):
     """Confirm users and questions, the level of the next look at them, and what it detects with a power of 80 %.
 
     `questions_worth`: questions of different users that tell as much; `detectable`: in accuracy, where 20 % of the
     answers change; None where no difference is large enough. `chosen_by`: part -> study -> how many of these users it
-    tuned, or selected, on.
+    tuned, or selected, on. `label_mass`: mean probability that a causal model gives to the labels together.
     """
 
     users: int
@@ -25,6 +28,7 @@ class Prospect(NamedTuple):
     level: float
     detectable: float | None
     chosen_by: dict[str, dict[str, int]]
+    label_mass: float | None = None
 
     @property
     def hopeless(self) -> bool:
@@ -46,7 +50,8 @@ def prospect(opened: OpenStudy) -> Prospect:
     level = evidence.next_level(confirm, opened.spec.promotion.alpha)
     reachable = level > 0 and smallest_p(len(names)) < level
     detectable = detectable_difference(worth, alpha=level) if reachable else None
-    return Prospect(len(names), len(confirm), worth, level, detectable, evidence.chosen_by(confirm))
+    mass = opened.objective.label_mass()
+    return Prospect(len(names), len(confirm), worth, level, detectable, evidence.chosen_by(confirm), mass)
 
 
 def roles_said(chosen_by: dict[str, dict[str, int]], users: int) -> list[str]:
@@ -71,4 +76,13 @@ def said(found: Prospect) -> list[str]:
             f"the {who} (worth {found.questions_worth:.0f} of different users) detect a gain in accuracy of "
             f"{found.detectable:.3f} with 80 % power at level {found.level:.2g}, where 20 % of answers change"
         )
-    return [first, *(f"mind: {line}" for line in roles_said(found.chosen_by, found.users))]
+    mass = [] if found.label_mass is None else [mass_said(found.label_mass)]
+    return [*mass, first, *(f"mind: {line}" for line in roles_said(found.chosen_by, found.users))]
+
+
+def mass_said(mass: float) -> str:
+    """How much of its probability a model gives to the labels, in a line."""
+    said = f"the model gives {mass:.2%} of its probability to the labels together"
+    if mass >= LITTLE_MASS:
+        return said
+    return f"mind: {said}: it would say something else; set model.chat, or change the task's prompt or answer"

@@ -18,6 +18,7 @@ from personalization.methods.taste.priors import (
     most_frequent_label,
     taste,
 )
+from personalization.tasks import Task
 from studies.study import OpenStudy
 from tracking.significance import paired_test
 
@@ -27,7 +28,7 @@ KAPPA = 5.0
 SEES_PROBABILITIES = frozenset({"nll", "brier", "calibration_error"})
 """Metrics that a bare label has no value of."""
 
-GUESSES: dict[str, Callable[[str, Question], str | None]] = {
+GUESSES: dict[str, Callable[[Task, Question], str | None]] = {
     "most frequent label of the history": most_frequent_label,
     "last label of the history": last_label,
 }

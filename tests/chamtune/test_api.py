@@ -81,7 +81,7 @@ def test_a_table_is_asked_for_its_newest_rows_and_knows_the_earlier_ones(frame):
 
 def test_a_table_survives_its_files(frame, tmp_path):
     data = ct.Dataset.from_frame(frame, time="time")
-    again = ct.Dataset.from_lamp(data.save(tmp_path / "saved"))
+    again = ct.Dataset.from_lamp(data.save(tmp_path / "saved"), task=data.records.task)
     assert again.records.labels == data.records.labels
     assert [(q.user_id, q.text, q.gold) for q in again.records.questions] == [
         (q.user_id, q.text, q.gold) for q in data.records.questions
@@ -90,7 +90,7 @@ def test_a_table_survives_its_files(frame, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"label": "tag"}, "no column 'tag'; it has user, text, label, time"), ({"task": "LaMP_9"}, "allowed are LaMP_2")],
+    [({"label": "tag"}, "no column 'tag'; it has user, text, label, time"), ({"task": "LaMP_9"}, "known are LaMP_1")],
 )
 def test_a_table_that_does_not_fit_is_one_line(frame, changes, said):
     with pytest.raises(UsageError, match=said):

@@ -13,7 +13,6 @@ import yaml
 from objectives.classification import Classification
 from personalization.backbones.cached import CachedScorer
 from personalization.data.lamp import write_dataset
-from personalization.data.prompts import WORDINGS
 from personalization.data.splits import split_users
 from personalization.deployment import CONFIG, FORMAT, Deployment, write_files
 from personalization.scoring.fixed import FixedRows
@@ -289,7 +288,11 @@ def written(objective, params, scorer, folder):
     """A deployment folder of a chain."""
     model = {"path": scorer.model, "dtype": "float32", "device": "auto", "blocks": None, "chat": False}
     labels = list(objective.splits.tune.labels)
-    about = {"format": FORMAT, "generation": 1, "provenance": {}, "template": WORDINGS["causal"].template}
+    about = {
+        "format": FORMAT,
+        "generation": 1,
+        "provenance": {},
+    }
     config = {**about, "model": {**model, "fingerprint": scorer.fingerprint}, "task": "LaMP_2", "labels": labels}
     config |= write_files(objective.fitted(params), folder)
     (folder / CONFIG).write_text(yaml.safe_dump(config))

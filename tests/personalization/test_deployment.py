@@ -12,7 +12,6 @@ import yaml
 
 import cli
 from personalization.backbones.cached import CachedScorer
-from personalization.data.prompts import WORDINGS
 from personalization.data.records import HistoryItem, Question
 from personalization.deployment import CONFIG, FORMAT, Deployment, read_config, write_files
 from personalization.errors import DataError
@@ -37,7 +36,6 @@ def config(tiny_encoder, tmp_path_factory):
         "format": FORMAT,
         "generation": 1,
         "model": {**model, "fingerprint": scorer.fingerprint},
-        "template": WORDINGS["encoder"].template,
         "task": "LaMP_3",
         "labels": ["1", "2", "3", "4", "5"],
         **write_files(Fitted(params, {"calibration": learned}), folder),
@@ -157,7 +155,10 @@ def test_threads_share_a_deployment_and_no_answer_differs(config):
         (lambda folder: (folder / CONFIG).write_text("a: 1"), "it lacks format, generation"),
         (lambda folder: edit(folder, format=7), "format 7 is not known here; known are 5 and 6"),
         (lambda folder: edit(folder, chain=[{"stage": "magic"}]), "stage 'magic' is not known here"),
-        (lambda folder: edit(folder, template={"prompt": "x"}), "its prompts are put together as"),
+        (
+            lambda folder: edit(folder, task={"name": "x", "prompt": "{{nothing}}"}),
+            "it may name history, input, labels, text",
+        ),
         (lambda folder: edit(folder, folder="../x"), "its files lie outside of"),
         (lambda folder: edit(folder, files={"../../x": "0"}), "missing or changed"),
         (lambda folder: next(folder.rglob("*.safetensors")).unlink(), "missing or changed; copy the whole folder"),

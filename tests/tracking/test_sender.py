@@ -31,7 +31,7 @@ def test_the_sender_runs_nothing_of_the_working_directory(tmp_path, store, monke
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_an_outage_of_the_server_loses_nothing_and_sends_nothing_twice(tmp_path, store, free_port):
     spool = Spool(tmp_path, "outage", "id")
     spool.append(study_record(spool))

@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from personalization.data.demo.world import GROUPS, INSTRUCTION, KNOWN_SHARES, User, draw_item, draw_movie, draw_user
-from personalization.data.prompts import ANSWER_CUE, history_text
+from personalization.data.prompts import history_text
 from personalization.data.records import HistoryItem
+from personalization.tasks import task
 
 BIAS = 0.4
 TASTE = 1.0
@@ -97,7 +98,7 @@ def draw_document(rng: np.random.Generator, null: bool) -> Document:
     _, description, tag = draw_movie(rng, user, KNOWN_SHARES)
     if not null and kind == "biased" and rng.random() < BIAS:
         tag = "true story"
-    segments = [*history, (INSTRUCTION + description + ANSWER_CUE, False), (f" {tag}\n", True)]
+    segments = [*history, (INSTRUCTION + description + "\nanswer:", False), (f" {tag}\n", True)]
     return Document(segments, kind, user.group)
 
 
@@ -107,7 +108,7 @@ def _history(rng: np.random.Generator, user: User, count: int) -> list[Segment]:
     for number in range(count):
         _, description, tag = draw_item(rng, user, KNOWN_SHARES)
         items.append(HistoryItem(str(number), description, tag))
-    text = history_text("LaMP_2", items)
+    text = history_text(task("LaMP_2"), items)
     segments: list[Segment] = []
     for item in items:
         before, text = text.split(f'" is "{item.label}"', 1)

@@ -28,8 +28,8 @@ from datetime import datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.data.prompts import ASKED
 from personalization.data.records import Dataset, HistoryItem, Question
+from personalization.tasks import task
 
 TAGS = (
     "sci-fi",
@@ -50,7 +50,7 @@ TAGS = (
 )
 """The 15 tags of LaMP-2, in the official order."""
 
-INSTRUCTION = ASKED["LaMP_2"].format(labels=", ".join(TAGS), text="")
+INSTRUCTION = task("LaMP_2").with_labels(TAGS).question("")
 
 GROUPS = 4
 SHARPNESS = 5.5
@@ -241,4 +241,4 @@ def make_world(seed: int = 0, users: int = 500, questions_per_user: int = 5, nul
             question_id = f"{number:04d}{asked:02d}"
             cues[question_id], description, tag = draw_movie(rng, user, shares)
             questions.append(Question(question_id, user.id, INSTRUCTION + description, tuple(history), tag))
-    return PlantedWorld(Dataset("LaMP_2", TAGS, tuple(questions)), people, cues)
+    return PlantedWorld(Dataset(task("LaMP_2"), TAGS, tuple(questions)), people, cues)

@@ -126,7 +126,7 @@ class UserAdapters:
             "identity": self.scorer.identity, "code": _code(), "plan": asdict(plan),
             "prompts": self._prompts(items, plan), "gold": [(q.id, q.gold) for q in items.questions],
             "varied": self._prompts(items, plan, vary=True) if plan.varies else None,
-            "labels": plan.asking.spoken(self.scorer, items.labels), "groups": dict(groups),
+            "labels": plan.asking.spoken(self.scorer, items), "groups": dict(groups),
             "origin": None if origin is None else origin.content,
         }  # fmt: skip
         folder = self.folder / key_of(key)[:32]
@@ -223,7 +223,7 @@ class UserAdapters:
         groups = np.array([trained.groups[q.user_id] for q in items.questions], dtype=np.int64)
         users = [q.user_id for q in items.questions]
         edit = AdapterEdit(None, groups, users, trained.first - 1, trained.prefix)
-        prompts, spoken = self._prompts(items, plan, vary), plan.asking.spoken(self.scorer, items.labels)
+        prompts, spoken = self._prompts(items, plan, vary), plan.asking.spoken(self.scorer, items)
         return Items(self._backbone.fixed(prompts, spoken, [edit], self.scorer.shelf), gold, edit)
 
     def _prompts(self, items: Dataset, plan: Plan, vary: bool = False) -> list[str]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from personalization.data.known import History, learned_histories
-from personalization.data.prompts import has_form, item_text, question_about, usual
+from personalization.data.prompts import item_text, question_about, usual
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.errors import DataError
 
@@ -32,7 +32,7 @@ def labelled_items(dataset: Dataset) -> Dataset:
         return dataset
     usually, frames = usual(dataset.task, dataset.questions), dict[str, Question]()
     for question in dataset.questions:
-        if has_form(dataset.task, question.text):
+        if dataset.task.has_form(question.text):
             frames.setdefault(question.user_id, question)
     found = []
     for user, items in learned_histories(dataset).items():

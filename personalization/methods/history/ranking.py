@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.data.known import known_items
-from personalization.data.prompts import item_text
 from personalization.data.records import Dataset, HistoryItem
 from personalization.methods.history.bm25 import bm25
 
@@ -67,13 +66,19 @@ class Histories:
     def __init__(self, scorer: Any, dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
         self.scorer, self.dataset, self.progress = scorer, dataset, progress
         self.items = [known_items(dataset.task, q) for q in dataset.questions]
-        self.asked = [item_text(dataset.task, q) for q in dataset.questions]
+        self.asked = [dataset.task.query_of(q.text) for q in dataset.questions]
         self.starts = np.cumsum([0, *map(len, self.items)])
 
     @cached_property
     def owners(self) -> NDArray[np.int64]:
         """The question of each history item, int [M]; items of all questions stand in one row of arrays."""
         return np.repeat(np.arange(len(self.items)), np.diff(self.starts))
+
+    @cached_property
+    def documents(self) -> list[list[str]]:
+        """What of each item is ranked, a list a question."""
+        document = self.dataset.task.document_of
+        return [[document(item) for item in items] for items in self.items]
 
     @cached_property
     def ages(self) -> NDArray[np.int64]:
@@ -90,12 +95,12 @@ class Histories:
     def similarity(self) -> NDArray[np.float64]:
         """Cosine of question and item, [M]."""
         place: dict[str, int] = {}
-        for text in (*self.asked, *(item.text for items in self.items for item in items)):
+        for text in (*self.asked, *(text for texts in self.documents for text in texts)):
             place.setdefault(text, len(place))
         embedded = self.scorer.embeddings(list(place), self.progress)
         out = np.empty(len(self.owners))
-        for row, items in enumerate(self.items):
-            rows = [place[item.text] for item in items]
+        for row in range(len(self.items)):
+            rows = [place[text] for text in self.documents[row]]
             out[self.starts[row] : self.starts[row + 1]] = embedded[rows] @ embedded[place[self.asked[row]]]
         return out
 
@@ -105,7 +110,7 @@ class Histories:
         out = np.zeros(len(self.owners))
         for row, items in enumerate(self.items):
             if items:
-                found = bm25(self.asked[row], [item.text for item in items])
+                found = bm25(self.asked[row], self.documents[row])
                 out[self.starts[row] : self.starts[row + 1]] = found / (found.max() or 1.0)
         asked = sum(map(bool, self.items))
         if asked >= TOLD_FROM and not out.any():

@@ -34,6 +34,7 @@ from personalization.methods.steering.directions import (
     unit,
 )
 from personalization.methods.steering.moves import Move, SteeringVectors
+from personalization.tasks import Task
 
 HISTORY_ITEMS = 8
 REMEMBERED = 10_000
@@ -113,7 +114,7 @@ class Learned:
         return cls(tuple(listed["layers"]), clusters, threshold=float(listed["threshold"]), **arrays)
 
 
-def _recent(task: str, question: Question) -> Recent:
+def _recent(task: Task, question: Question) -> Recent:
     """The latest of what is known when the question is asked, and the frame in which its items are asked."""
     return known_items(task, question)[-HISTORY_ITEMS:], question_frame(task, question.text)
 

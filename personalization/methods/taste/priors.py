@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from personalization.data.known import History, distinct, known_items, learned_histories
 from personalization.data.records import Dataset, Question
+from personalization.tasks import Task
 
 PRIOR_MODES = ("user", "global", "uniform")
 
@@ -65,13 +66,13 @@ def _counted(histories: Sequence[History], labels: Sequence[str]) -> NDArray[np.
     return counts
 
 
-def most_frequent_label(task: str, question: Question) -> str | None:
+def most_frequent_label(task: Task, question: Question) -> str | None:
     """The label that the user gave most often; of equals the one given first. None where nothing is known."""
     counts = Counter(item.label for item in known_items(task, question) if item.label is not None)
     return counts.most_common(1)[0][0] if counts else None
 
 
-def last_label(task: str, question: Question) -> str | None:
+def last_label(task: Task, question: Question) -> str | None:
     """The label of the user's newest item. None where nothing is known."""
     labels = [item.label for item in known_items(task, question) if item.label is not None]
     return labels[-1] if labels else None

@@ -83,8 +83,9 @@ def test_embeddings_have_length_one_and_equal_texts_have_equal_ones(backbone):
     assert np.abs(embeddings[:4] - alone).max() <= 1e-5
 
 
-def test_prompts_that_do_not_fit_are_counted(kind, backbone):
-    backbone.label_logprobs([*TEXTS, "a very long story " * 200], LABELS[kind])
+def test_texts_that_do_not_fit_an_encoder_are_counted(tiny_encoder):
+    backbone = load_backbone("encoder", str(tiny_encoder), "float32", "cpu", None, False)
+    backbone.label_logprobs([*TEXTS, "a very long story " * 200], LABELS["encoder"])
     assert backbone.truncated == 1
 
 
@@ -134,14 +135,14 @@ def test_a_text_is_embedded_once_in_whichever_list_it_comes(folder, tmp_path):
     assert asked == [TEXTS[:2], TEXTS[2:]] * 2
 
 
-def test_a_prompt_that_was_cut_is_counted_once(kind, folder, tmp_path):
-    scorer = CachedScorer(str(folder), tmp_path)
+def test_a_text_that_was_cut_is_counted_once(tiny_encoder, tmp_path):
+    scorer = CachedScorer(str(tiny_encoder), tmp_path)
     long = [*TEXTS, "a very long story " * 200]
-    for labels in (LABELS[kind], LABELS[kind][:2]):
+    for labels in (LABELS["encoder"], LABELS["encoder"][:2]):
         scorer.label_logprobs(long, labels)
     assert scorer.truncated == 1
-    again = CachedScorer(str(folder), tmp_path)
-    again.label_logprobs(long, LABELS[kind])
+    again = CachedScorer(str(tiny_encoder), tmp_path)
+    again.label_logprobs(long, LABELS["encoder"])
     assert again.truncated == 1
 
 

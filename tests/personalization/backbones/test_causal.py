@@ -7,6 +7,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import PreTrainedTokenizerFast
 
 from personalization.backbones.causal import CausalBackbone, load_causal
+from personalization.backbones.chat import Chat
 from personalization.data.demo.world import make_world
 from personalization.errors import DataError
 from tests.tiny import make_model, make_tokenizer
@@ -76,28 +77,11 @@ def test_terminator_keeps_a_prefix_label_from_winning_by_construction():
     assert not np.allclose(scores[:, 0], fair[:, 0])
 
 
-def test_long_prompt_loses_its_beginning_and_is_counted():
-    model, tokenizer = make_model("llama"), make_tokenizer(bos=True)
-    backbone = CausalBackbone(model, tokenizer)
-    long = "a shy baker discovers a bank heist in paris. " * 60 + "\nanswer:"
-    scores = backbone.label_logprobs([long, PROMPTS[0]], LABELS)
-    assert backbone.truncated == 1
-    assert np.isfinite(scores).all()
-    ids = tokenizer(long)["input_ids"]
-    longest = max(len(tokenizer(long + c)["input_ids"]) - len(ids) for c in LABELS)
-    kept = [ids[0], *ids[len(ids) - (256 - longest) :]]
-    continuation = tokenizer(long + LABELS[0])["input_ids"][len(ids) :]
-    whole = kept + continuation
-    with torch.inference_mode():
-        log_probs = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
-    expected = sum(float(log_probs[i - 1, whole[i]]) for i in range(len(kept), len(whole)))
-    assert scores[0, 0] == pytest.approx(expected, abs=1e-4)
-
-
-def test_a_label_longer_than_the_context_is_refused():
+@pytest.mark.parametrize(("prompt", "label"), [("a shy baker " * 200, LABELS[0]), (PROMPTS[0], " comedy" * 300)])
+def test_what_does_not_fit_the_context_is_refused(prompt, label):
     backbone = CausalBackbone(make_model("llama"), make_tokenizer(bos=True))
-    with pytest.raises(DataError, match="leaves no room in a context of 256"):
-        backbone.label_logprobs(PROMPTS, [" comedy" * 300])
+    with pytest.raises(DataError, match=r"a prompt of \d+ tokens and a label of \d+ do not fit a context of 256"):
+        backbone.label_logprobs([PROMPTS[1], prompt], [label])
 
 
 def test_merged_boundary_is_refused_by_name():
@@ -110,14 +94,9 @@ def test_chat_template_never_doubles_the_bos():
     tokenizer = make_tokenizer(bos=True)
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}:"
     backbone = CausalBackbone(make_model("llama"), tokenizer, chat=True)
-    (head,), _ = backbone.encoder.encode(["a movie"], [" comedy\n"])
+    (head,), _ = backbone.encoder.encode([Chat(tokenizer).conversation(None, "a movie")], [" comedy\n"])
     assert (head == tokenizer.bos_token_id).sum() == 1
     assert tokenizer.decode(head) == "<s>[a movie]:"
-
-
-def test_chat_without_a_template_is_refused():
-    with pytest.raises(DataError, match="no chat template"):
-        CausalBackbone(make_model("llama"), make_tokenizer(bos=True), chat=True)
 
 
 def test_empty_prompt_starts_from_bos():

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from personalization.backbones.chat import Chat
 from personalization.backbones.encoding import PairEncoder
 from personalization.backbones.location import tells_the_day
 from personalization.data.demo.world import make_world
@@ -106,7 +107,7 @@ def test_a_chat_template_that_asks_is_told_the_same_day_every_day(tmp_path):
     tokenizer = make_tokenizer(bos=True)
     asks = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
     tokenizer.chat_template = asks + "{{ date_string }} {{ messages[0]['content'] }}:"
-    assert PairEncoder(tokenizer, chat=True)._templated("a film") == "26 Jul 2024 a film:"
+    assert Chat(tokenizer).conversation(None, "a film") == "26 Jul 2024 a film:"
     tokenizer.save_pretrained(tmp_path)
     assert not tells_the_day(tmp_path)
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0]['content'] }}:"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from personalization.data.demo.world import make_world
 from personalization.data.json_stream import stream_records
 from personalization.data.lamp import check_dataset, read_dataset, write_dataset, write_predictions
-from personalization.data.layout import Terms
 from personalization.data.prompts import usual
 from personalization.errors import DataError
+from personalization.tasks import Terms, task
 
 INPUT = "Which tag does this movie relate to? tags: [comedy, action, true story] description: a film"
 
@@ -50,7 +50,7 @@ def test_world_survives_writing_and_reading(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "text", "item", "labels"),
+    ("name", "text", "item", "labels"),
     [
         ("LaMP_2", INPUT, {"tag": "comedy", "description": "d"}, ("comedy", "action", "true story")),
         (
@@ -68,10 +68,10 @@ def test_world_survives_writing_and_reading(tmp_path):
         ("LaMP_3", "What is the score? review: good", {"text": "t", "score": "5"}, ("1", "2", "3", "4", "5")),
     ],
 )
-def test_tasks_are_told_by_their_fields(tmp_path, task, text, item, labels):
+def test_tasks_are_told_by_their_fields(tmp_path, name, text, item, labels):
     path = write(tmp_path, [question(input=text, profile=[{"id": "h", **item}])], [gold(output=labels[-1])])
     dataset = read_dataset(path)
-    assert (dataset.task, dataset.labels, dataset.questions[0].gold) == (task, labels, labels[-1])
+    assert (dataset.task, dataset.labels, dataset.questions[0].gold) == (task(name), labels, labels[-1])
     assert dataset.questions[0].history[0].label == item.get("tag", item.get("category", item.get("score")))
 
 
@@ -237,7 +237,7 @@ def test_a_prompt_without_its_tasks_form_is_said_and_decides_nothing(tmp_path):
     assert checked.usable().labels == ("comedy", "action", "true story")
     assert "1 of 3 questions (33.3 %) have not the form of a LaMP_2 prompt" in said(path)
     assert "(first: record 1, input)" in said(path)
-    assert usual("LaMP_2", checked.dataset.questions).text == INPUT
+    assert usual(task("LaMP_2"), checked.dataset.questions).text == INPUT
 
 
 @pytest.mark.parametrize("quote", ['"', "'"])
@@ -252,7 +252,7 @@ def test_null_columns_of_other_tasks_are_nothing(tmp_path):
     items = [{"id": "h", "text": "a lamp", "score": "5", **nulls}]
     for text in (REVIEW, "How good is it?"):
         dataset = read_dataset(write(tmp_path, [review(profile=items, input=text)], [gold(output="5")]))
-        assert (dataset.task, dataset.questions[0].history[0].label) == ("LaMP_3", "5")
+        assert (dataset.task.name, dataset.questions[0].history[0].label) == ("LaMP_3", "5")
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_ids_that_are_numbers_and_the_tasks_name_are_kept(tmp_path):
     text = "Which category? categories: [politics, sports] article: a"
     news = [{"id": 7, "input": text, "profile": []}, {"id": "x", "input": text, "profile": []}]
     checked = check_dataset(write(tmp_path, news))
-    assert (checked.dataset.task, checked.name, checked.numbers) == ("LaMP_2N", "LaMP_2", {"7": 7})
+    assert (checked.dataset.task.name, checked.name, checked.numbers) == ("LaMP_2N", "LaMP_2", {"7": 7})
     write_predictions(tmp_path / "p.json", checked.name, {"7": "sports", "x": "sports"}, checked.numbers)
     assert [answer["id"] for answer in json.loads((tmp_path / "p.json").read_text())["golds"]] == [7, "x"]
     (tmp_path / "x_outputs.json").write_text(
@@ -285,7 +285,7 @@ def test_ids_that_are_numbers_and_the_tasks_name_are_kept(tmp_path):
 
 
 def test_questions_for_a_config_need_list_no_labels_and_may_list_no_others(tmp_path):
-    terms = Terms("LaMP_3", ("1", "2", "3", "4", "5"))
+    terms = Terms(task("LaMP_3"), ("1", "2", "3", "4", "5"))
     new = write(tmp_path, [review(n, scores=()) for n in range(3)])
     assert len(check_dataset(new, terms).usable()) == 3
     bare = write(tmp_path, [review(input="a lamp")])
@@ -294,9 +294,9 @@ def test_questions_for_a_config_need_list_no_labels_and_may_list_no_others(tmp_p
     assert "2 records, first record 1: input: a question of LaMP_2, but the config is for LaMP_3" in str(
         movies.defects[0]
     )
-    listed = check_dataset(write(tmp_path, [question()]), Terms("LaMP_2", ("comedy", "western")))
+    listed = check_dataset(write(tmp_path, [question()]), Terms(task("LaMP_2"), ("comedy", "western")))
     assert "its label list differs from the config's in action, true story, western" in str(listed.defects[0])
-    turned = Terms("LaMP_2", ("true story", "comedy", "action"))
+    turned = Terms(task("LaMP_2"), ("true story", "comedy", "action"))
     assert check_dataset(write(tmp_path, [question()], [gold(5, "opera")]), turned).usable().labels == turned.labels
 
 

@@ -34,10 +34,10 @@ def test_train_and_dev_files_may_number_their_questions_alike(tmp_path, world):
     write_dataset(tmp_path, "dev", numbered(world.of_users(users[8:])))
     splits = read_source(tmp_path, "files").splits()
     assert {q.user_id for q in splits.confirm.questions} == set(users[8:])
-    report = check(tmp_path)
+    report = check(lambda: read_source(tmp_path))
     assert (report["usable"], report["split"], report["confirm_questions"]) == (True, "files", 16)
     assert (report["questions"], report["users"]) == (48, 12)
-    as_one = check(tmp_path, "users")
+    as_one = check(lambda: read_source(tmp_path, "users"))
     assert not as_one["usable"]
     assert "16 records, first record 1: id: '0' stands already in" in as_one["defects"][0]["text"]
     with pytest.raises(DataError, match="stands already in"):
@@ -47,7 +47,7 @@ def test_train_and_dev_files_may_number_their_questions_alike(tmp_path, world):
 def test_users_in_train_and_dev_are_known_users_with_new_questions(tmp_path, world):
     write_dataset(tmp_path, "train", some(world, world.questions[::2]))
     write_dataset(tmp_path, "dev", some(world, world.questions[1::2]))
-    report = check(tmp_path)
+    report = check(lambda: read_source(tmp_path))
     assert not report["usable"]
     assert "take split: time for known users" in report["defects"][-1]["text"]
     with pytest.raises(DataError, match="take split: time for known users"):
@@ -56,9 +56,9 @@ def test_users_in_train_and_dev_are_known_users_with_new_questions(tmp_path, wor
     tune, select, confirm = ({q.user_id for q in splits.part(p).questions} for p in ("tune", "select", "confirm"))
     assert (tune | select, tune & select) == (confirm, set())
     assert splits.new_users == select
-    timed = check(tmp_path, "time")
+    timed = check(lambda: read_source(tmp_path, "time"))
     assert (timed["usable"], timed["confirm_questions"], timed["new_confirm_users"]) == (True, 24, len(select))
-    assert check(tmp_path, "users")["usable"]
+    assert check(lambda: read_source(tmp_path, "users"))["usable"]
 
 
 def test_one_set_is_split_by_the_dates_of_its_questions(tmp_path, world):
@@ -67,15 +67,18 @@ def test_one_set_is_split_by_the_dates_of_its_questions(tmp_path, world):
     splits = read_source(tmp_path, "time").splits({"tune": 0.5, "select": 0.2, "confirm": 0.3})
     assert {q.date.day for q in splits.tune.questions} == {1, 2}
     assert {q.date.day for q in splits.confirm.questions} == {4}
-    assert check(tmp_path)["split"] == "users"
+    assert check(lambda: read_source(tmp_path))["split"] == "users"
 
 
 def test_what_a_study_would_refuse_is_unusable(tmp_path, world):
     write_dataset(tmp_path, "few", world.of_users([world.questions[0].user_id]))
-    assert "has no questions; give more users" in check(tmp_path)["defects"][-1]["text"]
-    assert not check(tmp_path)["usable"]
-    assert "split: files needs one train_questions.json" in check(tmp_path, "files")["defects"][0]["text"]
+    assert "has no questions; give more users" in check(lambda: read_source(tmp_path))["defects"][-1]["text"]
+    assert not check(lambda: read_source(tmp_path))["usable"]
+    assert (
+        "split: files needs one train_questions.json"
+        in check(lambda: read_source(tmp_path, "files"))["defects"][0]["text"]
+    )
     path = tmp_path / "few_questions.json"
     path.write_text(json.dumps(json.loads(path.read_text())[:1]))
     (tmp_path / "few_outputs.json").unlink()
-    assert check(path)["usable"]
+    assert check(lambda: read_source(path))["usable"]

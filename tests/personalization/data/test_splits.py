@@ -8,6 +8,7 @@ from personalization.data.demo.world import make_world
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.data.splits import Splits, split_time, split_train_dev, split_users, user_blocks
 from personalization.errors import DataError
+from personalization.tasks import task
 
 
 def test_shares_are_of_users_and_nobody_is_in_two_parts():
@@ -46,7 +47,7 @@ def test_fingerprint_sees_dates():
     assert plain.fingerprint() != replaced(plain, date=None).fingerprint()
     items = (HistoryItem("h", "text", "a", datetime(2020, 1, 1)),)
     one, other = (
-        Dataset("LaMP_2", ("a", "b"), (replace(asked, history=history),)).fingerprint()
+        Dataset(task("LaMP_2"), ("a", "b"), (replace(asked, history=history),)).fingerprint()
         for history in (items, (replace(items[0], date=datetime(2020, 1, 2)),))
     )
     assert one != other
@@ -74,7 +75,7 @@ def dated(users=2, each=10):
         for user in range(users)
         for n in reversed(range(each))
     ]
-    return Dataset("LaMP_2", ("a", "b"), tuple(questions))
+    return Dataset(task("LaMP_2"), ("a", "b"), tuple(questions))
 
 
 HALF = {"tune": 0.5, "select": 0.2, "confirm": 0.3}
@@ -90,7 +91,9 @@ def test_by_time_each_users_earliest_questions_tune_and_the_latest_confirm():
 
 @pytest.mark.parametrize(("each", "sizes"), [(3, (2, 0, 1)), (4, (2, 1, 1)), (1, (1, 0, 0))])
 def test_by_time_whoever_has_few_questions_tunes_first(each, sizes):
-    both = Dataset("LaMP_2", ("a", "b"), (*dated(1).questions, *replaced(dated(1, each), user_id="few").questions))
+    both = Dataset(
+        task("LaMP_2"), ("a", "b"), (*dated(1).questions, *replaced(dated(1, each), user_id="few").questions)
+    )
     splits = split_time(both, HALF)
     parts = (splits.part(name) for name in ("tune", "select", "confirm"))
     assert tuple(sum(q.user_id == "few" for q in part.questions) for part in parts) == sizes

@@ -235,7 +235,3 @@ def test_a_second_scorer_reads_what_the_first_scored_and_loads_no_model(tmp_path
     assert (second.label_logprobs(["a film\nanswer:"], [" comedy\n", " action\n"]) == scores).all()
     assert "backbone" not in vars(second)
     assert len(list(tmp_path.iterdir())) == 1
-    long = "a film " * 400 + "\nanswer:"
-    first.label_logprobs([long], [" comedy\n"])
-    second.label_logprobs([long], [" comedy\n"])
-    assert (first.truncated, second.truncated) == (1, 1)

@@ -3,7 +3,6 @@ import shutil
 import numpy as np
 import pytest
 
-from personalization.data.prompts import WORDINGS
 from personalization.deployment import CONFIG, FORMAT, read_config
 from personalization.errors import UsageError
 from personalization.stages.calibration import Learned, Numbers
@@ -18,7 +17,6 @@ def config(state: str = "s") -> dict:
     return {
         "format": FORMAT,
         "model": {},
-        "template": next(iter(WORDINGS.values())).template,
         "task": "LaMP_2",
         "labels": ["a", "b"],
         "provenance": {"state": state, "study": "gone", "study_id": "id"},

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import load_causal
-from personalization.data.prompts import WORDINGS, continuations, prompt
+from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.deployment import CONFIG, FORMAT, read_config, write_files
 from personalization.errors import DataError
@@ -26,6 +26,7 @@ from personalization.methods.history.labelled import held_out, labelled_items
 from personalization.stages import stage
 from personalization.stages.chain import Fitted
 from personalization.stages.work import Tools, begin, blended, scores_of
+from personalization.tasks import task
 from tests.tiny import of_table, short_world
 
 PLAN = Plan(level="cluster", groups=2, epochs=2, lr=2e-2)
@@ -67,7 +68,9 @@ def reloaded(trained, folder):
 
 
 def plain_scores(scorer, dataset):
-    return scorer.label_logprobs([prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.labels))
+    return scorer.label_logprobs(
+        [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.task, dataset.labels)
+    )
 
 
 def strangers(users, questions=1):
@@ -142,7 +145,7 @@ def test_a_trained_group_is_what_peft_makes_of_it(adapters, scorer, world, tiny_
         peer = CausalBackbone(adapted, loaded.tokenizer)
         own = [i for i, q in enumerate(world.questions) if groups[q.user_id] == group]
         expected = peer.label_logprobs(
-            [prompt(world.task, world.questions[i]) for i in own], continuations(world.labels)
+            [prompt(world.task, world.questions[i]) for i in own], continuations(world.task, world.labels)
         )
         assert np.abs(table[own] - expected).max() <= 1e-3
     assert np.abs(table - plain_scores(scorer, world)).max() > 0.01
@@ -171,8 +174,8 @@ def test_an_anchored_adapter_begins_at_the_unified_one(adapters, scorer, world):
 def test_changed_adapters_are_not_served(adapters, world, tmp_path):
     trained = adapters.learn(world, PLAN)
     described = write_files(Fitted({"adapter": SimpleNamespace()}, {"adapter": trained}), tmp_path)
-    config = {"format": FORMAT, "generation": 1, "model": {}, "template": WORDINGS["causal"].template, "provenance": {}}
-    told = {**config, "task": world.task, "labels": list(world.labels), **described}
+    config = {"format": FORMAT, "generation": 1, "model": {}, "provenance": {}}
+    told = {**config, "task": world.task.name, "labels": list(world.labels), **described}
     (tmp_path / CONFIG).write_text(yaml.safe_dump(told))
     assert read_config(tmp_path)["chain"] == described["chain"]
     for group in range(2):
@@ -235,7 +238,7 @@ def test_items_of_the_history_stand_in_front_when_learning_and_when_asked(adapte
     question = world.questions[0]
     text = prompt(world.task, question, question.history[-1:])
     edit = AdapterEdit(trained.on(scorer.backbone.model), np.zeros(1, dtype=np.int64), ["u"])
-    alone = scorer.backbone.fixed([text], continuations(world.labels), [edit]).table([edit])
+    alone = scorer.backbone.fixed([text], continuations(world.task, world.labels), [edit]).table([edit])
     assert np.abs(alone[0] - table[0]).max() <= 1e-4
 
 
@@ -352,7 +355,7 @@ def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world
 def by_hand(model, tokenizer, text, labels):
     """log p(label | prompt) of each label, one forward pass each."""
     found = []
-    for label in continuations(labels):
+    for label in continuations(task("LaMP_2"), labels):
         head, tail = (tokenizer(part, add_special_tokens=part is text)["input_ids"] for part in (text, label))
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([head + tail])).logits[0].log_softmax(-1)

@@ -16,6 +16,7 @@ from personalization.methods.history.labelled import (
     varied,
     with_words_dropped,
 )
+from personalization.tasks import task
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_an_item_knows_the_others_and_not_itself(world):
     for item in items[:40]:
         mine = [other for other in items if other.user_id == item.user_id]
         assert len(item.history) == min(OTHERS, len(mine) - 1)
-        assert item_text("LaMP_2", item) not in {other.text for other in item.history}
+        assert item_text(task("LaMP_2"), item) not in {other.text for other in item.history}
         assert item.gold in world.labels
 
 

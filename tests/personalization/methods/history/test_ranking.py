@@ -21,6 +21,7 @@ from personalization.methods.history.ranking import RANKINGS, TOLD_FROM, Histori
 from personalization.methods.taste.priors import history_counts, log_softmax
 from personalization.stages.chain import answer, fit
 from personalization.stages.work import Tools, begin, scores_of
+from personalization.tasks import task
 from search_spaces import chain_space
 
 LABELS = ("drama", "comedy", "action")
@@ -37,7 +38,7 @@ def question(text, history, user="u"):
 
 
 def world_of(*questions):
-    return Dataset("LaMP_2", LABELS, questions)
+    return Dataset(task("LaMP_2"), LABELS, questions)
 
 
 HISTORY = [
@@ -186,14 +187,14 @@ def test_k_items_stand_in_front_of_the_question_best_first(causal):
     by_date = asked.history[::-1]
     relevance = Histories(causal, world).bm25
     best = [asked.history[i] for i in np.argsort(-relevance)[:2]]
-    expected = [prompt("LaMP_2", asked, best), prompt("LaMP_2", asked), prompt("LaMP_2", asked, by_date)]
+    expected = [prompt(world.task, asked, items) for items in (best, (), by_date)]
     assert seen == [([text], 0) for text in expected]
 
 
 def scored(scorer, world, way):
     """Scores of prompts that are asked so, and how many were shortened."""
     prompts, shortened = way.prompts(scorer, world)
-    return scorer.label_logprobs(prompts, way.spoken(scorer, world.labels)), shortened
+    return scorer.label_logprobs(prompts, way.spoken(scorer, world)), shortened
 
 
 def test_items_that_do_not_fit_are_cut_to_equal_shares(causal):
@@ -260,11 +261,11 @@ def test_another_text_for_the_labels_is_another_table(scorer):
 def test_an_encoder_is_asked_with_the_bare_text(scorer, causal):
     world = world_of(question("a heist", HISTORY))
     assert Asking(3, "bm25").prompts(scorer, world) == (["a heist"], 0)
-    assert Asking(template="a {label} film").spoken(causal, LABELS) == Asking().spoken(causal, LABELS)
+    assert Asking(template="a {label} film").spoken(causal, world) == Asking().spoken(causal, world)
 
 
 def test_what_is_asked_about_takes_the_place_of_the_question(scorer, causal):
     world = world_of(question("a heist", HISTORY))
     texts = Asking(3).about(causal, world, world.questions[0], ["", "a dog"])
-    assert texts == [prompt("LaMP_2", question(text, [])).replace(": \n", ":\n") for text in ("", "a dog")]
+    assert texts == [prompt(task("LaMP_2"), question(text, [])).replace(": \n", ":\n") for text in ("", "a dog")]
     assert Asking(3).about(scorer, world, world.questions[0], ["", "a dog"]) == ["", "a dog"]

@@ -222,7 +222,7 @@ def test_a_batch_of_50_users_is_one_question_at_a_time(scorer, tools):
     learned = stage("steering").learn(SETTINGS, begin(world, tools, "50 users"), tools)
     together, edit = steered(world, SETTINGS, learned, tools)
     assert edit.touched.all()
-    labels = continuations(world.labels)
+    labels = continuations(world.task, world.labels)
     for row in range(100):
         text = prompt(world.task, world.questions[row])
         own = SteeringEdit(edit.blocks, edit.vectors, edit.move, edit.users[row : row + 1], np.ones(1))
