@@ -11,10 +11,9 @@ import platform
 from collections.abc import Mapping
 from copy import deepcopy
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from personalization.backbones.location import EMBEDDED, PACKAGED
+from personalization.backbones.location import is_path
 from personalization.errors import DataError, UsageError
 from studies.data import WORLDS
 
@@ -74,7 +73,7 @@ def _is_name(key: str, value: str) -> bool:
     """Whether it is a name that comes with the package, or the hub's."""
     if key == "data.path":
         return value in WORLDS
-    return value in (*EMBEDDED, *PACKAGED) or not Path(value).is_dir()
+    return not is_path(value)
 
 
 def _first(place: str | list[str]) -> str:

@@ -43,6 +43,7 @@ def _code() -> str:
         room / "causal.py",
         room / "encoder.py",
         room / "encoding.py",
+        room / "gguf.py",
         room / "loading.py",
         *sorted((room.parent / "scoring").glob("*.py")),
     ]
