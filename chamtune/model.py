@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Model:
     """A causal language model or a sentence encoder.
 
-    `path`: demo, demo-null, minilm, a folder, or a hub id; `dtype`: float32, bfloat16 or float16; `device`: auto, cpu,
-    cuda or cuda:N; `chat`: ask by the model's chat template; `revision` of a hub model; `blocks`: path of the
-    list of its blocks, where its length does not tell it. Loaded on first use.
+    `path`: demo, demo-null, minilm, smollm2, a folder, a GGUF file, or a hub id; `dtype`: float32, bfloat16 or float16;
+    `device`: auto, cpu, cuda or cuda:N; `chat`: ask by the model's chat template; `revision` of a hub model; `blocks`:
+    path of the list of its blocks, where its length does not tell it. Loaded on first use.
     """
 
     def __init__(

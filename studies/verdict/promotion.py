@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from personalization.backbones.location import EMBEDDED, PACKAGED
+from personalization.backbones.location import is_path
 from personalization.deployment import FORMAT, Deployment, read_config
 from personalization.errors import DataError, UsageError
 from personalization.evaluation import Evaluation, all_metrics
@@ -255,12 +255,11 @@ def _config(opened: OpenStudy, confirm: dict[str, Any], state: str) -> dict[str,
     """The deploy config, without its generation and the chain."""
     spec, tune = opened.spec, opened.splits.tune
     path = spec.model.path
-    local = path not in (*EMBEDDED, *PACKAGED) and Path(path).is_dir()
     return {
         "format": FORMAT,
         "model": {
             **spec.model.model_dump(),
-            "path": str(Path(path).resolve()) if local else path,
+            "path": str(Path(path).resolve()) if is_path(path) else path,
             "revision": opened.record["revision"],
             "fingerprint": opened.record["model"],
         },

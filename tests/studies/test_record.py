@@ -95,6 +95,8 @@ def test_names_of_what_comes_with_the_package_and_of_the_hub_are_no_paths(moving
     Path("demo").mkdir()
     spec = moving(data={"path": "demo"}, model={"path": "demo"}).model_dump()
     assert places_of(spec) == {"data.path": "demo", "model.path": "demo"}
+    spec = moving(model={"path": "m.gguf"}).model_dump()
+    assert places_of(spec)["model.path"] == [str(Path.cwd() / "m.gguf"), "m.gguf"]
     spec = moving(model={"path": "owner/name"}).model_dump()
     assert places_of(spec) == {"data.path": [str(Path.cwd() / "lamp"), "lamp"], "model.path": "owner/name"}
 

@@ -41,7 +41,7 @@ def test_a_mistyped_folder_is_not_asked_for_at_the_hub(hub, tmp_path, monkeypatc
     with pytest.raises(DataError, match="'owner/name' is no folder, but owner is one and holds nema; .* e.g. main"):
         locate_model("owner/name")
     assert locate_model("owner/name", "main").name == hub.commit(1)
-    with pytest.raises(DataError, match="'a/b/c' is no folder; give a folder, a hub id owner/name, or one of demo"):
+    with pytest.raises(DataError, match="'a/b/c' is no folder; give a folder, a GGUF file, a hub id .*one of demo"):
         locate_model("a/b/c")
 
 

@@ -10,12 +10,14 @@ import yaml
 from personalization.backbones.cached import CachedScorer
 from personalization.deployment import CONFIG, Deployment, read_config
 from personalization.errors import DataError, UsageError
+from personalization.files import sha256_of
 from personalization.stages.chain import Fitted
 from personalization.stages.work import Tools
 from studies.study import open_study
 from studies.verdict.deployments import located, registry_name
 from studies.verdict.evidence import Evidence
 from studies.verdict.promotion import promote
+from tests.gguf_files import byte_level, make_llama, write_gguf
 from tests.planted import BiasedScorer
 
 
@@ -83,6 +85,27 @@ def test_a_hub_model_is_promoted_and_served_at_the_commit_of_its_study(tmp_path,
     model = read_config(out)["model"]
     assert (model["path"], model["revision"]) == ("owner/name", hub.commit(1))
     assert Deployment.load(out).scorer.commit == hub.commit(1)
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_promoted_by_its_place_and_served_from_another(tmp_path, make_study, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    file, out = write_gguf(tmp_path / "tiny.gguf", make_llama(), byte_level()), tmp_path / "deploy"
+
+    class Converted(BiasedScorer):
+        def __init__(self, model, folder, *rest, **named):
+            super().__init__(model, folder, *rest, **named)
+            self.fingerprint = CachedScorer(model, folder, *rest, **named).fingerprint
+
+    promote(make_study(Converted, model={"path": "tiny.gguf"}), out)
+    model = read_config(out)["model"]
+    assert (model["path"], model["fingerprint"]) == (str(file), sha256_of(file))
+    file.rename(tmp_path / "moved.gguf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert Deployment.load(out, tmp_path / "moved.gguf").scorer.fingerprint == model["fingerprint"]
+    with pytest.raises(DataError, match=r"GGUF file .*tiny.gguf: No such file"):
+        Deployment.load(out)
 
 
 @pytest.mark.parametrize(
