@@ -152,6 +152,10 @@ def promote(
     replace_unreadable: Annotated[
         bool, typer.Option("--replace-unreadable", help="Set a config aside that cannot be read, untested.")
     ] = False,
+    cold_start: Annotated[
+        bool,
+        typer.Option("--cold-start/--no-cold-start", help="Accuracy by history items given; up to six more passes."),
+    ] = True,
     home: HomeOption = HOME,
     storage: StorageOption = None,
     as_json: JsonOption = False,
@@ -166,7 +170,7 @@ def promote(
     spec = located_spec(find_study(study, home, storage))
     with log_to(home), ScoringDisplay() as display:
         opened = open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
-        result = promote_study(opened, out, replace_unreadable)
+        result = promote_study(opened, out, replace_unreadable, cold_start)
     _answer(as_json, result, lambda: print_promotion(result))
     if not result["promoted"]:
         raise typer.Exit(3)

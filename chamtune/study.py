@@ -116,12 +116,15 @@ class Study:
         probabilities = np.exp(found.log_probs)
         return pd.DataFrame({**columns, **{f"p_{name}": probabilities[:, i] for i, name in enumerate(found.labels)}})
 
-    def promote(self, out: str | Path = "deploy", replace_unreadable: bool = False) -> dict[str, Any]:
+    def promote(
+        self, out: str | Path = "deploy", replace_unreadable: bool = False, cold_start: bool = True
+    ) -> dict[str, Any]:
         """Test the best trial on the confirm users and, if it holds, write the deployment folder `out`.
 
-        The verdict: `promoted`, `reason`, `trial`, `params`, `confirm` (the evidence), `deploy`, ...
+        The verdict: `promoted`, `reason`, `trial`, `params`, `confirm` (the evidence; `parts`: what of the gain is
+        personal), `cold_start`, `deploy`, ...
         """
-        return promote(self._open, Path(out), replace_unreadable)
+        return promote(self._open, Path(out), replace_unreadable, cold_start)
 
     def __repr__(self) -> str:
         done = "not run here" if self.result is None else f"{self.result.trials} trials"

@@ -5,7 +5,7 @@ Trials fit and answer the tune users; the other parts are answered by the same f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -78,6 +78,16 @@ class Classification:
 
         answers: Calibrated = self._tools.once("answers", (part, params), make)
         return evaluation(work.dataset, answers)
+
+    def evaluate_with(self, params: ChainParams, part: str, asked: Dataset, name: Hashable | None = None) -> Evaluation:
+        """Measure on a part's questions as `asked` has them, in their order: with other histories.
+
+        Users and gold labels are those of the part. What is run is kept in memory by a name.
+        """
+        work = begin(asked, self._tools, None if name is None else (part, name))
+        answers = chain.answer(self.fitted(params), work, self._tools).answer
+        assert answers is not None
+        return evaluation(self.splits.part(part), answers)
 
     def _fit(self, params: ChainParams) -> Fitted:
         return chain.fit(params, self._part("tune"), self._tools)

@@ -78,7 +78,7 @@ def _is_name(key: str, value: str) -> bool:
     if key == "data.path":
         return value in WORLDS
     if key == "data.table":
-        return not Path(value).exists()
+        return not os.path.exists(value)
     return not is_path(value)
 
 

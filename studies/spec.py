@@ -132,6 +132,9 @@ class PromotionSpec(_Strict):
         default={}, description="further goal -> how much worse it may be; without one, no significant loss"
     )
     beat_references: bool = Field(True, description="refuse where an answer without a model does better")
+    personal: bool = Field(
+        False, description="refuse a gain that is not shown to be more than with another user's history"
+    )
 
 
 class StudySpec(_Strict):

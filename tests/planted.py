@@ -2,6 +2,7 @@
 
 from functools import cache
 from threading import RLock
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class BiasedScorer:
     commit = None
     chat = False
     lock = RLock()
+    backbone = SimpleNamespace(forget=lambda: None)
 
     def __init__(self, model, folder, dtype="float32", device="auto", blocks=None, chat=False, revision=None):
         self.fingerprint, self.model = "planted-model", model

@@ -165,6 +165,26 @@ def comparison(names: Sequence[str], accuracies: Sequence[float], intervals: Seq
     return _png(figure)
 
 
+def cold_start(
+    items: Sequence[str], accuracies: Sequence[float], intervals: Sequence[tuple[float, float]], baseline: float | None
+) -> bytes:
+    """Accuracy by how many of the newest history items are given, with its interval over users."""
+    figure = Figure(figsize=(5.6, 3.8))
+    axes = figure.add_subplot()
+    places, values = np.arange(len(items)), np.array(accuracies)
+    if len(items):
+        low, high = np.array(intervals).T
+        spread = np.maximum(np.array([values - low, high - values]), 0.0)
+        axes.errorbar(places, values, yerr=spread, fmt="o-", color=BLUE, capsize=3, ecolor=GREY, label="promoted chain")
+    if baseline is not None:
+        axes.axhline(baseline, color="black", lw=1, ls="--", label=f"baseline, {baseline:.3f}")
+    axes.set_xticks(places, items)
+    axes.set(xlabel="newest history items given", ylabel="accuracy on the confirm users", ylim=(0, None))
+    axes.set_title("descriptive; 95 % interval over users", fontsize=9)
+    axes.legend(fontsize=8, loc="lower right")
+    return _png(figure)
+
+
 def training(records: Sequence[Mapping[str, float]]) -> bytes:
     """A training: parts of the loss and the loss of held-out items; spread of the predictions on these."""
     figure = Figure(figsize=(9.6, 3.6))

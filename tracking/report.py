@@ -4,6 +4,7 @@
     summary.csv, .md    metrics of baseline and candidate, with the gold labels' entropy and top-1 share beside them
     significance.json   the paired tests          impact.json   users by gain
     breakdown.json, .md     by label, by group, by user
+    personal.json, .md      what of the gain is general and what personal, and the cost, where given
     confusion_matrix.png, reliability.png, and the study's history.png or pareto.png where given
 
 `read_summary` reads summary.csv, else summary.md, else recomputes the metrics from predictions.jsonl, and says which.
@@ -26,6 +27,7 @@ from personalization.files import write_atomic
 from tracking import figures
 from tracking.breakdown import breakdown, breakdown_table
 from tracking.impact import impact
+from tracking.parts import cost_said, parts_table, sentences
 from tracking.significance import significance
 
 COLUMNS = ("metric", "baseline", "candidate", "gold")
@@ -55,23 +57,39 @@ def write_report(
     note: str,
     extra: Mapping[str, bytes | str] | None = None,
     groups: Mapping[str, int] | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write every file. `note` says on which users the figures were measured; `groups`: those of the users."""
+    """Write every file. `note` says on which users the figures were measured; `groups`: those of the users.
+
+    `told`: the `parts` of the gain (`parts`), and the `cost`.
+    """
     rows, parts = summary_rows(baseline, candidate), breakdown(baseline, candidate, groups or {})
+    personal = {} if told is None else _personal(told, note)
     files: dict[str, bytes | str] = {
         "predictions.jsonl": _predictions(baseline, candidate),
         "summary.csv": _csv(rows),
-        "summary.md": _markdown(rows, note),
+        "summary.md": _markdown(rows, note) + personal.pop("summary", ""),
         "significance.json": json.dumps({"note": note, **significance(baseline, candidate)}, indent=2) + "\n",
         "impact.json": json.dumps({"note": note, **impact(baseline, candidate)}, indent=2) + "\n",
         "breakdown.json": json.dumps({"note": note, **parts}, indent=2) + "\n",
         "breakdown.md": breakdown_table(parts, note),
         "confusion_matrix.png": figures.confusion_matrix(candidate),
         "reliability.png": figures.reliability_diagram(candidate),
+        **personal,
         **(extra or {}),
     }
     for name, content in files.items():
         write_atomic(folder / name, content)
+
+
+def _personal(told: Mapping[str, Any], note: str) -> dict[str, str]:
+    """The files that say whether the gain is personal and what it costs, and lines for the summary."""
+    lines = [*sentences(told["parts"]), cost_said(told["cost"])]
+    return {
+        "personal.json": json.dumps({"note": note, **told}, indent=2) + "\n",
+        "personal.md": parts_table(told["parts"], note) + f"\n{lines[-1]}\n",
+        "summary": "\n" + "".join(f"- {line}\n" for line in lines),
+    }
 
 
 def _predictions(baseline: Evaluation, candidate: Evaluation) -> str:

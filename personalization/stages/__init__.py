@@ -56,6 +56,10 @@ class Stage:
         """user -> group, for a stage that puts users into groups; `work` is that before it."""
         return {}
 
+    def user_bytes(self, params: Any, learned: Any) -> int:  # noqa: ARG002
+        """What a deployment holds for each user alone, on the mean."""
+        return 0
+
     def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
         """What the stage did on the tune users: `below` is the work before it, `done` after it."""
         return Facts()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from personalization.data.records import Dataset
 from personalization.methods.adapters.edit import AdapterEdit
-from personalization.methods.adapters.trained import Trained
+from personalization.methods.adapters.trained import FILES, Trained
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters, placed
 from personalization.methods.training.flags import flags
 from personalization.stages import Stage
@@ -116,6 +116,14 @@ class Adapter(Stage):
         upper = [{**lora, "adapter.start": 0.67, "adapter.level": level} for level in ("unified", "cluster")]
         whole = {**lora, "adapter.start": 0.0, "adapter.rank": 8}
         return [*upper, whole, {**whole, "adapter.level": "cluster", "adapter.anchor": 0.01}]
+
+    def user_bytes(self, params: Any, learned: Any) -> int:
+        """Adapters of users: the files of one."""
+        if learned is None or params.level != "user":
+            return 0
+        count = int(learned.count)
+        sizes = [(learned.folder / f"group-{n}" / name).stat().st_size for n in range(count) for name in FILES]
+        return int(sum(sizes)) // max(count, 1)
 
     def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
         """PEFT's folders."""

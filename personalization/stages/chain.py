@@ -114,6 +114,11 @@ def extended(fitted: Fitted, everybody: Dataset, tools: Tools) -> Fitted:
     return Fitted(fitted.params, learned)
 
 
+def user_bytes(fitted: Fitted) -> int:
+    """What a deployment of the chain holds for each user alone, on the mean."""
+    return sum(stage(name).user_bytes(params, fitted.learned[name]) for name, params in fitted.params.items())
+
+
 def facts(fitted: Fitted, tools: Tools) -> Facts:
     """What the stages did on the tune users."""
     steps = zip(fitted.params.items(), fitted.tune, fitted.tune[1:], strict=False)

@@ -11,6 +11,7 @@ from studies.results import StudyResult
 from studies.shown.consoles import answers
 from studies.spec import StudySpec
 from studies.verdict.prospects import roles_said
+from tracking.parts import cost_said, sentences
 from tracking.report import Summary
 
 SHOWN = ("accuracy", "macro_f1", "nll", "brier", "calibration_error", "entropy", "top1_share")
@@ -136,6 +137,8 @@ def print_promotion(result: dict[str, Any]) -> None:
     answers.print(f"{verdict}{note}: {result['reason']}")
     if result["confirm"] is not None:
         _print_confirm(result["confirm"])
+    if result["cold_start"] is not None:
+        _print_cold_start(result["cold_start"])
     if result["deploy"]:
         answers.print(f"deployment: {result['deploy']}, generation {result['generation']}")
 
@@ -151,6 +154,7 @@ def _print_confirm(confirm: dict[str, Any]) -> None:
         f"exact {test['p_exact']:.4f}, mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, "
         f"hurt {confirm['hurt']}; use {confirm['use']} of this set"
     )
+    _print_parts(confirm)
     for name, test in confirm["tests"].items():
         if name != "accuracy":
             low, high = test["interval"]
@@ -177,15 +181,32 @@ def _print_confirm(confirm: dict[str, Any]) -> None:
         )
 
 
+def _print_parts(confirm: dict[str, Any]) -> None:
+    """What of the gain is general and what personal, and the cost; looks of earlier versions lack both."""
+    for line in sentences(confirm["parts"]) if "parts" in confirm else ():
+        answers.print(line)
+    if "cost" in confirm:
+        answers.print(cost_said(confirm["cost"]))
+
+
+def _print_cold_start(found: dict[str, Any]) -> None:
+    said = ", ".join(f"{row['items']}: {row['accuracy']:.3f}" for row in found["rows"])
+    alone = found["without_history"]
+    more = f"; {alone['users']} users without any: {alone['accuracy']:.3f}" if alone else ""
+    answers.print(f"accuracy by the newest history items given (no test): {said}{more}")
+
+
 def print_comparison(result: dict[str, Any], figure: Path) -> None:
     """One row a study, gains over the first."""
     title = f"{result['questions']} questions of {result['users']} select users; gains over {result['against']}"
     table = Table(title=title, title_justify="left")
     names = ["accuracy", "macro_f1", "nll", *(name for name in ("mae", "rmse") if name in result["rows"][0])]
-    for heading in ("study", "trial", *names, "ms a question"):
+    for heading in ("study", "trial", *names, "ms/question", "B/user", "training s"):
         table.add_column(heading, justify="left" if heading == "study" else "right")
     for row in result["rows"]:
-        table.add_row(row["study"], str(row["trial"]), *(f"{row[name]:.3f}" for name in names), f"{row['cost_ms']:.1f}")
+        trained = "" if row["training_s"] is None else f"{row['training_s']:.1f}"
+        costs = (f"{row['cost_ms']:.1f}", str(row["user_bytes"]), trained)
+        table.add_row(row["study"], str(row["trial"]), *(f"{row[name]:.3f}" for name in names), *costs)
     answers.print(table, soft_wrap=False)
     for row in result["rows"][1:]:
         gain = row["gain"]
@@ -194,6 +215,8 @@ def print_comparison(result: dict[str, Any], figure: Path) -> None:
             f"{row['study']}: accuracy {gain['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {gain['p_corrected']:.4f} "
             f"(Holm); users better {gain['users_better']}, worse {gain['users_worse']}, equal {gain['users_equal']}"
         )
+        for line in sentences(gain["parts"]):
+            answers.print(f"  {line}")
     answers.print(f"figure: {figure}")
 
 

@@ -1,36 +1,33 @@
 """Several studies side by side, on the select users, whom no trial saw.
 
 Each study enters with its best feasible trial on tune, its temperature settled as for a promotion. Gains are paired by
-question and tested by user against the first study; their p-values are corrected for their number (Holm). The cost is
-measured: a few select questions are answered afresh by what would be deployed, with nothing in the store.
+question and tested by user against the first study; their p-values are corrected for their number (Holm). What of a
+gain is general and what is personal is told apart by exchanged histories (`tracking.parts`), uncorrected. The cost is
+measured beside (`cost`).
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
-from personalization.deployment import served
+from personalization.data.exchange import Exchange, exchange
 from personalization.errors import UsageError
-from personalization.evaluation import Evaluation
-from search_spaces import ChainParams
 from studies.study import OpenStudy, finished, ranked
+from studies.verdict.cost import Cost, cost_of
+from studies.verdict.personal import Answers, answers_of, parts
 from studies.verdict.selection import settled
 from tracking import figures
 from tracking.significance import holm, paired, user_interval, user_totals
 
-TIMED = 16
-"""Questions that are answered to measure the cost of one."""
-
 
 class Entry(NamedTuple):
-    """One system: its name, trial and parameters, its answers on the select users, milliseconds a question."""
+    """One system: its name, trial and parameters, its answers on the select users, what it costs."""
 
     name: str
-    trial: int | None
+    trial: int
     params: dict[str, Any]
-    answers: Evaluation
-    cost_ms: float
+    answers: Answers
+    cost: Cost
 
 
 def compare(opened: list[OpenStudy]) -> dict[str, Any]:
@@ -44,18 +41,21 @@ def compare(opened: list[OpenStudy]) -> dict[str, Any]:
                 f"studies {first.spec.name} and {other.spec.name} have other select users; "
                 "compare studies of the same data and shares"
             )
-    entries = [_entry(study) for study in opened]
-    base = entries[0].answers
-    tests = [paired(base.correct, entry.answers) for entry in entries[1:]]
+    swapped = exchange(first.splits.select)
+    entries = [_entry(study, swapped) for study in opened]
+    base = entries[0].answers.own
+    tests = [paired(base.correct, entry.answers.own) for entry in entries[1:]]
     corrected = holm([test["p_value"] for test in tests])
     rows: list[dict[str, Any]] = []
     for number, entry in enumerate(entries):
         row = {**_row(entry), "gain": None}
         if number:
-            gains, _ = user_totals(entry.answers, entry.answers.correct.astype(int) - base.correct.astype(int))
+            own = entry.answers.own
+            gains, _ = user_totals(own, own.correct.astype(int) - base.correct.astype(int))
             row["gain"] = {
                 **tests[number - 1],
                 "p_corrected": corrected[number - 1],
+                "parts": parts(entries[0].answers, entry.answers, swapped, "accuracy"),
                 "users_better": int((gains > 0).sum()),
                 "users_worse": int((gains < 0).sum()),
                 "users_equal": int((gains == 0).sum()),
@@ -79,33 +79,23 @@ def comparison_figure(result: dict[str, Any]) -> bytes:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    hits, sizes = user_totals(entry.answers, entry.answers.correct)
+    own = entry.answers.own
+    hits, sizes = user_totals(own, own.correct)
     shown = ("accuracy", "macro_f1", "nll", "mae", "rmse", "entropy", "top1_share")
     return {
         "study": entry.name,
         "trial": entry.trial,
         "params": entry.params,
-        **{name: entry.answers.metrics[name] for name in shown if name in entry.answers.metrics},
+        **{name: own.metrics[name] for name in shown if name in own.metrics},
         "ci95": list(user_interval(hits, sizes)),
-        "cost_ms": round(entry.cost_ms, 2),
+        **entry.cost._asdict(),
     }
 
 
-def _entry(opened: OpenStudy) -> Entry:
+def _entry(opened: OpenStudy, swapped: Exchange | None) -> Entry:
     best = next(ranked(finished(opened.study.get_trials(deepcopy=False)), dict(opened.spec.optimize)), None)
     if best is None:
         raise UsageError(f"study {opened.spec.name} has no feasible trial; run more, or relax its constraints")
     params = settled(opened, opened.rooms.decode(best.params))
-    answers = opened.objective.evaluate(params, "select")
-    return Entry(opened.spec.name, best.number, params.flat(), answers, cost_ms(opened, params))
-
-
-def cost_ms(opened: OpenStudy, params: ChainParams) -> float:
-    """Milliseconds to answer one question of the select users, by what would be deployed, with an empty store."""
-    tune, questions = opened.splits.tune, opened.splits.select.questions[:TIMED]
-    deployment = served({"task": tune.task, "labels": tune.labels}, opened.objective.fitted(params), opened.scorer)
-    deployment.predict(tune.questions[:1])
-    opened.scorer.backbone.forget()
-    started = time.perf_counter()
-    deployment.predict(questions)
-    return 1000 * (time.perf_counter() - started) / max(len(questions), 1)
+    answers = answers_of(opened, params, "select", swapped)
+    return Entry(opened.spec.name, best.number, params.flat(), answers, cost_of(opened, params, best.number))

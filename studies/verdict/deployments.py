@@ -28,6 +28,7 @@ from personalization.files import locked, write_atomic
 from personalization.stages.chain import Fitted
 from studies.study import OpenStudy, find_study, stored_spec
 from tracking.deployed import config_digest
+from tracking.parts import flat
 from tracking.spool import OFF, Sender, Spool, tracking_uri
 from tracking.urls import tracking_environment
 
@@ -161,6 +162,7 @@ def track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int)
                 **result["confirm"]["metrics"],
                 "delta_accuracy": result["confirm"]["delta_accuracy"],
                 "p_value": result["confirm"]["p_accuracy"],
+                **_told(result["confirm"]),
             },
             "tags": {"measured_on": "confirm", "generation": str(generation)},
             "started_ms": now,
@@ -172,6 +174,12 @@ def track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int)
         {"kind": "model", **place, "key": key, "generation": generation, "digest": config_digest(read_config(kept))}
     )
     Sender(spool, tracking_uri(opened.home, opened.spec.tracking)).finish(FLUSH_S)
+
+
+def _told(confirm: dict[str, Any]) -> dict[str, float]:
+    """The parts of the gain and the cost, of a look that has them."""
+    cost = {name: value for name, value in confirm.get("cost", {}).items() if value is not None}
+    return {**(flat(confirm["parts"]) if "parts" in confirm else {}), **cost}
 
 
 def roll_back_deployment(

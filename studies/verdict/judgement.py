@@ -2,7 +2,8 @@
 
 All must hold: feasible on confirm; better than the baseline, and than the deployed config where there is one, in the
 first goal, with p below the granted level and by no less than the stated minimum; no further goal worse by more than
-its margin; no reference without a model that does better.
+its margin; no reference without a model that does better; and where it is asked for, a personal part of the gain above
+0 by question, with p below the same level. All gates must hold, so one more of them spends no level.
 """
 
 from __future__ import annotations
@@ -64,6 +65,23 @@ def _refusals(
             yield (
                 f"{name} (no model) does better: {first} {test['before']:.3f}, and {test['after']:.3f} with the model; "
                 "promotion.beat_references: false lets it pass"
+            )
+    if terms.personal:
+        yield from _not_personal(found.get("parts"), level)
+
+
+def _not_personal(parts: Mapping[str, Any] | None, level: float) -> Iterator[str]:
+    """Why a gain is not shown to be personal; `parts`: None of looks of earlier versions."""
+    if parts is None:
+        yield "promotion.personal: histories were not exchanged at this look, by an earlier version; run more trials"
+    elif parts["why_not"] is not None:
+        yield f"promotion.personal: {parts['why_not']}"
+    else:
+        test = parts["by_question"]["personal"]
+        if not (test["delta"] > 0 and test["p_value"] < level):
+            yield (
+                f"the gain in {parts['metric']} is not shown to be personal: {test['delta']:+.3f} more than with "
+                f"another user's history, {_p(test)}, needed p < {level:.2g}; promotion.personal: false lets it pass"
             )
 
 

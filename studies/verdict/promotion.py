@@ -1,9 +1,10 @@
 """From a study to a deploy config, if the evidence carries it.
 
 A trial is chosen (`selection`) and looked at once on the confirm users, beside the baseline and beside the config that
-is deployed at the same place, if there is one. What the look gave is kept with the studies (`evidence`) before anything
-else is done with it. The gates (`judgement`) are applied to it each time, by the terms that the spec states now; a
-study that was looked at in this state is not looked at again.
+is deployed at the same place, if there is one. With exchanged histories, both say what of the gain is personal
+(`personal`). What the look gave is kept with the studies (`evidence`) before anything else is done with it. The gates
+(`judgement`) are applied to it each time, by the terms that the spec states now; a study that was looked at in this
+state is not looked at again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from personalization.backbones.location import is_path
+from personalization.data.exchange import exchange
 from personalization.deployment import FORMAT, Deployment, read_config
 from personalization.errors import DataError, UsageError
 from personalization.evaluation import Evaluation, all_metrics
@@ -26,9 +28,12 @@ from search_spaces import ChainParams
 from studies.record import versions
 from studies.results import figure_name, study_figure
 from studies.study import OpenStudy, finished
+from studies.verdict.coldstart import NAMES, cold_start
+from studies.verdict.cost import cost_ms, cost_of
 from studies.verdict.deployments import publish, published, track
 from studies.verdict.evidence import Evidence, Look
 from studies.verdict.judgement import judge
+from studies.verdict.personal import answers_of, parts
 from studies.verdict.references import against_references
 from studies.verdict.selection import Candidate, choose, feasible, goals, shortlist
 from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
@@ -47,11 +52,14 @@ class Incumbent(NamedTuple):
     unreadable: str | None = None
 
 
-def promote(opened: OpenStudy, out: Path, replace_unreadable: bool = False) -> dict[str, Any]:
+def promote(
+    opened: OpenStudy, out: Path, replace_unreadable: bool = False, with_cold_start: bool = True
+) -> dict[str, Any]:
     """Judge a study and, if it passes, write the folder `out`; JSON-able: promoted, reason, trial, params, confirm, ...
 
     `replace_unreadable`: a config at `out` that cannot be read is set aside untested; else it is a DataError, before
-    any look. A promotion that died between look and config is finished by the same command.
+    any look. `with_cold_start`: describe what is promoted by how much is known (`coldstart`). A promotion that died
+    between look and config is finished by the same command.
     """
     incumbent = _incumbent(opened, out, replace_unreadable)
     evidence = Evidence(opened.storage)
@@ -64,6 +72,7 @@ def promote(opened: OpenStudy, out: Path, replace_unreadable: bool = False) -> d
         "params": None,
         "shortlist": [],
         "confirm": None,
+        "cold_start": None,
         "recorded": False,
         "deploy": None,
     }
@@ -83,39 +92,39 @@ def promote(opened: OpenStudy, out: Path, replace_unreadable: bool = False) -> d
     else:
         result["recorded"] = True
         level = evidence.granted(look, terms.alpha)
-    return _finish(opened, out, incumbent, {**result, "state": state}, evidence, look, level)
+    result |= _judged(opened, evidence, look, level)
+    if not result["promoted"]:
+        return result
+    if with_cold_start:
+        result["cold_start"] = cold_start(opened, _params(opened, look.found), state, _folder(opened))
+    return _finish(opened, out, incumbent, result, state)
 
 
-def _finish(
-    opened: OpenStudy,
-    out: Path,
-    incumbent: Incumbent,
-    result: dict[str, Any],
-    evidence: Evidence,
-    look: Look,
-    level: float,
-) -> dict[str, Any]:
-    """Apply the gates, and write the config where they hold and it does not stand there yet."""
-    found, state = look.found, result.pop("state")
+def _judged(opened: OpenStudy, evidence: Evidence, look: Look, level: float) -> dict[str, Any]:
+    """What a look found, and the verdict by the gates."""
+    found = look.found
     assert found is not None
     verdict = judge(found, opened.constraints, opened.spec.promotion, goals(opened), level)
     chosen_by = evidence.chosen_by(opened.splits.confirm)
-    result |= {key: found[key] for key in ("trial", "params", "shortlist")}
-    result |= {"confirm": {**found, "use": look.use, "alpha": level, "chosen_by": chosen_by}, **verdict._asdict()}
-    if not verdict.promoted:
-        return result
+    confirm = {**found, "use": look.use, "alpha": level, "chosen_by": chosen_by}
+    return {**{key: found[key] for key in ("trial", "params", "shortlist")}, "confirm": confirm, **verdict._asdict()}
+
+
+def _finish(opened: OpenStudy, out: Path, incumbent: Incumbent, result: dict[str, Any], state: str) -> dict[str, Any]:
+    """Write the config of what has passed the gates, if it does not stand there yet."""
+    found = result["confirm"]
     if incumbent.state == state:
         return {**result, "deploy": str(out), "generation": incumbent.generation}
     with locked(opened.home / "deployments" / ".lock"):
         generation, present = published(opened.home, out, state), incumbent.generation
         if generation is not None and present is not None and present >= generation:
-            replaced = f"{verdict.reason}; generation {generation} of {out} has since been replaced by {present}"
+            replaced = f"{result['reason']}; generation {generation} of {out} has since been replaced by {present}"
             return {**result, "reason": replaced, "generation": generation}
         if incumbent.unreadable is not None:
             out.rename(out.with_name(f"{out.name}.unreadable"))
         elif present is not None and (str(out.resolve()), present) != (found["out"], found["replaces"]):
             raise UsageError(f"{out} holds a config that this study was not tested against; give --out {found['out']}")
-        config = _config(opened, result["confirm"], state)
+        config = _config(opened, found, state)
         if incumbent.unreadable is not None:
             config["provenance"]["replaced_unreadable"] = incumbent.unreadable
         generation = publish(opened.home, out, config, opened.objective.fitted(_params(opened, found)))
@@ -206,8 +215,9 @@ def _measure(
 ) -> dict[str, Any]:
     """The evidence of a look, JSON-able."""
     metrics, (out, incumbent) = goals(opened), place
-    baseline = opened.objective.evaluate(opened.rooms.BASELINE, "confirm")
-    candidate = opened.objective.evaluate(params, "confirm")
+    swapped, plain = exchange(opened.splits.confirm), opened.rooms.BASELINE
+    before, after = (answers_of(opened, asked, "confirm", swapped) for asked in (plain, params))
+    baseline, candidate = before.own, after.own
     found = significance(baseline, candidate, metrics, level)
     changed = candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64)
     owners = candidate.users[1]
@@ -226,6 +236,8 @@ def _measure(
         "baseline_metrics": baseline.metrics,
         "detectable_difference": detectable_difference(n, discordance, level) if discordance else None,
         "incumbent": beside,
+        "parts": parts(before, after, swapped, metrics[0], level),
+        "cost": {**cost_of(opened, params, trial)._asdict(), "baseline_ms": round(cost_ms(opened, plain), 2)},
         "references": against_references(opened, "confirm", candidate, metrics[0]),
         "out": str(out.resolve()),
         "replaces": incumbent.generation,
@@ -237,18 +249,28 @@ def _answers(deployment: Deployment, opened: OpenStudy, baseline: Evaluation) ->
     return replace(baseline, log_probs=deployment.aligned(opened.splits.confirm))
 
 
+def _folder(opened: OpenStudy) -> Path:
+    """Where the result of a look is written."""
+    return opened.home / "results" / opened.spec.name / "confirm"
+
+
 def _report(opened: OpenStudy, found: Mapping[str, Any]) -> None:
     """The result folder of a look, written once its evidence is kept."""
     params = _params(opened, found)
     baseline, candidate = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
     figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
     groups = dict(opened.objective.groups(params, "confirm"))
-    folder = opened.home / "results" / opened.spec.name / "confirm"
-    write_report(folder, baseline, candidate, CONFIRM_NOTE, figure, groups)
+    for name in NAMES:
+        (_folder(opened) / name).unlink(missing_ok=True)
+    told = {"parts": found["parts"], "cost": found["cost"]}
+    write_report(_folder(opened), baseline, candidate, CONFIRM_NOTE, figure, groups, told)
 
 
-KEPT = ("n", "users", "baseline_accuracy", "accuracy", "delta_accuracy", "ci95", "p_accuracy", "tests", "alpha", "use")
-"""What a deploy config says of its evidence."""
+KEPT = (
+    "n", "users", "baseline_accuracy", "accuracy", "delta_accuracy", "ci95", "p_accuracy", "tests", "parts", "cost",
+    "alpha", "use",
+)  # fmt: skip
+"""What a deploy config says of its evidence; looks of earlier versions lack some."""
 
 
 def _config(opened: OpenStudy, confirm: dict[str, Any], state: str) -> dict[str, Any]:
@@ -274,6 +296,6 @@ def _config(opened: OpenStudy, confirm: dict[str, Any], state: str) -> dict[str,
             "data": opened.record["data"],
             "versions": versions(),
             "promoted_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "confirm": {key: confirm[key] for key in KEPT},
+            "confirm": {key: confirm[key] for key in KEPT if key in confirm},
         },
     }

@@ -50,7 +50,9 @@ def test_gains_are_over_the_first_on_the_same_select_users(two):
     assert gain["users_better"] + gain["users_worse"] + gain["users_equal"] == result["users"] == 8
     assert gain["p_corrected"] == gain["p_value"]
     assert first["ci95"][0] <= first["accuracy"] <= first["ci95"][1]
-    assert all(row["cost_ms"] > 0 for row in result["rows"])
+    assert gain["parts"]["by_question"]["gain"]["delta"] == pytest.approx(gain["delta"])
+    assert {"gain", "general", "personal"} == set(gain["parts"]["by_user"])
+    assert all(row["cost_ms"] > 0 and row["training_s"] > 0 and row["user_bytes"] == 0 for row in result["rows"])
     assert comparison_figure(result).startswith(b"\x89PNG")
 
 

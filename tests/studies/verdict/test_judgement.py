@@ -79,3 +79,25 @@ def test_a_reference_that_does_better_refuses_unless_it_need_not_be_beaten():
 def test_the_level_decides():
     assert verdict(found(), level=0.002).promoted
     assert not verdict(found(), level=0.001).promoted
+
+
+def a_part(delta, p):
+    return {"metric": "accuracy", "why_not": None, "by_question": {"personal": a_test(delta, p)}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (a_part(0.1, 0.001), None),
+        (a_part(0.1, 0.04), "the gain in accuracy is not shown to be personal: +0.100 more than with another user's"),
+        (a_part(-0.1, 0.001), "not shown to be personal: -0.100"),
+        ({"metric": "accuracy", "why_not": "there is one user", "by_question": {}}, "personal: there is one user"),
+        (None, "histories were not exchanged at this look, by an earlier version"),
+    ],
+)
+def test_a_gain_must_be_personal_where_that_is_asked_for(parts, said):
+    evidence = found() if parts is None else found(parts=parts)
+    promoted, reason = verdict(evidence, PromotionSpec(personal=True))
+    assert promoted is (said is None)
+    assert promoted or said in reason
+    assert verdict(evidence).promoted

@@ -1,0 +1,63 @@
+"""What a system costs, to be read beside what it gains."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import NamedTuple
+
+from optuna.trial import TrialState
+
+from personalization.deployment import served
+from personalization.stages import chain
+from search_spaces import ChainParams
+from studies.study import OpenStudy
+
+TIMED, TIMES = 32, 3
+"""Questions that are answered to measure the cost of one, and how often; the median counts."""
+
+
+class Cost(NamedTuple):
+    """Milliseconds a question when served, bytes that a deployment holds for each user alone, seconds of training.
+
+    `training_s` is the wall time of the first trial whose stages below the calibration were the same, its answers on
+    the tune users included: later trials find what it learned. None of a system that is no trial.
+    """
+
+    cost_ms: float
+    user_bytes: int
+    training_s: float | None
+
+
+def cost_of(opened: OpenStudy, params: ChainParams, trial: int | None) -> Cost:
+    """The cost of a trial's parameters."""
+    stored = chain.user_bytes(opened.objective.fitted(params))
+    training = None if trial is None else training_s(opened, trial)
+    return Cost(round(cost_ms(opened, params), 2), stored, training)
+
+
+def cost_ms(opened: OpenStudy, params: ChainParams) -> float:
+    """Milliseconds to answer one question of tune users, by what would be deployed, with nothing in any store."""
+    tune = opened.splits.tune
+    questions = tune.questions[:TIMED]
+    fitted, seconds = opened.objective.fitted(params), []
+    for _ in range(TIMES):
+        deployment = served({"task": tune.task, "labels": tune.labels}, fitted, opened.scorer)
+        deployment.predict(tune.questions[-1:])
+        opened.scorer.backbone.forget()
+        started = time.perf_counter()
+        deployment.predict(questions)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds) / len(questions)
+
+
+def training_s(opened: OpenStudy, number: int) -> float | None:
+    """Seconds of the first complete trial with the stages of this one, but for the calibration."""
+    trials = opened.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trained = {trial.number: _trained(opened.rooms.decode(trial.params)) for trial in trials}
+    first = next(trial for trial in trials if trained[trial.number] == trained[number])
+    return None if first.duration is None else round(first.duration.total_seconds(), 2)
+
+
+def _trained(params: ChainParams) -> list[tuple[str, object]]:
+    return [(name, own) for name, own in params.items() if name != "calibration"]
