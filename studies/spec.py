@@ -282,8 +282,10 @@ def load_spec(name_or_path: str, changes: Mapping[str, Any] | None = None) -> St
     changed = {**raw, **(changes or {})}
     if changes and "data" in changes and isinstance(raw.get("data"), dict):
         kept = {key: value for key, value in raw["data"].items() if key not in PLACES["data"]}
-        place = changes["data"]["path"]
-        changed["data"] = {**kept, ("table" if "table" in raw["data"] else "path"): place}
+        given = dict(changes["data"])
+        if raw["data"].get("table") is not None and "path" in given:
+            given["table"] = given.pop("path")
+        changed["data"] = {**kept, **given}
     return parse_spec(changed, str(path))
 
 

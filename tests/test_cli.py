@@ -214,7 +214,7 @@ def test_data_from_the_command_line_takes_the_place_of_the_specs(chamtune, spec_
     assert code == 0
     code, _, err = chamtune("run", "news", "--home", "h")
     assert code == 64
-    assert "give either path (on the command line: --data PATH) or files" in err
+    assert "give one of path (on the command line: --data PATH), table and files" in err
 
 
 @pytest.mark.slow

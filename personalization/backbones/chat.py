@@ -10,6 +10,8 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from personalization.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ class Chat:
         self.tokenizer = tokenizer
 
     def conversation(self, system: str | None, user: str) -> str:
-        """What stands in front of a reply. DataError where the template takes no system message."""
+        """What stands in front of a reply. DataError where the template refuses it, e.g. a system message."""
         said = self._rendered(system, user)
         if said.rfind(OPENS) > said.rfind(CLOSES):
             said = f"{said.rstrip()}\n\n{CLOSES}\n\n"
@@ -65,7 +67,6 @@ class Chat:
                     date_string=DATE,
                 )
             )
-        except Exception as error:
-            if system is None or type(error).__module__.partition(".")[0] != "jinja2":
-                raise
-            raise DataError(f"the chat template takes no system message ({error}); leave chat.system out") from None
+        except TemplateError as error:
+            way_out = "set chat: false" if system is None else "leave chat.system out of the task"
+            raise DataError(f"the model's chat template refuses the conversation ({error}); {way_out}") from None

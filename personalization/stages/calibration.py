@@ -40,6 +40,8 @@ KAPPA = 5.0
 """Pseudo-counts of the global prior at the exact optima that a study starts from."""
 WIDTHS = (0.05, 0.1, 0.3)
 """Kernel widths of the prior from similar items that a study starts from."""
+RANKED_BY = {"encoder": "similarity", "causal": "bm25"}
+"""How they are ranked there: a language model would read every history for it."""
 
 
 class Numbers(NamedTuple):
@@ -170,7 +172,12 @@ class Calibration(Stage):
         """
         found = self._optima(params, work, tools)
         for width in WIDTHS:
-            weights = {"prior_mode": "similar", "ranking": "similarity", "width": width, "half_life": 30.0}
+            weights = {
+                "prior_mode": "similar",
+                "ranking": RANKED_BY[tools.scorer.kind],
+                "width": width,
+                "half_life": 30.0,
+            }
             found += [{**point, **weights} for point in self._optima(replace(params, **weights), work, tools)]
         return [{f"calibration.{name}": value for name, value in point.items()} for point in found]
 

@@ -47,6 +47,8 @@ def load_task(given: str | Mapping[str, Any] | Task) -> Task:
         return given
     if isinstance(given, Mapping):
         return _checked(given, "task")
+    if not isinstance(given, str):
+        raise UsageError(f"a task is a name, a YAML file or a mapping, but this is a {type(given).__name__}")
     return _read(Path(given)) if Path(given).is_file() else task(given)
 
 

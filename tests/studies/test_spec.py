@@ -39,7 +39,7 @@ def test_the_presets_are_there():
         ({"constraints": {"entropy": "> 0.6"}}, '"> 0.6" is no bound'.replace('"> 0.6"', "'> 0.6'")),
         ({"sampler": "tpee"}, "sampler: Input should be 'tpe', 'nsga2'"),
         ({"trials": 0}, "trials: Input should be greater than or equal to 1, but got 0"),
-        ({"data": {}}, "data: give either path (on the command line: --data PATH) or files"),
+        ({"data": {}}, "data: give one of path (on the command line: --data PATH), table and files"),
         ({"data": {"path": "x", "shares": {"tune": 0.5, "select": 0.2, "confirm": 0.2}}}, "add up to 1"),
         ({"pruner": "median", "optimize": {"accuracy": "maximize", "nll": "minimize"}}, "cannot prune"),
         ({"pruner": "wilcoxon", "optimize": {"entropy": "maximize"}}, "entropy is no such mean"),
@@ -91,10 +91,12 @@ def test_any_mapping_is_a_spec_or_one_error(raw):
 
 def test_every_key_but_the_budget_is_part_of_the_identity():
     objective = parse_spec(MINIMAL, "x").identity()
-    chain = parse_spec({**MINIMAL, "chain": ["prompt", "calibration"], "start_from": "other"}, "x").identity()
+    chain = parse_spec(
+        {**MINIMAL, "chain": ["prompt", "calibration"], "start_from": "other", "task": "LaMP_2"}, "x"
+    ).identity()
     assert set(StudySpec.model_fields) - {*objective, *chain} == set(RESUMABLE)
     assert objective["objective"] == "calibration"
-    assert not {"chain", "start_from"} & set(objective)
+    assert not {"chain", "start_from", "task"} & set(objective)
 
 
 def test_schema_is_json_with_descriptions():
