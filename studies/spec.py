@@ -120,7 +120,7 @@ class ModelSpec(_Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     blocks: str | None = Field(None, description="path of the list of its blocks, where its length does not tell it")
-    chat: bool = Field(False, description="wrap each prompt in the model's chat template")
+    chat: bool = Field(False, description="ask by the model's chat template, for a reply that ends its turn")
 
 
 class PromotionSpec(_Strict):
