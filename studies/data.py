@@ -7,7 +7,7 @@ from pathlib import Path
 from personalization.data.defects import Checked
 from personalization.data.demo.world import make_world
 from personalization.data.lamp import check_dataset
-from personalization.data.sources import Source, read_source, split
+from personalization.data.sources import Source, read_source
 from personalization.data.splits import Splits
 from personalization.data.table import read_table
 from studies.spec import StudySpec
@@ -17,16 +17,16 @@ WORLDS = ("demo", "demo-null")
 
 
 def load_splits(spec: StudySpec) -> Splits:
-    """Read the data as the spec says, or draw the planted world of its seed."""
-    shares = {str(part): share for part, share in spec.data.shares.items()}
-    if spec.data.path in WORLDS:
-        return split(spec.data.split, [make_world(spec.seed, null=spec.data.path == "demo-null").dataset], shares)
-    return read_data(spec).splits(shares)
+    """Tune, select and confirm, as the spec says."""
+    return read_data(spec).splits({str(part): share for part, share in spec.data.shares.items()})
 
 
 def read_data(spec: StudySpec) -> Source:
-    """The files of a spec, with every defect."""
+    """What a spec's data are, with every defect; the planted world is drawn by the study's seed."""
     data = spec.data
+    if data.path in WORLDS:
+        world = make_world(spec.seed, null=data.path == "demo-null")
+        return Source(data.split, (Checked(world.dataset, ()),))
     if data.files is not None:
         places = (data.files.tune, data.files.select, data.files.confirm)
         return Source(data.split, tuple(_read(spec, place) for place in places))

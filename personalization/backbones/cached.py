@@ -91,6 +91,8 @@ class CachedScorer:
         found = CachedScorer(self.model, None, self.asked_dtype, self.device, self.blocks, self.chat, self.revision)
         found.backbone = self.backbone
         found.lock = self.lock
+        if "_chat" in vars(self):
+            found._chat = self._chat
         return found
 
     @property
