@@ -36,6 +36,7 @@ def test_from_a_table_to_answers(table, tmp_path, tiny_encoder, capsys):
         "model": {"path": str(tiny_encoder)},
         "chain": ["prompt", "calibration"],
         "constraints": {},
+        "promotion": {"beat_references": False},
         "tracking": "none",
     }
     spec |= {"trials": 8, "data": {**spec["data"], "shares": {"tune": 0.4, "select": 0.1, "confirm": 0.5}}}
@@ -50,7 +51,7 @@ def test_from_a_table_to_answers(table, tmp_path, tiny_encoder, capsys):
     assert config["task"]["name"] == "tickets"
     assert "warteschlange:" in config["task"]["prompt"]
     run("predict", "--config", "deploy", "--questions", "new.csv", "--out", "answers.csv")
-    answers = list(csv.DictReader((tmp_path / "answers.csv").open(encoding="utf-8")))
+    answers = list(csv.DictReader((tmp_path / "answers.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["id"] for row in answers] == sorted(row["ticket"] for row in table[:5])
     assert {row["user"] for row in answers} == {row["kunde"] for row in table[:5]}
     assert {row["label"] for row in answers} <= set(GERMAN["queues"])
