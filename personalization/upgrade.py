@@ -93,7 +93,7 @@ def _prompt(config: Mapping[str, Any]) -> Stages:
 
 def _steering(config: Mapping[str, Any]) -> Stages:
     names = steering.Settings.__dataclass_fields__
-    params = {"steering": {name: config["params"][name] for name in names}}
+    params = {"steering": {name: config["params"][name] for name in names if name in config["params"]}}
     if "steering" not in config:
         return params, {"steering": None}
     listed = config["steering"]["learned"]

@@ -168,6 +168,18 @@ class ChainSpace:
         """Searched names from values by full name; of several meanings, the one that is not at its baseline."""
         return {name: self._raw(known, full) for name, known in self.names.items()}
 
+    def idle(self, raw: Mapping[str, Any]) -> set[str]:
+        """The searched names that nothing reads at a point of raw values."""
+        params = self.decode(raw)
+        values = {f"{stage}.{name}": v for stage, own in params.stages for name, v in asdict(own).items()}
+
+        def read(full: str) -> bool:
+            stage, _, own = full.partition(".")
+            alternatives = getattr(self.spaces[stage], "READ", {}).get(own)
+            return alternatives is None or is_read(alternatives, partial(self._value, values, stage))
+
+        return {name for name, known in self.names.items() if not any(map(read, known.targets))}
+
     def _raw(self, known: Name, full: Mapping[str, Any]) -> Any:
         if known.meaning:
             wanted = {target: full[target] for target in known.targets}

@@ -11,6 +11,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from search_spaces.conditions import Read, nonzero
 
 SPACE: Mapping[str, BaseDistribution] = {
+    "front": CategoricalDistribution(["answered"]),
+    "centred": CategoricalDistribution([True, False]),
     "direction": CategoricalDistribution(["mean_difference", "svd", "preference"]),
     "general": CategoricalDistribution(["mean_difference", "ccs"]),
     "shrink": FloatDistribution(0.1, 50.0, log=True),
@@ -27,8 +29,8 @@ SPACE: Mapping[str, BaseDistribution] = {
     "open_share": FloatDistribution(0.1, 1.0),
 }
 ONLY: Mapping[str, str] = {}
-OPEN = {"place": r"\d+(,\d+)*"}
-"""A spec may also give a list of layers."""
+OPEN = {"place": r"\d+(,\d+)*", "front": "stated|others", "scope": "answer"}
+"""A spec may also give a list of layers, the dearer ways to read a history, and the answer's tokens alone."""
 PERSONAL, GENERAL = {"alpha_personal": nonzero}, {"alpha_general": nonzero}
 COSINE = {"gate": ("cosine",)}
 READ: Read = {
@@ -36,7 +38,8 @@ READ: Read = {
     "general": [GENERAL],
     "shrink": [PERSONAL, {**GENERAL, **COSINE}],
     "groups": [PERSONAL, {**GENERAL, **COSINE}],
-    **{name: [PERSONAL, GENERAL] for name in ("edit", "site", "scope", "place", "gate")},
+    "centred": [PERSONAL, {**GENERAL, **COSINE}],
+    **{name: [PERSONAL, GENERAL] for name in ("front", "edit", "site", "scope", "place", "gate")},
     "start": [{**side, "place": ("start",)} for side in (PERSONAL, GENERAL)],
     "count": [{**side, "place": ("start", "auto")} for side in (PERSONAL, GENERAL)],
     "open_share": [{**side, **COSINE} for side in (PERSONAL, GENERAL)],
@@ -47,9 +50,12 @@ READ: Read = {
 class Params:
     """One way to steer; see `methods.steering.learned.Settings`.
 
-    `place`: from `start` on, where the direction separates best, or the layers of a list ("2,4,5") that a spec gives.
+    `front` and `centred` are at what trials of earlier versions had, which lack them. `place`: from `start` on, where
+    the direction separates best, or the layers of a list ("2,4,5") that a spec gives.
     """
 
+    front: str = "others"
+    centred: bool = False
     direction: str = "mean_difference"
     general: str = "mean_difference"
     shrink: float = 1.0

@@ -325,13 +325,14 @@ class Loop:
 def queue_warm_start(opened: OpenStudy) -> None:
     """Queue the exact solvers' optima that the study does not know yet, as far as the space holds them.
 
-    A point whose choices the space leaves out is no optimum there.
+    A point whose choices the space leaves out is no optimum there, if anything reads them.
     """
     space = opened.space
     for raw in opened.objective.warm_start():
         known = {name: value for name, value in raw.items() if name in space}
         inside = {name: value for name, value in known.items() if holds(name, space[name], value)}
-        left_out = [name for name in known.keys() - inside.keys() if isinstance(space[name], CategoricalDistribution)]
+        needed = known.keys() - inside.keys() - opened.rooms.idle(raw)
+        left_out = [name for name in needed if isinstance(space[name], CategoricalDistribution)]
         if inside and not any(isinstance(known[name], str) for name in left_out):
             attributes: dict[str, Any] = {POINT: inside, "warm_start": True}
             opened.study.enqueue_trial(inside, user_attrs=attributes, skip_if_exists=True)

@@ -206,6 +206,18 @@ class CausalBackbone:
             for text, at in zip(texts, offsets, strict=True)
         ]
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, a BOS in front of it counted."""
+        return [len(tokens) for tokens in self.encoder.texts(texts)]
+
+    def room(self, spoken: Sequence[str], prefix: int, most: int) -> int:
+        """Tokens of text, at most so many, that the context has beside these labels, a prefix and a chat's frame."""
+        if self.context is None:
+            return most
+        return min(
+            most, self.context - prefix - max(self.lengths(spoken), default=0) - len(self.encoder.heads([""])[0])
+        )
+
     def packed(self, heads: Sequence[Tokens], candidates: Candidates) -> Packed:
         """The route of packed rows; UnavailableError where the model cannot take all of these prompts in it."""
         (_, route), *others = self.router.routes(heads, candidates)

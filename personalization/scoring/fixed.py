@@ -240,7 +240,7 @@ class FixedRows(Fixed):
         units: list[Row] = []
         for own in members.values():
             rows = cut_rows([heads[i] for i in own], 0, nodes, self.backbone.width, LONGEST_ROW)
-            units += [Row(tuple(own[i] for i in row.prompts), row.stem, row.width) for row in rows]
+            units += [row.named(own) for row in rows]
         return units
 
     def batch(self, number: int) -> Batch:

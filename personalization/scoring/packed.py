@@ -1,9 +1,9 @@
 """Scoring all candidates of a prompt, and all prompts with a common beginning, in one row.
 
-A row is a tree of tokens: a stem, the prompts behind it, the candidates behind each prompt. A token sees what lies on
-its own way from the root (additive float mask, which both eager and sdpa attention take) and has the position that it
-would have if that way were the whole text. A sliding window is cut from the mask by these positions. What all prompts
-share, the trunk, is computed once; its keys and values stand before every row.
+A row is a tree of tokens: a stem, prompts behind all or the beginning of it, the candidates behind each prompt. A token
+sees what lies on its own way from the root (additive float mask, which both eager and sdpa attention take) and has the
+position that it would have if that way were the whole text. A sliding window is cut from the mask by these positions.
+What all prompts share, the trunk, is computed once; its keys and values stand before every row.
 
 Exact for decoders with full or sliding attention whose positions are given from outside (rotary or learned). The cost
 is that of the unique tokens, and of attention inside a row.
@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from personalization.scoring.candidates import CandidateTree, build_tree, split_candidates
 from personalization.scoring.head import Head, read_labels
-from personalization.scoring.rows import Layout, Row, Tokens, cut_rows, lay_out, trunk_length
+from personalization.scoring.rows import BEHIND_ALL, Layout, Row, Tokens, cut_rows, lay_out, trunk_length
 
 LONGEST_ROW = 2048
 """Prompts share a row only up to this many tokens."""
@@ -105,19 +105,22 @@ class Packed:
         ids = self.prompts[0][None, : self.trunk].astype(np.int64)
         flat = np.zeros_like(ids)
         cache = DynamicCache()
-        self._forward(Layout(ids, np.arange(self.trunk)[None], flat, flat, flat), self.trees[0], cache)
+        self._forward(
+            Layout(ids, np.arange(self.trunk)[None], flat, flat + BEHIND_ALL, flat, flat), self.trees[0], cache
+        )
         return Cache(layers=[TrunkLayer(layer.keys, layer.values) for layer in cache.layers])
 
     def _forward(self, layout: Layout, tree: CandidateTree, past: Cache | None) -> Tensor:
         """Last hidden states [B, T, d]."""
-        ids, positions, branches, nodes = (
+        ids, positions, branches, starts, nodes = (
             torch.from_numpy(a).to(self.model.device)
-            for a in (layout.ids, layout.positions, layout.branches, layout.nodes)
+            for a in (layout.ids, layout.positions, layout.branches, layout.starts, layout.nodes)
         )
         before = 0 if past is None else past.get_seq_length()
         width = ids.shape[1]
         visible = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-        visible = visible & ((branches[:, None] == 0) | (branches[:, None] == branches[..., None]))
+        stem = (branches[:, None] == 0) & (positions[:, None] < starts[..., None])
+        visible = visible & (stem | (branches[:, None] == branches[..., None]))
         if len(tree.tokens):
             sees = torch.nn.functional.pad(torch.from_numpy(tree.sees), (1, 0, 1, 0))
             sees[:, 0] = True

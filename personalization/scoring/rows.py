@@ -1,9 +1,11 @@
 """Which tokens are computed once: the trunk of all prompts, and the stem of prompts that share a row.
 
 The trunk is what all prompts begin with (an instruction, a list of labels); its keys and values are computed once and
-stand before every row. The rest is cut into rows: a row holds a stem once (one user's history), behind it each of its
-prompts' own tokens, and behind each prompt the candidates' tree. With the prompts in lexicographic order, the rows are
-the cut of least cost by dynamic programming, O(n * MOST). The cost of a row of w tokens behind a trunk of t is that of
+stand before every row. The rest is cut into rows: a row holds a stem once (one user's history), the tokens of each of
+its prompts behind the part of the stem with which that prompt begins, and behind each prompt the candidates' tree. So
+prompts that continue one another, as those about the items of a history with all earlier items in front, cost one pass
+over the longest. With the prompts in lexicographic order, the rows are the cut of least cost by dynamic programming,
+O(n * MOST), where the last prompt of a row gives the stem. The cost of a row of w tokens behind a trunk of t is that of
 its matrix products with the weights and of its attention, in tokens: w + w (t + w) / (6 d) for a block of width d
 (12 d^2 weights, 24 d^2 operations a token; 4 d operations a pair of tokens).
 
@@ -29,15 +31,30 @@ MOST = 64
 """The largest number of prompts in a row."""
 ALIGNED = 4
 """Batches have a multiple of this width: matrix libraries prepare, and keep, code for each shape that they meet."""
+BEHIND_ALL = 1 << 40
+"""A position that no token has."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Prompts (their indices) that share their first `stem` tokens after the trunk; `width` tokens are fed."""
+    """Prompts (their indices) with a common stem, the first `stem` tokens of the last one after the trunk.
+
+    `width` tokens are fed. `shared`: with how many tokens of the stem each prompt begins; all where nothing is said.
+    """
 
     prompts: tuple[int, ...]
     stem: int
     width: int
+    shared: tuple[int, ...] = ()
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """With how many tokens of the stem each prompt begins."""
+        return self.shared or (self.stem,) * len(self.prompts)
+
+    def named(self, names: Sequence[int]) -> Row:
+        """The row with the i-th prompt called names[i]."""
+        return replace(self, prompts=tuple(names[i] for i in self.prompts))
 
 
 def common_prefix(a: Tokens, b: Tokens) -> int:
@@ -60,13 +77,12 @@ def cut_rows(prompts: Sequence[Tokens], trunk: int, nodes: int, hidden_size: int
     shared = [common_prefix(prompts[a][trunk:], prompts[b][trunk:]) for a, b in pairwise(order)]
     cost, first = [0.0], [0]
     for last in range(len(order)):
-        stem, own, best = 0, 0, (np.inf, last)
+        common, width, best = len(prompts[order[last]]), 0, (np.inf, last)
         for start in range(last, max(-1, last - MOST), -1):
-            own += len(prompts[order[start]]) - trunk + nodes
             if start < last:
-                stem = shared[start] if start == last - 1 else min(stem, shared[start])
-            width = own - (last - start) * stem
-            if start < last and (stem < SHORTEST or width > limit):
+                common = min(common, shared[start])
+            width += len(prompts[order[start]]) - trunk + nodes - (common if start < last else 0)
+            if start < last and (common < SHORTEST or width > limit):
                 break
             best = min(best, (cost[start] + width + width * (trunk + width) / (6 * hidden_size), start))
         cost.append(best[0])
@@ -74,10 +90,11 @@ def cut_rows(prompts: Sequence[Tokens], trunk: int, nodes: int, hidden_size: int
     rows, end = [], len(order)
     while end:
         start = first[end]
-        stem = min(shared[start : end - 1], default=0)
+        begins = [min(shared[i : end - 1]) for i in range(start, end - 1)]
+        stem = begins[-1] if begins else 0
         members = tuple(order[start:end])
         own = sum(len(prompts[i]) - trunk + nodes for i in members)
-        rows.append(Row(members, stem, own - (len(members) - 1) * stem))
+        rows.append(Row(members, stem, own - sum(begins), (*begins, stem)))
         end = start
     return rows[::-1]
 
@@ -86,39 +103,42 @@ def cut_rows(prompts: Sequence[Tokens], trunk: int, nodes: int, hidden_size: int
 class Layout:
     """A batch of rows as arrays, right-padded: int [B, T] unless said.
 
-    `branches`: 0 in a stem, 1, 2, ... in the prompts behind it, -1 in the padding. `nodes`: 0 in a prompt, 1 + i in
-    candidate node i. `places`: [prompts, 2 + N], the row of each prompt and the columns where it is read.
+    `branches`: 0 in a stem, 1, 2, ... in the prompts behind it, -1 in the padding. `starts`: the position of the first
+    token of the prompt's own, before which it sees the stem; in a stem, behind all positions. `nodes`: 0 in a prompt,
+    1 + i in candidate node i. `places`: [prompts, 2 + N], the row of each prompt and the columns where it is read.
     """
 
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
     branches: NDArray[np.int64]
+    starts: NDArray[np.int64]
     nodes: NDArray[np.int64]
     places: NDArray[np.int64]
 
     def moved(self, by: int) -> Layout:
         """The same at positions that are later by so many tokens."""
-        return replace(self, positions=self.positions + by)
+        return replace(self, positions=self.positions + by, starts=self.starts + by)
 
 
 def lay_out(rows: Sequence[Row], prompts: Sequence[Tokens], trunk: int, tree: CandidateTree) -> Layout:
     """The arrays of a batch. Prompts come in the order of `rows`; their positions count the trunk."""
     widths = [
-        row.stem + sum(len(prompts[i]) - trunk - row.stem + len(tree.tokens) for i in row.prompts) for row in rows
+        row.stem
+        + sum(len(prompts[i]) - trunk - at + len(tree.tokens) for i, at in zip(row.prompts, row.begins, strict=True))
+        for row in rows
     ]
     shape = len(rows), max(widths) + -max(widths) % ALIGNED
     ids, positions, nodes = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-    branches = np.full(shape, -1, dtype=np.int64)
+    branches, starts = np.full(shape, -1, dtype=np.int64), np.full(shape, BEHIND_ALL, dtype=np.int64)
     places = []
     extra = np.arange(len(tree.tokens))
     for r, row in enumerate(rows):
-        own = trunk + row.stem
-        ids[r, : row.stem] = prompts[row.prompts[0]][trunk:own]
-        positions[r, : row.stem] = np.arange(trunk, own)
-        branches[r, : row.stem] = 0
         at = row.stem
-        for branch, index in enumerate(row.prompts, start=1):
-            prompt = prompts[index]
+        ids[r, :at] = prompts[row.prompts[-1]][trunk : trunk + at]
+        positions[r, :at] = np.arange(trunk, trunk + at)
+        branches[r, :at] = 0
+        for branch, (index, begins) in enumerate(zip(row.prompts, row.begins, strict=True), start=1):
+            prompt, own = prompts[index], trunk + begins
             end = at + len(prompt) - own
             ids[r, at:end] = prompt[own:]
             positions[r, at:end] = np.arange(own, len(prompt))
@@ -126,6 +146,7 @@ def lay_out(rows: Sequence[Row], prompts: Sequence[Tokens], trunk: int, tree: Ca
             positions[r, end : end + len(extra)] = len(prompt) - 1 + tree.depths
             nodes[r, end : end + len(extra)] = 1 + extra
             branches[r, at : end + len(extra)] = branch
+            starts[r, at : end + len(extra)] = own
             places.append(np.concatenate([[r, end - 1], end + extra]))
             at = end + len(extra)
-    return Layout(ids, positions, branches, nodes, np.stack(places))
+    return Layout(ids, positions, branches, starts, nodes, np.stack(places))

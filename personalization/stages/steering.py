@@ -6,18 +6,20 @@ without history, and questions for which the gate is shut, are not steered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from personalization.evaluation import gold_indices
+from personalization.methods.steering.directions import likeness
 from personalization.methods.steering.edit import SteeringEdit
 from personalization.methods.steering.export import content
-from personalization.methods.steering.learned import Directions, Learned, Settings, with_threshold
+from personalization.methods.steering.fronts import FRONTS, LONGEST, ROOM
+from personalization.methods.steering.learned import Directions, Learned, Reading, Settings, with_threshold
 from personalization.methods.steering.moves import Firings, cosine_gate, product_gate
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
@@ -37,7 +39,7 @@ class Steering(Stage):
         if not _steers(params):
             return None
         settings = _settings(params)
-        directions = _directions(work, tools)
+        directions = _directions(work, tools, settings.front)
         learned = directions.learn(settings)
         if settings.gate != "cosine":
             return learned
@@ -48,7 +50,8 @@ class Steering(Stage):
         """An edit with each question's vectors and gate."""
         if learned is None or not len(work):
             return work
-        settings, directions = _settings(params), _directions(work, tools)
+        settings = _settings(params)
+        directions = _directions(work, tools, settings.front)
         users, known = directions.users()
         vectors = directions.vectors(settings, learned)
         opened = known
@@ -66,13 +69,13 @@ class Steering(Stage):
 
     def _agreement(self, settings: Settings, learned: Learned, work: Work, tools: Tools) -> NDArray[np.float64]:
         """Cosine of each question's state at the first edited layer with its user's direction, [n]."""
-        directions, first = _directions(work, tools), learned.layers[0]
+        directions, first = _directions(work, tools, settings.front), learned.layers[0]
         users, _ = directions.users()
         states = states_of(work.prompts, np.arange(len(work)), work, tools, (first,), settings.site)[:, 0]
         return cosine_gate(states, directions.vectors(settings, learned).personal[users, 0])
 
     def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:
-        """What the hooks did, how far scores moved, and why no label changed or one took all."""
+        """What the hooks did, how far scores moved and users differ, and why no label changed or one took all."""
         if learned is None:
             return Facts(remarks=("nothing is steered: alpha_personal and alpha_general are 0",))
         settings, moved, plain = _settings(params), scores_of(done, tools), scores_of(below, tools)
@@ -86,9 +89,10 @@ class Steering(Stage):
             "steering_relative_edit": firings.mean_relative_edit,
             "steering_largest_score_change": float(np.abs(moved - plain).max()),
         }
+        directions = _directions(below, tools, settings.front)
         return Facts(
-            metrics,
-            remarks=_remarks(settings, learned, edit, plain, moved),
+            {**metrics, **_likenesses(settings, learned, directions)},
+            remarks=[*_cut(directions), *_remarks(settings, learned, edit, plain, moved)],
             pictures={"edits": lambda: self._picture(settings, learned, below, (plain, moved), tools)},
             files={"vectors.safetensors": lambda: self._vectors(settings, edit, below, tools)},
         )
@@ -106,7 +110,7 @@ class Steering(Stage):
         gold = gold_indices(below.dataset)
         wrong, right = before.argmax(axis=1) != gold, after.argmax(axis=1) == gold
         return {
-            "separations": _directions(below, tools).separations(settings),
+            "separations": _directions(below, tools, settings.front).separations(settings),
             "layers": learned.layers,
             "moved": np.abs(after - before).max(axis=1),
             "helped": wrong & right,
@@ -115,14 +119,20 @@ class Steering(Stage):
 
     def _vectors(self, settings: Settings, edit: SteeringEdit, below: Work, tools: Tools) -> bytes:
         """The tune users' vectors for other tools."""
-        names = [f"{recent[0].id} to {recent[-1].id}" for recent, _ in _directions(below, tools).histories]
+        directions = _directions(below, tools, settings.front)
+        names = [f"{recent[0].id} to {recent[-1].id}" for recent, _ in directions.histories]
         found_by = {"model": tools.scorer.fingerprint, **{k: str(v) for k, v in asdict(settings).items()}}
         return content(edit.vectors, settings.move, names, settings.scope, found_by)
 
     def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:  # noqa: ARG002
-        """The plainest edit, one norm long, at thirds of the depth, solved exactly."""
+        """The plainest edit, one norm long, at thirds of the depth, solved exactly; in each way to read histories, of
+        which a space has mostly one."""
         edit = {"steering.alpha_personal": 1.0, "calibration.fit": "exact"}
-        return [{**edit, "steering.start": start} for start in (0.34, 0.51, 0.67)]
+        return [
+            {**edit, "steering.front": front, "steering.start": start}
+            for start in (0.34, 0.51, 0.67)
+            for front in FRONTS
+        ]
 
     def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
         """Directions at the edited layers."""
@@ -156,27 +166,56 @@ def _remarks(
     ]
 
 
-def _directions(work: Work, tools: Tools) -> Directions:
+def _likenesses(settings: Settings, learned: Learned, directions: Directions) -> dict[str, float]:
+    """How alike users' own directions are, and how like the general one; `_centred`: without what is common."""
+    if len(directions.paired) < 2:
+        return {}
+    where = (settings.direction, settings.site, learned.layers)
+    found: dict[str, float] = {}
+    for name, common in (("", None), ("_centred", directions.common(*where))):
+        between, general = likeness(directions.own(*where, common), learned.general)
+        found |= {f"steering_cosine_between_users{name}": between, f"steering_cosine_with_general{name}": general}
+    return found
+
+
+def _cut(directions: Directions) -> list[str]:
+    """That histories are longer than what is read of them."""
+    if directions.front == "others" or not directions.cut:
+        return []
+    return [
+        f"the histories of {directions.cut} of {len(directions.dataset.questions)} questions are read from their "
+        f"newest items: at most {LONGEST} items and {directions.reading.room} tokens"
+    ]
+
+
+def _directions(work: Work, tools: Tools, front: str) -> Directions:
     """The directions of a work's questions, of the model as the work leaves it.
 
     A server remembers those of histories, where no edit below makes them depend on more than the history.
     """
 
     def make() -> Directions:
-        return Directions(
-            work.dataset,
-            tools.scorer.backbone.depth,
-            lambda prompts, owners, layers, site: states_of(prompts, owners, work, tools, layers, site),
-            tools.embed,
-            None if work.of is not None or work.edits else tools.once("directions of histories", "kept", dict),
-        )
+        scorer, backbone = tools.scorer, cast(Any, tools.scorer.backbone)
+        prefix = max((edit.prefix for edit in work.edits), default=0)
+        if scorer.chat:
+            prefix += backbone.lengths([scorer.conversation(None, "")])[0]
 
-    found: Directions = tools.once("directions", work.key, make)
+        def states(prompts: Sequence[str], owners: Any, layers: Sequence[int], site: str) -> Any:
+            asked = [scorer.conversation(None, prompt) for prompt in prompts] if scorer.chat else prompts
+            return states_of(asked, owners, work, tools, layers, site)
+
+        room = backbone.room(work.spoken, prefix, ROOM)
+        reading = Reading(backbone.depth, states, tools.embed, backbone.lengths, room)
+        kept = None if work.of is not None or work.edits else tools.once("directions of histories", "kept", dict)
+        return Directions(work.dataset, reading, front, kept)
+
+    found: Directions = tools.once("directions", None if work.key is None else (work.key, front), make)
     return found
 
 
 def _settings(params: Any) -> Settings:
-    return Settings(**{field.name: getattr(params, field.name) for field in fields(Settings)})
+    """Configs of earlier versions lack what came later."""
+    return Settings(**{own.name: getattr(params, own.name) for own in fields(Settings) if hasattr(params, own.name)})
 
 
 def _steers(params: Any) -> bool:

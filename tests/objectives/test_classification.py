@@ -228,7 +228,7 @@ def test_a_trial_that_is_stopped_runs_no_further_block(classified, monkeypatch):
 
 def test_an_exact_fit_is_the_best_of_its_calibrations(classified):
     objective = classified(STEERED)
-    params = STEERED.with_stage("steering", replace(STEERED["steering"], alpha_personal=0.3))
+    params = STEERED.with_stage("steering", replace(STEERED["steering"], alpha_personal=-0.3))
     params = params.changed(fit="exact", beta=0.0, gamma=0.0, prior_mode="user", kappa=5.0)
     solved = objective.resolved(params)
     assert solved["calibration"].fit == "searched"

@@ -7,7 +7,7 @@ from optuna.distributions import CategoricalDistribution
 
 import studies
 from personalization.data.records import Dataset
-from personalization.methods.steering.learned import Directions
+from personalization.methods.steering.learned import Directions, Reading
 from personalization.tasks import task
 from studies.spec import load_spec
 
@@ -36,6 +36,6 @@ def test_the_sweep_over_layers_edits_three_sets_of_the_demo_model():
     spec = load_spec("sweep-steering")
     rooms, space = space_of(spec)
     first = {name: distribution.choices[0] for name, distribution in space.items()}
-    directions = Directions(Dataset(task("LaMP_2"), (), ()), 6, None, None)
+    directions = Directions(Dataset(task("LaMP_2"), (), ()), Reading(6, None, None))
     sets = {directions.layers(rooms.decode({**first, "start": start})["steering"]) for start in spec.space["start"]}
     assert sets == {(2, 3), (3, 4), (4, 5)}

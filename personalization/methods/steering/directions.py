@@ -1,14 +1,16 @@
 """A user's direction at each layer, from hidden states of the user's history.
 
-Each history item is asked twice: with the user's other items in front of it (personal) and alone (neutral). P and N
-are the states [m, d] at the prompts' last token, where the edit will be: what leaves a block, or its MLP. The
-directions:
+History items are asked twice: with a history in front (personal) and alone (neutral); see `fronts`. P and N are the
+states [m, d] at the prompts' last token, where the edit will be: what leaves a block, or its MLP. The directions:
 
     mean_difference   mean(P - N)
     svd               the first right singular vector of P (Chameleon's personal side, Zhang et al. 2025), signed to
-                      agree with mean(P - N)
+                      agree with mean(P - N), and as long
     preference        the weighted mean of the normalised states of the items alone, the newest weighing most (the
                       second report behind this project)
+
+Centred, what users have in common is taken out: with the means c of the tune users' directions and s of their personal
+states, mean(P - N) - c, `svd` of P - s, and `preference` - c.
 
 A user with m items is shrunk towards the user's group, (m d_user + kappa d_group) / (m + kappa), and a group of n users
 likewise towards all: (n mean of its users + kappa d_all) / (n + kappa). The general direction is `mean_difference` over
@@ -17,9 +19,9 @@ all users, or `ccs`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,38 +42,73 @@ class Pairs:
     neutral: Floats
 
 
-def mean_difference(pairs: Pairs) -> Floats:
-    """mean(P - N), [d]; zero where it is no longer than the rounding of the states."""
+class Common(NamedTuple):
+    """What users have in common at one layer: the means of their directions and of their personal states, [d] each."""
+
+    direction: Floats
+    state: Floats
+
+
+NOTHING = Common(np.zeros(1, dtype=np.float32), np.zeros(1, dtype=np.float32))
+
+
+def mean_difference(pairs: Pairs, common: Common = NOTHING) -> Floats:
+    """mean(P - N) without what is common, [d]; zero where it is no longer than the rounding of the states."""
     found = np.asarray((pairs.personal - pairs.neutral).mean(axis=0), dtype=np.float32)
     rounding = NOISE * np.linalg.norm(pairs.neutral, axis=1).mean()
-    return found if np.linalg.norm(found) > rounding else np.zeros_like(found)
+    return found - common.direction if np.linalg.norm(found) > rounding else np.zeros_like(found)
 
 
-def svd(pairs: Pairs) -> Floats:
-    """First right singular vector of P (uncentred), as long as the mean difference and signed like it, [d]."""
-    toward = mean_difference(pairs)
-    first = np.linalg.svd(pairs.personal.astype(np.float64), full_matrices=False)[2][0]
+def svd(pairs: Pairs, common: Common = NOTHING) -> Floats:
+    """First right singular vector of P - s, as long as the mean difference and signed like it, [d]."""
+    toward = mean_difference(pairs, common)
+    first = np.linalg.svd((pairs.personal - common.state).astype(np.float64), full_matrices=False)[2][0]
     sign = 1.0 if first @ toward >= 0 else -1.0
     return np.asarray(sign * np.linalg.norm(toward) * first, dtype=np.float32)
 
 
-def preference(pairs: Pairs) -> Floats:
-    """Weighted mean of the normalised neutral states, [d]."""
+def preference(pairs: Pairs, common: Common = NOTHING) -> Floats:
+    """Weighted mean of the normalised neutral states without what is common, [d]."""
     age = np.arange(len(pairs.neutral))[::-1]
     weights = 0.5 ** (age / HALF_LIFE)
     lengths = np.linalg.norm(pairs.neutral, axis=1, keepdims=True)
     normal = np.divide(pairs.neutral, lengths, out=np.zeros_like(pairs.neutral), where=lengths > 0)
-    return np.asarray(weights @ normal / weights.sum(), dtype=np.float32)
+    return np.asarray(weights @ normal / weights.sum(), dtype=np.float32) - common.direction
 
 
 DIRECTIONS = {"mean_difference": mean_difference, "svd": svd, "preference": preference}
 """name -> direction [d] of one user at one layer."""
 
 
-def personal_directions(pairs: Mapping[Any, list[Pairs]], kind: str) -> NDArray[np.float32]:
-    """Directions float32 [U, L, d], as long as they were found, of histories -> pairs a layer."""
+def personal_directions(
+    pairs: Mapping[Any, list[Pairs]], kind: str, common: Sequence[Common] | None = None
+) -> NDArray[np.float32]:
+    """Directions float32 [U, L, d], as long as they were found, of histories -> pairs a layer.
+
+    `common`: of each layer, what is taken out.
+    """
     estimate = DIRECTIONS[kind]
-    return np.stack([[estimate(layer) for layer in layers] for layers in pairs.values()])
+    out = common or [NOTHING] * len(next(iter(pairs.values())))
+    return np.stack([[estimate(*layer) for layer in zip(layers, out, strict=True)] for layers in pairs.values()])
+
+
+def common_part(pairs: Mapping[Any, list[Pairs]], kind: str) -> list[Common]:
+    """What the directions and personal states of these histories have in common, at each layer."""
+    means = personal_directions(pairs, "mean_difference" if kind == "svd" else kind).mean(axis=0)
+    states = [
+        np.mean([own.personal.mean(axis=0) for own in layer], axis=0) for layer in zip(*pairs.values(), strict=True)
+    ]
+    return [Common(mean, np.asarray(state, dtype=np.float32)) for mean, state in zip(means, states, strict=True)]
+
+
+def likeness(own: NDArray[np.float32], general: NDArray[np.float32]) -> tuple[float, float]:
+    """(mean cosine between the directions of two users, mean cosine with the general one), over layers.
+
+    `own` [U, L, d], at least two users; `general` [L, d].
+    """
+    users, u = len(own), unit(own)
+    pairs = (np.linalg.norm(u.sum(axis=0), axis=-1) ** 2 - (u**2).sum(axis=(0, 2))) / (users * (users - 1))
+    return float(pairs.mean()), float((u * unit(general)).sum(axis=-1).mean())
 
 
 def separation(pairs: Mapping[Any, list[Pairs]], kind: str) -> NDArray[np.float64]:
@@ -112,10 +149,15 @@ def shrunk(
 def group_directions(
     own: NDArray[np.float32], groups: NDArray[np.int64], count: int, kappa: float
 ) -> NDArray[np.float32]:
-    """Directions [count, L, d] of groups of users [U], from those of their users [U, L, d], shrunk towards all."""
+    """Directions [count, L, d] of groups of users [U], from those of their users [U, L, d], shrunk towards all.
+
+    Zero where it is rounding, as the mean of all centred directions is.
+    """
     sizes = np.bincount(groups, minlength=count)
     means = np.stack([own[groups == group].sum(axis=0) / max(size, 1) for group, size in enumerate(sizes)])
-    return shrunk(means, sizes, own.mean(axis=0), kappa)
+    found = shrunk(means, sizes, own.mean(axis=0), kappa)
+    rounding = NOISE * np.linalg.norm(own, axis=-1).mean(axis=0)[..., None]
+    return np.where(np.linalg.norm(found, axis=-1, keepdims=True) > rounding, found, np.float32(0))
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -1,7 +1,9 @@
 """Steering as an edit of a forward pass: each prompt with its own user's direction, and a gate that may leave it alone.
 
-With scope `last` the tokens from the prompt's last one on are moved, so nothing before them is, and prompts share their
-beginnings; with scope `all` every token is, and each prompt has a row of its own.
+With scope `last` the tokens from the prompt's last one on are moved, and with scope `answer` those of the answer alone,
+so nothing before them is, and prompts share their beginnings; with scope `all` every token is, and each prompt has a
+row of its own. The first token of an answer is told by the prompt's last one: `answer` leaves it alone, and moves what
+tells the rest of a label and its end.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from personalization.errors import DataError
 from personalization.methods.steering.moves import EditedTokens, Firings, Move, SteeringVectors, steered
 from personalization.scoring.edits import Batch, Sharing
 
-SCOPES = ("all", "last")
+SCOPES = ("all", "answer", "last")
 """Which tokens are moved."""
 
 
@@ -53,7 +55,7 @@ class SteeringEdit:
     @property
     def sharing(self) -> Sharing:
         """Prompts share what is not moved."""
-        return "any" if self.scope == "last" else "none"
+        return "none" if self.scope == "all" else "any"
 
     @property
     def touched(self) -> NDArray[np.bool_]:
@@ -87,10 +89,10 @@ class SteeringEdit:
         """The tokens of a batch that move."""
         layout, prompts = batch.layout, batch.prompts
         assert layout is not None
-        if self.scope == "last":
-            places = layout.places.shape[1] - 1
-            rows, columns = np.repeat(layout.places[:, 0], places), layout.places[:, 1:].reshape(-1)
-            owners = np.repeat(prompts, places)
+        if self.scope != "all":
+            own = layout.places[:, 1 + (self.scope == "answer") :]
+            rows, columns = np.repeat(layout.places[:, 0], own.shape[1]), own.reshape(-1)
+            owners = np.repeat(prompts, own.shape[1])
         else:
             rows, columns = np.nonzero(layout.branches >= 0)
             owners = prompts[rows]

@@ -21,6 +21,11 @@ OPERATIONS = {
     "additive": "h + norm * (alpha_personal * personal + alpha_general * general)",
     "projection": "p - alpha_general * <p, general> * general, p = h + alpha_personal * <h, personal> * personal",
 }
+TOKENS = {
+    "all": "all of the prompt",
+    "answer": "the answer's",
+    "last": "the prompt's last one and the answer's",
+}
 
 
 def content(
@@ -31,7 +36,7 @@ def content(
         "format": "chamtune steering vectors 1",
         "operation": OPERATIONS[move.kind],
         "hook_point": HOOKS[move.site],
-        "tokens": "all of the prompt" if scope == "all" else "the prompt's last one and the answer's",
+        "tokens": TOKENS[scope],
         "layers": json.dumps(list(vectors.layers)),
         "alpha_personal": repr(move.alpha_personal),
         "alpha_general": repr(move.alpha_general),

@@ -151,7 +151,7 @@ def test_sharing_is_what_all_edits_allow(backbone):
 
 
 def test_an_unknown_scope_is_refused(backbone):
-    with pytest.raises(ValueError, match="scope must be one of all, last, but got 'first'"):
+    with pytest.raises(ValueError, match="scope must be one of all, answer, last, but got 'first'"):
         steering(backbone, "first")
 
 

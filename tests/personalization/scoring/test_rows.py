@@ -69,10 +69,12 @@ def test_short_beginnings_and_long_rows_are_not_shared():
 def cost(prompts, parts, trunk, nodes):
     total = 0.0
     for part in parts:
-        stem = min(
-            (common_prefix(prompts[a][trunk:], prompts[b][trunk:]) for a, b in itertools.pairwise(part)), default=0
+        last, begins = (
+            prompts[part[-1]][trunk:],
+            [common_prefix(prompts[i][trunk:], prompts[part[-1]][trunk:]) for i in part],
         )
-        width = sum(len(prompts[i]) - trunk + nodes for i in part) - (len(part) - 1) * stem
+        width = len(last) + sum(len(prompts[i]) - trunk - at for i, at in zip(part[:-1], begins, strict=False))
+        width += nodes * len(part)
         total += width + width * (trunk + width) / (6 * HIDDEN)
     return total
 
@@ -104,6 +106,22 @@ def test_no_other_cut_costs_less(seed, trunk, nodes):
         ]
         if min(shared) >= SHORTEST:
             assert ours <= cost(prompts, parts, trunk, nodes) + 1e-6
+
+
+def test_prompts_that_continue_one_another_cost_one_pass_over_the_longest():
+    random = np.random.default_rng(1)
+    histories = [random.integers(0, 1000, 200).tolist() for _ in range(3)]
+    prompts = arrays(*[history[:end] for history in histories for end in range(20, 201, 20)])
+    rows = cut_rows(prompts, 0, 0, HIDDEN, 2048)
+    assert [row.width for row in rows] == [200 + 9] * 3
+    for row in rows:
+        layout = lay_out([row], prompts, 0, build_tree([[5]]))
+        assert sorted(layout.positions[0, layout.places[:, 1]] + 1) == list(range(20, 201, 20))
+        for branch, index in enumerate(row.prompts, start=1):
+            own = layout.branches[0] == branch
+            seen = own | ((layout.branches[0] == 0) & (layout.positions[0] < layout.starts[0, own].min()))
+            assert layout.ids[0, seen].tolist() == prompts[index].tolist()
+            assert layout.positions[0, seen].tolist() == list(range(len(prompts[index])))
 
 
 def test_layout_puts_each_prompt_behind_its_stem_and_the_tree_behind_each_prompt():

@@ -25,8 +25,10 @@ ACTIVE: dict[str, list[dict[str, Any]]] = {
         {"adapter.adapter": "prefix", **TRAINED, "adapter.level": "cluster", "adapter.groups": 2},
     ],
     "steering": [
-        {"steering.alpha_personal": 1.5, "steering.start": 0.5},
+        {"steering.front": "answered", "steering.alpha_personal": 1.5, "steering.start": 0.5},
         {"steering.alpha_personal": 1.0, "steering.gate": "cosine", "steering.open_share": 0.5, "steering.groups": 2},
+        {"steering.front": "answered", "steering.centred": True, "steering.alpha_personal": 1.5, "steering.groups": 2},
+        {"steering.front": "stated", "steering.scope": "answer", "steering.alpha_personal": 2.0},
         {"steering.alpha_general": 0.7, "steering.site": "mlp", "steering.scope": "all", "steering.edit": "projection"},
     ],
     "head": [

@@ -35,7 +35,7 @@ def read(path, written):
 
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("kind", EDITS)
-@pytest.mark.parametrize("scope", ["last", "all"])
+@pytest.mark.parametrize("scope", ["last", "all", "answer"])
 def test_a_file_says_all_that_steering_with_it_needs(vectors, kind, site, scope, tmp_path):
     move = Move(kind, site, alpha_personal=0.1, alpha_general=-0.3)
     arrays, told = read(tmp_path / "v.safetensors", content(vectors, move, USERS, scope, {"model": "abc"}))

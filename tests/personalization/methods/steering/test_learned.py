@@ -15,7 +15,8 @@ from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.methods.steering.directions import Pairs, separation, unit
 from personalization.methods.steering.edit import SteeringEdit
-from personalization.methods.steering.learned import HISTORY_ITEMS, Directions, Learned, Settings, with_threshold
+from personalization.methods.steering.fronts import PAIRS, ROOM
+from personalization.methods.steering.learned import Directions, Learned, Reading, Settings, with_threshold
 from personalization.scoring.resume import captured_output
 from personalization.stages import stage
 from personalization.stages import work as works
@@ -56,13 +57,15 @@ def tools(scorer):
     return Tools(scorer)
 
 
-def directions_of(scorer, dataset):
+def directions_of(scorer, dataset, front="others"):
     """Of the model without edits."""
 
     def states(prompts, owners, layers, site):
         return scorer.last_states(prompts, layers, site=site)
 
-    return Directions(dataset, scorer.backbone.depth, states, scorer.embeddings)
+    backbone = scorer.backbone
+    room = backbone.room([" a label\n"], 0, ROOM)
+    return Directions(dataset, Reading(backbone.depth, states, scorer.embeddings, backbone.lengths, room), front)
 
 
 @pytest.fixture
@@ -96,7 +99,9 @@ def without_history(world: Dataset, user: str) -> Dataset:
 
 def test_every_user_has_pairs_of_the_latest_items_at_every_layer(steering, world):
     pairs = steering.pairs("block", LAYERS)
-    assert {items for items, _ in pairs} == {q.history[-HISTORY_ITEMS:] for q in world.questions}
+    latest = {tuple(item.id for item in q.history[-count:]) for q in world.questions for count in range(2, PAIRS + 1)}
+    assert {tuple(item.id for item in items) for items, _ in pairs} <= latest
+    assert all(2 <= len(items) <= PAIRS for items, _ in pairs)
     for (recent, _), layers in pairs.items():
         assert len(layers) == 2
         assert all(pairs.personal.shape == (len(recent), 32) for pairs in layers)
@@ -291,13 +296,13 @@ def test_serving_with_a_gate_leaves_no_states_behind(learn, scorer, tools, world
     assert not list(tmp_path.rglob("*"))
 
 
-def test_prompts_whose_history_was_cut_are_counted(scorer, tmp_path):
-    short = CachedScorer(scorer.model, tmp_path / "scores")
-    prompts = ["a shy baker. " * 200, "a dog."]
-    assert short.backbone.context < 400
-    for _ in range(2):
-        short.last_states(prompts, LAYERS)
-        assert short.truncated == 1
+def test_of_two_items_that_do_not_fit_the_beginnings_are_read(scorer, world):
+    long = tuple(replace(item, text=f"{item.text} " * 20) for item in world.questions[0].history[:2])
+    asked = replace(world.questions[0], history=long)
+    found = directions_of(scorer, Dataset(world.task, world.labels, (asked,)))
+    ((items, _),) = found.histories
+    assert [whole.text.startswith(item.text) for item, whole in zip(items, long, strict=True)] == [True, True]
+    assert np.isfinite(found.pairs("block", LAYERS)[found.paired[0]][0].personal).all()
 
 
 def test_the_general_direction_may_come_from_ccs(steering):

@@ -9,7 +9,7 @@ import torch
 from personalization.backbones.causal import CausalBackbone
 from personalization.errors import DataError, UnavailableError
 from personalization.methods.steering.directions import DIRECTIONS, Pairs, ccs, personal_directions, shrunk, svd, unit
-from personalization.methods.steering.edit import SteeringEdit
+from personalization.methods.steering.edit import SCOPES, SteeringEdit
 from personalization.methods.steering.moves import (
     EDITS,
     EditedTokens,
@@ -161,7 +161,7 @@ def backbones():
     return {name: CausalBackbone(make_model(name), make_tokenizer(bos=True)) for name in LAYOUTS}
 
 
-@pytest.mark.parametrize("scope", ["last", "all"])
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("kind", EDITS)
 @pytest.mark.parametrize("architecture", of_table(LAYOUTS, "llama", "gpt2", "opt"))
@@ -178,7 +178,32 @@ def test_resuming_is_bit_equal_to_the_whole_model(backbones, architecture, kind,
     assert np.abs(whole[2] - plain[2]).max() <= 1e-5
     assert np.abs(whole[[0, 1, 3]] - plain[[0, 1, 3]]).max() > 1e-3
     assert not any("forward" in vars(layer) for layer in backbone.layers)
-    assert (backbone.fixed(PROMPTS, LABELS, [of_whole]).route.trunk > 0) == (scope == "last")
+    assert (backbone.fixed(PROMPTS, LABELS, [of_whole]).route.trunk > 0) == (scope != "all")
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_tokens_of_a_scope_move_by_the_vector_and_no_others(backbones, scope):
+    """In a batch as it is run: below the layer nothing changes, at it the listed tokens move by s a u, no others."""
+    backbone, vectors = backbones["llama"], random_vectors(layers=(1,))
+    edit = SteeringEdit(backbone.layers, vectors, Move(alpha_personal=0.7), USERS, np.ones(9), scope)
+    fixed = backbone.fixed(PROMPTS, LABELS, [edit])
+    for number, members in enumerate(fixed.members):
+        seen = []
+        for edits in ([], [edit]):
+            below, at = captured_output(backbone.layers[0]), captured_output(backbone.layers[1])
+            with torch.inference_mode(), below as low, at as high:
+                fixed.scores(number, edits)
+            seen.append((low[-1].numpy(), high[-1].numpy()))
+        (low, high), (low_edited, high_edited) = seen
+        assert (low == low_edited).all()
+        places, expected = fixed.layouts[number].places, np.zeros_like(high)
+        for prompt, (row, last, *answer) in zip(members, places, strict=True):
+            moved_by = vectors.norms[0] * 0.7 * vectors.personal[USERS[prompt], 0]
+            columns = {"last": [last, *answer], "answer": answer, "all": fixed.layouts[number].branches[row] >= 0}
+            expected[row, columns[scope]] = moved_by
+        assert (expected != 0).any()
+        assert np.abs(high_edited - high - expected).max() <= 1e-5
+        assert (high_edited[expected == 0] == high[expected == 0]).all()
 
 
 @pytest.mark.parametrize("architecture", ["bloom", "mamba"])
@@ -304,7 +329,7 @@ def test_gates_are_what_their_formulas_say():
 
 
 @pytest.mark.parametrize("architecture", of_table(["llama", "gpt2", "gpt_neox"], "llama"))
-@pytest.mark.parametrize("scope", ["last", "all"])
+@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("kind", EDITS)
 def test_a_table_is_that_of_one_prompt_and_label_at_a_time(architecture, scope, site, kind):
@@ -317,7 +342,7 @@ def test_a_table_is_that_of_one_prompt_and_label_at_a_time(architecture, scope, 
         u, start = torch.from_numpy(vectors.personal[USERS[row]]), len(tokenizer(PROMPTS[row])["input_ids"])
         for column, label in enumerate(LABELS):
             ids = torch.tensor([tokenizer(PROMPTS[row] + label)["input_ids"]])
-            first = 0 if scope == "all" else start - 1
+            first = {"all": 0, "last": start - 1, "answer": start}[scope]
 
             def moved_by_hand(_, __, output, layer, first=first, u=u):
                 states = (output[0] if isinstance(output, tuple) else output).clone()
