@@ -37,7 +37,7 @@ from personalization.methods.taste.calibration import Calibrated
 from personalization.stages import STAGES, chain
 from personalization.stages.chain import Fitted
 from personalization.stages.work import Tools, begin
-from personalization.tasks import Task, Terms, load_task
+from personalization.tasks import Task, Terms, load_task, task
 
 FORMAT = 6
 CONFIG = "deploy.yaml"
@@ -206,8 +206,9 @@ def task_of(config: Mapping[str, Any]) -> Task:
         from personalization.upgrade import task_of_format_5
 
         return task_of_format_5(config["task"])
+    told = config["task"]
     try:
-        return load_task(config["task"])
+        return task(told) if isinstance(told, str) else load_task(told)
     except UsageError as error:
         raise DataError(f"not a deploy config: {error}; promote again") from None
 
