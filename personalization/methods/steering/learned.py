@@ -46,6 +46,8 @@ from personalization.methods.steering.fronts import (
 )
 from personalization.methods.steering.moves import Move, SteeringVectors
 
+ROUNDING = 1e-5
+"""By how much a cosine may differ from batch to batch."""
 SHORTER = 0.9
 """By how much less than its share a text is kept that does not fit."""
 REMEMBERED = 10_000
@@ -361,5 +363,5 @@ class Directions:
 
 
 def with_threshold(learned: Learned, values: NDArray[np.float64], open_share: float) -> Learned:
-    """A gate that is open for this share of the tune questions, whose values these are."""
-    return replace(learned, threshold=float(np.quantile(values, 1 - open_share)))
+    """A gate that is open for this share of the tune questions, whose values these are, in whatever batch they come."""
+    return replace(learned, threshold=float(np.quantile(values, 1 - open_share)) - ROUNDING)
