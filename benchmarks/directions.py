@@ -5,8 +5,8 @@
 
 States for the directions of one question of each user, read in the three ways of `methods.steering.fronts`. Tokens are
 counted where they enter the model, padding left out and in. `distinct_history_tokens` is every history that is read,
-with its instruction, laid out once; `ratio` is that of tokens_new. `old` is `others`, the earlier way. The last line
-is JSON.
+with its instruction, laid out once; `ratio`: of tokens_new to it. `old` is `others`, the earlier way, which reads
+8 items of a history. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ def cost(backbone: CausalBackbone, dataset: Dataset, front: str) -> dict[str, fl
     directions = Directions(
         dataset, Reading(backbone.depth, states, backbone.embeddings, backbone.lengths, room), front
     )
-    directions.histories  # noqa: B018
     with mock.patch.object(backbone.router, "_agrees", return_value=True), counted() as seen:
         started = time.perf_counter()
         pairs = directions.pairs("block", (backbone.depth // 2,))

@@ -217,3 +217,21 @@ def test_a_plan_without_words_is_the_spaces_baseline():
         for name, value in asdict(plan).items():
             if name in baseline and name != "adapter":
                 assert value == baseline[name], name
+
+
+def test_a_trial_of_before_reads_histories_as_it_did():
+    space = chain_space(("steering", "calibration"))
+    new = {**asked(space, 1)[0], "alpha_personal": 1.0, "centred": True}
+    old = {name: value for name, value in new.items() if name not in ("front", "centred")}
+    for raw, expected in ((new, ("answered", True)), (old, ("others", False))):
+        found = space.decode(raw)["steering"]
+        assert (found.front, found.centred) == expected
+
+
+def test_what_nothing_reads_at_a_point_is_idle():
+    """So a point without steering is a start of a space that reads histories in one way."""
+    space = chain_space(("steering", "calibration"))
+    still = space.raw({f"{s}.{n}": v for s, own in space.BASELINE.items() for n, v in asdict(own).items()})
+    assert "front" in space.idle(still)
+    assert "front" not in space.idle({**still, "alpha_general": 0.5})
+    assert "beta" not in space.idle(still)

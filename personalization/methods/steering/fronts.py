@@ -12,11 +12,11 @@ Each item's other prompt, without a history, is its own: the instruction, the it
 
 A prompt of `answered` begins with the one before it, and one row holds a prompt and those that begin it
 (`scoring.rows`). So a history costs one pass over it, a token more for each state that is read, and for each a short
-prompt without the instruction, which all share: 1.3 passes. In `stated` histories are shared in the same way, but each
-asked item repeats the instruction and its text. Prompts are tokenised whole, and what they share is found among their
-tokens: where a tokenizer merges over a border, less is shared, and the states are the same. Items of which one has no
-label cannot be answered; they are stated. Where the instruction does not stand in front of the item alone, it comes
-with each item. A chat model reads each prompt as what a user says.
+prompt without the instruction, which all share: 1.1 to 1.3 passes. In `stated` histories are shared in the same way,
+but each asked item repeats the instruction and its text. Prompts are tokenised whole, and what they share is found
+among their tokens: where a tokenizer merges over a border, less is shared, and the states are the same. Items of which
+one has no label cannot be answered; they are stated. Where the instruction does not stand in front of the item alone,
+it comes with each item. A chat model reads each prompt as what a user says.
 
 A history is cut to the newest `LONGEST` items, and to the newest whose text takes `ROOM` tokens, or fewer where the
 model's context is shorter.
