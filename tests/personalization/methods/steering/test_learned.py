@@ -233,10 +233,10 @@ def test_a_batch_of_50_users_is_one_question_at_a_time(scorer, tools):
         text = prompt(world.task, world.questions[row])
         own = SteeringEdit(edit.blocks, edit.vectors, edit.move, edit.users[row : row + 1], np.ones(1))
         alone = scorer.backbone.fixed([text], labels, [own]).table([own])[0]
-        assert np.abs(alone - together[row]).max() <= 1e-5
+        assert np.allclose(alone, together[row], rtol=1e-6, atol=1e-5)
     for row in range(0, 100, 20):
         served, _ = steered(only(world, world.questions[row]), SETTINGS, learned, Tools(scorer.unstored()))
-        assert np.abs(served[0] - together[row]).max() <= 1e-5
+        assert np.allclose(served[0], together[row], rtol=1e-6, atol=1e-5)
 
 
 def test_layers_are_chosen_by_how_well_the_direction_separates(steering, tools, world):
