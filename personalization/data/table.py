@@ -94,6 +94,9 @@ def rows_as_questions(
             users.setdefault(user, []).append((place, item))
         else:
             reader.refused = True
+    if terms is None and reader.task is not None and reader.task.labels is None:
+        found = sorted({item.label for rows in users.values() for _, item in rows if item.label is not None})
+        reader.task, reader.listed = reader.task.with_labels(found), tuple(found)
     unlabelled = _ask(reader, users, columns, terms)
     if unlabelled and columns.label is not None and terms is None:
         problem = f"{unlabelled} rows have no label and are left out"

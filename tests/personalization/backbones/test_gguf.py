@@ -11,6 +11,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from personalization.backbones.causal import load_causal
+from personalization.backbones.chat import Chat
 from personalization.backbones.gguf import convert
 from personalization.backbones.location import PACKAGED, _packaged, locate_model
 from personalization.errors import DataError, UnavailableError
@@ -211,9 +212,9 @@ def test_smollm2_reads_texts_as_it_learned_to(smollm2):
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
     assert tokenizer.tokenize("a\n\n1. 2024") == ["a", "ĊĊ", "1", ".", "Ġ", "2", "0", "2", "4"]
     assert tokenizer("x")["input_ids"] == tokenizer("x", add_special_tokens=False)["input_ids"]
-    messages = [{"role": "user", "content": "Hi"}]
-    asked = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert asked.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-    capitals = ["Which city is the capital of France?", "Which city is the capital of Japan?"]
-    scores = smollm2.label_logprobs(capitals, ["Paris\n", "Tokyo\n"])
+    chat = Chat(tokenizer)
+    assert chat.end_of_turn == "<|im_end|>"
+    assert chat.conversation(None, "Hi").endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    asked = [chat.conversation(None, f"Which city is the capital of {land}?") for land in ("France", "Japan")]
+    scores = smollm2.label_logprobs(asked, ["Paris<|im_end|>", "Tokyo<|im_end|>"])
     assert scores.argmax(axis=1).tolist() == [0, 1]

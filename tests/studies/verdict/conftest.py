@@ -54,7 +54,7 @@ def make_study(tmp_path, world_folder, tiny_model, monkeypatch, homes, no_result
             run_study(spec, home)
             return open_study(spec, home)
         folder, known = homes
-        identity = f"{scorer.skill} {scorer.bias} {spec.trials} {spec.identity()}"
+        identity = f"{scorer.skill} {scorer.bias} {spec.trials} {spec.model.path} {spec.identity()}"
         made = known.setdefault(identity, folder / str(len(known)))
         if not made.exists():
             run_study(spec, made)
