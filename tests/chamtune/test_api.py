@@ -88,6 +88,15 @@ def test_a_table_survives_its_files(frame, tmp_path):
     ]
 
 
+def test_a_file_is_the_same_data_as_its_frame(frame, tmp_path):
+    frame.to_csv(tmp_path / "items.csv", index=False)
+    columns = {"time": "time", "newest": 2}
+    found = ct.Dataset.from_table(tmp_path / "items.csv", **columns)
+    assert found.records.fingerprint() == ct.Dataset.from_frame(frame, **columns).records.fingerprint()
+    with pytest.raises(UsageError, match="'labels' is no column of a data set; give user, text, label, time, id"):
+        ct.Dataset.from_table(tmp_path / "items.csv", labels="label")
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [({"label": "tag"}, "no column 'tag'; it has user, text, label, time"), ({"task": "LaMP_9"}, "known are LaMP_1")],
