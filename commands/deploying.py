@@ -1,0 +1,88 @@
+"""Deployments: promote, roll back, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import HOME, HomeOption, JsonOption, StorageOption, TrackingOption, answer
+
+
+def promote(
+    study: str,
+    out: Annotated[Path, typer.Option(help="The folder of the deployment.")] = Path("deploy"),
+    replace_unreadable: Annotated[
+        bool, typer.Option("--replace-unreadable", help="Set a config aside that cannot be read, untested.")
+    ] = False,
+    cold_start: Annotated[
+        bool,
+        typer.Option("--cold-start/--no-cold-start", help="Accuracy by history items given; up to six more passes."),
+    ] = True,
+    home: HomeOption = HOME,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Test the study's best on users that no trial saw; write a deployment folder if it holds."""
+    from studies.shown.display import print_promotion
+    from studies.shown.logs import log_to
+    from studies.shown.progress import ScoringDisplay
+    from studies.study import find_study, located_spec, open_study
+    from studies.verdict.promotion import promote as promote_study
+
+    spec = located_spec(find_study(study, home, storage))
+    with log_to(home), ScoringDisplay() as display:
+        opened = open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
+        result = promote_study(opened, out, replace_unreadable, cold_start)
+    answer(as_json, result, lambda: print_promotion(result))
+    if not result["promoted"]:
+        raise typer.Exit(3)
+
+
+def rollback(
+    config: Path,
+    home: HomeOption = HOME,
+    storage: StorageOption = None,
+    tracking: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring back the deployment that the present one replaced."""
+    from studies.shown.display import print_line
+    from studies.shown.logs import log_to
+    from studies.verdict.deployments import roll_back_deployment
+
+    with log_to(home):
+        generation, restored = roll_back_deployment(home, config, storage, tracking)
+    said = f"{config}: generation {generation}, with the content of generation {restored}"
+    answer(as_json, {"generation": generation, "restored_from": restored}, lambda: print_line(said))
+
+
+def predict(
+    config: Annotated[str, typer.Option(help="A deployment folder, or models:/NAME@champion of MLflow.")],
+    questions: Annotated[
+        Path, typer.Option(help="LaMP questions (file, JSON Lines, or folder), or a table like the study's.")
+    ],
+    out: Annotated[Path, typer.Option(help="What to write: a .csv table, or else a LaMP predictions file.")],
+    model: Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")] = None,
+    home: HomeOption = HOME,
+    tracking: TrackingOption = None,
+) -> None:
+    """Answer questions with a deployment: of a table the rows without a label."""
+    from personalization.data.lamp import write_predictions
+    from personalization.data.table import write_table
+    from personalization.deployment import Deployment
+    from studies.shown.logs import log_to
+    from studies.verdict.deployments import located
+
+    with log_to(home), located(config, home, tracking) as folder:
+        deployment = Deployment.load(folder, model)
+        read = deployment.read(questions)
+        asked = read.usable().questions
+        answers = deployment.predict(asked)
+    if out.suffix.lower() == ".csv":
+        users = [question.user_id for question in asked]
+        write_table(out, [(a.id, user, a.label, a.log_probs[a.label]) for a, user in zip(answers, users, strict=True)])
+    else:
+        write_predictions(out, read.name, {answer.id: answer.label for answer in answers}, read.numbers)
+    typer.echo(f"{len(answers)} predictions in {out}")

@@ -1,0 +1,159 @@
+"""Studies: begin, run, look at, compare, serve the pages of."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from commands.options import HOME, HomeOption, JsonOption, StorageOption, TrackingOption, answer
+
+STOPPED = 128
+"""Added to the number of a signal that stopped a run."""
+
+
+def run(
+    spec: Annotated[str, typer.Argument(metavar="SPEC_OR_PRESET", help="A YAML file, or a preset's name.")],
+    data: Annotated[Path | None, typer.Option(help="LaMP files, in the place of the spec's.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Finished trials in all, earlier runs included.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed; the study is then named NAME-seedS.")] = None,
+    name: Annotated[str | None, typer.Option(help="Another name for the study.")] = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Create or resume a study and run it to its number of trials."""
+    from studies.runner import run_study
+    from studies.shown.display import print_result
+    from studies.shown.logs import log_to
+    from studies.shown.progress import RunDisplay
+    from studies.spec import load_spec
+
+    changes: dict[str, Any] = {}
+    if trials is not None:
+        changes["trials"] = trials
+    if data is not None:
+        changes["data"] = {"path": str(data)}
+    loaded = load_spec(spec, changes)
+    if seed is not None and seed != loaded.seed:
+        loaded = load_spec(spec, {**changes, "seed": seed, "name": f"{loaded.name}-seed{seed}"})
+    if name is not None:
+        loaded = load_spec(spec, {**changes, "seed": loaded.seed, "name": name})
+    with log_to(home), RunDisplay(loaded) as display:
+        result = run_study(loaded, home, display)
+    answer(as_json, result.as_json(), lambda: print_result(result, loaded))
+    if result.stopped_by is not None:
+        raise typer.Exit(STOPPED + result.stopped_by)
+    if result.best is None:
+        raise typer.Exit(1)
+
+
+def init(
+    table: Annotated[str, typer.Argument(help="A .csv, .jsonl, .parquet or .arrow file, or a hub data set.")],
+    user: Annotated[str | None, typer.Option(help="The column of who it is that an item belongs to.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column of what is classified.")] = None,
+    label: Annotated[str | None, typer.Option(help="The column of the label.")] = None,
+    time: Annotated[str | None, typer.Option(help="The column of when.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study, and of the files.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder to write into.")] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a table; write a commented spec and task to start from."""
+    from studies.beginning import begin
+    from studies.shown.display import print_beginning
+
+    found = begin(table, {"user": user, "text": text, "label": label, "time": time}, out, name)
+    answer(as_json, found, lambda: print_beginning(found))
+
+
+def studies(home: HomeOption = HOME, storage: StorageOption = None, as_json: JsonOption = False) -> None:
+    """List the studies of a home folder."""
+    from studies.shown.display import print_studies
+    from studies.shown.show import list_studies
+
+    rows = list_studies(home, storage)
+    answer(as_json, rows, lambda: print_studies(rows))
+
+
+def show(study: str, home: HomeOption = HOME, storage: StorageOption = None, as_json: JsonOption = False) -> None:
+    """Show one study: spec, counts, best trials."""
+    from studies.shown.display import print_study
+    from studies.shown.show import describe_study
+
+    description = describe_study(study, home, storage)
+    answer(as_json, description, lambda: print_study(description))
+
+
+def compare(
+    studies: Annotated[list[str], typer.Argument(help="Studies of the same data; gains are over the first.")],
+    out: Annotated[Path, typer.Option(help="Where the figure goes.")] = Path("comparison.png"),
+    home: HomeOption = HOME,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the best feasible trials of studies on the select users."""
+    from personalization.files import write_atomic
+    from studies.shown.display import print_comparison
+    from studies.shown.logs import log_to
+    from studies.shown.progress import ScoringDisplay
+    from studies.study import find_study, located_spec, open_study
+    from studies.verdict.comparison import compare as compare_studies
+    from studies.verdict.comparison import comparison_figure
+
+    with log_to(home), ScoringDisplay() as display:
+        opened = []
+        for study in dict.fromkeys(studies):
+            spec = located_spec(find_study(study, home, storage)).model_copy(update={"storage": storage})
+            opened.append(open_study(spec, home, display.scoring))
+        result = compare_studies(opened)
+    write_atomic(out, comparison_figure(result))
+    answer(as_json, result, lambda: print_comparison(result, out))
+
+
+def summary(folder: Path, as_json: JsonOption = False) -> None:
+    """Show the summary of a result folder, and which file it was read from."""
+    from studies.shown.display import print_summary
+    from tracking.report import read_summary
+
+    found = read_summary(folder)
+    metrics = {row[0]: row[1:] for row in found.rows}
+    answer(as_json, {"source": found.source, "metrics": metrics}, lambda: print_summary(found))
+
+
+def ui(
+    home: HomeOption = HOME,
+    storage: StorageOption = None,
+    tracking: TrackingOption = None,
+    dashboard_port: int = 8080,
+    mlflow_port: int = 5000,
+    write: Annotated[bool, typer.Option("--write", help="Let the dashboard's page change and delete studies.")] = False,
+) -> None:
+    """Serve optuna-dashboard and MLflow on this machine until Ctrl-C."""
+    from studies.shown.ui import Pages, serve
+    from studies.storage import storage_url
+
+    def ready(pages: Pages) -> None:
+        typer.echo(f"optuna-dashboard  {pages.dashboard}\nMLflow            {pages.mlflow}  of {pages.store}")
+        for study, page in pages.studies.items():
+            typer.echo(f"  {study}  {page}")
+        typer.echo("Ctrl-C stops both")
+        sys.stdout.flush()
+
+    home.mkdir(parents=True, exist_ok=True)
+    serve(home, storage_url(home, storage), tracking, (dashboard_port, mlflow_port), ready, write)
+
+
+def sync(study: str, home: HomeOption = HOME, storage: StorageOption = None, tracking: TrackingOption = None) -> None:
+    """Send to MLflow what an earlier run could not."""
+    from studies.sync import sync as sync_study
+
+    typer.echo(f"everything of {study} is in {sync_study(study, home, storage, tracking)}")
+
+
+def schema() -> None:
+    """Print the JSON Schema of a spec, for editors."""
+    from studies.spec import StudySpec
+
+    print(json.dumps(StudySpec.model_json_schema(), indent=2))
