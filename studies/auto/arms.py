@@ -160,6 +160,23 @@ ARMS: dict[str, Arm] = {
             first=30,
         ),
         Arm(
+            "shared",
+            "labels that the user, and others of like taste, gave to similar items",
+            ("calibration",),
+            ranked,
+            {
+                "calibration": {
+                    "prior_mode": list(PRIORS),
+                    "reach": {"low": 0.05, "high": 4.0},
+                    "floor": {"low": 0.2, "high": 0.95},
+                    "near": {"low": 0.02, "high": 1.0, "log": True},
+                    "kin": {"low": 0.0, "high": 8.0},
+                }
+            },
+            first=30,
+            mixes=True,
+        ),
+        Arm(
             "wording",
             "other words for the labels, and a scale for their similarity",
             ("prompt", "calibration"),
@@ -216,25 +233,36 @@ NOT_OF: Mapping[str, tuple[str, ...]] = {
 """kind of model -> arms that it cannot have, or that would be another's twin."""
 
 
-def together(lower: Arm, upper: Arm) -> Arm | None:
-    """Two arms in one chain; None where one has no stage beside the other's, or both have the same one.
+def together(one: Arm, other: Arm) -> Arm | None:
+    """Two arms in one chain; None where both have the same stage, or neither has one beside the calibration.
 
-    The arm whose stage stands lower is taken as it was found (`start_from`), and the other is searched on top of it. Of
-    an encoder the texts are embedded by then.
+    The arm whose stage stands lower is taken as it was found (`start_from`), and the other is searched on top of it. An
+    arm that is a calibration alone is searched on top of the other, if it brings what no other arm has. Of an encoder
+    the texts are embedded by then.
     """
     order = list(STAGES)
-    own = [[name for name in arm.chain if name != "calibration"] for arm in (lower, upper)]
-    if not own[0] or not own[1] or set(own[0]) & set(own[1]):
+    lower, upper = sorted((one, other), key=lambda arm: order.index(arm.chain[0]))
+    if upper.chain == ("calibration",):
+        if not upper.mixes or lower.chain == ("calibration",):
+            return None
+        space: Mapping[str, Mapping[str, Any]] = {
+            "calibration": {**lower.space.get("calibration", {}), **upper.space["calibration"]}
+        }
+    elif set(lower.chain) & set(upper.chain) - {"calibration"}:
         return None
-    if order.index(own[0][0]) > order.index(own[1][0]):
-        lower, upper = upper, lower
+    else:
+        space = upper.space
     stages = {*lower.chain, *upper.chain}
+
+    def passes(scene: Scene) -> float:
+        return 0.0 if scene.kind == "encoder" and upper.passes in (ranked, read) else upper.passes(scene)
+
     return Arm(
         f"{lower.name}+{upper.name}",
         f"{upper.says}, on top of {lower.says}",
         tuple(name for name in order if name in stages),
-        lambda scene: 0.0 if scene.kind == "encoder" and upper.passes in (ranked, read) else upper.passes(scene),
-        upper.space,
+        passes,
+        space,
         upper.first,
         upper.most,
         lambda scene: lower.answering(scene) + upper.answering(scene),

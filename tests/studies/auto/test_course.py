@@ -52,7 +52,7 @@ def test_from_a_table_to_a_page(table, tiny_encoder, capsys):
     app(arguments, "chamtune", standalone_mode=False)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["promoted"], found["reason"]
-    assert {arm["arm"] for arm in found["arms"]} == {"calibration", "similar", "wording"}
+    assert {arm["arm"] for arm in found["arms"]} == {"calibration", "similar", "shared", "wording", "wording+shared"}
     assert found["leader"] == found["arms"][0]["arm"]
     assert (table / "deploy" / "deploy.yaml").exists()
     page = (table / found["page"]).read_text(encoding="utf-8")

@@ -32,10 +32,17 @@ def test_a_pair_has_both_stages_and_keeps_what_the_lower_one_found():
     assert both.start_from == "prompt"
     assert together(ARMS["lora"], ARMS["prefix"]) is None
     assert together(ARMS["calibration"], ARMS["prompt"]) is None
+    assert together(ARMS["shared"], ARMS["similar"]) is None
+    shared = together(ARMS["shared"], ARMS["head"])
+    assert shared.chain == ("head", "calibration")
+    assert shared.start_from == "head"
+    assert shared.mixes
+    assert shared.space["calibration"]["fit"] == "exact"
 
 
 def test_stages_that_may_not_be_used_are_not_raced():
-    assert {arm.name for arm in wanted("causal", ("prompt",), True)} == {"calibration", "similar", "prompt"}
+    assert {arm.name for arm in wanted("causal", ("prompt",), True)} == {"calibration", "similar", "shared", "prompt"}
+    assert "shared" not in {arm.name for arm in wanted("causal", (), mix_users=False)}
     assert "prompt" not in {arm.name for arm in wanted("encoder", (), True)}
 
 
