@@ -2,6 +2,8 @@
 
     equal     five arms without a difference on users with effects of their own: how often the smallest corrected p of
               the table is below .05 (at most .06 wanted)
+    routing   on the equal arms, with features that say nothing: how often the interval of its gain covers 0 (at least
+              .95 wanted), and the gain that the oracle promises where there is none
     better    one arm is 3 points better than the next, others are worse: how often a race finds it at the cost at which
               equal shares do, a block of users being the unit of cost
     resumed   the same races interrupted after every slice: how many end otherwise
@@ -17,6 +19,7 @@ import json
 import numpy as np
 
 from studies.auto.race import Standing, following, leader
+from studies.auto.routing import routed
 from tracking.significance import holm, sign_flip
 
 USERS, QUESTIONS, BLOCK, BASE = 120, 5, 12, 0.5
@@ -66,11 +69,17 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=1000)
     worlds = parser.parse_args().worlds
     random = np.random.default_rng(0)
-    small, raced, shared, otherwise = 0, 0, 0, 0
+    small, raced, shared, otherwise, covered, promised = 0, 0, 0, 0, 0, 0.0
     budget = 5 * len(ARMS)
     for number in range(worlds):
         right = world(random, [0.0] * 5)
         small += min(holm([sign_flip(right[arm] - right[0]) for arm in range(1, 6)])) < 0.05
+        gains = right[1:] - right[0]
+        best = int(gains.sum(axis=1).argmax())
+        told = np.column_stack([np.ones(USERS), random.normal(size=(USERS, 3))])
+        low, high = routed(gains[best], np.delete(gains, best, axis=0), SIZES, told).interval
+        covered += low <= 0 <= high
+        promised += float((gains.max(axis=0) - gains[best]).sum() / SIZES.sum())
         right = world(random, list(ARMS.values()))
         ended = race(right, budget)
         raced += leader(standings(right, ended), SIZES).name == "best"
@@ -87,6 +96,8 @@ def main() -> None:
             {
                 "worlds": worlds,
                 "equal_arms_corrected_p_below_05": small / worlds,
+                "routing_covers_0": covered / worlds,
+                "oracle_promises": round(promised / worlds, 4),
                 "race_finds_the_best": raced / worlds,
                 "equal_shares_find_the_best": shared / worlds,
                 "interrupted_races_that_end_otherwise": otherwise,

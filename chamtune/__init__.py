@@ -7,6 +7,8 @@
     study.promote("deploy")                        # tested on users that no trial saw
     ct.load("deploy").predict(ct.Dataset.from_lamp("questions.json"))
 
+    ct.Auto("tickets.csv", "minilm", minutes=10).run("deploy")    # races the ways to personalise, promotes the best
+
 Everything else is one import away: `Model` scores labels, `Dataset` holds questions of users with their histories, and
 `stage` puts a step of your own into the chain.
 """
@@ -17,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chamtune.auto import Auto
     from chamtune.dataset import Dataset
     from chamtune.model import Model
     from chamtune.served import Served, load
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
     from personalization.stages.facts import Facts
     from personalization.stages.work import Tools, Work
 
-__all__ = ["Dataset", "Facts", "Model", "Served", "Stage", "Study", "Tools", "Work", "load", "stage"]
+__all__ = ["Auto", "Dataset", "Facts", "Model", "Served", "Stage", "Study", "Tools", "Work", "load", "stage"]
 
 _HOME = {
+    "Auto": "chamtune.auto",
     "Dataset": "chamtune.dataset",
     "Model": "chamtune.model",
     "Served": "chamtune.served",

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from personalization.data.records import Dataset
 from personalization.errors import ChamtuneError, UsageError
 from personalization.evaluation import Evaluation, joined
 from search_spaces import ChainParams
@@ -137,6 +138,16 @@ class Course:
         """The arm that is ahead, None while none has a feasible trial."""
         standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
         return self.entries[leader(standings, self.sizes).name] if standings else None
+
+    @property
+    def users(self) -> list[str]:
+        """The users that arms are judged on, [U]."""
+        return self._users
+
+    def judged_dataset(self) -> Dataset:
+        """Their questions."""
+        tune = self.base.splits.tune
+        return Dataset(tune.task, tune.labels, (*self._part("tune"), *self._part("select")))
 
     @property
     def _whole_s(self) -> float:

@@ -17,6 +17,7 @@ from personalization.data.exchange import exchange
 from personalization.evaluation import Evaluation
 from studies.auto.course import Course, Entry
 from studies.auto.race import leader
+from studies.auto.routing import features, routed
 from studies.verdict.personal import answers_of, parts
 from tracking.significance import holm, paired, user_interval, user_totals
 
@@ -50,7 +51,7 @@ def table(course: Course, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
         "arms": rows,
         "gains": _course_of_gain(course),
         "impact": None if best is None else _impact(course, best),
-        "oracle": _oracle(course),
+        "routing": _routing(course),
         "confirm": None if verdict is None else _confirm(verdict),
         "cold_start": None if verdict is None else verdict.get("cold_start"),
     }
@@ -192,16 +193,25 @@ def _helped_by(course: Course, user: str, least: float) -> str | None:
     return best[1]
 
 
-def _oracle(course: Course) -> dict[str, float] | None:
-    """Gain if every user had the arm that did best for them, and of the one arm that is best."""
-    standings = [
-        e.standing for e in course.entries.values() if e.standing is not None and not np.isnan(e.standing.gains).any()
+def _routing(course: Course) -> dict[str, Any] | None:
+    """Gain of the one arm that is best, of routing users between arms, and if every user had the arm that did best."""
+    entries = [
+        entry
+        for entry in course.entries.values()
+        if entry.standing is not None and entry.seen is not None and not np.isnan(entry.standing.gains).any()
     ]
-    if not standings:
+    if len(entries) < 2:
         return None
-    gains, total = np.stack([standing.gains for standing in standings]), float(course.sizes.sum())
-    one = leader(standings, course.sizes).gains.sum() / total
-    return {"gain": float(np.maximum(gains.max(axis=0), 0).sum() / total), "one_arm": float(one)}
+    standings = [entry.standing for entry in entries if entry.standing is not None]
+    best, total = leader(standings, course.sizes), float(course.sizes.sum())
+    rest = [standing.gains for standing in standings if standing is not best]
+    answers = sorted(entries, key=lambda entry: entry.arm.name != best.name)
+    asked = course.judged_dataset()
+    told = features(asked, course.users, [entry.seen for entry in answers if entry.seen is not None])
+    found = routed(best.gains, np.stack(rest), course.sizes, told)
+    every = np.maximum(np.stack([standing.gains for standing in standings]).max(axis=0), 0)
+    routing = {"gain": found.gain, "interval": list(found.interval), "moved": found.moved}
+    return {"one_arm": float(best.gains.sum() / total), "oracle": float(every.sum() / total), "routing": routing}
 
 
 def _confirm(verdict: Mapping[str, Any]) -> dict[str, Any] | None:
