@@ -52,7 +52,7 @@ def test_from_a_table_to_a_page(table, tiny_encoder, capsys):
     app(arguments, "chamtune", standalone_mode=False)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["promoted"], found["reason"]
-    assert {arm["arm"] for arm in found["arms"]} == {"calibration", "similar", "shared", "wording", "wording+shared"}
+    assert {"calibration", "similar", "shared", "wording"} <= {arm["arm"] for arm in found["arms"]}
     assert found["leader"] == found["arms"][0]["arm"]
     assert (table / "deploy" / "deploy.yaml").exists()
     page = (table / found["page"]).read_text(encoding="utf-8")
@@ -98,7 +98,7 @@ def test_a_race_goes_on_where_it_was(table, tiny_encoder):
 
 
 def test_what_cannot_be_afforded_is_said(table, tiny_encoder, monkeypatch):
-    for name in ("similar", "wording"):
+    for name in ("similar", "shared", "wording"):
         monkeypatch.setitem(ARMS, name, replace(ARMS[name], passes=lambda scene: 1e9))
     course = Course(plan_of(table / "h", tiny_encoder), table / "h")
     course.run(table / "deploy")
