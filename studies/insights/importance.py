@@ -17,7 +17,8 @@ one constraint, among all complete trials. `of_optuna` has Optuna's own evaluato
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ RESAMPLES = 200
 QUANTILES = (0.025, 0.975)
 ENOUGH = 10
 """Trials below which nothing is said."""
+FEW = 3
+"""Trials with other values than the most frequent below which a parameter hardly varied."""
 COLUMNS = ("parameter", "group", "importance", "low", "high", "share", "trials", "warning")
 
 
@@ -109,6 +112,9 @@ def _warning(found: Levels, read: int, trials: int) -> str:
         return f"too few trials to tell: {read} of {trials} read it"
     if len(found.labels) == 1:
         return f"cannot matter: {found.labels[0]} in every trial"
+    most = int(found.member.sum(axis=0).max())
+    if read - most < FEW:
+        return f"hardly varied: {found.labels[int(found.member.sum(axis=0).argmax())]} in {most} of {read} trials"
     if read < trials / 2:
         return f"read in {read} of {trials} trials only"
     return ""
@@ -145,6 +151,17 @@ EVALUATORS: dict[str, Callable[[], Any]] = {
 """Optuna's evaluators by name. fANOVA: Hutter, Hoos, Leyton-Brown 2014."""
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's word that there is a new study."""
+    told = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(told)
+
+
 def of_optuna(history: History, evaluator: str) -> dict[str, float]:
     """Optuna's importance among feasible trials, of the parameters that all of them have; UsageError for another name.
 
@@ -156,7 +173,8 @@ def of_optuna(history: History, evaluator: str) -> dict[str, float]:
     kept = history.feasible
     known = {name: p.distribution for name, p in history.parameters.items() if p.distribution is not None}
     distributions = {name: found for name, found in known.items() if kept[f"params_{name}"].notna().all()}
-    study = optuna.create_study(direction="maximize" if history.maximize else "minimize")
+    with _quiet():
+        study = optuna.create_study(direction="maximize" if history.maximize else "minimize")
     for row in kept.to_dict("records"):
         params = {name: row[f"params_{name}"] for name in distributions}
         study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=row["value"]))
