@@ -126,23 +126,25 @@ def ui(
     home: HomeOption = HOME,
     storage: StorageOption = None,
     tracking: TrackingOption = None,
+    port: Annotated[int, typer.Option(help="Of the start page and the insights.")] = 8000,
     dashboard_port: int = 8080,
     mlflow_port: int = 5000,
     write: Annotated[bool, typer.Option("--write", help="Let the dashboard's page change and delete studies.")] = False,
 ) -> None:
-    """Serve optuna-dashboard and MLflow on this machine until Ctrl-C."""
+    """Serve a start page, insights, optuna-dashboard and MLflow on this machine until Ctrl-C."""
     from studies.shown.ui import Pages, serve
     from studies.storage import storage_url
 
     def ready(pages: Pages) -> None:
-        typer.echo(f"optuna-dashboard  {pages.dashboard}\nMLflow            {pages.mlflow}  of {pages.store}")
+        typer.echo(f"start page        {pages.start}\noptuna-dashboard  {pages.dashboard}")
+        typer.echo(f"MLflow            {pages.mlflow}  of {pages.store}")
         for study, page in pages.studies.items():
             typer.echo(f"  {study}  {page}")
-        typer.echo("Ctrl-C stops both")
+        typer.echo("Ctrl-C stops all")
         sys.stdout.flush()
 
     home.mkdir(parents=True, exist_ok=True)
-    serve(home, storage_url(home, storage), tracking, (dashboard_port, mlflow_port), ready, write)
+    serve(home, storage_url(home, storage), tracking, (port, dashboard_port, mlflow_port), ready, write)
 
 
 def sync(study: str, home: HomeOption = HOME, storage: StorageOption = None, tracking: TrackingOption = None) -> None:

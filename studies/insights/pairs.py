@@ -2,7 +2,8 @@
 
 In the terms of `importance`: share(pair) - share(one) - share(other), less what (V_1 - 1) (V_2 - 1) / (N - 1) chance
 gives. Where a sampler tried the two together more often than apart, part of this is theirs alone; the interval, over
-resamples of the trials, does not know that. `cells` shows the strongest pair as a map.
+resamples of the trials, does not know that. Two of which one tells the other are no pair. `cells` shows the strongest
+pair as a map.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ def interactions(history: History, top: float = TOP) -> pd.DataFrame:
     for one, other in combinations(names, 2):
         first, second = found[one].member, found[other].member
         read = first.any(axis=1) & second.any(axis=1)
-        if read.sum() < 2 * ENOUGH:
+        both = _both(first[read], second[read])
+        free = both.any(axis=0).sum() - first[read].any(axis=0).sum() - second[read].any(axis=0).sum() + 1
+        if read.sum() < 2 * ENOUGH or free < 1:
             continue
         draws, hits = weights[:, read], chosen[read]
-        parts = [explained(m, hits, draws) for m in (_both(first[read], second[read]), first[read], second[read])]
+        parts = [explained(m, hits, draws) for m in (both, first[read], second[read])]
         share, chance = (parts[0][i] - parts[1][i] - parts[2][i] for i in (0, 1))
         values = dict(zip(("interaction", "low", "high"), with_interval(share, chance), strict=True))
         rows.append({"first": one, "second": other, **values, "trials": int(read.sum())})
