@@ -177,13 +177,14 @@ class _Idle:
 def together(histories: Sequence[History]) -> History:
     """Several studies as one: `gain` is a trial's rank among the feasible of its own study, from 0 to 1.
 
-    Values of different data or metrics do not compare; ranks do. Parameters of one name are taken for the same one.
+    Values of different data or metrics do not compare, nor do bounds; ranks do. Parameters of one name are taken for
+    the same one.
     """
     import pandas as pd
 
     frames = []
     for found in histories:
-        frame = found.trials.copy()
+        frame = found.trials[[name for name in found.trials if not name.startswith("constraints_")]].copy()
         rank = frame["gain"].where(frame["feasible"]).rank()
         frame["gain"] = (rank - 0.5) / max(1, int(frame["feasible"].sum()))
         frame["value"] = frame["gain"]

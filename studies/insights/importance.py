@@ -133,7 +133,7 @@ def feasibility_importance(history: History) -> pd.DataFrame:
 
     complete = history.trials[history.trials["state"] == TrialState.COMPLETE.name]
     wanted = {"all": complete["feasible"].to_numpy(dtype=bool)}
-    wanted |= {name: complete[f"constraints_{name}"].to_numpy(dtype=float) <= 0 for name in history.constraints}
+    wanted |= {name: ~(complete[f"constraints_{name}"].to_numpy(dtype=float) > 0) for name in history.constraints}
     parts = []
     for name, kept in wanted.items():
         found = _ranked(history, complete, kept)

@@ -58,9 +58,11 @@ def interactions(history: History, top: float = TOP) -> pd.DataFrame:
     for one, other in combinations(names, 2):
         first, second = found[one].member, found[other].member
         read = first.any(axis=1) & second.any(axis=1)
+        if read.sum() < 2 * ENOUGH:
+            continue
         both = _both(first[read], second[read])
         free = both.any(axis=0).sum() - first[read].any(axis=0).sum() - second[read].any(axis=0).sum() + 1
-        if read.sum() < 2 * ENOUGH or free < 1:
+        if free < 1:
             continue
         draws, hits = weights[:, read], chosen[read]
         parts = [explained(m, hits, draws) for m in (both, first[read], second[read])]

@@ -22,8 +22,8 @@ def _reached(history: History, name: str) -> pd.DataFrame:
     """Complete trials that keep all constraints but this one, the most obedient first."""
     complete = history.trials[history.trials["state"] == TrialState.COMPLETE.name]
     others = [f"constraints_{other}" for other in history.constraints if other != name]
-    kept = complete[(complete[others] <= 0).all(axis=1)] if others else complete
-    return kept.sort_values(f"constraints_{name}", kind="stable")
+    kept = complete[~(complete[others] > 0).any(axis=1)] if others else complete
+    return kept.dropna(subset=f"constraints_{name}").sort_values(f"constraints_{name}", kind="stable")
 
 
 def constraint_prices(history: History) -> pd.DataFrame:

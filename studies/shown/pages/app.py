@@ -1,6 +1,6 @@
 """The pages as a FastAPI application: `python -P -m studies.shown.pages.app HOST PORT`.
 
-It only reads: nothing but GET and HEAD is answered, and only under a loopback name, so that no page elsewhere can reach
+It only reads: nothing but GET is answered, and only under a loopback name, so that no page elsewhere can reach
 it by another name of this machine. Pages are made on the server, every text escaped; a strict content policy lets in
 nothing from elsewhere.
 
@@ -72,8 +72,8 @@ def application(house: House) -> FastAPI:
 
     @app.middleware("http")
     async def _guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.method not in ("GET", "HEAD"):
-            return JSONResponse({"detail": "this page only shows"}, 405, {"Allow": "GET, HEAD", **HEADERS})
+        if request.method != "GET":
+            return JSONResponse({"detail": "this page only shows"}, 405, {"Allow": "GET", **HEADERS})
         response = await answer(request)
         response.headers.update(HEADERS)
         return response
