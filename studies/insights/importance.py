@@ -19,7 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,7 @@ FEW = 3
 COLUMNS = ("parameter", "group", "importance", "low", "high", "share", "trials", "warning")
 
 
+@lru_cache(maxsize=4)
 def resamples(count: int, draws: int = RESAMPLES, seed: int = 0) -> NDArray[np.float32]:
     """How often each trial is in each resample, [draws + 1, n]; the first one is the trials themselves."""
     drawn = np.random.default_rng(seed).poisson(1.0, (draws, count)).astype(np.float32)

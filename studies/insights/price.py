@@ -8,6 +8,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from studies.insights.history import History
+from studies.insights.values import is_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,7 @@ def box(history: History, error: float) -> pd.DataFrame:
         column = near[f"params_{name}"].dropna()
         if parameter.items or not len(column):
             continue
-        numbers = all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in column)
+        numbers = all(map(is_number, column))
         row = {"parameter": name, "group": parameter.group, "best": top[f"params_{name}"], "low": None, "high": None}
         if numbers:
             row |= {"low": column.min(), "high": column.max(), "values": None}

@@ -45,18 +45,20 @@ def suggestions(
         found.append(Suggestion("together", change, reason, {**base, **change}))
     found += _between(history, likely, base, searched)
     found += _unexplored(history, scores, base)
-    seen = {_key({n: row[f"params_{n}"] for n in searched if not _missing(row[f"params_{n}"])}) for row in _rows(kept)}
-    fresh = []
+    fresh, seen = list[Suggestion](), set[tuple[tuple[str, str], ...]]()
     for one in found:
-        if _key(one.params) not in seen:
+        if _key(one.params) not in seen and not _tried(kept, one.params):
             seen.add(_key(one.params))
             fresh.append(one._replace(params=_plain(one.params), change=_plain(one.change)))
     return fresh[:most]
 
 
-def _rows(kept: pd.DataFrame) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = kept.to_dict("records")
-    return found
+def _tried(kept: pd.DataFrame, params: Mapping[str, Any]) -> bool:
+    """Whether a trial had these parameters."""
+    same = np.ones(len(kept), dtype=bool)
+    for name, value in params.items():
+        same &= (kept[f"params_{name}"] == value).to_numpy(dtype=bool)
+    return bool(same.any())
 
 
 def _missing(value: Any) -> bool:

@@ -82,8 +82,8 @@ def levels(parameter: Parameter, column: pd.Series) -> Levels:
         member = np.array([[isinstance(f, tuple) and name in f for name in names] for f in column], dtype=bool)
         return Levels(names, list(names), member.reshape(len(column), len(names)))
     there = column.notna().to_numpy()
-    seen = list(dict.fromkeys(column[there]))
-    numbers = all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in seen)
+    seen = list(column[there].unique())
+    numbers = column.dtype.kind in "iuf" or all(is_number(value) for value in seen)
     ranges = next((found for word, found in CATEGORIES.items() if word in parameter.name.lower().split("_")), None)
     if numbers and seen and ranges is not None:
         return _ranged(column.to_numpy(dtype=float), ranges)
@@ -92,6 +92,11 @@ def levels(parameter: Parameter, column: pd.Series) -> Levels:
     values = sorted(seen, key=lambda v: (v if numbers else 0, str(v)))
     member = np.array([(column == value).to_numpy() & there for value in values], dtype=bool)
     return Levels([said(value) for value in values], values, member.reshape(len(values), len(column)).T)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can be ordered and averaged: yes and no cannot."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
 
 
 def _binned(numbers: NDArray[np.float64]) -> Levels:

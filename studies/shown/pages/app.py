@@ -20,10 +20,10 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Query, Request
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from personalization.errors import ChamtuneError
 from studies.insights.history import GROUPS
