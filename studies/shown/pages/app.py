@@ -14,6 +14,7 @@ import csv
 import io
 import os
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -148,6 +149,7 @@ def main() -> None:
         given.get("CHAMTUNE_MLFLOW"),
         given.get("MLFLOW_BACKEND_STORE_URI"),
     )
+    threading.Thread(target=house.read_all, daemon=True).start()
     uvicorn.run(application(house), host=host, port=int(port), log_level="warning", access_log=False)
 
 

@@ -100,7 +100,9 @@ def curve(points: Sequence[Row], across: str, up: str, mark: float | None = None
     ends_x, ends_y = (min(xs), max(xs)), (min(ys), max(ys))
     span_x, span_y = (MARGIN["left"], WIDTH - MARGIN["right"]), (HEIGHT - MARGIN["bottom"], MARGIN["top"])
     at = [(_scaled(x, ends_x, span_x), _scaled(y, ends_y, span_y)) for x, y in known]
-    line = f"M{at[0][0]} {at[0][1]}" + "".join(f"H{x}V{y}" for x, y in at[1:])
+    line = (
+        f"M{at[0][0]} {at[0][1]}" + "".join(f"H{x}V{y}" for x, y in at[1:]) + f"H{_scaled(ends_x[1], ends_x, span_x)}"
+    )
     return {
         "line": line,
         "points": [{"x": x, "y": y, "across": a, "up": u} for (x, y), (a, u) in zip(at, known, strict=True)],
@@ -129,7 +131,7 @@ def heat(pairs: Sequence[Row]) -> dict[str, Any] | None:
     below = [{"name": name, "at": left + i * side + side / 2} for i, name in enumerate(names[:-1])]
     height = 10 + (len(names) - 1) * side
     return {"squares": squares, "rows": labels, "columns": below, "side": side, "base": height,
-            "height": height + 110, "width": left + len(names) * side, "left": left}  # fmt: skip
+            "height": height + 135, "width": left + len(names) * side, "left": left}  # fmt: skip
 
 
 def table_of(cells: Sequence[Row]) -> dict[str, Any] | None:
