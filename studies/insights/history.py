@@ -28,7 +28,7 @@ STAGES = {"prompt": "retrieval", "adapter": "training", "head": "training"}
 """Groups of stages that are not groups themselves."""
 SHAPES = ("rank", "targets", "prefix_tokens", "start", "count", "place", "groups", "head", "adapter", "level")
 """Parameters of a trained or steering stage that say what is built, not how it is trained."""
-ITEMS = "items"
+ITEMS = "foreign_items"
 """Trial attribute: name -> items that went into the trial, of which there may be several."""
 METRICS = "measured"
 """Trial attribute that holds metrics."""
@@ -106,10 +106,12 @@ def history(
         row = {"number": trial.number, "state": trial.state.name, "feasible": feasible(trial), "value": value}
         params = trial.params
         unread = idle.at(params) if idle is not None else ()
-        row |= {f"params_{key}": given for key, given in params.items() if key not in unread}
+        row |= {f"params_{key}": _there(given) for key, given in params.items() if key not in unread}
         row |= {f"params_{key}": tuple(given) for key, given in trial.user_attrs.get(ITEMS, {}).items()}
         row |= {f"constraints_{key}": given for key, given in trial.constraints.items()}
-        row |= {f"metrics_{key}": given for key, given in trial.user_attrs.get(METRICS, {}).get("metrics", {}).items()}
+        measured = trial.user_attrs.get(METRICS)
+        if isinstance(measured, dict):
+            row |= {f"metrics_{key}": given for key, given in measured.get("metrics", {}).items()}
         rows.append(row)
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["number", "state", "feasible", "value"])
     frame.insert(4, "gain", sign * frame["value"].astype(float))
@@ -124,6 +126,11 @@ def history(
         if f"params_{key}" not in frame:
             frame[f"params_{key}"] = None
     return History(name, goal[0], goal[1] == "maximize", frame, parameters)
+
+
+def _there(value: Any) -> Any:
+    """A value; None, which other studies may have as a choice, by its name, since it is not missing."""
+    return "None" if value is None else value
 
 
 def discrete(distribution: BaseDistribution) -> bool:

@@ -49,7 +49,8 @@ def suggestions(
     for one in found:
         if _key(one.params) not in seen and not _tried(kept, one.params):
             seen.add(_key(one.params))
-            fresh.append(one._replace(params=_plain(one.params), change=_plain(one.change)))
+            params = {name: _typed(searched[name], value) for name, value in one.params.items()}
+            fresh.append(one._replace(params=params, change={name: params[name] for name in one.change}))
     return fresh[:most]
 
 
@@ -69,8 +70,14 @@ def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, str(value)) for name, value in params.items()))
 
 
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in params.items()}
+def _typed(parameter: Parameter, value: Any) -> Any:
+    """The value as its distribution has it: a column with missing ones turns whole numbers into others."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(parameter.distribution, IntDistribution):
+        return int(value)
+    if isinstance(parameter.distribution, CategoricalDistribution):
+        return next((choice for choice in parameter.distribution.choices if choice == value), value)
+    return value
 
 
 def _example(parameter: Parameter, kept: pd.DataFrame, label: str) -> Any:

@@ -46,6 +46,8 @@ CATEGORIES: dict[str, tuple[tuple[float, str], ...]] = {
     "l2": ((0.0, "none"), (0.001, "light"), (0.01, "medium"), (np.inf, "heavy")),
 }
 """Word in a parameter's name -> upper ends of ranges and what they are called."""
+WHOLE = 1e12
+"""Numbers below which what is whole is written out."""
 COLUMNS = (
     "parameter", "group", "value", "score", "low", "high", "ratio_raw", "confidence", "best", "mean", "count",
     "good_count",
@@ -125,7 +127,9 @@ def _ranged(numbers: NDArray[np.float64], ranges: Sequence[tuple[float, str]]) -
 def said(value: Any) -> str:
     """A value in a few characters."""
     if isinstance(value, float | np.floating):
-        return f"{value:.3g}"
+        number = float(value)
+        whole = number.is_integer() and abs(number) < WHOLE
+        return str(int(number)) if whole else f"{number:.3g}"
     return str(value)
 
 

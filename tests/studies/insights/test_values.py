@@ -84,7 +84,7 @@ def test_continuous_values_are_binned_by_quantiles_and_categories_named():
 def test_items_of_a_trial_are_told_apart():
     space = {"x": CategoricalDistribution(["a"])}
     trials = [
-        trial({"x": "a"}, v, space, attrs={"items": {"columns": items}})
+        trial({"x": "a"}, v, space, attrs={"foreign_items": {"columns": items}})
         for v, items in [(3, ["id 32D", "day 4D"]), (2, ["id 32D"]), (1, ["day 4D"]), (0, [])]
     ]
     found = value_scores(history("h", trials, ("v", "maximize")))

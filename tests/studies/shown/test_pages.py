@@ -179,6 +179,43 @@ def test_steps_of_a_waterfall_stand_on_one_another():
     assert all(b["x_low"] <= b["end"] <= b["x_high"] for b in bars)
 
 
+def odd_studies(url: str) -> list[str]:
+    """Studies that no chamtune made, with whatever Optuna lets in."""
+    optuna.create_study(storage=url, study_name="empty")
+    failed = optuna.create_study(storage=url, study_name="failed")
+    failed.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
+    broken = optuna.create_study(storage=url, study_name="infeasible")
+    mixed = optuna.create_study(storage=url, study_name="mixed", directions=["minimize", "maximize"])
+    space = {
+        "any": CategoricalDistribution([None, True, 3, 0.5, "x"]),
+        "count": optuna.distributions.IntDistribution(1, 10**6),
+        "one": CategoricalDistribution([1]),
+    }
+    for place in range(30):
+        params = {"any": space["any"].choices[place % 5], "count": 1 + 31_001 * place, "one": 1}
+        attributes = {"measured": 3, "items": "no items", "foreign": None}
+        named = {name: value for name, value in params.items() if name != "count" or place % 2}
+        chosen = {name: space[name] for name in named}
+        mixed.add_trial(
+            optuna.create_trial(params=named, distributions=chosen, values=[place, -place], user_attrs=attributes)
+        )
+        broken.add_trial(optuna.create_trial(params=named, distributions=chosen, value=1.0, constraints={"c": 1.0}))
+    return ["empty", "failed", "infeasible", "mixed"]
+
+
+def test_any_study_of_optuna_is_shown(tmp_path):
+    client = client_of(house_of(tmp_path))
+    for name in odd_studies(storage_url(tmp_path, None)):
+        for path in ("/insights", "/api/insights", "/api/suggestions", "/insights.csv"):
+            assert client.get(path, params={"study": name}).status_code == 200, (name, path)
+    assert client.get("/").status_code == 200
+    told = client.get("/api/insights", params={"study": "mixed"}).json()
+    values = {entry["field"]: {v["value"] for v in entry["values"]} for entry in told["analysis"]["other"]}
+    assert values["any"] == {"None", "True", "3", "0.5", "x"}
+    assert {row["parameter"]: row["warning"] for row in told["importance"]}["one"] == "cannot matter: 1 in every trial"
+    assert "1 in every trial" not in client.get("/insights", params={"study": "empty"}).text
+
+
 @pytest.mark.parametrize(("score", "at"), [(1.0, 50), (8.0, 100), (80.0, 100), (0.125, 0), (0.0, 0), (None, 100)])
 def test_the_axis_of_scores(score, at):
     assert drawing.place(score) == pytest.approx(at)
