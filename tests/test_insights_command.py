@@ -10,6 +10,7 @@ import pytest
 import chamtune as ct
 import cli
 from personalization.errors import UsageError
+from studies.insights.reading import kept_path
 from studies.insights.report import NAMES
 from studies.recovery import POINT
 from studies.runner import run_study
@@ -74,6 +75,16 @@ def test_suggestions_are_queued_and_taken_first(monkeypatch, capsys, tmp_path, s
     assert [trial.params for trial in trials] == wanted
     assert [trial.user_attrs[POINT] for trial in trials] == wanted
     assert all(trial.user_attrs["suggested"] for trial in trials)
+
+
+def test_the_path_is_printed_and_kept_for_the_page(monkeypatch, capsys, tmp_path, spec_of, kept_scores, no_results):
+    run_study(spec_of(trials=12, warm_start=True, constraints={}), tmp_path)
+    code, out, _ = told(monkeypatch, capsys, "insights", "small", "--path", "--home", tmp_path)
+    assert code == 0
+    assert "from the baseline to trial" in out
+    assert "tune users: optimistic" in out.replace("\n", " ")
+    kept = kept_path(tmp_path, "small")
+    assert sum(step["gain"] for step in kept["steps"]) == pytest.approx(kept["gain"])
 
 
 def test_python_gives_frames_of_a_table_and_of_studies(tmp_path):

@@ -21,6 +21,8 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Query, Request
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -81,10 +83,17 @@ def application(house: House) -> FastAPI:
 
     @app.exception_handler(ChamtuneError)
     async def _said(request: Request, error: ChamtuneError) -> Response:
-        if request.url.path.startswith("/api/") or request.url.path.endswith((".csv", ".json")):
+        if request.url.path.startswith("/api/") or request.url.path.endswith(".csv"):
             return JSONResponse({"detail": str(error)}, 404)
         page = templates.get_template("problem.html").render(problem=str(error))
         return HTMLResponse(page, 404)
+
+    @app.exception_handler(RequestValidationError)
+    async def _unclear(request: Request, error: RequestValidationError) -> Response:
+        if request.url.path != "/insights":
+            return await request_validation_exception_handler(request, error)
+        page = templates.get_template("problem.html").render(problem="Choose one study, or up to 20 to compare.")
+        return HTMLResponse(page, 422)
 
     _add_api(app, house)
 
@@ -94,7 +103,7 @@ def application(house: House) -> FastAPI:
 
     @app.get("/insights", response_class=HTMLResponse, include_in_schema=False)
     def insights(names: Names) -> str:
-        return templates.get_template("insights.html").render(found=house.insights(names), all=house.names())
+        return templates.get_template("insights.html").render(found=house.insights(names))
 
     return app
 

@@ -121,7 +121,7 @@ def test_other_hosts_and_all_writing_are_refused(experiments, path):
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/api/insights", 422), ("/api/insights?study=no", 404), ("/api/suggestions?study=", 404),
+        ("/api/insights", 422), ("/insights", 422), ("/api/insights?study=no", 404), ("/api/suggestions?study=", 404),
         ("/insights.csv?study=no", 404), ("/nothing", 404), ("/static/../app.py", 404),
         ("/api/insights?" + "&".join(["study=x"] * 21), 422),
     ],
@@ -242,6 +242,22 @@ def served(experiments):
         browser.close()
     server.should_exit = True
     thread.join()
+
+
+@pytest.mark.slow
+def test_an_open_page_follows_its_study(served, experiments):
+    base, browser = served
+    study = optuna.create_study(
+        storage=storage_url(experiments, None), study_name="live", direction="minimize", load_if_exists=True
+    )
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    page = browser.new_page()
+    page.goto(f"{base}/insights?study=live")
+    assert page.locator(".head").get_attribute("data-trials") == "3"
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    page.get_by_role("status").get_by_text("New trials").wait_for(timeout=20_000)
+    assert page.locator(".head").get_attribute("data-trials") == "5"
+    page.close()
 
 
 @pytest.mark.slow
