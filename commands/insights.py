@@ -63,8 +63,8 @@ def insights(
     else:
         found = _of_studies(studies or [], home, storage)
     found = found.of_group(group)
-    frames = insights_of(found, top, importance)
     way = _path((studies or [])[0], home, storage) if path else None
+    frames = insights_of(found, top, importance, way)
     if format == "csv":
         frames["scores"].to_csv(sys.stdout, index=False)
     elif format == "json":

@@ -53,7 +53,8 @@ def target_of(opened: OpenStudy) -> Target:
 
 
 def path_of(opened: OpenStudy, target: Target | None = None) -> dict[str, Any]:
-    """The path, JSON-able: study, trial, part, metric, before, after, gain, interval, steps."""
+    """The path, JSON-able: study, trial, part, metric, before, after, gain, interval, steps; `error`: the standard
+    error by user of the setting's value on tune, where trials are measured."""
     target = target or target_of(opened)
     metric = next(iter(opened.spec.optimize))
     start, end = (_full(params) for params in (opened.rooms.BASELINE, target.params))
@@ -89,8 +90,20 @@ def path_of(opened: OpenStudy, target: Target | None = None) -> dict[str, Any]:
         "before": _value(first, metric),
         "after": _value(last, metric),
         **{key: value for key, value in _between(first, last, metric).items() if key in ("gain", "low", "high")},
+        "error": _error(opened.objective.evaluate(target.params), metric),
         "steps": steps,
     }
+
+
+def _error(found: Evaluation, metric: str) -> float | None:
+    """Standard error by user of a metric that is a mean over questions: that of a ratio, users being drawn."""
+    if metric not in MEANS:
+        return None
+    sums, sizes = user_totals(found, found.question_scores(metric))
+    if len(sums) < 2:
+        return None
+    off = sums - sizes * sums.sum() / sizes.sum()
+    return float(np.sqrt(len(sums) / (len(sums) - 1) * (off**2).sum()) / sizes.sum())
 
 
 def _full(params: ChainParams) -> Full:

@@ -28,8 +28,14 @@ NAMES = (
 )  # fmt: skip
 
 
-def insights_of(found: History, top: float = TOP, evaluator: str | None = None) -> Frames:
-    """Every table of `NAMES`. `evaluator`: one of Optuna's importances, as a further column of its name."""
+def insights_of(
+    found: History, top: float = TOP, evaluator: str | None = None, path: dict[str, Any] | None = None
+) -> Frames:
+    """Every table of `NAMES`. `evaluator`: one of Optuna's importances, as a further column of its name.
+
+    The box is within one standard error of the best: that by user which a measured `path` knows, else that of the best
+    trial's likely value.
+    """
     import pandas as pd
 
     scores, matters, shrunken = value_scores(found, top), importance(found, top), likely(found)
@@ -37,7 +43,14 @@ def insights_of(found: History, top: float = TOP, evaluator: str | None = None) 
         matters[evaluator] = matters["parameter"].map(of_optuna(found, evaluator))
     pairs = interactions(found, top)
     lead = pairs.iloc[0] if len(pairs) else None
-    error = float(shrunken.loc[shrunken["rank"].idxmin(), "error"]) if len(shrunken) else 0.0
+    known = None if path is None else path.get("error")
+    error = (
+        known
+        if known is not None
+        else float(shrunken.loc[shrunken["rank"].idxmin(), "error"])
+        if len(shrunken)
+        else 0.0
+    )
     made = suggestions(found, scores, matters, shrunken)
     return {
         "scores": scores,

@@ -38,7 +38,7 @@ class House:
     mlflow: str | None = None
     store: str | None = None
     _studies: dict[str, tuple[int, optuna.Study]] = field(default_factory=dict)
-    _made: dict[tuple[str, ...], tuple[tuple[int, ...], dict[str, Any]]] = field(default_factory=dict)
+    _made: dict[tuple[str, ...], tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -66,14 +66,14 @@ class House:
         """The insights of studies as one object, with the path where it was measured; made again as trials end."""
         with self._lock:
             studies = [self.study(name) for name in names]
-            ended = tuple(len(finished(study.get_trials(deepcopy=False))) for study in studies)
+            path = kept_path(self.home, names[0]) if len(names) == 1 else None
+            ended = (*(len(finished(study.get_trials(deepcopy=False))) for study in studies), id_of(path))
             key = tuple(names)
             if key not in self._made or self._made[key][0] != ended:
                 found = [history_of(study) for study in studies]
                 history = found[0] if len(found) == 1 else together(found)
-                self._made[key] = (ended, as_json(history, insights_of(history)))
-        made = self._made[key][1]
-        return {**made, "studies": list(names), "path": kept_path(self.home, names[0]) if len(names) == 1 else None}
+                self._made[key] = (ended, as_json(history, insights_of(history, path=path)))
+        return {**self._made[key][1], "studies": list(names), "path": path}
 
     def overview(self) -> list[dict[str, Any]]:
         """A row a study: counts, best feasible value, activity, verdict, deployments, pages elsewhere."""
@@ -135,6 +135,11 @@ class House:
             if (page := runs_page(self.mlflow, tracked, self.store)) is not None:
                 links["mlflow"] = page
         return links
+
+
+def id_of(path: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    """What tells one measured path from another."""
+    return () if path is None else (path["trial"], path["measured_on"], path.get("error"))
 
 
 def _counts(name: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:

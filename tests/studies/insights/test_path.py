@@ -1,5 +1,6 @@
 """The path from the baseline to a setting, on a small real study."""
 
+import numpy as np
 import pytest
 
 from studies.insights.path import ordered, path_of, target_of
@@ -21,6 +22,9 @@ def test_the_steps_add_up_to_the_whole_gain(opened):
     assert sum(step["gain"] for step in found["steps"]) == pytest.approx(found["gain"])
     assert found["gain"] == pytest.approx(found["after"] - found["before"])
     assert found["low"] <= found["gain"] <= found["high"]
+    own = opened.objective.evaluate(target_of(opened).params)
+    means = [own.correct[own.users[1] == user].mean() for user in range(len(own.users[0]))]
+    assert found["error"] == pytest.approx(np.std(means, ddof=1) / np.sqrt(len(means)))  # all have two questions
     for step in found["steps"]:
         assert step["low"] <= step["gain"] <= step["high"]
         assert step["droppable"] == (step["low"] <= 0 <= step["high"])
