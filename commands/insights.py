@@ -172,7 +172,7 @@ def import_(
             result = import_optuna(source, study, name, (home, storage))
         else:
             mapped = _mapped(value, minimize, columns, constraint, leave_out)
-            rows, named = mlflow_rows(source, experiment) if experiment else rows_of(Path(source))
+            rows, named = mlflow_rows(source, experiment, mapped) if experiment else rows_of(Path(source))
             result = import_rows(rows, mapped, name or named, (home, storage))
     said = (
         f"{result['trials']} runs of {result['source']} are study {result['study']}, {result['complete']} with a value"

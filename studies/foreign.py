@@ -203,11 +203,12 @@ def optuna_trials(url: str, study: str | None) -> tuple[list[FrozenTrial], dict[
     return trials, {"name": chosen, "directions": directions, "metrics": metrics}
 
 
-def mlflow_rows(uri: str, experiment: str) -> tuple[list[Row], str]:
-    """The runs of an MLflow experiment as rows, and its name; UsageError where it has none."""
+def mlflow_rows(uri: str, experiment: str, mapped: Mapped) -> tuple[list[Row], str]:
+    """The runs of an MLflow experiment as rows, with the metrics that are mapped, and its name; UsageError where it has
+    no run."""
     from tracking.runs import runs_of
 
-    rows = runs_of(uri, experiment)
+    rows = runs_of(uri, experiment, {mapped.value, *mapped.constraints})
     if not rows:
         raise UsageError(f"experiment {experiment!r} has no finished run")
     return [{name: cell(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows], experiment

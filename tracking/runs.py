@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 from personalization.databases import shown
@@ -13,10 +14,11 @@ PAGE = 1000
 """Runs that are asked for at once."""
 
 
-def runs_of(uri: str, experiment: str) -> list[dict[str, Any]]:
-    """A row a finished run of an experiment: its parameters (texts) and its metrics (numbers), by name.
+def runs_of(uri: str, experiment: str, wanted: Collection[str]) -> list[dict[str, Any]]:
+    """A row a finished run of an experiment: its parameters (texts) and the metrics that are wanted (numbers), by name.
 
-    A metric that has the name of a parameter is called `metrics.NAME`. UsageError where there is no such experiment,
+    Other metrics are left out: they are what came of a run, not what went into it. A metric that has the name of a
+    parameter is called `metrics.NAME`. UsageError where there is no such experiment,
     UnavailableError where MLflow does not answer.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -41,7 +43,7 @@ def runs_of(uri: str, experiment: str) -> list[dict[str, Any]]:
             )
             for run in page:
                 metrics = {f"metrics.{k}" if k in run.data.params else k: v for k, v in run.data.metrics.items()}
-                rows.append({**run.data.params, **metrics})
+                rows.append({**run.data.params, **{k: v for k, v in metrics.items() if k in wanted}})
             token = page.token or None
     except (MlflowException, OSError) as error:
         raise UnavailableError(f"MLflow at {shown(uri)}: {first_line(error)}") from error

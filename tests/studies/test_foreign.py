@@ -140,7 +140,7 @@ mlflow.set_experiment("theirs")
 for i in range(4):
     with mlflow.start_run():
         mlflow.log_params({{"lr": 0.1 * i, "kind": "ab"[i % 2]}})
-        mlflow.log_metrics({{"auc": 0.5 + i / 10}})
+        mlflow.log_metrics({{"auc": 0.5 + i / 10, "loss": i}})
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     done = subprocess.run(
@@ -156,4 +156,5 @@ for i in range(4):
     assert "4 runs of theirs are study theirs, 4 with a value" in done.stdout
     study = load_studies(["theirs"], tmp_path / "home", None)[0]
     assert [t.params["kind"] for t in study.trials] == ["a", "b", "a", "b"]
+    assert set(study.trials[0].params) == {"kind", "lr"}  # what came of a run went not into it
     assert [t.value for t in study.trials] == pytest.approx([0.5, 0.6, 0.7, 0.8])
