@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from commands import data, deploying, insights, studying
+from commands.auto import auto
 
 USAGE, UNAVAILABLE, INTERNAL, IO_ERROR = 64, 69, 70, 74
 """Exit codes: wrong arguments, a storage that fails, a fault of ours, a disk or file that fails."""
@@ -32,6 +33,7 @@ data_app = typer.Typer(help="Check and export data sets.")
 app.add_typer(data_app, name="data")
 
 COMMANDS: tuple[Callable[..., None], ...] = (
+    auto,
     studying.run,
     studying.init,
     studying.studies,

@@ -8,6 +8,8 @@
     ct.insights(study)["scores"]                   # what goes with good trials
     ct.load("deploy").predict(ct.Dataset.from_lamp("questions.json"))
 
+    ct.Auto("tickets.csv", "minilm", minutes=10).run("deploy")    # races the ways to personalise, promotes the best
+
 Everything else is one import away: `Model` scores labels, `Dataset` holds questions of users with their histories, and
 `stage` puts a step of your own into the chain.
 """
@@ -18,6 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chamtune.auto import Auto
     from chamtune.dataset import Dataset
     from chamtune.history import insights
     from chamtune.model import Model
@@ -28,9 +31,23 @@ if TYPE_CHECKING:
     from personalization.stages.facts import Facts
     from personalization.stages.work import Tools, Work
 
-__all__ = ["Dataset", "Facts", "Model", "Served", "Stage", "Study", "Tools", "Work", "insights", "load", "stage"]
+__all__ = [
+    "Auto",
+    "Dataset",
+    "Facts",
+    "Model",
+    "Served",
+    "Stage",
+    "Study",
+    "Tools",
+    "Work",
+    "insights",
+    "load",
+    "stage",
+]
 
 _HOME = {
+    "Auto": "chamtune.auto",
     "Dataset": "chamtune.dataset",
     "Model": "chamtune.model",
     "insights": "chamtune.history",

@@ -33,26 +33,11 @@ class Study:
 
     def __init__(self, spec: str | Path | Mapping[str, Any], home: str | Path = ".chamtune") -> None:
         self.home = Path(home)
-        self.spec = load_spec(str(spec)) if isinstance(spec, str | Path) else parse_spec(self._plain(spec), "spec")
+        self.spec = (
+            load_spec(str(spec)) if isinstance(spec, str | Path) else parse_spec(plain_spec(spec, self.home), "spec")
+        )
         self.result: StudyResult | None = None
         self._opened: OpenStudy | None = None
-
-    def _plain(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """The mapping with data and model as files."""
-        plain = {"tracking": "none", **spec}
-        data, model = spec.get("data"), spec.get("model")
-        if isinstance(data, Dataset):
-            folder = self.home / "data" / data.records.fingerprint()[:16]
-            plain["data"] = {"path": str(data.save(folder))}
-            if data.records.task.name not in TASKS:
-                plain.setdefault("task", data.records.task)
-        elif isinstance(data, str):
-            plain["data"] = {"path": data}
-        if isinstance(model, Model):
-            plain["model"] = {key: value for key, value in model.spec.items() if value is not None}
-        elif isinstance(model, str | Path):
-            plain["model"] = {"path": str(model)}
-        return plain
 
     def run(self, trials: int | None = None) -> Study:
         """Run to the spec's number of trials, or to this one, earlier trials included; the study itself."""
@@ -129,3 +114,21 @@ class Study:
     def __repr__(self) -> str:
         done = "not run here" if self.result is None else f"{self.result.trials} trials"
         return f"Study({self.spec.name!r}, {self.spec.method}, {done})"
+
+
+def plain_spec(spec: Mapping[str, Any], home: Path) -> dict[str, Any]:
+    """The mapping with data and model as files; a `Dataset` is written into the home folder."""
+    plain = {"tracking": "none", **spec}
+    data, model = spec.get("data"), spec.get("model")
+    if isinstance(data, Dataset):
+        folder = home / "data" / data.records.fingerprint()[:16]
+        plain["data"] = {"path": str(data.save(folder))}
+        if data.records.task.name not in TASKS:
+            plain.setdefault("task", data.records.task)
+    elif isinstance(data, str):
+        plain["data"] = {"path": data}
+    if isinstance(model, Model):
+        plain["model"] = {key: value for key, value in model.spec.items() if value is not None}
+    elif isinstance(model, str | Path):
+        plain["model"] = {"path": str(model)}
+    return plain

@@ -49,6 +49,10 @@ class Classification:
             self._work[part] = begin(self.splits.part(part), self._tools, part)
         return self._work[part]
 
+    def plain(self, part: str) -> Work:
+        """A part's questions, to which nothing was done yet."""
+        return self._part(part)
+
     def label_mass(self) -> float | None:
         """Mean probability that a causal model gives to the labels together, on tune; of an encoder None."""
         if self._tools.scorer.kind == "encoder":

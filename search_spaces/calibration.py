@@ -25,6 +25,13 @@ SPACE: Mapping[str, BaseDistribution] = {
     "alpha": FloatDistribution(0.1, 10.0, log=True),
     "fit": CategoricalDistribution(["searched", "exact"]),
 }
+ON_REQUEST: Mapping[str, BaseDistribution] = {
+    "reach": FloatDistribution(0.0, 4.0),
+    "floor": FloatDistribution(0.0, 1.0),
+    "near": FloatDistribution(0.02, 1.0, log=True),
+    "kin": FloatDistribution(0.0, 8.0),
+}
+"""Other users' items answer a user only where a spec says so."""
 ONLY: Mapping[str, str] = {}
 OPEN = {"formula": "report"}
 """A spec may ask for the reports' formula."""
@@ -46,6 +53,8 @@ READ: Read = {
     "width": [{**SIMILAR, "ranking": other_than("recency")}],
     "half_life": [SIMILAR],
     "alpha": [REPORT],
+    "reach": [{"prior_mode": ("user", "similar"), "formula": ("adjusted",)}],
+    **{name: [{"prior_mode": ("user", "similar"), "reach": nonzero}] for name in ("floor", "near", "kin")},
     "fit": [{"formula": ("adjusted",)}],
 }
 
@@ -54,7 +63,8 @@ READ: Read = {
 class Params:
     """One calibration. `fit`: exact takes beta, gamma and tau from the convex optimum of NLL on tune.
 
-    `formula`: report subtracts the reports' prior, with `alpha` pseudo-counts.
+    `formula`: report subtracts the reports' prior, with `alpha` pseudo-counts. `reach`: the weight of other users'
+    similar items beside the user's own, those above `floor`, by `near` and `kin` (`methods.history.pool`).
     """
 
     formula: str = "adjusted"
@@ -70,6 +80,10 @@ class Params:
     source: str = "batch"
     alpha: float = 1.0
     fit: str = "searched"
+    reach: float = 0.0
+    floor: float = 0.5
+    near: float = 0.1
+    kin: float = 0.0
 
 
 BASELINE = Params()
@@ -87,4 +101,5 @@ def complexity(params: Params) -> float:
     """Number of parts in use, then the strengths: the simplest changes least."""
     parts = (params.beta != 0) + (params.gamma != 0) + (params.prior_mode in ("user", "similar"))
     more = (params.source != "batch") + (params.prior_mode == "similar") + (params.ranking == "mix")
+    more += params.reach != 0
     return parts + more + 0.1 * (abs(params.beta) + abs(params.gamma))

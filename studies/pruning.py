@@ -22,7 +22,10 @@ from scipy.stats import wilcoxon
 
 from objectives import Report
 from personalization.evaluation import Evaluation, all_metrics
+from studies.auto.race import Z, difference
 from studies.constraints import feasible
+from tracking.parts import mean_for
+from tracking.significance import user_totals
 
 PRUNERS: dict[str, Callable[[], pruners.BasePruner]] = {
     "none": pruners.NopPruner,
@@ -73,6 +76,39 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
             raise optuna.TrialPruned
 
     return report
+
+
+def outrun(rival: Evaluation | None, metric: str) -> Report | None:
+    """What ends a trial that cannot beat other answers any more, by the users so far; see `studies.auto.race`.
+
+    A training's held-out items are not among them, and end nothing.
+    """
+    if rival is None:
+        return None
+    place = {question: row for row, question in enumerate(rival.question_ids)}
+    mean = mean_for(metric)
+
+    def report(first: Evaluation, step: int | None = None) -> None:  # noqa: ARG001
+        if not set(first.question_ids) <= set(place):
+            return
+        theirs = rival.only(np.array([place[question] for question in first.question_ids]))
+        sums, sizes = user_totals(first, first.question_scores(mean) - theirs.question_scores(mean))
+        gain, error = difference(sums, np.zeros(len(sums)), sizes)
+        if gain + Z * error < 0:
+            raise optuna.TrialPruned
+
+    return report
+
+
+def together(*reports: Report | None) -> Report | None:
+    """All of what a trial calls; None where it is nothing."""
+    wanted = [report for report in reports if report is not None]
+
+    def report(first: Evaluation, step: int | None = None) -> None:
+        for own in wanted:
+            own(first, step)
+
+    return report if wanted else None
 
 
 def _values(first: Evaluation, baseline: Evaluation, place: dict[str, int], optimize: Sequence[str]) -> list[float]:

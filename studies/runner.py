@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from personalization.databases import same_database, shown
 from personalization.errors import ChamtuneError, UsageError
+from personalization.evaluation import Evaluation
 from studies.recovery import POINT, REPEATED, SURPLUS, enqueue, fail, queue_again, uncounted
 from studies.results import StudyResult, summarize, write_results
 from studies.samplers import derived_seed, holds, make_sampler, points
@@ -165,16 +166,28 @@ def _run(opened: OpenStudy, watcher: Watcher, request: StopRequest, started: flo
         sender = Sender(spool, tracking_uri(opened.home, spec.tracking))
     waiting = 0
     try:
-        with workers_of(opened.home, opened.url, spec.name) as workers:
-            loop = Loop(opened, workers, request, watcher, spool)
-            loop.run()
-        result = summarize(opened, time.monotonic() - started, loop.lost)
+        lost = work_on(opened, watcher, request, spool)
+        result = summarize(opened, time.monotonic() - started, lost)
         if request.by is None:
             write_results(opened, result, spool)
     finally:
         if sender is not None:
             waiting = sender.finish(FLUSH_S, watcher.sending)
     return result._replace(waiting=waiting, stopped_by=request.by)
+
+
+def work_on(
+    opened: OpenStudy, watcher: Watcher, request: StopRequest, spool: Spool | None, rival: Evaluation | None = None
+) -> list[int]:
+    """Run trials to the budget of an open study's spec; the numbers of those that dead workers left.
+
+    `rival`: answers on the tune users that a trial has to be able to beat, else it is ended early.
+    """
+    with workers_of(opened.home, opened.url, opened.spec.name) as workers:
+        loop = Loop(opened, workers, request, watcher, spool)
+        loop.runner.rival = rival
+        loop.run()
+    return loop.lost
 
 
 def catch_up(opened: OpenStudy, spool: Spool) -> None:
@@ -221,7 +234,7 @@ class Loop:
         self._deadline = None if spec.timeout_s is None else time.monotonic() + spec.timeout_s
         self._done = 0
         self.lost: list[int] = []
-        self._runner = TrialRunner(
+        self.runner = TrialRunner(
             opened.study,
             opened.space,
             opened.rooms,
@@ -252,7 +265,7 @@ class Loop:
             if self._opened.spec.warm_start:
                 queue_warm_start(self._opened)
         while self._ready_to_ask():
-            outcome = self._runner.run_one()
+            outcome = self.runner.run_one()
             self._workers.give_turn()
             if outcome is not None:
                 self._done += 1
@@ -288,7 +301,7 @@ class Loop:
         if queue_again(self._study, trials, self._opened.space):
             trials = self._study.get_trials(deepcopy=False)
         self._workers.bury(trials)
-        self._runner.remember(trials)
+        self.runner.remember(trials)
         return trials
 
     def _something_to_ask(self, trials: list[FrozenTrial]) -> bool:

@@ -72,11 +72,16 @@ class OpenStudy:
     sampler_seed: int
 
 
-def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) -> OpenStudy:
-    """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume."""
+def open_study(
+    spec: StudySpec, home: Path, progress: Progress | None = None, beside: OpenStudy | None = None
+) -> OpenStudy:
+    """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume.
+
+    `beside`: an open study of the same data and model, which are not read again.
+    """
     url = storage_url(home, spec.storage)
     stored = _stored_record(spec, url)
-    scorer = _scorer(spec, home, stored)
+    scorer = beside.scorer if beside is not None else _scorer(spec, home, stored)
     started = stored["started"] if "started" in stored else _started(spec, url)
     rooms = spec.space_of.starting_from(started)
     try:
@@ -84,7 +89,7 @@ def open_study(spec: StudySpec, home: Path, progress: Progress | None = None) ->
     except ValueError as error:
         raise UsageError(f"spec {spec.name}: {error}") from None
     points(spec.sampler, spec.seed, space)
-    splits = load_splits(spec)
+    splits = beside.splits if beside is not None else load_splits(spec)
     record = {
         "spec": spec.identity(),
         "order": list(spec.optimize),

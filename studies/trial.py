@@ -24,7 +24,7 @@ from personalization.evaluation import Evaluation, all_metrics
 from personalization.stages.facts import Facts
 from search_spaces import ChainParams, ChainSpace
 from studies.constraints import UNMEASURED, Constraint
-from studies.pruning import watch
+from studies.pruning import outrun, together, watch
 from studies.recovery import FAILURE, INTERRUPTED, OUTAGE, uncounted
 from studies.samplers import suggested
 from studies.storage import STORAGE_ERRORS
@@ -119,8 +119,8 @@ def _reported(trial: FrozenTrial) -> dict[str, list[float]]:
 class TrialRunner:
     """Runs the trials of one study in one process.
 
-    `begin`: the first act of a trial; it may raise GivenBack. `measured` maps canonical params to (trial number,
-    metrics).
+    `begin`: the first act of a trial; it may raise GivenBack. `rival`: answers that a trial is ended for not being able
+    to beat. `measured` maps canonical params to (trial number, metrics).
     """
 
     study: optuna.Study
@@ -133,6 +133,7 @@ class TrialRunner:
     seed: int
     pruner: str = "none"
     begin: Callable[[optuna.Trial], None] = lambda _: None
+    rival: Evaluation | None = None
     measured: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
     _known: set[int] = field(default_factory=set)
     _number: int | None = None
@@ -162,7 +163,7 @@ class TrialRunner:
                 raise
             return None
         except UnboundLocalError as error:
-            found = _of_the_storage(error)
+            found = _beneath(error)
             raise found from found.__cause__
         if self._outage is not None:
             raise self._outage
@@ -206,7 +207,7 @@ class TrialRunner:
         if key in self.measured:
             original, metrics = self.measured[key]
             return metrics, {"remarks": [], "curves": {}, "duplicate_of": original}
-        report = watch(self.pruner, trial, self.optimize, self.baseline)
+        report = together(watch(self.pruner, trial, self.optimize, self.baseline), outrun(self.rival, self.optimize[0]))
         try:
             evaluation = self.objective.evaluate(params, report=report)
         except optuna.TrialPruned:
@@ -243,10 +244,11 @@ class TrialRunner:
             self._outage = Outage(error)
 
 
-def _of_the_storage(error: BaseException) -> BaseException:
-    """What a storage raised, where `Study.optimize` fell over it while it told a failure; else the error itself."""
+def _beneath(error: BaseException) -> BaseException:
+    """What a storage raised, or a Ctrl-C, where `Study.optimize` fell over it while it told a result; else the error
+    itself."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, STORAGE_ERRORS):
+    while cause is not None and not isinstance(cause, (*STORAGE_ERRORS, KeyboardInterrupt)):
         cause = cause.__context__
     return cause or error
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from personalization.data.prompts import CONTENT_FREE, usual
 from personalization.evaluation import gold_indices
 from personalization.files import write_arrays
+from personalization.methods.history.pool import Pool, pooled
 from personalization.methods.taste.calibration import Calibrated, PriorTables, calibrate, report_calibrate
 from personalization.methods.taste.priors import (
     global_counts,
@@ -57,13 +58,15 @@ class Numbers(NamedTuple):
 class Learned:
     """`moved`: for questions that an edit moves, or that a head answers; `plain`: for all others.
 
-    `global_probs` [K] of all tune histories, None without any, and the counts [K] behind it.
+    `global_probs` [K] of all tune histories, None without any, and the counts [K] behind it; `pool`: the items of those
+    histories, where other users' items answer.
     """
 
     plain: Numbers
     moved: Numbers
     global_probs: NDArray[np.float64] | None
     global_counts: NDArray[np.int64]
+    pool: Pool | None = None
 
 
 class Calibration(Stage):
@@ -71,14 +74,14 @@ class Calibration(Stage):
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Learned:
         """Label bias, pooled history counts, and the exact optimum where it is wanted."""
-        pooled = tools.once("pooled", work.of, lambda: global_counts(work.dataset))
-        probs = global_prior(pooled)
+        totals = tools.once("pooled", work.of, lambda: global_counts(work.dataset))
+        probs, pool = global_prior(totals), _pool(params, work, tools)
         moved, scores = _moved(work), scores_of(work, tools)
         own = {"batch": log_mean_probability(scores[moved] if moved.any() else scores)}
         bias = own | self._neutral(work, tools)
         if not moved.any() or work.own is not None or not (work.partial or not moved.all()):
             numbers = self._numbers(params, work, tools, scores, bias, bias, probs)
-            return Learned(numbers, numbers, probs, pooled)
+            return Learned(numbers, numbers, probs, totals, pool)
         alone = plain_scores(work, tools)
         plain_bias = {"batch": log_mean_probability(alone)}
         numbers = self._numbers(params, work, tools, scores, bias, plain_bias, probs)
@@ -86,7 +89,7 @@ class Calibration(Stage):
             plain = self._numbers(params, replace(work, edits=()), tools, alone, plain_bias, plain_bias, probs)
         else:
             plain = numbers._replace(bias=plain_bias)
-        return Learned(plain, numbers, probs, pooled)
+        return Learned(plain, numbers, probs, totals, pool)
 
     def _numbers(
         self,
@@ -103,7 +106,7 @@ class Calibration(Stage):
             return Numbers(bias, params.beta, params.gamma, params.tau)
         gold = gold_indices(work.dataset)
         mode = "user" if params.prior_mode == "similar" else params.prior_mode
-        log_pi, _ = taste(_counts(params, work, tools), global_probs, mode, params.kappa)
+        log_pi, _ = taste(_counts(params, work, tools, _pool(params, work, tools)), global_probs, mode, params.kappa)
         log_model = np.where(_moved(work)[:, None], bias["batch"], plain_bias["batch"])
         try:
             found = fit_nll(scores, log_model, log_pi, gold)
@@ -129,7 +132,7 @@ class Calibration(Stage):
     def act(self, params: Any, learned: Learned, work: Work, tools: Tools) -> Work:
         """The answer to each question, with the prior that it really got."""
         scores, moved = scores_of(work, tools), _moved(work)
-        counts = _counts(params, work, tools)
+        counts = _counts(params, work, tools, learned.pool)
         log_probs, modes = np.empty(scores.shape), [""] * len(work)
         for rows, numbers in ((np.flatnonzero(moved), learned.moved), (np.flatnonzero(~moved), learned.plain)):
             if len(rows):
@@ -157,8 +160,12 @@ class Calibration(Stage):
         prior: dict[str, Any] = {"kappa": params.kappa, "prior_mode": params.prior_mode, "source": source}
         return calibrate(scores, counts, tables, **strengths, **prior)
 
-    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
-        """Why no label changes."""
+    def facts(self, params: Any, learned: Learned, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
+        """Why no label changes; what a deployment holds of other users."""
+        if learned.pool is not None:
+            pool = learned.pool
+            held = f"{len(pool)} items of {len(pool.users)} tune users answer other users, too; a deployment holds them"
+            return Facts(remarks=(f"{held} in {pool.bytes} bytes",))
         untouched = not below.edits and below.own is None and not below.asking.k
         if untouched and params.beta == 0 and params.gamma == 0 and params.fit != "exact":
             return Facts(remarks=("beta and gamma are 0: every label is the model's own",))
@@ -205,9 +212,11 @@ class Calibration(Stage):
         if learned.global_probs is not None:
             arrays["global_probs"] = learned.global_probs
         write_arrays(folder / "calibration.safetensors", arrays)
+        if learned.pool is not None:
+            learned.pool.save(folder)
         return {kind: getattr(learned, kind)._replace(bias=None)._asdict() for kind in ("plain", "moved")}
 
-    def load(self, params: Any, listed: Mapping[str, Any], folder: Path) -> Learned:  # noqa: ARG002
+    def load(self, params: Any, listed: Mapping[str, Any], folder: Path) -> Learned:
         """What was saved."""
         from safetensors.numpy import load_file
 
@@ -216,7 +225,8 @@ class Calibration(Stage):
         for kind in ("plain", "moved"):
             bias = {name.partition(".")[2]: t for name, t in arrays.items() if name.startswith(f"{kind}.")}
             numbers[kind] = Numbers(bias, **{n: listed[kind][n] for n in ("beta", "gamma", "tau")})
-        return Learned(numbers["plain"], numbers["moved"], arrays.get("global_probs"), arrays["global_counts"])
+        pool = Pool.load(folder) if reach_of(params) else None
+        return Learned(numbers["plain"], numbers["moved"], arrays.get("global_probs"), arrays["global_counts"], pool)
 
 
 def resolved(params: Any, learned: Learned) -> Any:
@@ -232,10 +242,30 @@ def _moved(work: Work) -> NDArray[np.bool_]:
     return np.ones(len(work), dtype=np.bool_) if work.own is not None else work.touched
 
 
-def _counts(params: Any, work: Work, tools: Tools) -> NDArray[np.number[Any]]:
-    """What is known of each question's user: label counts, or weights of similar items, [n, K]."""
+def reach_of(params: Any) -> float:
+    """The weight of other users' items; configs of earlier versions know none."""
+    reach: float = getattr(params, "reach", 0.0)
+    return reach
+
+
+def _pool(params: Any, work: Work, tools: Tools) -> Pool | None:
+    """The items of all tune users, where they answer others."""
+    if not reach_of(params):
+        return None
+    found: Pool = tools.once("pool", work.of, lambda: pooled(work.dataset, tools.scorer.kind, tools.embed))
+    return found
+
+
+def _counts(params: Any, work: Work, tools: Tools, pool: Pool | None = None) -> NDArray[np.number[Any]]:
+    """What is known of each question's user: label counts, or weights of similar items, [n, K]; with a pool, beside
+    what others made of similar items."""
+    counts: NDArray[np.number[Any]]
     if params.prior_mode == "similar":
-        weighted: NDArray[np.float64] = tools.histories(work).counts(params)
-        return weighted
-    counts: NDArray[np.int64] = tools.once("counts", work.of, lambda: history_counts(work.dataset))
-    return counts
+        counts = tools.histories(work).counts(params)
+    else:
+        counts = tools.once("counts", work.of, lambda: history_counts(work.dataset))
+    if pool is None:
+        return counts
+    key = None if work.of is None else (work.of, id(pool), params.floor, params.near, params.kin)
+    others = tools.once("others", key, lambda: pool.counts(work.dataset, tools.embed, params))
+    return np.asarray(counts + reach_of(params) * others)

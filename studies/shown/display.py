@@ -130,6 +130,33 @@ def print_study(description: dict[str, Any]) -> None:
         answers.print(f"trial {number} failed: {reason}")
 
 
+def print_auto(found: dict[str, Any]) -> None:
+    """The arms of a race and its verdict."""
+    rows = Table(title=f"{found['name']}: arms on tune and select users, on whom they were chosen")
+    for name in ("arm", "accuracy", "gain", "on select users", "trials", "time", "fate"):
+        rows.add_column(name, justify="left" if name in ("arm", "fate") else "right")
+    for arm in found["arms"]:
+        measured = arm["gain"] is not None
+        select = f"{arm['select']['delta']:+.3f}, p {arm['select']['p_corrected']:.3f}" if arm["select"] else ""
+        accuracy, gain = (f"{arm['accuracy']:.4f}", f"{arm['gain']:+.3f}") if measured else ("", "")
+        fate = str(arm["fate"]).partition(":")[0]
+        rows.add_row(arm["arm"], accuracy, gain, select, str(arm["trials"]), f"{arm['seconds']:.0f} s", fate)
+    answers.print(rows)
+    for arm in found["arms"]:
+        if ": " in str(arm["fate"]):
+            answers.print(f"{arm['arm']} {arm['fate']}")
+    answers.print(f"{'promoted' if found['promoted'] else 'refused'}: {found['reason']}")
+    if (confirm := found["confirm"]) is not None:
+        low, high = confirm["ci95"]
+        answers.print(
+            f"confirm: {confirm['n']} questions of {confirm['users']} users, accuracy "
+            f"{confirm['baseline_accuracy']:.3f} -> {confirm['accuracy']:.3f}, difference "
+            f"{confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        )
+        _print_parts(confirm)
+    answers.print(f"page: {found['page']}" + (f"\ndeployment: {found['deploy']}" if found["deploy"] else ""))
+
+
 def print_promotion(result: dict[str, Any]) -> None:
     """The verdict and its evidence."""
     verdict = "promoted" if result["promoted"] else "refused"

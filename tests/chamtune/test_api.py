@@ -49,8 +49,8 @@ def test_importing_is_quick_and_names_what_there_is():
         "import sys, chamtune; print(sorted({'torch', 'pandas', 'optuna', 'mlflow'} & set(sys.modules)), dir(chamtune))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.startswith("[] ['Dataset', 'Facts', 'Model'")
-    with pytest.raises(AttributeError, match="it has Dataset, Facts, Model"):
+    assert done.stdout.startswith("[] ['Auto', 'Dataset', 'Facts', 'Model'")
+    with pytest.raises(AttributeError, match="it has Auto, Dataset, Facts, Model"):
         ct.Modell  # noqa: B018
 
 

@@ -16,6 +16,7 @@ from search_spaces import ChainParams, chain_space
 from tests.tiny import short_world
 
 TRAINED = {"adapter.blend": 1.0, "adapter.rank": 2, "adapter.epochs": 1, "adapter.start": 0.5, "adapter.lr": 0.02}
+SHARED = {"calibration.reach": 1.0, "calibration.floor": 0.1, "calibration.near": 0.3, "calibration.kin": 2.0}
 ACTIVE: dict[str, list[dict[str, Any]]] = {
     "prompt": [{"prompt.k": 2, "prompt.ranking": "bm25"}, {"prompt.k": 3, "prompt.ranking": "recency"}],
     "adapter": [
@@ -39,6 +40,7 @@ ACTIVE: dict[str, list[dict[str, Any]]] = {
         {"calibration.beta": 0.8, "calibration.gamma": 0.9, "calibration.prior_mode": "user", "calibration.kappa": 3.0},
         {"calibration.fit": "exact", "calibration.prior_mode": "similar", "calibration.ranking": "bm25"},
         {"calibration.formula": "report", "calibration.beta": 0.5, "calibration.prior_mode": "user"},
+        {"calibration.gamma": 1.2, "calibration.prior_mode": "user", "calibration.kappa": 2.0, **SHARED},
     ],
 }
 """stage -> settings by full name."""
@@ -77,6 +79,7 @@ def encoded() -> list[ChainParams]:
     adapter, head = ACTIVE["adapter"][2], {**ACTIVE["head"][0], "head.depth": 0.0}
     return [
         params_of(("calibration",), similar),
+        params_of(("calibration",), similar, SHARED),
         params_of(("prompt", "calibration"), similar, texts),
         params_of(("adapter", "calibration"), similar, adapter),
         params_of(("head", "calibration"), similar, head),

@@ -1,0 +1,118 @@
+"""Small figures of the page of a race, as SVG that takes the page's colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import escape
+
+WIDTH, HEIGHT = 360, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 34
+
+
+def _frame(inside: str, label: str, ticks: Sequence[tuple[float, str]], floor: Sequence[tuple[float, str]]) -> str:
+    """Axes around what stands inside; ticks as (place from 0 to 1, text)."""
+    marks = []
+    for place, text in ticks:
+        y = _y(place)
+        marks.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+    marks += [
+        f'<text x="{_x(place):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{escape(text)}</text>'
+        for place, text in floor
+    ]
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(marks)}{inside}</svg>'
+
+
+def _x(place: float) -> float:
+    return LEFT + place * (WIDTH - LEFT - RIGHT)
+
+
+def _y(place: float) -> float:
+    return HEIGHT - BOTTOM - place * (HEIGHT - TOP - BOTTOM)
+
+
+def _scaled(values: Sequence[float]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Values from 0 to 1, and three ticks."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    span = high - low or 1.0
+    ticks = [(part, f"{low + part * span:.2f}") for part in (0.0, 0.5, 1.0)]
+    return [(value - low) / span for value in values], ticks
+
+
+def over_time(seconds: Sequence[float], gains: Sequence[float]) -> str:
+    """The best gain so far over seconds, as steps."""
+    if not gains:
+        return ""
+    end = seconds[-1] or 1.0
+    heights, ticks = _scaled(gains)
+    path, before = [f"M{_x(0):.1f},{_y(_scaled([*gains, 0.0])[0][-1]):.1f}"], None
+    for at, height in zip(seconds, heights, strict=True):
+        path.append(f"H{_x(at / end):.1f}V{_y(height):.1f}")
+        before = height
+    path.append(f"H{_x(1):.1f}" if before is not None else "")
+    floor = [(0.0, "0"), (0.5, _minutes(end / 2)), (0.96, _minutes(end))]
+    return _frame(f'<path class="line" d="{"".join(path)}"/>', "Best gain over time", ticks, floor)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def by_gain(counts: Sequence[int], edges: Sequence[float]) -> str:
+    """How many users gain how much: a histogram, losses and gains in their colours."""
+    most = max(1, *counts)
+    width = (WIDTH - LEFT - RIGHT) / len(counts)
+    bars = []
+    for at, count in enumerate(counts):
+        middle = (edges[at] + edges[at + 1]) / 2
+        kind = "loss" if middle < -1e-9 else "win"
+        top = _y(count / most)
+        bars.append(
+            f'<rect class="{kind}" x="{LEFT + at * width + 1:.1f}" y="{top:.1f}" width="{width - 2:.1f}" '
+            f'height="{_y(0) - top:.1f}"><title>{edges[at]:+.1f} to {edges[at + 1]:+.1f}: {count} users</title></rect>'
+        )
+    floor = [(0.02 + 0.95 * float(place), f"{-1 + 2 * place:+.1f}") for place in np.linspace(0, 1, 5)]
+    return _frame("".join(bars), "Users by gain", [(0.0, "0"), (1.0, str(most))], floor)
+
+
+def by_arm(names: Sequence[str], gains: Sequence[float], intervals: Sequence[Sequence[float]]) -> str:
+    """Gains of arms with their intervals, one under the other."""
+    ends = [0.0, *(end for pair in intervals for end in pair)]
+    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+    row, top, left = 26, 8, 120
+    height = top + row * len(names) + 24
+
+    def at(gain: float) -> float:
+        return left + (gain - low) / span * (WIDTH - left - 20)
+
+    marks = [f'<line class="axis" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="{top}" y2="{height - 22}"/>']
+    for place, (name, gain, (below, above)) in enumerate(zip(names, gains, intervals, strict=True)):
+        y = top + row * (place + 0.5)
+        marks.append(
+            f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+            f'<line class="line" x1="{at(below):.1f}" x2="{at(above):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<circle class="mark" cx="{at(gain):.1f}" cy="{y:.1f}" r="4"><title>{gain:+.3f}</title></circle>'
+        )
+    for value in (low, low + span):
+        marks.append(f'<text x="{at(value):.1f}" y="{height - 6}" text-anchor="middle">{value:+.2f}</text>')
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Gains of arms">{"".join(marks)}</svg>'
+
+
+def by_items(items: Sequence[str], accuracies: Sequence[float], intervals: Sequence[Sequence[float]]) -> str:
+    """Accuracy by how many history items are given, with intervals."""
+    flat = [value for pair in intervals for value in pair]
+    low, high = min(flat), max(flat)
+    span = high - low or 1.0
+    places = [(i + 0.5) / len(items) for i in range(len(items))]
+    marks = []
+    for place, accuracy, (below, above) in zip(places, accuracies, intervals, strict=True):
+        x = _x(place)
+        marks.append(
+            f'<line class="line" x1="{x:.1f}" x2="{x:.1f}" y1="{_y((below - low) / span):.1f}" '
+            f'y2="{_y((above - low) / span):.1f}"/>'
+            f'<circle class="mark" cx="{x:.1f}" cy="{_y((accuracy - low) / span):.1f}" r="4"/>'
+        )
+    ticks = [(part, f"{low + part * span:.2f}") for part in (0.0, 0.5, 1.0)]
+    return _frame("".join(marks), "Accuracy by history items", ticks, list(zip(places, items, strict=True)))

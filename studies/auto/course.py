@@ -1,0 +1,393 @@
+"""One race of arms: begun or gone on with, run for its minutes, and the leader promoted.
+
+Arms are ordinary studies, NAME.ARM, in one storage. First every arm that can be afforded has a slice, in the order of
+what it costs, as measured with this model on this machine. Then what won is put together, and the time goes where the
+race says (`race`). No arm is believed on users that it learned from: tune users are answered by what did not learn from
+them, and where that cannot be had, select users alone judge.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.data.records import Dataset
+from personalization.errors import ChamtuneError, UsageError
+from personalization.evaluation import Evaluation, joined
+from search_spaces import ChainParams
+from studies.auto.arms import ARMS, Arm, Scene, together, wanted
+from studies.auto.clock import Journal, TimeUp, ended_after
+from studies.auto.plan import Plan
+from studies.auto.race import Standing, following, hopeless, leader
+from studies.runner import Stopped, StopRequest, Watcher, stop_on_signal, work_on
+from studies.study import OpenStudy, finished, open_study, ranked
+from studies.verdict.promotion import promote
+from studies.verdict.selection import settled
+from tracking.parts import mean_for
+from tracking.significance import user_totals
+
+log = logging.getLogger(__name__)
+
+SAMPLED = {"causal": 8, "encoder": 64}
+"""Questions that are asked to learn what a pass costs."""
+HALF, GRACE = 0.5, 1.3
+"""Share of the time left that a slice may take, and times of it after which its running trial is interrupted."""
+OVER = 1.08
+"""Share of the minutes at which a promotion is interrupted."""
+MARGIN_S, SPARE = 10.0, 1.3
+"""What a promotion takes besides passes, and how much more than estimated is kept for it."""
+TIMED_QUESTIONS = 200
+"""Questions that a promotion answers to measure what one costs."""
+PAIRED = 3
+"""How many of the best arms are put together in pairs."""
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Entry:
+    """An arm that has an open study, and how its best trial does: on which users, with which answers."""
+
+    arm: Arm
+    opened: OpenStudy
+    trial: int | None = None
+    params: ChainParams | None = None
+    seen: Evaluation | None = None
+    standing: Standing | None = None
+
+
+@dataclass
+class Course:
+    """A race in progress. `say` is told what happens, a line each; `sizes` [U]: questions of each user that arms are
+    judged on."""
+
+    plan: Plan
+    home: Path
+    watcher: Watcher = field(default_factory=Watcher)
+    say: Say = lambda _: None
+    entries: dict[str, Entry] = field(default_factory=dict)
+    scene: Scene | None = None
+    sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.home / "auto" / f"{self.plan.name}.json")
+        self.limit_s = 60 * self.plan.minutes
+        self._known: dict[str, str] = {}
+
+    def run(self, out: Path) -> dict[str, Any] | None:
+        """Race, then promote the leader to `out`: what promotion said, None where no arm beats the baseline.
+
+        Stopped by a signal; the same command goes on.
+        """
+        with stop_on_signal() as request:
+            try:
+                with ended_after(self._whole_s):
+                    self._begin(request)
+                    while (entry := self._following()) is not None:
+                        self._slice(entry, request)
+            except TimeUp:
+                self.say("the time of the race is over")
+            except KeyboardInterrupt:
+                if request.signal is None:
+                    raise
+                raise Stopped(request.signal) from None
+            finally:
+                self.journal.note()
+            return self._promote(out)
+
+    @property
+    def base(self) -> OpenStudy:
+        """The study whose data and model all arms share."""
+        return next(iter(self.entries.values())).opened
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left for the race, without what promotion will take."""
+        return self.limit_s - self.journal.spent_s - self.reserve_s
+
+    @property
+    def reserve_s(self) -> float:
+        """Seconds that the promotion of the present leader will take: a pass over the confirm users, and with what the
+        leader adds once with their own and once with exchanged histories."""
+        if self.scene is None:
+            return MARGIN_S
+        confirm = len(self.base.splits.confirm) / max(1, self.scene.questions)
+        best = self.best()
+        passes = 0.0 if best is None else best.arm.answering(self.scene)
+        timed = TIMED_QUESTIONS / max(1, self.scene.questions) * (1 + passes)
+        return MARGIN_S + SPARE * self.scene.pass_s * (confirm * (1 + 2 * passes) + timed)
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left of all."""
+        return max(0.0, self.limit_s - self.journal.spent_s)
+
+    def says(self, name: str) -> str:
+        """What an arm does, in words."""
+        return self.entries[name].arm.says if name in self.entries else self._known[name]
+
+    def best(self) -> Entry | None:
+        """The arm that is ahead, None while none has a feasible trial."""
+        standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
+        return self.entries[leader(standings, self.sizes).name] if standings else None
+
+    @property
+    def users(self) -> list[str]:
+        """The users that arms are judged on, [U]."""
+        return self._users
+
+    def judged_dataset(self) -> Dataset:
+        """Their questions."""
+        tune = self.base.splits.tune
+        return Dataset(tune.task, tune.labels, (*self._part("tune"), *self._part("select")))
+
+    @property
+    def _whole_s(self) -> float:
+        """Seconds of the race if promoting took no longer than it must. UsageError where none are left."""
+        left = self.limit_s - self.journal.spent_s
+        if left <= 0:
+            raise UsageError(
+                f"the {self.plan.minutes:g} minutes of {self.plan.name} are spent; give more with --minutes, or "
+                "another --name to race anew"
+            )
+        return max(HALF * left, left - MARGIN_S)
+
+    # the beginning
+
+    def _begin(self, request: StopRequest) -> None:
+        """Open the first arm, measure what a pass costs, and give every arm that can be afforded its first slice."""
+        first = self._open(ARMS["calibration"], request)
+        asked = Counter(q.user_id for part in ("tune", "select") for q in self._part(part))
+        self._users, self.sizes = list(asked), np.array(list(asked.values()))
+        self.scene = self._measured(first.opened)
+        kind = self.scene.kind
+        arms = sorted(wanted(kind, self.plan.stages, self.plan.mix_users), key=lambda arm: arm.passes(self._seen_scene))
+        self.say(self._announced(arms))
+        for arm in arms:
+            self._enter(arm, request)
+        for lower, upper in self._pairs():
+            both = together(lower.arm, upper.arm)
+            if both is not None:
+                self._enter(both, request)
+
+    def _part(self, part: str) -> Sequence[Any]:
+        return self.base.splits.part(part).questions
+
+    @property
+    def _seen_scene(self) -> Scene:
+        assert self.scene is not None
+        return self.scene
+
+    def _measured(self, opened: OpenStudy) -> Scene:
+        """What costs depend on; a few questions are asked, with nothing in any store."""
+        tune, scorer = opened.splits.tune, opened.scorer
+        work = opened.objective.plain("tune")
+        count = min(len(work), SAMPLED[scorer.kind])
+        rows = np.linspace(0, len(work) - 1, count).round().astype(int)
+        asked, bare = [work.prompts[row] for row in rows], scorer.unstored()
+        bare.label_logprobs(asked[:2], work.spoken)
+        scorer.backbone.forget()
+        started = time.perf_counter()
+        bare.label_logprobs(asked, work.spoken)
+        seconds = (time.perf_counter() - started) * sum(map(len, work.prompts)) / max(1, sum(map(len, asked)))
+        items = {user: q.history for q in tune.questions for user in (q.user_id,)}
+        texts = [item.text for history in items.values() for item in history if item.label is not None]
+        asked_length = float(np.mean([len(prompt) for prompt in work.prompts]))
+        item_length = float(np.mean([len(text) for text in texts])) if texts else 0.0
+        return Scene(scorer.kind, len(work), len(texts), asked_length, item_length, seconds)
+
+    def _announced(self, arms: Sequence[Arm]) -> str:
+        scene = self._seen_scene
+        costs = ", ".join(f"{arm.name} {spoken_time(arm.passes(scene) * scene.pass_s)}" for arm in arms)
+        return (
+            f"a pass over the {scene.questions} tune questions takes about {spoken_time(scene.pass_s)} here; the first "
+            f"trial of each arm, about: {costs}"
+        )
+
+    # arms
+
+    def _enter(self, arm: Arm, request: StopRequest) -> None:
+        """Open an arm and give it its first slice, unless a first trial would take too much of what is left."""
+        kept = self.journal.arm(arm.name)
+        self._known[arm.name] = arm.says
+        if not kept["slices"]:
+            cost = arm.passes(self._seen_scene) * self._seen_scene.pass_s
+            if cost > HALF * self.left_s:
+                kept["fate"] = (
+                    f"not afforded: a first trial takes about {spoken_time(cost)}, of {spoken_time(self.left_s)} left"
+                )
+                self.say(f"{arm.name}: {kept['fate']}")
+                return
+        try:
+            entry = self._open(arm, request)
+            if kept["slices"]:
+                self._judge(entry)
+            else:
+                self._slice(entry, request)
+        except Stopped:
+            raise
+        except ChamtuneError as error:
+            self._out(arm.name, f"failed: {error}")
+
+    def _open(self, arm: Arm, request: StopRequest) -> Entry:
+        if arm.name not in self.entries:
+
+            def progress(done: int, total: int) -> None:
+                self.journal.note(at_once=False)
+                self.watcher.scoring(done, total)
+                if request.by is not None:
+                    raise Stopped(request.by)
+
+            beside = self.base if self.entries else None
+            kind = "causal" if beside is None else beside.scorer.kind
+            spec = self.plan.spec_of(arm, kind)
+            self.entries[arm.name] = Entry(arm, open_study(spec, self.home, progress, beside))
+        return self.entries[arm.name]
+
+    def _pairs(self) -> list[tuple[Entry, Entry]]:
+        """The best arms, each with each, that gain over the baseline at all."""
+        standings = [
+            e.standing for e in self.entries.values() if e.standing is not None and np.nansum(e.standing.gains) > 0
+        ]
+        best: list[Entry] = []
+        while standings and len(best) < PAIRED:
+            ahead = leader(standings, self.sizes)
+            best.append(self.entries[ahead.name])
+            standings = [standing for standing in standings if standing is not ahead]
+        return [(one, other) for at, one in enumerate(best) for other in best[at + 1 :]]
+
+    def _following(self) -> Entry | None:
+        """The arm that goes on; notes those that are out."""
+        if self.left_s <= 0:
+            return None
+        standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
+        if not standings:
+            return None
+        best = leader(standings, self.sizes)
+        for standing in standings:
+            if hopeless(standing, best, self.sizes):
+                self._out(standing.name, f"out: cannot overtake {best.name} any more")
+        found = following(standings, self.sizes)
+        return None if found is None else self.entries[found.name]
+
+    def _out(self, name: str, why: str) -> None:
+        kept = self.journal.arm(name)
+        if kept["fate"] != why:
+            kept["fate"] = why
+            self.say(f"{name}: {why}")
+
+    def _slice(self, entry: Entry, request: StopRequest) -> None:
+        """Run an arm to twice its trials, or to the end of its time."""
+        slices = self.journal.arm(entry.arm.name)["slices"]
+        before = len(finished(entry.opened.study.get_trials(deepcopy=False)))
+        total = min(entry.arm.most, max(entry.arm.first, 2 * before if slices else 0))
+        seconds = max(HALF * self.left_s, 1.0)
+        spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": seconds})
+        started, cut = self.journal.spent_s, False
+        try:
+            with ended_after(GRACE * seconds):
+                work_on(replace(entry.opened, spec=spec), self.watcher, request, None, self._rival(entry))
+        except TimeUp:
+            cut = True
+        if request.by is not None:
+            raise Stopped(request.by)
+        done = len(finished(entry.opened.study.get_trials(deepcopy=False)))
+        was = 0.0 if entry.standing is None else _mean(entry.standing, self.sizes)
+        slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
+        self._judge(entry)
+        now = 0.0 if entry.standing is None else _mean(entry.standing, self.sizes)
+        slices[-1] |= {"gain": round(now, 5), "lift": round(now - was, 5), "at_s": round(self.journal.spent_s, 1)}
+        stuck = done == before
+        self.journal.arm(entry.arm.name)["done"] = stuck or done >= entry.arm.most
+        self._judge(entry)
+        self.journal.note()
+        self.say(
+            f"{entry.arm.name}: {done} trials, gain {now:+.3f} on users it did not learn from, "
+            f"{spoken_time(self.journal.spent_s)} of {spoken_time(self.limit_s)}"
+        )
+
+    def _rival(self, entry: Entry) -> Evaluation | None:
+        """The leader's answers on the tune users, which a trial has to be able to beat; None where it learned from
+        them, or is this arm."""
+        best = self.best()
+        if best is None or best is entry or best.params is None or best.opened.objective.learned_labels(best.params):
+            return None
+        return best.opened.objective.evaluate(best.params)
+
+    def _judge(self, entry: Entry) -> None:
+        """How an arm stands now."""
+        opened, kept = entry.opened, self.journal.arm(entry.arm.name)
+        trials = finished(opened.study.get_trials(deepcopy=False))
+        best = next(ranked(trials, dict(opened.spec.optimize)), None)
+        if best is None:
+            return
+        if best.number != entry.trial:
+            params = settled(opened, opened.rooms.decode(best.params))
+            learned = opened.objective.learned_labels(params)
+            parts = [part for part in (("select",) if learned else ("tune", "select")) if self._part(part)]
+            entry.trial, entry.params = best.number, params
+            entry.seen = joined([opened.objective.evaluate(params, part) for part in parts])
+        assert entry.seen is not None
+        slices = kept["slices"]
+        entry.standing = Standing(
+            entry.arm.name,
+            self._gains(entry.seen),
+            sum(one["seconds"] for one in slices),
+            slices[-1].get("lift", 0.0) if slices else 0.0,
+            bool(kept.get("done", False)),
+        )
+
+    def _gains(self, seen: Evaluation) -> NDArray[np.float64]:
+        """Of each user, over the baseline; NaN of those that the answers are not of."""
+        base = self.baseline(seen)
+        mean = mean_for(next(iter(self.base.spec.optimize)))
+        sums, _ = user_totals(seen, seen.question_scores(mean) - base.question_scores(mean))
+        found = dict(zip(seen.users[0], sums, strict=True))
+        return np.array([found.get(user, np.nan) for user in self._users])
+
+    def baseline(self, seen: Evaluation) -> Evaluation:
+        """What the model itself answers to the questions of other answers."""
+        opened = self.base
+        parts = [part for part in ("tune", "select") if self._part(part)]
+        whole = joined([opened.objective.evaluate(opened.rooms.BASELINE, part) for part in parts])
+        place = {question: row for row, question in enumerate(whole.question_ids)}
+        return whole.only(np.array([place[question] for question in seen.question_ids]))
+
+    # the end
+
+    def _promote(self, out: Path) -> dict[str, Any] | None:
+        best = self.best()
+        if best is None or best.standing is None or np.nansum(best.standing.gains) <= 0:
+            self.say("no arm does better than the model itself on users that it did not learn from")
+            return None
+        self.say(f"promoting {best.arm.name}, trial {best.trial}")
+        try:
+            with ended_after(max(1.0, OVER * self.limit_s - self.journal.spent_s)):
+                return promote(best.opened, out, with_cold_start=False)
+        except TimeUp:
+            name = best.opened.spec.name
+            raise ChamtuneError(
+                f"the time was over before the promotion of {name} was; `chamtune promote {name} --out {out}` ends it"
+            ) from None
+        finally:
+            self.journal.note()
+
+
+def _mean(standing: Standing, sizes: NDArray[np.integer]) -> float:
+    known = ~np.isnan(standing.gains)
+    return float(standing.gains[known].sum() / max(1, sizes[known].sum()))
+
+
+def spoken_time(seconds: float) -> str:
+    """A duration to be read."""
+    if seconds < 1:
+        return "no time" if seconds < 0.05 else f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,108 @@
+"""What was asked for: data, a model, minutes; and from it the spec of each arm's study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from personalization.data.lamp import question_files
+from personalization.data.table import is_table
+from personalization.errors import UsageError
+from personalization.stages import STAGES
+from studies.auto.arms import Arm
+from studies.beginning import begin
+from studies.data import WORLDS
+from studies.spec import StudySpec, parse_spec
+
+FILE_SHARES = {"tune": 0.6, "select": 0.2, "confirm": 0.2}
+"""Of train files: three quarters of their users tune; dev files confirm."""
+BOUNDS = ("<=", ">=")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked for. `spec`: data, model, task, optimize, constraints, ... as in a study's spec; `stages`: those
+    that may be used, none given: all; `mix_users`: whether a user may be answered from other users' items."""
+
+    name: str
+    spec: Mapping[str, Any]
+    minutes: float
+    stages: tuple[str, ...] = ()
+    mix_users: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.stages:
+            if name not in STAGES:
+                raise UsageError(f"--stage {name}: there is no such stage; there are {', '.join(STAGES)}")
+
+    def spec_of(self, arm: Arm, kind: str) -> StudySpec:
+        """The study of an arm."""
+        raw: dict[str, Any] = {
+            "sampler": "tpe",
+            "warm_start": True,
+            **self.spec,
+            "name": self.study_of(arm.name),
+            "chain": list(arm.chain),
+            "space": arm.space_for(kind),
+            "trials": arm.most,
+        }
+        if arm.start_from is not None:
+            raw["start_from"] = self.study_of(arm.start_from)
+        return parse_spec(raw, f"auto {self.name}")
+
+    def study_of(self, arm: str) -> str:
+        """The name of an arm's study."""
+        return f"{self.name}.{arm.replace('+', '_')}"
+
+
+def data_of(place: str, home: Path) -> dict[str, Any]:
+    """`data`, and where it is known `task`, of a spec: from a spec, a table whose columns tell themselves, a planted
+    world or LaMP files. UsageError where it is none of these."""
+    path = Path(place)
+    if path.suffix in (".yaml", ".yml"):
+        return _of_spec(path)
+    if place in WORLDS:
+        return {"data": {"path": place}}
+    if path.is_file() and is_table(path):
+        folder = home / "auto"
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = folder / f"{path.stem}.yaml"
+        if not spec.exists():
+            begin(place, {}, folder, path.stem)
+        return _of_spec(spec)
+    if not path.exists():
+        raise UsageError(f"--data {place}: there is no such file; give a table, LaMP files, a spec, or {WORLDS[0]}")
+    both = path.is_dir() and all(len(question_files(path, part)) == 1 for part in ("train", "dev"))
+    return {"data": {"path": place, **({"split": "files", "shares": FILE_SHARES} if both else {})}}
+
+
+def _of_spec(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--data {path}: not a spec that can be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(raw, dict) or "data" not in raw:
+        raise UsageError(f"--data {path}: a spec has a section data; this one has none")
+    return {key: raw[key] for key in ("data", "task", "promotion") if key in raw}
+
+
+def bounds(texts: Sequence[str]) -> dict[str, str]:
+    """metric -> bound, from texts such as "entropy>=0.6"."""
+    found = {}
+    for text in texts:
+        sign = next((sign for sign in BOUNDS if sign in text), None)
+        if sign is None:
+            raise UsageError(f'--constraint {text}: write for example "entropy>=0.6" or "top1_share<=0.55"')
+        metric, _, bound = text.partition(sign)
+        found[metric.strip()] = f"{sign} {bound.strip()}"
+    return found
+
+
+def name_of(place: str) -> str:
+    """A name for a race over these data."""
+    kept = "".join(char if char.isascii() and char.isalnum() else "-" for char in Path(place).stem).strip("-")
+    return f"auto-{kept}" if kept else "auto"

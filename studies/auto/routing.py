@@ -1,0 +1,83 @@
+"""Would it pay to answer some users by another arm? Learned from what is known before any answer, and cross-fitted.
+
+For every arm beside the best one, the difference of a user's gains is regressed on features of the user (how long and
+how concentrated the history is, how often the arms agree), by ridge with the constant penalised, too: with little to
+learn from, all users keep the best arm. A user is answered by the arm of the largest predicted difference above 0, as
+predicted from the other folds of users. So the gain that is reported is of users that the rule did not learn from. Its
+interval is Student's, over users.
+
+The rule of picking for each user whichever arm did better on the same questions is `oracle` in the table: it looks at
+the answers, promises a gain where there is none, and cannot be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.linear_model import RidgeCV
+
+from personalization.data.known import known_items
+from personalization.data.records import Dataset
+from personalization.evaluation import Evaluation
+from personalization.methods.taste.priors import history_counts
+from studies.auto.race import difference
+
+FOLDS = 5
+PENALTIES = np.logspace(0, 4, 9)
+
+
+class Routed(NamedTuple):
+    """What routing would gain a question over one arm for all, and the share of users that it sends elsewhere."""
+
+    gain: float
+    interval: tuple[float, float]
+    moved: float
+
+
+def features(dataset: Dataset, users: Sequence[str], answers: Sequence[Evaluation]) -> NDArray[np.float64]:
+    """Of each user [U, 4]: constant, log of the longest history, share of its most frequent label, how often the arms
+    agree with the first one. All standardised but the constant."""
+    longest = dict.fromkeys(users, 0)
+    for question in dataset.questions:
+        if question.user_id in longest:
+            longest[question.user_id] = max(longest[question.user_id], len(known_items(dataset.task, question)))
+    counts = history_counts(dataset)
+    top = counts.max(axis=1) / np.maximum(1, counts.sum(axis=1))
+    peak = {question.user_id: share for question, share in zip(dataset.questions, top, strict=True)}
+    first, *others = answers
+    same = (
+        np.mean([first.predicted == other.predicted for other in others], axis=0)
+        if others
+        else np.ones(len(first.gold))
+    )
+    names, rows = first.users
+    agree = dict(zip(names, np.bincount(rows, same) / np.bincount(rows), strict=True))
+    told = np.array([[np.log1p(longest[user]), peak.get(user, 0.0), agree.get(user, 1.0)] for user in users])
+    spread = told.std(axis=0)
+    told = (told - told.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return np.column_stack([np.ones(len(users)), told])
+
+
+def routed(
+    best: NDArray[np.float64], others: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray[np.float64]
+) -> Routed:
+    """From gains summed by user, of the best arm [U] and of others [A, U], and features [U, F]."""
+    users = len(best)
+    fold = np.arange(users) % FOLDS
+    predicted = np.zeros((len(others), users))
+    for arm, gains in enumerate(others):
+        target = (gains - best) / sizes
+        for number in range(FOLDS):
+            learn, ask = fold != number, fold == number
+            if ask.any() and learn.sum() > told.shape[1]:
+                model = RidgeCV(PENALTIES, fit_intercept=False).fit(told[learn], target[learn], sizes[learn])
+                predicted[arm, ask] = model.predict(told[ask])
+    chosen = np.where((predicted > 0).any(axis=0), predicted.argmax(axis=0), -1)
+    picked = np.where(chosen >= 0, others[np.maximum(chosen, 0), np.arange(users)], best)
+    gain, error = difference(picked, best, sizes)
+    reach = float(stats.t.ppf(0.975, max(1, users - 1))) * error
+    return Routed(gain, (gain - reach, gain + reach), float((chosen >= 0).mean()))

@@ -1,0 +1,234 @@
+"""What a race found, as plain values: the verdict, a row for each arm, gain against time, whom it helps.
+
+Accuracies and gains are of tune and select users together, on whom arms were chosen: optimistic, and labelled so. `p`
+is of select users alone, whom no trial saw, by the sign flip, and corrected for the number of arms (Holm). The verdict
+is of confirm users, whom nothing saw. `oracle`: every user answered by whichever arm did better on the same questions;
+nobody can know that before the answers, so it cannot be had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from personalization.data.exchange import exchange
+from personalization.evaluation import Evaluation
+from studies.auto.course import Course, Entry
+from studies.auto.race import leader
+from studies.auto.routing import features, routed
+from studies.verdict.personal import answers_of, parts
+from tracking.significance import holm, paired, user_interval, user_totals
+
+SHOWN = ("accuracy", "macro_f1", "nll")
+PARTS_OF = 60.0
+"""Seconds that may be spent on telling what of the arms' gains is personal, if they are left."""
+
+
+def table(course: Course, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    """JSON-able: plan, verdict, arms, course of the gain, users, commands."""
+    best = course.best()
+    rows = [_row(course, name, kept, verdict) for name, kept in course.journal.content["arms"].items()]
+    tested = [row for row in rows if row.get("select") is not None]
+    for row, p_value in zip(tested, holm([row["select"]["p_value"] for row in tested]), strict=True):
+        row["select"]["p_corrected"] = p_value
+    rows.sort(key=lambda row: -(row["gain"] if row["gain"] is not None else -np.inf))
+    return {
+        "name": course.plan.name,
+        "promoted": bool(verdict and verdict["promoted"]),
+        "reason": _reason(verdict),
+        "leader": None if best is None else best.arm.name,
+        "study": None if best is None else best.opened.spec.name,
+        "params": None if best is None or best.params is None else _plain(best),
+        "minutes": course.plan.minutes,
+        "spent_s": round(course.journal.spent_s, 1),
+        "metric": next(iter(course.base.spec.optimize)),
+        "model": course.base.spec.model.path,
+        "users": {part: len({q.user_id for q in course.base.splits.part(part).questions}) for part in PARTS},
+        "questions": {part: len(course.base.splits.part(part)) for part in PARTS},
+        "baseline": _metrics(course, None),
+        "arms": rows,
+        "gains": _course_of_gain(course),
+        "impact": None if best is None else _impact(course, best),
+        "routing": _routing(course),
+        "confirm": None if verdict is None else _confirm(verdict),
+        "cold_start": None if verdict is None else verdict.get("cold_start"),
+    }
+
+
+PARTS = ("tune", "select", "confirm")
+
+
+def _reason(verdict: Mapping[str, Any] | None) -> str:
+    if verdict is None:
+        return "no arm does better than the model itself on users that it did not learn from"
+    return str(verdict["reason"])
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    assert entry.params is not None
+    before, after = entry.opened.rooms.BASELINE.flat(), entry.opened.objective.resolved(entry.params).flat()
+    return {name: value for name, value in after.items() if value != before[name]}
+
+
+def _metrics(course: Course, entry: Entry | None) -> dict[str, float]:
+    """Of an arm, or of the model itself, on the users that it is judged on."""
+    if entry is None:
+        whole = next(e.seen for e in course.entries.values() if e.seen is not None and not _learned(e))
+        found: Evaluation = course.baseline(whole)
+    else:
+        assert entry.seen is not None
+        found = entry.seen
+    hits, sizes = user_totals(found, found.correct)
+    shown = {name: float(found.metrics[name]) for name in SHOWN if name in found.metrics}
+    return {**shown, "accuracy_by_user": float((hits / sizes).mean())}
+
+
+def _learned(entry: Entry) -> bool:
+    return entry.params is not None and entry.opened.objective.learned_labels(entry.params)
+
+
+def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    entry = course.entries.get(name)
+    slices = kept["slices"]
+    row: dict[str, Any] = {
+        "arm": name,
+        "says": course.says(name),
+        "trials": sum(one["trials"] for one in slices),
+        "seconds": round(sum(one["seconds"] for one in slices), 1),
+        "gain": None,
+        "select": None,
+        "fate": kept["fate"],
+    }
+    if entry is None or entry.seen is None or entry.standing is None:
+        return row | {"fate": kept["fate"] or "no trial came to an end in its time"}
+    before = course.baseline(entry.seen)
+    gains, sizes = user_totals(entry.seen, entry.seen.correct.astype(int) - before.correct.astype(int))
+    per_question = course.scene.pass_s / course.scene.questions if course.scene else 0.0
+    row |= {
+        "judged_on": "select" if _learned(entry) else "tune and select",
+        **_metrics(course, entry),
+        "gain": float(gains.sum() / sizes.sum()),
+        "interval": list(user_interval(gains, sizes)),
+        "gain_by_user": float((gains / sizes).mean()),
+        "users_better": int((gains > 0).sum()),
+        "users_worse": int((gains < 0).sum()),
+        "users_equal": int((gains == 0).sum()),
+        "about_ms": round(1000 * per_question * (1 + entry.arm.answering(course.scene)), 1) if course.scene else None,
+        "select": _on_select(course, entry),
+    }
+    best = course.best()
+    if best is entry:
+        row["fate"] = "promoted" if verdict and verdict["promoted"] else "leader, not promoted"
+    return row | {"fate": row["fate"] or "raced to the end"}
+
+
+def _on_select(course: Course, entry: Entry) -> dict[str, Any] | None:
+    """The gain on select users, whom no trial saw, and what of it is personal where time is left to ask."""
+    opened = entry.opened
+    if not opened.splits.select.questions or entry.params is None:
+        return None
+    plain = opened.rooms.BASELINE
+    before = opened.objective.evaluate(plain, "select")
+    after = opened.objective.evaluate(entry.params, "select")
+    found: dict[str, Any] = {**paired(before.correct, after), "personal": None}
+    assert course.scene is not None
+    share = len(opened.splits.select) / max(1, course.scene.questions)
+    if course.scene.pass_s * share * (1 + entry.arm.answering(course.scene)) < min(PARTS_OF, course.remaining_s / 4):
+        swapped = exchange(opened.splits.select)
+        before_swapped, after_swapped = (
+            answers_of(opened, asked, "select", swapped) for asked in (plain, entry.params)
+        )
+        told = parts(before_swapped, after_swapped, swapped, "accuracy")
+        found["personal"] = told["by_question"].get("personal")
+    return found
+
+
+def _course_of_gain(course: Course) -> list[dict[str, Any]]:
+    """The best gain so far, after each slice."""
+    slices = [
+        {"at_s": one["at_s"], "gain": one["gain"], "arm": name}
+        for name, kept in course.journal.content["arms"].items()
+        for one in kept["slices"]
+        if "at_s" in one
+    ]
+    slices.sort(key=lambda one: one["at_s"])
+    best, found = 0.0, []
+    for one in slices:
+        best = max(best, one["gain"])
+        found.append({**one, "best": best})
+    return found
+
+
+def _impact(course: Course, best: Entry) -> dict[str, Any] | None:
+    """How many users gain and lose by how much, and who loses most."""
+    if best.seen is None:
+        return None
+    before = course.baseline(best.seen)
+    gains, sizes = user_totals(best.seen, best.seen.correct.astype(int) - before.correct.astype(int))
+    shares = gains / sizes
+    counts, edges = np.histogram(shares, bins=np.linspace(-1, 1, 11))
+    order = np.argsort(shares, kind="stable")
+    names = best.seen.users[0]
+    losing = [
+        {"user": names[i], "gain": float(shares[i]), "questions": int(sizes[i])} for i in order[:5] if shares[i] < 0
+    ]
+    for one in losing:
+        one["helped_by"] = _helped_by(course, one["user"], one["gain"])
+    return {"counts": counts.tolist(), "edges": [round(float(edge), 2) for edge in edges], "losing": losing}
+
+
+def _helped_by(course: Course, user: str, least: float) -> str | None:
+    """The arm that does most for a user, if it does more than this."""
+    best: tuple[float, str | None] = (least, None)
+    for name, entry in course.entries.items():
+        if entry.seen is None or user not in entry.seen.users[0]:
+            continue
+        before = course.baseline(entry.seen)
+        gains, sizes = user_totals(entry.seen, entry.seen.correct.astype(int) - before.correct.astype(int))
+        own = float(dict(zip(entry.seen.users[0], gains / sizes, strict=True))[user])
+        if own > best[0]:
+            best = (own, name)
+    return best[1]
+
+
+def _routing(course: Course) -> dict[str, Any] | None:
+    """Gain of the one arm that is best, of routing users between arms, and if every user had the arm that did best."""
+    entries = [
+        entry
+        for entry in course.entries.values()
+        if entry.standing is not None and entry.seen is not None and not np.isnan(entry.standing.gains).any()
+    ]
+    if len(entries) < 2:
+        return None
+    standings = [entry.standing for entry in entries if entry.standing is not None]
+    best, total = leader(standings, course.sizes), float(course.sizes.sum())
+    rest = [standing.gains for standing in standings if standing is not best]
+    answers = sorted(entries, key=lambda entry: entry.arm.name != best.name)
+    asked = course.judged_dataset()
+    told = features(asked, course.users, [entry.seen for entry in answers if entry.seen is not None])
+    found = routed(best.gains, np.stack(rest), course.sizes, told)
+    every = np.maximum(np.stack([standing.gains for standing in standings]).max(axis=0), 0)
+    routing = {"gain": found.gain, "interval": list(found.interval), "moved": found.moved}
+    return {"one_arm": float(best.gains.sum() / total), "oracle": float(every.sum() / total), "routing": routing}
+
+
+def _confirm(verdict: Mapping[str, Any]) -> dict[str, Any] | None:
+    found = verdict["confirm"]
+    if found is None:
+        return None
+    names = ("n", "users", "baseline_accuracy", "accuracy", "delta_accuracy", "ci95", "p_accuracy", "alpha", "use")
+    kept = {name: found[name] for name in names}
+    references = {
+        name: {key: beside["tests"]["accuracy"][key] for key in ("before", "delta", "interval", "p_value")}
+        for name, beside in found["references"].items()
+    }
+    return {
+        **kept,
+        "parts": found["parts"],
+        "cost": found["cost"],
+        "references": references,
+        "helped": found["helped"],
+        "hurt": found["hurt"],
+    }

@@ -1,0 +1,137 @@
+"""A race on a table, from the command to the page; its end, and going on with it."""
+
+import csv
+import json
+import time
+from dataclasses import replace
+
+import optuna
+import pytest
+
+from cli import app
+from objectives.classification import Classification
+from personalization.errors import UsageError
+from studies.auto.arms import ARMS
+from studies.auto.clock import Journal
+from studies.auto.course import Course
+from studies.auto.plan import Plan, data_of
+from tests.tickets import GERMAN, tickets
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = tickets(GERMAN, customers=40, each=12)
+    with open("tickets.csv", "w", encoding="utf-8", newline="") as file:
+        written = csv.DictWriter(file, list(rows[0]), delimiter=";")
+        written.writeheader()
+        written.writerows(rows)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Arms that have little to try, and a promotion for which little time is kept."""
+    monkeypatch.setattr("studies.auto.course.MARGIN_S", 1.0)
+    for name, arm in ARMS.items():
+        monkeypatch.setitem(ARMS, name, replace(arm, first=2, most=4))
+
+
+def plan_of(home, encoder, minutes=2.0, stages=("prompt",), **spec):
+    raw = {"model": {"path": str(encoder)}, "tracking": "none", "optimize": {"accuracy": "maximize"}, **spec}
+    return Plan("race", {**data_of("tickets.csv", home), **raw}, minutes, stages)
+
+
+def test_from_a_table_to_a_page(table, tiny_encoder, capsys):
+    app(["init", "tickets.csv"], "chamtune", standalone_mode=False)
+    with open("tickets.yaml", "a", encoding="utf-8") as spec:
+        spec.write("promotion: {beat_references: false}\n")
+    capsys.readouterr()
+    arguments = ["auto", "--data", "tickets.yaml", "--model", str(tiny_encoder), "--minutes", "2", "--home", "h"]
+    arguments += ["--stage", "prompt", "--tracking", "none", "--json"]
+    app(arguments, "chamtune", standalone_mode=False)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["promoted"], found["reason"]
+    assert {arm["arm"] for arm in found["arms"]} == {"calibration", "similar", "shared", "wording", "wording+shared"}
+    assert found["leader"] == found["arms"][0]["arm"]
+    assert (table / "deploy" / "deploy.yaml").exists()
+    page = (table / found["page"]).read_text(encoding="utf-8")
+    assert f"{found['leader']} is worth it." in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
+    assert found["spent_s"] <= 1.1 * 60 * found["minutes"]
+    with pytest.raises(UsageError, match="no such stage"):
+        app([*arguments, "--stage", "promt"], "chamtune", standalone_mode=False)
+
+
+def test_arms_are_studies_that_anybody_can_look_at(table, tiny_encoder):
+    course = Course(plan_of(table / "h", tiny_encoder), table / "h")
+    course.run(table / "deploy")
+    names = set(optuna.get_all_study_names(f"sqlite:///{table}/h/studies.db"))
+    assert {"race.calibration", "race.similar", "race.wording"} <= names
+    for name, entry in course.entries.items():
+        kept = course.journal.arm(name)["slices"]
+        done = [t for t in entry.opened.study.get_trials() if t.state.is_finished()]
+        assert sum(one["trials"] for one in kept) == len(done)
+
+
+def test_a_race_goes_on_where_it_was(table, tiny_encoder):
+    class Killed(Exception):
+        pass
+
+    home, plan = table / "h", plan_of(table / "h", tiny_encoder)
+
+    def kill(line):
+        if line.startswith("similar:"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        Course(plan, home, say=kill).run(table / "deploy")
+    spent = Journal(home / "auto" / "race.json").content["spent_s"]
+    assert spent > 0
+    said = []
+    course = Course(plan, home, say=said.append)
+    assert course.journal.spent_s >= spent
+    verdict = course.run(table / "deploy")
+    assert verdict is not None
+    assert not any(line.startswith("calibration: 2 trials") for line in said)  # its first slice stands
+    assert course.journal.arm("similar")["slices"]
+
+
+def test_what_cannot_be_afforded_is_said(table, tiny_encoder, monkeypatch):
+    for name in ("similar", "wording"):
+        monkeypatch.setitem(ARMS, name, replace(ARMS[name], passes=lambda scene: 1e9))
+    course = Course(plan_of(table / "h", tiny_encoder), table / "h")
+    course.run(table / "deploy")
+    assert course.journal.arm("similar")["fate"].startswith("not afforded: a first trial takes about")
+    assert set(course.entries) == {"calibration"}
+
+
+def test_minutes_that_are_spent_are_said(table, tiny_encoder):
+    plan = plan_of(table / "h", tiny_encoder, 0.1)
+    journal = Journal(table / "h" / "auto" / "race.json")
+    journal.path.parent.mkdir(parents=True, exist_ok=True)
+    journal.content["spent_s"] = 60.0
+    journal._before = 60.0
+    journal.note()
+    with pytest.raises(UsageError, match="are spent; give more with --minutes"):
+        Course(plan, table / "h").run(table / "deploy")
+
+
+def test_a_trial_that_does_not_end_ends_with_the_time(table, tiny_encoder, monkeypatch):
+    evaluate = Classification.evaluate
+
+    def stuck(self, params, part="tune", report=None):
+        if params["calibration"].prior_mode == "similar" and part == "tune":
+            while True:
+                time.sleep(0.01)
+        return evaluate(self, params, part, report)
+
+    monkeypatch.setattr(Classification, "evaluate", stuck)
+    plan = plan_of(table / "h", tiny_encoder, 0.5, ("calibration",), promotion={"beat_references": False})
+    course = Course(plan, table / "h")
+    started = time.monotonic()
+    verdict = course.run(table / "deploy")
+    assert verdict is not None
+    assert verdict["study"] == "race.calibration"
+    assert time.monotonic() - started < 1.1 * 30
+    assert course.journal.arm("similar")["slices"][0]["cut"]

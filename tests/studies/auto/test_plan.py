@@ -1,0 +1,73 @@
+"""From what was asked for to the studies of the arms."""
+
+import json
+
+import pytest
+
+from personalization.errors import UsageError
+from search_spaces import chain_space
+from studies.auto.arms import ARMS, Scene, together, wanted
+from studies.auto.plan import Plan, bounds, data_of, name_of
+
+KINDS = ("causal", "encoder")
+SCENE = {kind: Scene(kind, 100, 800, 200.0, 150.0, 10.0) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_arm_and_every_pair_is_a_study(kind):
+    arms = wanted(kind, (), mix_users=True)
+    pairs = [both for one in arms for other in arms if (both := together(one, other)) is not None]
+    plan = Plan("n", {"data": {"path": "demo"}, "model": {"path": "demo"}}, 1)
+    for arm in (*arms, *pairs):
+        spec = plan.spec_of(arm, kind)
+        assert chain_space(arm.chain).overridden(kind, spec.space)
+        assert arm.passes(SCENE[kind]) >= 0
+        assert arm.answering(SCENE[kind]) >= 0
+        assert (spec.start_from is not None) == ("+" in arm.name)
+
+
+def test_a_pair_has_both_stages_and_keeps_what_the_lower_one_found():
+    both = together(ARMS["lora"], ARMS["prompt"])
+    assert both.chain == ("prompt", "adapter", "calibration")
+    assert both.start_from == "prompt"
+    assert together(ARMS["lora"], ARMS["prefix"]) is None
+    assert together(ARMS["calibration"], ARMS["prompt"]) is None
+    assert together(ARMS["shared"], ARMS["similar"]) is None
+    shared = together(ARMS["shared"], ARMS["head"])
+    assert shared.chain == ("head", "calibration")
+    assert shared.start_from == "head"
+    assert shared.mixes
+    assert shared.space["calibration"]["fit"] == "exact"
+
+
+def test_stages_that_may_not_be_used_are_not_raced():
+    assert {arm.name for arm in wanted("causal", ("prompt",), True)} == {"calibration", "similar", "shared", "prompt"}
+    assert "shared" not in {arm.name for arm in wanted("causal", (), mix_users=False)}
+    assert "prompt" not in {arm.name for arm in wanted("encoder", (), True)}
+
+
+def test_bounds_are_read():
+    assert bounds(["entropy>=0.6", "top1_share <= 0.5"]) == {"entropy": ">= 0.6", "top1_share": "<= 0.5"}
+    with pytest.raises(UsageError, match="entropy>=0.6"):
+        bounds(["entropy"])
+
+
+def test_data_tell_how_they_are_split(tmp_path):
+    for part in ("train", "dev"):
+        (tmp_path / f"{part}_questions.json").write_text(json.dumps([]))
+    assert data_of(str(tmp_path), tmp_path)["data"]["split"] == "files"
+    (tmp_path / "dev_questions.json").unlink()
+    assert "split" not in data_of(str(tmp_path), tmp_path)["data"]
+    assert data_of("demo", tmp_path) == {"data": {"path": "demo"}}
+    with pytest.raises(UsageError, match="no such file"):
+        data_of(str(tmp_path / "nothing"), tmp_path)
+
+
+def test_a_spec_lends_its_data_and_task(tmp_path):
+    spec = tmp_path / "s.yaml"
+    spec.write_text("name: s\ndata: {path: x}\ntask: LaMP_2\nmodel: {path: demo}\n")
+    assert data_of(str(spec), tmp_path) == {"data": {"path": "x"}, "task": "LaMP_2"}
+    spec.write_text("name: s\n")
+    with pytest.raises(UsageError, match="section data"):
+        data_of(str(spec), tmp_path)
+    assert name_of("/a/b c.csv") == "auto-b-c"
