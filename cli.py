@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from commands import data, deploying, studying
+from commands import data, deploying, insights, studying
 from commands.auto import auto
 
 USAGE, UNAVAILABLE, INTERNAL, IO_ERROR = 64, 69, 70, 74
@@ -43,12 +43,14 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     deploying.predict,
     studying.compare,
     studying.summary,
+    insights.insights,
     studying.ui,
     studying.sync,
     studying.schema,
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("import")(insights.import_)
 for of_data in (data.check, data.export):
     data_app.command()(of_data)
 

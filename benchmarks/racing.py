@@ -1,14 +1,14 @@
 """Is the race of `chamtune auto` honest, and does it pay?
 
-    equal     five arms without a difference on users with effects of their own: how often the smallest corrected p of
-              the table is below .05 (at most .06 wanted)
-    routing   on the equal arms, with features that say nothing: how often the interval of its gain covers 0 (at least
-              .95 wanted), and the gain that the oracle promises where there is none
-    better    one arm is 3 points better than the next, others are worse: how often a race finds it at the cost at which
-              equal shares do, a block of users being the unit of cost
-    resumed   the same races interrupted after every slice: how many end otherwise
+equal     five arms without a difference on users with effects of their own: how often the smallest corrected p of
+          the table is below .05 (at most .06 wanted)
+routing   on the equal arms, with features that say nothing: how often the interval of its gain covers 0 (at least
+          .95 wanted), and the gain that the oracle promises where there is none
+better    one arm is 3 points better than the next, others are worse: how often a race finds it at the cost at which
+          equal shares do, a block of users being the unit of cost
+resumed   the same races interrupted after every slice: how many end otherwise
 
-    python benchmarks/racing.py [--worlds 1000]
+python benchmarks/racing.py [--worlds 1000]
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
     study = ct.Study({"name": "mine", "data": {"path": "demo"}, "model": {"path": "demo"}, "trials": 50}).run()
     study.trials()                                 # a DataFrame, a row a trial
     study.promote("deploy")                        # tested on users that no trial saw
+    ct.insights(study)["scores"]                   # what goes with good trials
     ct.load("deploy").predict(ct.Dataset.from_lamp("questions.json"))
 
     ct.Auto("tickets.csv", "minilm", minutes=10).run("deploy")    # races the ways to personalise, promotes the best
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chamtune.auto import Auto
     from chamtune.dataset import Dataset
+    from chamtune.history import insights
     from chamtune.model import Model
     from chamtune.served import Served, load
     from chamtune.stages import stage
@@ -29,12 +31,26 @@ if TYPE_CHECKING:
     from personalization.stages.facts import Facts
     from personalization.stages.work import Tools, Work
 
-__all__ = ["Auto", "Dataset", "Facts", "Model", "Served", "Stage", "Study", "Tools", "Work", "load", "stage"]
+__all__ = [
+    "Auto",
+    "Dataset",
+    "Facts",
+    "Model",
+    "Served",
+    "Stage",
+    "Study",
+    "Tools",
+    "Work",
+    "insights",
+    "load",
+    "stage",
+]
 
 _HOME = {
     "Auto": "chamtune.auto",
     "Dataset": "chamtune.dataset",
     "Model": "chamtune.model",
+    "insights": "chamtune.history",
     "Served": "chamtune.served",
     "load": "chamtune.served",
     "stage": "chamtune.stages",

@@ -21,11 +21,16 @@ def run(
     trials: Annotated[int | None, typer.Option(help="Finished trials in all, earlier runs included.")] = None,
     seed: Annotated[int | None, typer.Option(help="Another seed; the study is then named NAME-seedS.")] = None,
     name: Annotated[str | None, typer.Option(help="Another name for the study.")] = None,
+    from_: Annotated[
+        list[str] | None, typer.Option("--from", help="Carry on from a study: keep its trials that fit. Repeatable.")
+    ] = None,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Create or resume a study and run it to its number of trials."""
+    from studies.carried import carried_said, carry_over
     from studies.runner import run_study
+    from studies.shown.consoles import notes
     from studies.shown.display import print_result
     from studies.shown.logs import log_to
     from studies.shown.progress import RunDisplay
@@ -42,6 +47,8 @@ def run(
     if name is not None:
         loaded = load_spec(spec, {**changes, "seed": loaded.seed, "name": name})
     with log_to(home), RunDisplay(loaded) as display:
+        for row in carry_over(loaded, home, from_, display.scoring) if from_ else ():
+            notes.print(carried_said(row))
         result = run_study(loaded, home, display)
     answer(as_json, result.as_json(), lambda: print_result(result, loaded))
     if result.stopped_by is not None:
@@ -126,23 +133,25 @@ def ui(
     home: HomeOption = HOME,
     storage: StorageOption = None,
     tracking: TrackingOption = None,
+    port: Annotated[int, typer.Option(help="Of the start page and the insights.")] = 8000,
     dashboard_port: int = 8080,
     mlflow_port: int = 5000,
     write: Annotated[bool, typer.Option("--write", help="Let the dashboard's page change and delete studies.")] = False,
 ) -> None:
-    """Serve optuna-dashboard and MLflow on this machine until Ctrl-C."""
+    """Serve a start page, insights, optuna-dashboard and MLflow on this machine until Ctrl-C."""
     from studies.shown.ui import Pages, serve
     from studies.storage import storage_url
 
     def ready(pages: Pages) -> None:
-        typer.echo(f"optuna-dashboard  {pages.dashboard}\nMLflow            {pages.mlflow}  of {pages.store}")
+        typer.echo(f"start page        {pages.start}\noptuna-dashboard  {pages.dashboard}")
+        typer.echo(f"MLflow            {pages.mlflow}  of {pages.store}")
         for study, page in pages.studies.items():
             typer.echo(f"  {study}  {page}")
-        typer.echo("Ctrl-C stops both")
+        typer.echo("Ctrl-C stops all")
         sys.stdout.flush()
 
     home.mkdir(parents=True, exist_ok=True)
-    serve(home, storage_url(home, storage), tracking, (dashboard_port, mlflow_port), ready, write)
+    serve(home, storage_url(home, storage), tracking, (port, dashboard_port, mlflow_port), ready, write)
 
 
 def sync(study: str, home: HomeOption = HOME, storage: StorageOption = None, tracking: TrackingOption = None) -> None:

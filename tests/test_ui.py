@@ -48,12 +48,12 @@ def home(tmp_path_factory, tiny_model, small_data):
 
 @pytest.fixture(scope="module")
 def addresses(home, tmp_path_factory):
-    """Dashboard, MLflow and the study's page of a running `chamtune ui`, started where modules of the same names lie.
+    """Dashboard, MLflow, the study's page and the start page of a running `chamtune ui`.
 
-    Checks that it stops cleanly.
+    It is started where modules of the same names lie. Checks that it stops cleanly.
     """
     ports = []
-    for _ in range(2):
+    for _ in range(3):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
@@ -64,15 +64,15 @@ def addresses(home, tmp_path_factory):
     process = subprocess.Popen(
         [
             *(sys.executable, "-P", "-m", "cli", "ui", "--home", str(home)),
-            *("--dashboard-port", str(ports[0]), "--mlflow-port", str(ports[1])),
+            *("--dashboard-port", str(ports[0]), "--mlflow-port", str(ports[1]), "--port", str(ports[2])),
         ],
         stdout=subprocess.PIPE,
         start_new_session=True,
         cwd=here,
     )
-    lines = [process.stdout.readline().decode() for _ in range(4)]
-    assert "Ctrl-C stops both" in lines[3], lines
-    yield [line.split()[1] for line in lines[:3]]
+    lines = [process.stdout.readline().decode() for _ in range(5)]
+    assert "Ctrl-C stops all" in lines[4], lines
+    yield [line.split()[-3 if "  of " in line else -1] for line in (*lines[1:4], lines[0])]
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     process.stdout.close()

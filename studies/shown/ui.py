@@ -1,4 +1,4 @@
-"""Watching: optuna-dashboard and MLflow, two processes on loopback, started and stopped together.
+"""Watching: our own pages, optuna-dashboard and MLflow, three processes on loopback, started and stopped together.
 
 Where a study is tracked by a server, its own pages are named and none are served here.
 """
@@ -39,8 +39,9 @@ class Tracked(NamedTuple):
 
 
 class Pages(NamedTuple):
-    """Where the pages are: the two servers, MLflow's store as it may be printed, and each study's runs by name."""
+    """Where the pages are: the servers, MLflow's store as it may be printed, and each study's runs by name."""
 
+    start: str
     dashboard: str
     mlflow: str
     store: str
@@ -76,26 +77,34 @@ def serve(
     home: Path,
     storage: str,
     tracking: str | None,
-    ports: tuple[int, int],
+    ports: tuple[int, int, int],
     ready: Callable[[Pages], None],
     write: bool = False,
 ) -> None:
     """Run the servers until SIGINT or SIGTERM, or until one of them ends. `ready` is called once all answer.
 
-    With `write` the dashboard may change studies. The URLs of the stores go to the servers by their environment.
+    `ports`: of our pages, the dashboard, MLflow. With `write` the dashboard may change studies. The URLs of the stores
+    go to the servers by their environment.
     """
     studies = tracked_studies(home, storage)
     uri = store_of(home, studies, tracking)
-    servers: dict[str, tuple[str, ...]] = {"dashboard": ("studies.shown.dashboard", HOST, str(ports[0]))}
+    base = kept(uri).rstrip("/") if is_server(uri) else f"http://{HOST}:{ports[2]}"
+    servers: dict[str, tuple[str, ...]] = {
+        "pages": ("studies.shown.pages.app", HOST, str(ports[0])),
+        "dashboard": ("studies.shown.dashboard", HOST, str(ports[1])),
+    }
     if not is_server(uri):
         artifacts = (home / "mlartifacts").resolve().as_uri()
-        servers["mlflow"] = ("tracking.mlflow_page", HOST, str(ports[1]), artifacts)
+        servers["mlflow"] = ("tracking.mlflow_page", HOST, str(ports[2]), artifacts)
     for _, port in zip(servers, ports, strict=False):
         _check_free(HOST, port)
     (home / "logs").mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "CHAMTUNE_STORAGE": storage,
+        "CHAMTUNE_HOME": str(home.resolve()),
+        "CHAMTUNE_DASHBOARD": f"http://{HOST}:{ports[1]}",
+        "CHAMTUNE_MLFLOW": base,
         "CHAMTUNE_WRITE": "yes" if write else "no",
         "MLFLOW_BACKEND_STORE_URI": uri,
     }
@@ -107,10 +116,10 @@ def serve(
             for server in running:
                 server.wait_until_up(lambda: stop.signal is not None)
             if stop.signal is None:
-                base = kept(uri).rstrip("/") if is_server(uri) else f"http://{HOST}:{ports[1]}"
                 found = {study.spool.study: runs_page(base, study, uri) for study in studies}
                 known = {name: page for name, page in found.items() if page is not None}
-                ready(Pages(f"http://{HOST}:{ports[0]}", base, shown(uri), known))
+                own, dashboard = (f"http://{HOST}:{port}" for port in ports[:2])
+                ready(Pages(own, dashboard, base, shown(uri), known))
             while stop.signal is None:
                 for server in running:
                     server.check()

@@ -1,0 +1,199 @@
+"""What insights promise, simulated, and what they cost with many trials: `python benchmarks/insights.py`.
+
+Last line: JSON. `--runs N` (2,000), `--trials N` (10,000), `--only coverage,planted,importance,speed`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from studies.insights.history import history
+from studies.insights.importance import importance
+from studies.insights.values import good, posterior, value_scores
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def covers(counts: np.ndarray, goods: np.ndarray, rate: float) -> tuple[int, int]:
+    """How many intervals hold 1, of how many values that were tried."""
+    _, low, high = posterior(counts, goods, rate)
+    tried = counts > 0
+    return int(((low <= 1) & (high >= 1))[tried].sum()), int(tried.sum())
+
+
+def coverage(runs: int) -> dict[str, float]:
+    """Share of an unrelated parameter's intervals that hold 1, by trials and number of values, values drawn evenly."""
+    found = {}
+    for trials, values in ((25, 3), (60, 4), (200, 2), (200, 6), (1000, 6)):
+        rng, hits, total = np.random.default_rng(trials + values), 0, 0
+        for _ in range(runs):
+            chosen, _ = good(rng.normal(size=trials))
+            member = rng.integers(values, size=trials)[:, None] == np.arange(values)
+            held, tried = covers(member.sum(axis=0), (member & chosen[:, None]).sum(axis=0), float(chosen.mean()))
+            hits, total = hits + held, total + tried
+        found[f"{trials} trials, {values} values"] = hits / total
+    return found
+
+
+def tpe_coverage(runs: int) -> float:
+    """The same where TPE chose the values: a parameter that matters, and one that does not."""
+    hits = total = 0
+    for seed in range(runs):
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), direction="maximize")
+        noise = np.random.default_rng(seed)
+
+        def value(trial: optuna.Trial, noise: np.random.Generator = noise) -> float:
+            trial.suggest_categorical("none", ["a", "b", "c", "d"])
+            return -((trial.suggest_float("x", 0, 1) - 0.4) ** 2) + 0.1 * float(noise.normal())
+
+        study.optimize(value, n_trials=60)
+        found = value_scores(history("tpe", study.get_trials(deepcopy=False), ("v", "maximize")))
+        own = found[found["parameter"] == "none"]
+        hits, total = hits + int(((own["low"] <= 1) & (own["high"] >= 1)).sum()), total + len(own)
+    return hits / total
+
+
+SPACE = {
+    "strong": FloatDistribution(0, 1),
+    "weak": CategoricalDistribution(["a", "b", "c"]),
+    "none": IntDistribution(0, 4),
+}
+
+
+def planted(count: int, seed: int, maximize: bool) -> Any:
+    rng, trials = np.random.default_rng(seed), []
+    for number in range(count):
+        params = {"strong": float(rng.random()), "weak": str(rng.choice(["a", "b", "c"])), "none": int(rng.integers(5))}
+        value = 2 * params["strong"] + 0.8 * (params["weak"] == "b") + 0.3 * rng.normal()
+        trials.append(optuna.create_trial(params=params, distributions=SPACE, value=value if maximize else -value))
+        trials[-1].number = number
+    return history("planted", trials, ("value", "maximize" if maximize else "minimize"))
+
+
+def first(runs: int, effect: float) -> float:
+    """How often one of four values that is better by so many standard deviations is ranked first after 60 trials."""
+    rng, space, hits = np.random.default_rng(0), {"x": CategoricalDistribution([0, 1, 2, 3])}, 0
+    for _ in range(runs):
+        choices = rng.integers(4, size=60)
+        values = rng.normal(size=60) + effect * (choices == 2)
+        trials = [
+            optuna.create_trial(params={"x": int(c)}, distributions=space, value=float(v))
+            for c, v in zip(choices, values, strict=True)
+        ]
+        hits += value_scores(history("x", trials, ("v", "maximize"))).iloc[0]["value"] == "2"
+    return hits / runs
+
+
+def orders(runs: int) -> dict[str, float]:
+    """How often importance finds the planted order of three parameters, and holds what is unrelated at 0."""
+    found: dict[str, float] = {}
+    for maximize in (True, False):
+        right, apart, none = 0, 0, 0
+        for seed in range(runs):
+            table = importance(planted(100, seed, maximize))
+            own = table.set_index("parameter")
+            right += list(table["parameter"]) == ["strong", "weak", "none"]
+            apart += own.loc["strong", "low"] > own.loc["none", "high"]
+            none += own.loc["none", "low"] == 0
+        way = "maximize" if maximize else "minimize"
+        found |= {
+            f"{way}: order": right / runs,
+            f"{way}: strong above none": apart / runs,
+            f"{way}: none holds 0": none / runs,
+        }
+    return found
+
+
+def many(home: Path, count: int) -> str:
+    """A study of so many trials with six parameters and two constraints; its name."""
+    from studies.storage import open_storage, storage_url
+
+    rng = np.random.default_rng(0)
+    space: dict[str, Any] = {f"x{i}": FloatDistribution(0, 1) for i in range(4)}
+    space |= {"kind": CategoricalDistribution(["a", "b", "c"]), "count": IntDistribution(1, 8)}
+    study = optuna.create_study(storage=open_storage(storage_url(home, None)), study_name="many", direction="maximize")
+    trials = []
+    for _ in range(count):
+        params: dict[str, Any] = {f"x{i}": float(rng.random()) for i in range(4)}
+        params |= {"kind": str(rng.choice(["a", "b", "c"])), "count": int(rng.integers(1, 9))}
+        value = params["x0"] + 0.3 * params["x1"] * (params["kind"] == "b") + 0.2 * float(rng.normal())
+        bounds = {"size": params["x2"] - 0.7, "cost": params["count"] - 6.5}
+        trials.append(optuna.create_trial(params=params, distributions=space, value=value, constraints=bounds))
+    study.add_trials(trials)
+    return "many"
+
+
+def seconds(call: Any) -> float:
+    began = time.perf_counter()
+    call()
+    return round(time.perf_counter() - began, 3)
+
+
+def speed(home: Path, count: int) -> dict[str, float]:
+    """Seconds and MiB: the terminal from its start; page and API in a server, for the first time and then."""
+    from fastapi.testclient import TestClient
+
+    from studies.shown.pages.app import application
+    from studies.shown.pages.house import House
+    from studies.storage import storage_url
+
+    made = seconds(lambda: many(home, count))
+    command = [sys.executable, "-m", "cli", "insights", "many", "--home", str(home)]
+    terminal = [seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(2)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    client = TestClient(application(House(home, storage_url(home, None))), base_url="http://127.0.0.1")
+
+    def asked(path: str) -> float:
+        return seconds(lambda: client.get(path).raise_for_status())
+
+    return {
+        "trials written": made,
+        "terminal": min(terminal),
+        "start page, first": asked("/"),
+        "page, first": asked("/insights?study=many"),
+        "page": asked("/insights?study=many"),
+        "api": asked("/api/insights?study=many"),
+        "start page": asked("/"),
+        "MiB of the server": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "MiB before": round(before),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--only", default="coverage,planted,importance,speed")
+    given = parser.parse_args()
+    wanted, found = given.only.split(","), dict[str, Any]()
+    if "coverage" in wanted:
+        found["covers 1"] = coverage(given.runs)
+        found["covers 1, values by TPE"] = tpe_coverage(max(1, given.runs // 20))
+    if "planted" in wanted:
+        found["planted value first"] = {
+            str(size): first(max(1, given.runs // 4), size) for size in (0.8, 1.0, 1.2, 1.5)
+        }
+    if "importance" in wanted:
+        found["importance"] = orders(max(1, given.runs // 10))
+    if "speed" in wanted:
+        with tempfile.TemporaryDirectory() as name:
+            found["seconds"] = speed(Path(name), given.trials)
+    for name, value in found.items():
+        print(name, json.dumps(value, indent=1))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What the history of trials teaches, as DataFrames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chamtune.study import Study
+from personalization.errors import UsageError
+from studies.foreign import Mapped, cell, table_history
+from studies.insights.history import together
+from studies.insights.reading import history_of, load_studies
+from studies.insights.report import insights_of
+from studies.insights.values import TOP
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def insights(
+    *studies: str | Study,
+    frame: pd.DataFrame | None = None,
+    value: str | None = None,
+    direction: str = "maximize",
+    constraints: Mapping[str, str] | None = None,
+    groups: Mapping[str, str] | None = None,
+    home: str | Path = ".chamtune",
+    **how: Any,
+) -> dict[str, pd.DataFrame]:
+    """Tables by name: scores, importance, feasibility, interactions, cells, trends, likely, prices, curve, box,
+    suggestions.
+
+    Of studies by name or as objects (several are compared by rank), or of a `frame` with a row a finished run: its
+    column `value`, bounds on columns (`constraints`: column -> ">= 0.6"), `groups` (column -> group), all others being
+    parameters. `how`: `top` (.3), the share of feasible trials that are good; `evaluator`: ped_anova, fanova or mdi
+    beside; `group`: the parameters of one group only.
+    """
+    if unknown := set(how) - {"top", "evaluator", "group"}:
+        raise UsageError(f"insights has no {min(unknown)!r}; there are top, evaluator, group")
+    if frame is not None:
+        if value is None or studies:
+            raise UsageError("give a frame and its column of values, or studies")
+        rows = [
+            {str(k): cell(v) if isinstance(v, str) else _missing(v) for k, v in row.items()} for row in _rows(frame)
+        ]
+        found = table_history(rows, Mapped(value, direction, constraints or {}, groups or {}), "frame")
+    else:
+        found = together_or_one(studies, Path(home))
+    found = found.of_group(how.get("group"))
+    return insights_of(found, how.get("top", TOP), how.get("evaluator"))
+
+
+def together_or_one(studies: Sequence[str | Study], home: Path) -> Any:
+    """The history of one study, or of several by rank."""
+    homes = {study.home for study in studies if isinstance(study, Study)} or {home}
+    if len(homes) > 1:
+        raise UsageError("studies of one home can be compared; import those of another")
+    names = [study.spec.name if isinstance(study, Study) else study for study in studies]
+    found = [history_of(study) for study in load_studies(names, homes.pop(), None)]
+    if not found:
+        raise UsageError(f"no studies in {home}")
+    return found[0] if len(found) == 1 else together(found)
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    found: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return found
+
+
+def _missing(value: Any) -> Any:
+    """A cell as a plain number, a tuple, or None."""
+    value = value.item() if hasattr(value, "item") else value
+    return tuple(value) if isinstance(value, list) else value

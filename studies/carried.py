@@ -1,0 +1,157 @@
+"""Trials carried on: what an earlier study measured, taken into a new one with a wider, narrower or changed space.
+
+Of a study of the same data, model and chain every trial whose parameters mean the same in the new space is kept with
+its result: a parameter that is new has its baseline in it, and goals and bounds are read anew from the metrics that
+were measured. Of a study of other data or another model, whose values do not compare, the best settings are queued by
+rank instead. What does not fit is counted by its reason. Each carried trial says where it came from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from personalization.errors import UsageError
+from studies.recovery import enqueue
+from studies.samplers import holds
+from studies.spec import StudySpec
+from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
+from studies.trial import MEASURED
+
+CARRIED = "carried_from"
+"""Trial attribute: study and number of the trial that it repeats, or whose setting it tries."""
+QUEUED = 10
+"""Most settings of another study that are queued."""
+SAME = ("data", "model", "task", "chain", "objective", "start_from")
+"""What of two specs must be equal for their values to compare, beside the fingerprints of data and model."""
+
+
+def carry_over(
+    spec: StudySpec, home: Path, names: Sequence[str], progress: Callable[[int, int], None] | None = None
+) -> list[dict[str, Any]]:
+    """Take trials of these studies into that of a spec, once; a row a study: study, kept, queued, outside (reason ->
+    count). UsageError where one is not there, or has another chain."""
+    others = [find_study(name, home, spec.storage) for name in names]
+    for other in others:
+        was = stored_spec(other)
+        if other.study_name == spec.name:
+            raise UsageError(f"--from {other.study_name}: a study cannot go on from itself; give another --name")
+        if was.method != spec.method:
+            raise UsageError(
+                f"--from {other.study_name}: its chain is {was.method}, and that of {spec.name} is {spec.method}; "
+                "settings of one mean nothing in the other"
+            )
+    opened = open_study(spec, home, progress)
+    return [_carry(opened, other) for other in others]
+
+
+def _carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
+    name, outside = other.study_name, Counter[str]()
+    there = opened.study.get_trials(deepcopy=False)
+    came = [trial for trial in there if trial.user_attrs.get(CARRIED, {}).get("study") == name]
+    if came:
+        kept = sum(trial.state != TrialState.WAITING and MEASURED in trial.user_attrs for trial in came)
+        return {"study": name, "kept": kept, "queued": len(came) - kept, "outside": {}, "already": True}
+    trials = finished(other.get_trials(deepcopy=False))
+    row: dict[str, Any] = {"study": name, "kept": 0, "queued": 0, "already": False}
+    if _compares(opened, other):
+        kept_trials = []
+        for trial in trials:
+            made, reason = _kept(opened, trial, name)
+            if made is None:
+                outside[reason] += 1
+            else:
+                kept_trials.append(made)
+        opened.study.add_trials(kept_trials)
+        row["kept"] = len(kept_trials)
+    else:
+        for trial in ranked(trials, dict(stored_spec(other).optimize)):
+            if row["queued"] == QUEUED:
+                break
+            point, reason = _point(opened, trial)
+            if point is None:
+                outside[reason] += 1
+            else:
+                enqueue(opened.study, point, **{CARRIED: {"study": name, "trial": trial.number}})
+                row["queued"] += 1
+    return {**row, "outside": dict(outside.most_common())}
+
+
+def _compares(opened: OpenStudy, other: optuna.Study) -> bool:
+    """Whether what the other study measured is what this one would measure."""
+    from studies.study import RECORD
+
+    record = other.user_attrs[RECORD]
+    mine, theirs = opened.spec.identity(), stored_spec(other).identity()
+    same = all(mine.get(key) == theirs.get(key) for key in SAME)
+    started = record.get("started", {}) == opened.record.get("started", {})
+    return same and started and all(record[key] == opened.record[key] for key in ("data", "model"))
+
+
+def _kept(opened: OpenStudy, trial: FrozenTrial, name: str) -> tuple[FrozenTrial | None, str]:
+    """The trial as one of this study, or why it is none."""
+    if trial.state != TrialState.COMPLETE:
+        return None, trial.state.name.lower()
+    measured = trial.user_attrs[MEASURED]
+    metrics: Mapping[str, float | None] = measured["metrics"]
+    wanted = (*opened.spec.optimize, *(bound.metric for bound in opened.constraints))
+    values = {metric: metrics.get(metric) for metric in wanted}
+    if missing := [metric for metric, value in values.items() if value is None]:
+        return None, f"{missing[0]} was not measured"
+    point, reason = _point(opened, trial)
+    if point is None:
+        return None, reason
+    known = {metric: float(value) for metric, value in values.items() if value is not None}
+    return (
+        optuna.create_trial(
+            values=[known[metric] for metric in opened.spec.optimize],
+            params=point,
+            distributions=dict(opened.space),
+            constraints={bound.metric: bound.violation(known[bound.metric]) for bound in opened.constraints},
+            user_attrs={MEASURED: measured, CARRIED: {"study": name, "trial": trial.number}},
+        ),
+        "",
+    )
+
+
+def _point(opened: OpenStudy, trial: FrozenTrial) -> tuple[dict[str, Any] | None, str]:
+    """The trial's parameters as a point of this space that means the same, or why there is none."""
+    rooms = opened.rooms
+    baseline = {f"{stage}.{key}": value for stage, own in rooms.BASELINE.stages for key, value in asdict(own).items()}
+    raw = {**rooms.raw(baseline), **{name: value for name, value in trial.params.items() if name in rooms.names}}
+    idle, point = rooms.idle(raw), dict[str, Any]()
+    for name, distribution in opened.space.items():
+        if holds(name, distribution, raw[name]):
+            point[name] = raw[name]
+        elif name in idle:
+            point[name] = _any(distribution)
+        else:
+            return None, f"{name} is outside the new range"
+    if rooms.decode(point) != rooms.decode(raw):
+        moved = next(name for name in trial.params if name not in opened.space and name not in idle)
+        return None, f"{moved} is fixed to another value"
+    return point, ""
+
+
+def _any(distribution: BaseDistribution) -> Any:
+    """Some value of a distribution, for a parameter that nothing reads."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return distribution.low
+
+
+def carried_said(row: Mapping[str, Any]) -> str:
+    """A row in words."""
+    if row["already"]:
+        return f"{row['kept'] + row['queued']} trials of {row['study']} were carried here before"
+    done = f"kept {row['kept']} trials" if row["kept"] or not row["queued"] else f"queued {row['queued']} settings"
+    left = ", ".join(f"{count} where {reason}" for reason, count in row["outside"].items())
+    return f"{done} of {row['study']}" + (f"; left out {left}" if left else "")

@@ -1,0 +1,205 @@
+"""The table that all insights are computed from: a row a finished trial, made from any list of Optuna trials.
+
+Columns: `number`, `state`, `feasible`, `value` (of the first goal), `gain` (the value, larger being better),
+`params_NAME`, `constraints_NAME` (positive where broken), `metrics_NAME`. A parameter that nothing read in a trial is
+missing there: its value says nothing about the trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from personalization.errors import UsageError
+from search_spaces import ChainSpace
+from studies.constraints import Constraint, feasible
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GROUPS = ("calibration", "retrieval", "steering", "training", "architecture", "data", "features", "other")
+"""In the order in which they are shown."""
+STAGES = {"prompt": "retrieval", "adapter": "training", "head": "training"}
+"""Groups of stages that are not groups themselves."""
+SHAPES = ("rank", "targets", "prefix_tokens", "start", "count", "place", "groups", "head", "adapter", "level")
+"""Parameters of a trained or steering stage that say what is built, not how it is trained."""
+ITEMS = "foreign_items"
+"""Trial attribute: name -> items that went into the trial, of which there may be several."""
+METRICS = "measured"
+"""Trial attribute that holds metrics."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter. `discrete`: its values are told apart one by one; `items`: a trial has several at once."""
+
+    name: str
+    group: str
+    discrete: bool
+    items: bool = False
+    distribution: BaseDistribution | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """The finished trials of one study. `metric`: what `value` is; `bounds`: constraint -> its bound, where known."""
+
+    name: str
+    metric: str
+    maximize: bool
+    trials: pd.DataFrame
+    parameters: Mapping[str, Parameter]
+    bounds: Mapping[str, Constraint] = field(default_factory=dict)
+    foreign: bool = False
+
+    @property
+    def feasible(self) -> pd.DataFrame:
+        """The trials that keep all constraints."""
+        return self.trials[self.trials["feasible"]]
+
+    @property
+    def constraints(self) -> list[str]:
+        """Names of the constraints."""
+        return [name.removeprefix("constraints_") for name in self.trials if name.startswith("constraints_")]
+
+    def first(self, count: int) -> History:
+        """The history after so many trials."""
+        return History(
+            self.name, self.metric, self.maximize, self.trials.iloc[:count], self.parameters, self.bounds, self.foreign
+        )
+
+    def of_group(self, group: str | None) -> History:
+        """With the parameters of one group; UsageError where there are none."""
+        if group is None:
+            return self
+        kept = {name: known for name, known in self.parameters.items() if known.group == group}
+        if not kept:
+            there = ", ".join(dict.fromkeys(known.group for known in self.parameters.values())) or "none"
+            raise UsageError(f"no parameter of {self.name} is in group {group!r}; there are {there}")
+        return History(self.name, self.metric, self.maximize, self.trials, kept, self.bounds, self.foreign)
+
+
+def history(
+    name: str,
+    trials: Sequence[FrozenTrial],
+    goal: tuple[str, str],
+    rooms: ChainSpace | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> History:
+    """The history of finished trials. `goal`: metric and direction; `rooms`: the space of a chain, which knows what is
+    read and to which stage a parameter belongs; `groups`: parameter -> group, of any other origin."""
+    import pandas as pd
+
+    distributions: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        distributions |= trial.distributions
+    idle = _Idle(rooms, distributions) if rooms is not None else None
+    sign = 1.0 if goal[1] == "maximize" else -1.0
+    rows = []
+    for trial in trials:
+        value = trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else np.nan
+        row = {"number": trial.number, "state": trial.state.name, "feasible": feasible(trial), "value": value}
+        params = trial.params
+        unread = idle.at(params) if idle is not None else ()
+        row |= {f"params_{key}": _there(given) for key, given in params.items() if key not in unread}
+        row |= {f"params_{key}": tuple(given) for key, given in trial.user_attrs.get(ITEMS, {}).items()}
+        row |= {f"constraints_{key}": given for key, given in trial.constraints.items()}
+        measured = trial.user_attrs.get(METRICS)
+        if isinstance(measured, dict):
+            row |= {f"metrics_{key}": given for key, given in measured.get("metrics", {}).items()}
+        rows.append(row)
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["number", "state", "feasible", "value"])
+    frame.insert(4, "gain", sign * frame["value"].astype(float))
+    frame["feasible"] = frame["feasible"].astype(bool)
+    items = {key for trial in trials for key in trial.user_attrs.get(ITEMS, {})}
+    parameters = {
+        key: Parameter(key, _group(key, rooms, groups or {}), discrete(found), distribution=found)
+        for key, found in distributions.items()
+    }
+    parameters |= {key: Parameter(key, (groups or {}).get(key, "features"), True, items=True) for key in sorted(items)}
+    for key in parameters:
+        if f"params_{key}" not in frame:
+            frame[f"params_{key}"] = None
+    return History(name, goal[0], goal[1] == "maximize", frame, parameters)
+
+
+def _there(value: Any) -> Any:
+    """A value; None, which other studies may have as a choice, by its name, since it is not missing."""
+    return "None" if value is None else value
+
+
+def discrete(distribution: BaseDistribution) -> bool:
+    """Whether the values of a distribution are told apart one by one."""
+    return not (isinstance(distribution, FloatDistribution) and distribution.step is None)
+
+
+def _group(name: str, rooms: ChainSpace | None, groups: Mapping[str, str]) -> str:
+    if rooms is None or name not in rooms.names:
+        return groups.get(name, "other")
+    stage, _, own = rooms.names[name].targets[0].partition(".")
+    if stage in ("adapter", "head") and own in SHAPES:
+        return "architecture"
+    return STAGES.get(stage, stage)
+
+
+class _Idle:
+    """What nothing reads at a point. Conditions ask which choice it is, whether a number is 0, and whether it is above
+    1, so that points alike in these are answered once.
+
+    What a condition asks for is read where it is at its baseline: that is what turned the others off.
+    """
+
+    def __init__(self, rooms: ChainSpace, distributions: Mapping[str, BaseDistribution]) -> None:
+        self._rooms = rooms
+        self._choices = {name for name, d in distributions.items() if isinstance(d, CategoricalDistribution)}
+        self._known: dict[tuple[Any, ...], set[str]] = {}
+        self._asked_for = {
+            other if "." in other else f"{stage}.{other}"
+            for stage, space in rooms.spaces.items()
+            for alternatives in getattr(space, "READ", {}).values()
+            for one in alternatives
+            for other in one
+        }
+
+    def at(self, params: Mapping[str, Any]) -> set[str]:
+        key = tuple((n, v) if n in self._choices else (n, v == 0, v == 1, v > 1) for n, v in params.items())
+        if key not in self._known:
+            named = {name: value for name, value in params.items() if name in self._rooms.names}
+            found = self._rooms.idle(named) & named.keys()
+            self._known[key] = {name for name in found if not self._is_off(name, named[name])}
+        return self._known[key]
+
+    def _is_off(self, name: str, value: Any) -> bool:
+        known = self._rooms.names[name]
+        baseline = self._rooms.BASELINE
+        at_baseline = all(baseline.get_value(full) == given for full, given in known.values(value).items())
+        return at_baseline and not self._asked_for.isdisjoint(known.targets)
+
+
+def together(histories: Sequence[History]) -> History:
+    """Several studies as one: `gain` is a trial's rank among the feasible of its own study, from 0 to 1.
+
+    Values of different data or metrics do not compare, nor do bounds; ranks do. Parameters of one name are taken for
+    the same one.
+    """
+    import pandas as pd
+
+    frames = []
+    for found in histories:
+        frame = found.trials[[name for name in found.trials if not name.startswith("constraints_")]].copy()
+        rank = frame["gain"].where(frame["feasible"]).rank()
+        frame["gain"] = (rank - 0.5) / max(1, int(frame["feasible"].sum()))
+        frame["value"] = frame["gain"]
+        frame.insert(0, "study", found.name)
+        frames.append(frame)
+    parameters: dict[str, Parameter] = {}
+    for found in histories:
+        parameters |= found.parameters
+    name = ", ".join(found.name for found in histories)
+    metrics = " and ".join(dict.fromkeys(found.metric for found in histories))
+    return History(name, f"rank by {metrics}", True, pd.concat(frames, ignore_index=True), parameters)

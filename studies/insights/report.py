@@ -1,0 +1,130 @@
+"""All insights of a history at once: DataFrames by name, and as one JSON-able object."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from studies.insights.history import GROUPS, History
+from studies.insights.importance import feasibility_importance, importance, of_optuna
+from studies.insights.likely import likely
+from studies.insights.pairs import cells, interactions
+from studies.insights.price import box, constraint_prices, price_curve
+from studies.insights.suggestions import suggestions
+from studies.insights.trends import trends
+from studies.insights.values import COLUMNS, TOP, good, value_scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Frames = dict[str, "pd.DataFrame"]
+BEST = 10
+"""Likely values that are shown."""
+NAMES = (
+    "scores", "importance", "feasibility", "interactions", "cells", "trends", "likely", "prices", "curve", "box",
+    "suggestions",
+)  # fmt: skip
+
+
+def insights_of(
+    found: History, top: float = TOP, evaluator: str | None = None, path: dict[str, Any] | None = None
+) -> Frames:
+    """Every table of `NAMES`. `evaluator`: one of Optuna's importances, as a further column of its name.
+
+    The box is within one standard error of the best: that by user which a measured `path` knows, else that of the best
+    trial's likely value.
+    """
+    import pandas as pd
+
+    scores, matters, shrunken = value_scores(found, top), importance(found, top), likely(found)
+    if evaluator is not None:
+        matters[evaluator] = matters["parameter"].map(of_optuna(found, evaluator))
+    pairs = interactions(found, top)
+    lead = pairs.iloc[0] if len(pairs) else None
+    known = None if path is None else path.get("error")
+    error = (
+        known
+        if known is not None
+        else float(shrunken.loc[shrunken["rank"].idxmin(), "error"])
+        if len(shrunken)
+        else 0.0
+    )
+    made = suggestions(found, scores, matters, shrunken)
+    return {
+        "scores": scores,
+        "importance": matters,
+        "feasibility": feasibility_importance(found),
+        "interactions": pairs,
+        "cells": cells(found, lead["first"], lead["second"], top) if lead is not None else pd.DataFrame(),
+        "trends": trends(found, top=top),
+        "likely": shrunken,
+        "prices": constraint_prices(found),
+        "curve": price_curve(found),
+        "box": box(found, error),
+        "suggestions": pd.DataFrame([one._asdict() for one in made], columns=["kind", "change", "reason", "params"]),
+    }
+
+
+def summary(found: History, top: float = TOP) -> dict[str, Any]:
+    """Counts, the threshold from which a trial is good, and the best trial."""
+    kept = found.feasible
+    chosen, limit = good(kept["gain"].to_numpy(dtype=float), top)
+    sign = 1.0 if found.maximize else -1.0
+    best = None
+    if len(kept):
+        row = kept.loc[kept["gain"].idxmax()]
+        named = {name: row[f"params_{name}"] for name in found.parameters}
+        best = {"trial": int(row["number"]), "value": float(row["value"]), "params": _there(named)}
+    return {
+        "study": found.name,
+        "metric": found.metric,
+        "direction": "maximize" if found.maximize else "minimize",
+        "foreign": found.foreign,
+        "total_experiments": len(found.trials),
+        "feasible_experiments": len(kept),
+        "good_experiments": int(chosen.sum()),
+        "good_threshold": sign * limit if len(kept) else None,
+        "top": top,
+        "best": best,
+    }
+
+
+def _there(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
+
+
+def as_json(found: History, frames: Frames, top: float = TOP) -> dict[str, Any]:
+    """One object: `summary`, `analysis` (group -> parameters -> values), and every other table as a list of rows."""
+    analysis: dict[str, list[dict[str, Any]]] = {}
+    for name, own in frames["scores"].groupby("parameter", sort=False):
+        values = own[[column for column in COLUMNS if column not in ("parameter", "group")]].to_dict("records")
+        known = found.parameters[name]
+        entry = {"param": title(name), "field": name, "items": known.items, "values": values}
+        analysis.setdefault(known.group, []).append(entry)
+    ordered = {group: analysis[group] for group in sorted(analysis, key=_place)}
+    tables = {name: frames[name].to_dict("records") for name in NAMES if name != "scores"}
+    tables["likely"] = tables["likely"][:BEST]
+    result: dict[str, Any] = plain({"success": True, **summary(found, top), "analysis": ordered, **tables})
+    return result
+
+
+def _place(group: str) -> int:
+    return GROUPS.index(group) if group in GROUPS else len(GROUPS)
+
+
+def title(name: str) -> str:
+    """A parameter's name as a heading."""
+    return name.replace("_", " ").replace(".", ": ")
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON knows; what is not finite is null."""
+    if isinstance(value, dict):
+        return {str(key): plain(given) for key, given in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(given) for given in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,55 @@
+"""How the leading values changed as trials came in: the first value of each parameter after 1/8, 2/8, ... of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from studies.insights.history import History
+from studies.insights.values import TOP, confidence, good, levels, posterior
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+POINTS = 8
+COLUMNS = ("trials", "parameter", "group", "value", "score", "low", "high", "confidence", "best")
+
+
+def trends(history: History, points: int = POINTS, top: float = TOP) -> pd.DataFrame:
+    """A row a parameter and number of trials; `best` is the best value until then; `COLUMNS`.
+
+    Values are those of the whole history, so that bins stay the same.
+    """
+    import pandas as pd
+
+    kept = history.feasible
+    gains, values = kept["gain"].to_numpy(dtype=float), kept["value"].to_numpy(dtype=float)
+    found = {name: levels(p, kept[f"params_{name}"]) for name, p in history.parameters.items()}
+    counts = sorted({round(len(kept) * (i + 1) / points) for i in range(points)} - {0})
+    rows: list[dict[str, Any]] = []
+    for until in counts:
+        chosen, _ = good(gains[:until], top)
+        best = float(values[:until][np.argmax(gains[:until])])
+        for name, own in found.items():
+            member = own.member[:until]
+            read = member.any(axis=1) if own.labels else np.zeros(until, dtype=bool)
+            if not read.any():
+                continue
+            tried, hits = member.sum(axis=0), (member & chosen[:, None]).sum(axis=0)
+            score, low, high = posterior(tried, hits, float(chosen[read].mean()))
+            lead = max(range(len(own.labels)), key=lambda v: (confidence(int(tried[v])) != "low", tried[v] > 0, low[v]))
+            rows.append(
+                {
+                    "trials": until,
+                    "parameter": name,
+                    "group": history.parameters[name].group,
+                    "value": own.labels[lead],
+                    "score": float(score[lead]),
+                    "low": float(low[lead]),
+                    "high": float(high[lead]),
+                    "confidence": confidence(int(tried[lead])),
+                    "best": best,
+                }
+            )
+    return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -1,0 +1,134 @@
+"""Insights as tables on standard output."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from studies.insights.history import GROUPS, History
+from studies.insights.report import BEST, summary, title
+from studies.shown.consoles import answers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MATTERS = 12
+"""Parameters whose importance is shown."""
+SHOWN = 4
+"""Values of a parameter that are shown."""
+
+
+def print_insights(found: History, frames: dict[str, pd.DataFrame], path: dict[str, Any] | None) -> None:
+    """Everything, the most useful first."""
+    told = summary(found)
+    answers.print(
+        f"{told['study']}: {told['total_experiments']} trials, {told['feasible_experiments']} feasible, "
+        f"{told['good_experiments']} good ({found.metric} {'from' if found.maximize else 'to'} "
+        f"{_number(told['good_threshold'])})"
+    )
+    if told["best"] is not None:
+        answers.print(f"best: trial {told['best']['trial']}, {found.metric} {_number(told['best']['value'])}")
+    if path is not None:
+        print_path(path)
+    _print_importance(frames)
+    _print_scores(frames["scores"])
+    _print_rest(found, frames)
+    answers.print(
+        "score: p(value | good) / p(value | bad), 1 if unrelated, with 95 % interval; (n): trials; • few of them"
+    )
+
+
+def _number(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return f"{value:.4g}"
+
+
+def _interval(row: Any) -> str:
+    high = "∞" if math.isinf(row["high"]) else f"{row['high']:.2f}"
+    return f"[{row['low']:.2f}, {high}]"
+
+
+def _table(heading: str, *columns: str) -> Table:
+    table = Table(title=heading, title_justify="left")
+    for name in columns:
+        table.add_column(name)
+    return table
+
+
+def _print_importance(frames: dict[str, pd.DataFrame]) -> None:
+    matters = frames["importance"]
+    more = [name for name in ("ped_anova", "fanova", "mdi") if name in matters]
+    heading = "what good trials hang on: share that a parameter explains alone"
+    table = _table(heading, "parameter", "importance", "interval", *more, "note")
+    for row in matters.head(MATTERS).to_dict("records"):
+        extra = [_number(row[name]) for name in more]
+        table.add_row(row["parameter"], f"{row['importance']:.3f}", _interval(row), *extra, row["warning"])
+    answers.print(table, soft_wrap=False)
+    if len(matters) > MATTERS:
+        answers.print(f"and {len(matters) - MATTERS} more, each {matters['importance'].iloc[MATTERS]:.3f} or less")
+    decided = frames["feasibility"]
+    for name, own in decided[decided["low"] > 0].groupby("constraint", sort=False):
+        by = ", ".join(f"{row['parameter']} {row['importance']:.2f}" for row in own.head(3).to_dict("records"))
+        what = "feasible at all" if name == "all" else f"within the bound on {name}"
+        answers.print(f"whether a trial is {what} ({own.iloc[0]['kept']:.0%} are) hangs on {by}")
+
+
+def _print_scores(scores: pd.DataFrame) -> None:
+    for group in dict.fromkeys([*GROUPS, *scores["group"]]):
+        own = scores[scores["group"] == group]
+        if not len(own):
+            continue
+        table = _table(group, "parameter", "value", "score", "interval", "(n)", "good", "mean", "best")
+        for name, rows in own.groupby("parameter", sort=False):
+            shown = rows.head(SHOWN).to_dict("records")
+            for place, row in enumerate(shown):
+                faded = "• " if row["confidence"] == "low" else ""
+                cells = [f"{row['score']:.2f}", _interval(row), f"({row['count']})", str(row["good_count"])]
+                told = "" if place else title(str(name))
+                table.add_row(told, faded + row["value"], *cells, _number(row["mean"]), _number(row["best"]))
+            if len(rows) > SHOWN:
+                table.add_row("", f"and {len(rows) - SHOWN} more")
+        answers.print(table, soft_wrap=False)
+
+
+def _print_rest(found: History, frames: dict[str, pd.DataFrame]) -> None:
+    pairs = frames["interactions"]
+    for row in pairs[pairs["low"] > 0].head(3).to_dict("records"):
+        answers.print(
+            f"{row['first']} and {row['second']} together explain {row['interaction']:.2f} more {_interval(row)}"
+        )
+    for row in frames["prices"].to_dict("records"):
+        said = f"costs {row['price']:.4g} {found.metric}" if row["binds"] else "costs nothing"
+        answers.print(f"the bound on {row['constraint']} {said} among these trials")
+    top = frames["likely"].head(min(BEST, 3)).to_dict("records")
+    if top:
+        said = "; ".join(f"trial {r['number']} {r['likely']:.4g} (measured {r['value']:.4g})" for r in top)
+        answers.print(f"likely best: {said}")
+    for place, row in enumerate(frames["suggestions"].to_dict("records"), start=1):
+        change = ", ".join(f"{name} {_value(value)}" for name, value in row["change"].items())
+        answers.print(f"suggestion {place} ({row['kind']}): {change}: {row['reason']}")
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_path(path: dict[str, Any]) -> None:
+    """The way from the baseline to the winner."""
+    where = (
+        "confirm users, which a promotion looked at" if path["measured_on"] == "confirm" else "tune users: optimistic"
+    )
+    heading = f"from the baseline to trial {path['trial']}, {path['metric']}, measured on the {where}"
+    table = _table(heading, "step", "to", "gain", "interval by user", "alone", "without", "users better, worse")
+    for row in path["steps"]:
+        to = ", ".join(_value(value) for value in row["values"].values())
+        users = "" if row["users"] is None else f"{row['users']['better']}, {row['users']['worse']}"
+        told = f"[{row['low']:+.3f}, {row['high']:+.3f}]" + (" could be dropped" if row["droppable"] else "")
+        table.add_row(
+            row["step"], to, f"{row['gain']:+.3f}", told, f"{row['alone']:+.3f}", f"{-row['without']:+.3f}", users
+        )
+    table.add_row("all", "", f"{path['gain']:+.3f}", f"[{path['low']:+.3f}, {path['high']:+.3f}]")
+    answers.print(table, soft_wrap=False)

@@ -1,0 +1,166 @@
+"""The pages as a FastAPI application: `python -P -m studies.shown.pages.app HOST PORT`.
+
+It only reads: nothing but GET is answered, and only under a loopback name, so that no page elsewhere can reach
+it by another name of this machine. Pages are made on the server, every text escaped; a strict content policy lets in
+nothing from elsewhere.
+
+The environment says where things are: CHAMTUNE_STORAGE, CHAMTUNE_HOME, CHAMTUNE_DASHBOARD and CHAMTUNE_MLFLOW (where
+these pages are, if they are served), MLFLOW_BACKEND_STORE_URI.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import FastAPI, Query, Request
+from fastapi.exception_handlers import request_validation_exception_handler
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from personalization.errors import ChamtuneError
+from studies.insights.history import GROUPS
+from studies.insights.report import title
+from studies.shown.pages import drawing
+from studies.shown.pages.house import House
+
+HERE = Path(__file__).parent
+POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; " + (
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+Names = Annotated[list[str], Query(alias="study", min_length=1, max_length=20, description="Several by repeating it.")]
+Answer = dict[str, Any]
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number in a few characters; texts as they are, nothing where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def pages() -> Environment:
+    """The templates: everything that is put in is escaped, and an unknown name is an error."""
+    found = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"number": number, "title": title}
+    found.globals |= {"groups": GROUPS, "draw": drawing}
+    return found
+
+
+def application(house: House) -> FastAPI:
+    """The application of a house."""
+    app = FastAPI(
+        title="chamtune", description="Studies and what they teach; read only.", docs_url=None, redoc_url=None
+    )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    templates = pages()
+
+    @app.middleware("http")
+    async def _guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.method != "GET":
+            return JSONResponse({"detail": "this page only shows"}, 405, {"Allow": "GET", **HEADERS})
+        response = await answer(request)
+        response.headers.update(HEADERS)
+        return response
+
+    @app.exception_handler(ChamtuneError)
+    async def _said(request: Request, error: ChamtuneError) -> Response:
+        if request.url.path.startswith("/api/") or request.url.path.endswith(".csv"):
+            return JSONResponse({"detail": str(error)}, 404)
+        page = templates.get_template("problem.html").render(problem=str(error))
+        return HTMLResponse(page, 404)
+
+    @app.exception_handler(RequestValidationError)
+    async def _unclear(request: Request, error: RequestValidationError) -> Response:
+        if request.url.path != "/insights":
+            return await request_validation_exception_handler(request, error)
+        page = templates.get_template("problem.html").render(problem="Choose one study, or up to 20 to compare.")
+        return HTMLResponse(page, 422)
+
+    _add_api(app, house)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def start() -> str:
+        return templates.get_template("start.html").render(studies=house.overview(), home=str(house.home))
+
+    @app.get("/insights", response_class=HTMLResponse, include_in_schema=False)
+    def insights(names: Names) -> str:
+        return templates.get_template("insights.html").render(found=house.insights(names))
+
+    return app
+
+
+def _add_api(app: FastAPI, house: House) -> None:
+    @app.get("/api/studies")
+    def studies() -> list[Answer]:
+        """A row a study: counts, best feasible value, activity, verdict, deployments, links."""
+        return house.overview()
+
+    @app.get("/api/insights", responses={404: {"description": "no such study"}})
+    def insights(names: Names) -> Answer:
+        """Everything that a page of insights shows; several studies are compared by rank."""
+        return house.insights(names)
+
+    @app.get("/api/suggestions", responses={404: {"description": "no such study"}})
+    def suggestions(names: Names) -> list[Answer]:
+        """What to try next: kind, change, reason, and the whole point."""
+        found: list[Answer] = house.insights(names)["suggestions"]
+        return found
+
+    @app.get("/insights.csv", responses={404: {"description": "no such study"}})
+    def table(names: Names) -> Response:
+        """The value scores as CSV."""
+        rows = [
+            {"group": group, "parameter": entry["field"], **value}
+            for group, entries in house.insights(names)["analysis"].items()
+            for entry in entries
+            for value in entry["values"]
+        ]
+        file = io.StringIO()
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["group", "parameter", "value"])
+        writer.writeheader()
+        writer.writerows([{key: _safe(value) for key, value in row.items()} for row in rows])
+        attached = {"Content-Disposition": 'attachment; filename="insights.csv"'}
+        return Response(file.getvalue(), media_type="text/csv; charset=utf-8", headers=attached)
+
+
+def _safe(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula, with an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t") else value
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    host, port = sys.argv[1:]
+    given = os.environ
+    house = House(
+        Path(given["CHAMTUNE_HOME"]),
+        given["CHAMTUNE_STORAGE"],
+        given.get("CHAMTUNE_DASHBOARD"),
+        given.get("CHAMTUNE_MLFLOW"),
+        given.get("MLFLOW_BACKEND_STORE_URI"),
+    )
+    threading.Thread(target=house.read_all, daemon=True).start()
+    uvicorn.run(application(house), host=host, port=int(port), log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()

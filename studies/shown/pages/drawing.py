@@ -1,0 +1,184 @@
+"""Numbers as places on a drawing: pure functions of the insights as JSON, in SVG user units. Nothing is styled here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+WIDTH, HEIGHT = 640, 220
+MARGIN = {"left": 56, "right": 16, "top": 12, "bottom": 34}
+REACH = 8.0
+"""Scores are drawn from 1 / REACH to REACH."""
+
+
+def place(score: float | None) -> float:
+    """Where a score stands on its axis, from 0 to 100; 1 is in the middle, and what is beyond the axis at its end."""
+    if score is None:
+        return 100.0
+    bounded = min(max(score, 1 / REACH), REACH)
+    return round(50 + 50 * math.log(bounded) / math.log(REACH), 2)
+
+
+def bar(row: Row) -> dict[str, float]:
+    """The bar of a score: from 1 to the score, its whiskers, all from 0 to 100."""
+    at, low, high = (place(row[name]) for name in ("score", "low", "high"))
+    return {"x": min(50.0, at), "width": round(abs(at - 50), 2), "low": low, "high": high, "at": at}
+
+
+def _scaled(value: float, ends: tuple[float, float], places: tuple[float, float]) -> float:
+    span = ends[1] - ends[0] or 1.0
+    return round(places[0] + (value - ends[0]) / span * (places[1] - places[0]), 1)
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers between two."""
+    span = high - low
+    if span <= 0:
+        return [low]
+    rough = span / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    first = math.ceil(low / step) * step
+    return [round(first + i * step, 10) for i in range(int((high - first) / step + 1e-9) + 1)]
+
+
+def waterfall(path: Row) -> dict[str, Any]:
+    """Bars from the baseline to the winner, each step standing on the one before, with its interval."""
+    steps = list(path["steps"])
+    level, bars = 0.0, list[dict[str, Any]]()
+    for step in steps:
+        bars.append(
+            {
+                **step,
+                "from": level,
+                "to": level + step["gain"],
+                "least": level + step["low"],
+                "most": level + step["high"],
+            }
+        )
+        level += step["gain"]
+    bars.append(
+        {
+            "step": "all",
+            "gain": path["gain"],
+            "low": path["low"],
+            "high": path["high"],
+            "from": 0.0,
+            "to": level,
+            "least": path["low"],
+            "most": path["high"],
+            "whole": True,
+            "values": {},
+            "droppable": False,
+        }
+    )
+    ends = [0.0, *(b[key] for b in bars for key in ("from", "to", "least", "most"))]
+    low, high = min(ends), max(ends)
+    row, left = 34, 150
+    for number, one in enumerate(bars):
+        at = {key: _scaled(one[key], (low, high), (left, WIDTH - 90)) for key in ("from", "to", "least", "most")}
+        one |= {
+            "y": 10 + number * row,
+            "x": min(at["from"], at["to"]),
+            "width": max(1.5, abs(at["to"] - at["from"])),
+            "x_low": at["least"],
+            "x_high": at["most"],
+            "end": at["to"],
+        }
+    zero = _scaled(0.0, (low, high), (left, WIDTH - 90))
+    return {"bars": bars, "height": 20 + len(bars) * row, "width": WIDTH, "zero": zero, "row": row}
+
+
+def curve(points: Sequence[Row], across: str, up: str, mark: float | None = None) -> dict[str, Any] | None:
+    """A stair through points, with ticks and a marked place; None where there is nothing to draw."""
+    known = [(float(p[across]), float(p[up])) for p in points if p[across] is not None and p[up] is not None]
+    if len(known) < 2:
+        return None
+    xs, ys = [x for x, _ in known] + ([mark] if mark is not None else []), [y for _, y in known]
+    ends_x, ends_y = (min(xs), max(xs)), (min(ys), max(ys))
+    span_x, span_y = (MARGIN["left"], WIDTH - MARGIN["right"]), (HEIGHT - MARGIN["bottom"], MARGIN["top"])
+    at = [(_scaled(x, ends_x, span_x), _scaled(y, ends_y, span_y)) for x, y in known]
+    line = (
+        f"M{at[0][0]} {at[0][1]}" + "".join(f"H{x}V{y}" for x, y in at[1:]) + f"H{_scaled(ends_x[1], ends_x, span_x)}"
+    )
+    return {
+        "line": line,
+        "points": [{"x": x, "y": y, "across": a, "up": u} for (x, y), (a, u) in zip(at, known, strict=True)],
+        "mark": None if mark is None else _scaled(mark, ends_x, span_x),
+        "x_ticks": [{"at": _scaled(t, ends_x, span_x), "said": f"{t:.4g}"} for t in ticks(*ends_x)],
+        "y_ticks": [{"at": _scaled(t, ends_y, span_y), "said": f"{t:.4g}"} for t in ticks(*ends_y)],
+        "width": WIDTH,
+        "height": HEIGHT,
+    }
+
+
+def heat(pairs: Sequence[Row]) -> dict[str, Any] | None:
+    """A triangle of squares, the stronger an interaction the fuller; None without pairs."""
+    if not pairs:
+        return None
+    names = list(dict.fromkeys(name for pair in pairs for name in (pair["first"], pair["second"])))
+    strongest = max(0.02, *(pair["interaction"] for pair in pairs))
+    side, left = max(22, min(44, 420 // len(names))), 150
+    squares = []
+    for pair in pairs:
+        j, i = sorted((names.index(pair["first"]), names.index(pair["second"])))
+        squares.append(
+            {**pair, "x": left + j * side, "y": 10 + (i - 1) * side, "fill": round(pair["interaction"] / strongest, 3)}
+        )
+    labels = [{"name": name, "at": 10 + (i - 1) * side + side / 2} for i, name in enumerate(names) if i]
+    below = [{"name": name, "at": left + i * side + side / 2} for i, name in enumerate(names[:-1])]
+    height = 10 + (len(names) - 1) * side
+    return {"squares": squares, "rows": labels, "columns": below, "side": side, "base": height,
+            "height": height + 135, "width": left + len(names) * side, "left": left}  # fmt: skip
+
+
+def table_of(cells: Sequence[Row]) -> dict[str, Any] | None:
+    """The strongest pair as rows and columns; each cell with its share of good trials."""
+    if not cells:
+        return None
+    first, second = list(cells[0])[:2]
+    rows, columns = (list(dict.fromkeys(cell[name] for cell in cells)) for name in (first, second))
+    grid = {(cell[first], cell[second]): cell for cell in cells}
+    return {"first": first, "second": second, "columns": columns,
+            "rows": [{"name": row, "cells": [grid[row, column] for column in columns]} for row in rows]}  # fmt: skip
+
+
+def trend_lines(trends: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each parameter the runs of equal leading values, in percent of all trials."""
+    found: dict[str, list[Row]] = {}
+    for row in trends:
+        found.setdefault(row["parameter"], []).append(row)
+    whole = max((row["trials"] for row in trends), default=1)
+    lines = []
+    for name, rows in found.items():
+        parts, before = list[dict[str, Any]](), 0
+        for row in rows:
+            x, width = 100 * before / whole, 100 * (row["trials"] - before) / whole
+            if parts and parts[-1]["value"] == row["value"]:
+                parts[-1]["width"] = round(parts[-1]["width"] + width, 2)
+                parts[-1] |= {"score": row["score"], "until": row["trials"], "confidence": row["confidence"]}
+            else:
+                parts.append({"value": row["value"], "x": round(x, 2), "width": round(width, 2), "score": row["score"],
+                              "from": before + 1, "until": row["trials"], "confidence": row["confidence"]})  # fmt: skip
+            before = row["trials"]
+        shades = list(dict.fromkeys(part["value"] for part in parts))
+        for part in parts:
+            part["shade"] = shades.index(part["value"]) % 5
+        lines.append({"parameter": name, "group": rows[0]["group"], "parts": parts, "changes": len(parts) - 1})
+    return lines
+
+
+def rows_of(entries: Sequence[Row]) -> list[dict[str, Any]]:
+    """Cards in rows: two rows where the fields of a group compare two things (`buyer_...`, `product_...`)."""
+    stems: dict[str, set[str]] = {}
+    for entry in entries:
+        head, _, stem = entry["field"].partition("_")
+        stems.setdefault(head, set()).add(stem)
+    pairs = [(a, b) for a in stems for b in stems if a < b and len((stems[a] & stems[b]) - {""}) >= 2]
+    rows: dict[str, list[Row]] = {}
+    for entry in entries:
+        head = entry["field"].partition("_")[0]
+        rows.setdefault(head if any(head in pair for pair in pairs) else "", []).append(entry)
+    return [{"name": name, "cards": cards} for name, cards in rows.items()]

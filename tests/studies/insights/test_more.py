@@ -1,0 +1,160 @@
+"""Interactions, trends, likely values, prices, boxes, suggestions."""
+
+import numpy as np
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from studies.insights.history import _Idle, history, together
+from studies.insights.importance import importance
+from studies.insights.likely import likely
+from studies.insights.pairs import cells, interactions
+from studies.insights.price import box, constraint_prices, price_curve
+from studies.insights.suggestions import suggestions
+from studies.insights.trends import trends
+from studies.insights.values import value_scores
+from tests.studies.insights.worlds import of_values, planted, trial
+
+
+def test_what_two_parameters_do_only_together_is_found():
+    space = {name: CategoricalDistribution([0, 1]) for name in "abc"}
+    rng, trials = np.random.default_rng(0), []
+    for _ in range(150):
+        params = {name: int(rng.integers(2)) for name in "abc"}
+        trials.append(trial(params, float(params["a"] != params["b"]) + 0.1 * rng.normal(), space))
+    found = history("xor", trials, ("v", "maximize"))
+    pairs = interactions(found)
+    assert set(pairs.iloc[0][["first", "second"]]) == {"a", "b"}
+    assert pairs.iloc[0]["low"] > 0.2
+    assert (pairs.iloc[1:]["low"] < 0.05).all()
+    by_cell = cells(found, "a", "b").set_index(["a", "b"])
+    assert by_cell.loc[("0", "1"), "mean"] == pytest.approx(1, abs=0.1)
+    assert by_cell.loc[("1", "1"), "mean"] == pytest.approx(0, abs=0.1)
+    assert by_cell["count"].sum() == 150
+
+
+def test_a_trend_ends_where_the_scores_stand():
+    found = planted(80)
+    lines, scores = trends(found), value_scores(found)
+    assert sorted(set(lines["trials"])) == [10, 20, 30, 40, 50, 60, 70, 80]
+    last = lines[lines["trials"] == 80].set_index("parameter")
+    for name, own in scores.groupby("parameter"):
+        assert last.loc[name, "value"] == own.iloc[0]["value"]
+        assert last.loc[name, "score"] == pytest.approx(own.iloc[0]["score"])
+    best = lines.groupby("trials")["best"].first()
+    assert best.is_monotonic_increasing
+
+
+def test_likely_values_are_nearer_to_the_truth_than_measured_ones():
+    rng, nearer, better = np.random.default_rng(0), [], []
+    for _ in range(20):
+        space, trials, truth = {f"x{i}": CategoricalDistribution([0, 1, 2]) for i in range(3)}, [], []
+        for number in range(60):
+            params = {name: int(rng.integers(3)) for name in space}
+            truth.append(0.3 * sum(params.values()))
+            trials.append(trial(params, truth[-1] + rng.normal(), space))
+            trials[-1].number = number
+        found = likely(history("noisy", trials, ("v", "maximize")))
+        true = np.array(truth)[found["number"]]
+        nearer.append(np.mean((found["likely"] - true) ** 2) < np.mean((found["value"] - true) ** 2))
+        lucky = found.loc[found["rank"].idxmin(), "number"]
+        better.append(true[0] - truth[lucky])
+    assert all(nearer)
+    assert np.mean(better) > 0.1
+
+
+def test_likely_is_mirrored_when_minimising():
+    up, down = (likely(planted(40, maximize=way)) for way in (True, False))
+    assert list(up["number"]) == list(down["number"])
+    assert up["likely"].to_numpy() == pytest.approx(-down["likely"].to_numpy())
+
+
+def test_what_a_constraint_costs_is_read_off_the_trials():
+    space = {"x": FloatDistribution(0, 1)}
+    trials = [trial({"x": x}, x, space, {"size": x - 0.55, "other": -1.0}) for x in np.linspace(0, 1, 11)]
+    found = history("h", trials, ("v", "maximize"))
+    row = constraint_prices(found).set_index("constraint").loc["size"]
+    assert (row["with_it"], row["without_it"], bool(row["binds"])) == (0.5, 1.0, True)
+    assert row["price"] == pytest.approx(0.5)
+    assert not constraint_prices(found).set_index("constraint").loc["other", "binds"]
+    curve = price_curve(found)
+    size = curve[curve["constraint"] == "size"]
+    assert size["best"].is_monotonic_increasing
+    assert size["best"].to_numpy() == pytest.approx(size["violation"].to_numpy() + 0.55)
+
+
+def test_the_box_holds_what_is_within_an_error_of_the_best():
+    space = {"x": FloatDistribution(0, 1), "kind": CategoricalDistribution(["a", "b"])}
+    trials = [
+        trial({"x": x, "kind": "ab"[i % 2]}, -((x - 0.5) ** 2), space) for i, x in enumerate(np.linspace(0, 1, 21))
+    ]
+    found = box(history("h", trials, ("v", "maximize")), 0.011).set_index("parameter")
+    assert found.loc["x", ["low", "high"]].tolist() == pytest.approx([0.4, 0.6])
+    assert found.loc["kind", "values"] == "a, b"
+    assert (found.loc["x", "inside"], found.loc["x", "tried"]) == (5, 21)
+
+
+def suggested(found):
+    return suggestions(found, value_scores(found), importance(found), likely(found))
+
+
+def test_suggestions_are_new_points_of_the_space_with_reasons():
+    found = planted(100, noise=1.0)
+    known = {tuple(row) for row in found.trials[["params_strong", "params_weak", "params_none"]].to_numpy().tolist()}
+    made = suggested(found)
+    assert made
+    for one in made:
+        optuna.create_trial(
+            params=one.params, distributions={n: p.distribution for n, p in found.parameters.items()}, value=0.0
+        )
+        assert tuple(one.params[name] for name in ("strong", "weak", "none")) not in known
+        assert one.reason
+        assert one.change.items() <= one.params.items()
+
+
+def test_a_leading_value_that_the_best_trial_lacks_is_suggested():
+    pairs = [("a", 1 + i / 100) for i in range(10)] + [("b", 0.0)] * 20 + [("b", 5.0)]
+    space = {"x": CategoricalDistribution(["a", "b"]), "y": CategoricalDistribution(["c", "d"])}
+    trials = [trial({"x": x, "y": "d" if v == 5 else "c"}, v, space) for x, v in pairs]
+    found = history("h", trials, ("v", "maximize"))
+    first = suggested(found)[0]
+    assert (first.kind, first.change, first.params) == ("improve", {"x": "a"}, {"x": "a", "y": "d"})
+    assert "9 of 10 trials with x a are good" in first.reason or "8 of 10 trials with x a are good" in first.reason
+
+
+def test_no_suggestion_is_backed_by_one_lucky_trial():
+    found = of_values("batch", [(1024, 0.070), *((2048, 0.032 + 0.001 * i) for i in range(-4, 5))])
+    assert [one for one in suggested(found) if one.kind in ("improve", "together")] == []
+
+
+def test_nothing_is_suggested_without_a_feasible_trial():
+    space = {"x": CategoricalDistribution(["a", "b"])}
+    assert suggested(history("h", [trial({"x": "a"}, 1, space, {"c": 1.0})], ("v", "maximize"))) == []
+
+
+def test_studies_of_other_scales_are_compared_by_rank():
+    one, other = planted(100, seed=1), planted(100, seed=2, maximize=False)
+    other.trials[["value", "gain"]] *= 100
+    both = together([one, other])
+    assert len(both.trials) == 200
+    assert sorted(both.trials["gain"]) == pytest.approx(sorted([(i + 0.5) / 100 for i in range(100)] * 2))
+    assert next(iter(importance(both)["parameter"])) == "strong"
+
+
+def test_what_nothing_reads_is_missing_and_asked_once_for_points_alike():
+    from search_spaces import chain_space
+
+    rooms = chain_space(["prompt", "head", "adapter", "calibration"])
+    distributions = rooms.distributions("causal")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    idle = _Idle(rooms, distributions)
+    for _ in range(300):
+        params = study.ask(dict(distributions)).params
+        assert idle.at(params) == _Idle(rooms, distributions).at(params)
+        assert idle.at(params) <= rooms.idle(params)
+    params = {"gamma": 0.0, "prior_mode": "user", "kappa": 2.0}
+    named = {name: distributions[name] for name in params}
+    made = optuna.create_trial(params=params, distributions=named, value=1.0)
+    table = history("h", [made], ("v", "maximize"), rooms).trials
+    assert table["params_gamma"].tolist() == [0.0]
+    assert table["params_prior_mode"].isna().all()

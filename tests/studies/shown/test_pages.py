@@ -1,0 +1,287 @@
+"""The pages and their API: what they say, what they refuse, how they look to a browser."""
+
+import json
+import re
+import shutil
+import socket
+import threading
+import time
+from itertools import pairwise
+
+import optuna
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from optuna.distributions import CategoricalDistribution
+
+from studies.foreign import import_rows, rows_of
+from studies.recovery import enqueue
+from studies.runner import run_study
+from studies.shown.pages import drawing
+from studies.shown.pages.app import application
+from studies.shown.pages.house import House
+from studies.storage import storage_url
+from studies.study import find_study
+from tests.studies.test_foreign import EXPERIMENTS, MAPPED
+
+CHROMIUM = shutil.which("chromium")
+
+
+def house_of(home) -> House:
+    return House(home, storage_url(home, None), "http://127.0.0.1:8080", None, None)
+
+
+def client_of(house: House) -> TestClient:
+    return TestClient(application(house), base_url="http://127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory):
+    """A home with the imported experiments."""
+    home = tmp_path_factory.mktemp("pages") / "home"
+    import_rows(rows_of(EXPERIMENTS)[0], MAPPED, "experiments", (home, None))
+    return home
+
+
+def test_an_empty_home_says_how_to_begin(tmp_path):
+    answer = client_of(house_of(tmp_path)).get("/")
+    assert answer.status_code == 200
+    assert "There is no study yet" in answer.text
+    assert f"chamtune run demo --home {tmp_path}" in answer.text
+
+
+def test_the_api_covers_what_the_report_answers(experiments):
+    client = client_of(house_of(experiments))
+    told = client.get("/api/insights", params={"study": "experiments"}).json()
+    assert told["success"]
+    assert {"training", "architecture", "features", "data"} <= set(told["analysis"])
+    assert {"good_threshold", "total_experiments", "good_experiments"} <= set(told)
+    entry = told["analysis"]["training"][0]
+    assert {"param", "field", "values"} <= set(entry)
+    assert {"value", "score", "mean", "best", "count", "good_count", "confidence"} <= set(entry["values"][0])
+    assert client.get("/api/suggestions", params={"study": "experiments"}).json() == told["suggestions"]
+    row = client.get("/api/studies").json()[0]
+    assert (row["study"], row["trials"], row["complete"], row["foreign"]) == ("experiments", 25, 24, True)
+    assert row["links"]["dashboard"] == "http://127.0.0.1:8080/dashboard/studies/1"
+    described = client.get("/openapi.json").json()["paths"]
+    assert {"/api/studies", "/api/insights", "/api/suggestions", "/insights.csv"} == set(described)
+
+
+def test_the_page_has_a_card_for_each_parameter_in_two_rows_where_two_are_compared(experiments):
+    page = client_of(house_of(experiments)).get("/insights?study=experiments").text
+    cards = page.count('<article class="card')
+    told = house_of(experiments).insights(["experiments"])
+    assert cards == sum(len(entries) for entries in told["analysis"].values()) > 22
+    for group in ("training", "architecture", "features", "data"):
+        assert f'class="group group-{group}"' in page
+    assert re.findall(r'<p class="row-name">(\w+)</p>', page) == ["buyer", "product"] * 2
+    assert "128→64→32" in page
+    assert "customer_id 64D" in page
+    assert "--enqueue" not in page  # a foreign study has no queue
+
+
+def test_the_table_is_csv_and_no_formula(experiments):
+    answer = client_of(house_of(experiments)).get("/insights.csv?study=experiments")
+    lines = answer.text.splitlines()
+    assert lines[0].startswith("group,parameter,value,score,low,high,ratio_raw,confidence")
+    told = house_of(experiments).insights(["experiments"])["analysis"]
+    assert len(lines) == 1 + sum(len(entry["values"]) for entries in told.values() for entry in entries)
+
+
+def test_what_users_write_is_escaped(tmp_path):
+    url = storage_url(tmp_path, None)
+    name, choice = '<script>alert("x")</script>', "=cmd|' /C calc'!A0"
+    study = optuna.create_study(storage=url, study_name=name, direction="maximize")
+    space = {"<img src=x onerror=alert(1)>": CategoricalDistribution([choice, "</svg><script>1</script>"])}
+    for place in range(12):
+        params = {next(iter(space)): next(iter(space.values())).choices[place % 2]}
+        study.add_trial(optuna.create_trial(params=params, distributions=space, value=float(place)))
+    client = client_of(house_of(tmp_path))
+    for path in ("/", "/insights"):
+        page = client.get(path, params={"study": name}).text
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+        assert "</svg><script>1" not in page
+    table = client.get("/insights.csv", params={"study": name}).text
+    assert ",'=cmd" in table
+    assert client.get("/insights", params={"study": "<b>none</b>"}).status_code == 404
+    assert "<b>none" not in client.get("/insights", params={"study": "<b>none</b>"}).text
+
+
+@pytest.mark.parametrize("path", ["/", "/insights?study=experiments", "/api/studies", "/static/page.js"])
+def test_other_hosts_and_all_writing_are_refused(experiments, path):
+    client = client_of(house_of(experiments))
+    assert client.get(path).status_code == 200
+    assert client.get(path, headers={"Host": "evil.example"}).status_code == 400
+    for method in ("POST", "PUT", "DELETE", "PATCH"):
+        assert client.request(method, path).status_code == 405
+    assert "default-src 'none'" in client.get(path).headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/insights", 422), ("/insights", 422), ("/api/insights?study=no", 404), ("/api/suggestions?study=", 404),
+        ("/insights.csv?study=no", 404), ("/nothing", 404), ("/static/../app.py", 404),
+        ("/api/insights?" + "&".join(["study=x"] * 21), 422),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_told_and_no_fault(experiments, path, status):
+    answer = client_of(house_of(experiments)).get(path)
+    assert answer.status_code == status
+
+
+def test_a_study_of_chamtune_is_followed_while_it_runs(tmp_path, spec_of, kept_scores, no_results):
+    run_study(spec_of(trials=8), tmp_path)
+    house = house_of(tmp_path)
+    client = client_of(house)
+    before = client.get("/api/insights?study=small").json()
+    assert before["total_experiments"] == 8
+    assert client.get("/api/insights?study=small").json() == before
+    run_study(spec_of(trials=12), tmp_path)
+    assert client.get("/api/insights?study=small").json()["total_experiments"] == 12
+    enqueue(find_study("small", tmp_path, None), {})
+    row = client.get("/api/studies").json()[0]
+    assert (row["trials"], row["waiting"], row["running"]) == (12, 1, 0)
+    assert "chamtune insights small --path" in client.get("/insights?study=small").text
+    (tmp_path / "results" / "small" / "insights").mkdir(parents=True)
+    step = {"gain": 0.1, "low": 0.0, "high": 0.2, "alone": 0.1, "without": 0.1, "droppable": True, "users": None}
+    path = {
+        "study": "small", "trial": 3, "measured_on": "tune", "metric": "accuracy", "before": 0.1, "after": 0.2,
+        "gain": 0.1, "low": 0.0, "high": 0.2,
+        "steps": [{**step, "step": "gamma", "values": {"gamma": 1.0}, "moved": []}],
+    }  # fmt: skip
+    (tmp_path / "results" / "small" / "insights" / "path.json").write_text(json.dumps(path))
+    page = client.get("/insights?study=small").text
+    assert "could be dropped" in page
+    assert "tune users, on which it was chosen: optimistic" in page
+
+
+def test_studies_of_other_spaces_stand_side_by_side(experiments):
+    url = storage_url(experiments, None)
+    if "other" not in optuna.get_all_study_names(url):
+        study = optuna.create_study(storage=url, study_name="other", direction="minimize")
+        study.optimize(lambda trial: trial.suggest_float("learning_rate", 0, 1), n_trials=12)
+    told = client_of(house_of(experiments)).get("/api/insights?study=experiments&study=other").json()
+    assert told["metric"] == "rank by recall_at_100 and value"
+    assert told["total_experiments"] == 37
+    assert client_of(house_of(experiments)).get("/insights?study=experiments&study=other").status_code == 200
+
+
+def test_steps_of_a_waterfall_stand_on_one_another():
+    steps = [{"step": n, "gain": g, "low": g - 0.1, "high": g + 0.1} for n, g in (("a", 0.3), ("b", -0.1), ("c", 0.2))]
+    drawn = drawing.waterfall({"steps": steps, "gain": 0.4, "low": 0.2, "high": 0.6})
+    bars = drawn["bars"]
+    assert [round(b["from"], 9) for b in bars] == [0, 0.3, 0.2, 0]
+    assert round(bars[-1]["to"], 9) == round(bars[-2]["to"], 9) == 0.4
+    for before, after in pairwise(bars[:-1]):
+        assert before["end"] in (pytest.approx(after["x"]), pytest.approx(after["x"] + after["width"]))
+    assert all(b["x_low"] <= b["end"] <= b["x_high"] for b in bars)
+
+
+def odd_studies(url: str) -> list[str]:
+    """Studies that no chamtune made, with whatever Optuna lets in."""
+    optuna.create_study(storage=url, study_name="empty")
+    failed = optuna.create_study(storage=url, study_name="failed")
+    failed.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
+    broken = optuna.create_study(storage=url, study_name="infeasible")
+    mixed = optuna.create_study(storage=url, study_name="mixed", directions=["minimize", "maximize"])
+    space = {
+        "any": CategoricalDistribution([None, True, 3, 0.5, "x"]),
+        "count": optuna.distributions.IntDistribution(1, 10**6),
+        "one": CategoricalDistribution([1]),
+    }
+    for place in range(30):
+        params = {"any": space["any"].choices[place % 5], "count": 1 + 31_001 * place, "one": 1}
+        attributes = {"measured": 3, "items": "no items", "foreign": None}
+        named = {name: value for name, value in params.items() if name != "count" or place % 2}
+        chosen = {name: space[name] for name in named}
+        mixed.add_trial(
+            optuna.create_trial(params=named, distributions=chosen, values=[place, -place], user_attrs=attributes)
+        )
+        broken.add_trial(optuna.create_trial(params=named, distributions=chosen, value=1.0, constraints={"c": 1.0}))
+    return ["empty", "failed", "infeasible", "mixed"]
+
+
+def test_any_study_of_optuna_is_shown(tmp_path):
+    client = client_of(house_of(tmp_path))
+    for name in odd_studies(storage_url(tmp_path, None)):
+        for path in ("/insights", "/api/insights", "/api/suggestions", "/insights.csv"):
+            assert client.get(path, params={"study": name}).status_code == 200, (name, path)
+    assert client.get("/").status_code == 200
+    told = client.get("/api/insights", params={"study": "mixed"}).json()
+    values = {entry["field"]: {v["value"] for v in entry["values"]} for entry in told["analysis"]["other"]}
+    assert values["any"] == {"None", "True", "3", "0.5", "x"}
+    assert {row["parameter"]: row["warning"] for row in told["importance"]}["one"] == "cannot matter: 1 in every trial"
+    assert "1 in every trial" not in client.get("/insights", params={"study": "empty"}).text
+
+
+@pytest.mark.parametrize(("score", "at"), [(1.0, 50), (8.0, 100), (80.0, 100), (0.125, 0), (0.0, 0), (None, 100)])
+def test_the_axis_of_scores(score, at):
+    assert drawing.place(score) == pytest.approx(at)
+
+
+@pytest.fixture
+def served(experiments):
+    """The pages on a port, and a browser."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(application(house_of(experiments)), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield f"http://127.0.0.1:{port}", browser
+        browser.close()
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.slow
+def test_an_open_page_follows_its_study(served, experiments):
+    base, browser = served
+    study = optuna.create_study(
+        storage=storage_url(experiments, None), study_name="live", direction="minimize", load_if_exists=True
+    )
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
+    page = browser.new_page()
+    page.goto(f"{base}/insights?study=live")
+    assert page.locator(".head").get_attribute("data-trials") == "3"
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    page.get_by_role("status").get_by_text("New trials").wait_for(timeout=20_000)
+    assert page.locator(".head").get_attribute("data-trials") == "5"
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_at_three_widths_and_by_keyboard(served, scheme):
+    base, browser = served
+    for width in (1280, 768, 390):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        faults: list[str] = []
+        page.on("pageerror", lambda error, faults=faults: faults.append(str(error)))
+        page.on("console", lambda said, faults=faults: faults.append(said.text))
+        page.goto(f"{base}/")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.get_by_role("link", name="Insights of experiments").press("Enter")
+        page.wait_for_url("**/insights?study=experiments")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        value = page.locator("button.value").first
+        value.focus()
+        tip = value.locator(".tip")
+        tip.wait_for(state="visible")
+        assert "Raw ratio" in tip.inner_text()
+        assert page.locator("button, a[href], [tabindex='0']").count() > 40
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert dark == ("rgb(20, 23, 26)" if scheme == "dark" else "rgb(251, 250, 248)")
+        assert faults == []
+        page.close()

@@ -1,0 +1,50 @@
+"""Runs that MLflow holds, as rows of a table: all of them, page by page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+from personalization.databases import shown
+from personalization.errors import UnavailableError, UsageError, first_line
+from tracking.urls import tracking_environment
+
+PAGE = 1000
+"""Runs that are asked for at once."""
+
+
+def runs_of(uri: str, experiment: str, wanted: Collection[str]) -> list[dict[str, Any]]:
+    """A row a finished run of an experiment: its parameters (texts) and the metrics that are wanted (numbers), by name.
+
+    Other metrics are left out: they are what came of a run, not what went into it. A metric that has the name of a
+    parameter is called `metrics.NAME`. UsageError where there is no such experiment,
+    UnavailableError where MLflow does not answer.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.update(tracking_environment(uri))
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    rows: list[dict[str, Any]] = []
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            raise UsageError(f"MLflow at {shown(uri)} has no experiment {experiment!r}")
+        token: str | None = ""
+        while token is not None:
+            page = client.search_runs(
+                [found.experiment_id],
+                "attributes.status = 'FINISHED'",
+                max_results=PAGE,
+                order_by=["attributes.start_time ASC"],
+                page_token=token or None,
+            )
+            for run in page:
+                metrics = {f"metrics.{k}" if k in run.data.params else k: v for k, v in run.data.metrics.items()}
+                rows.append({**run.data.params, **{k: v for k, v in metrics.items() if k in wanted}})
+            token = page.token or None
+    except (MlflowException, OSError) as error:
+        raise UnavailableError(f"MLflow at {shown(uri)}: {first_line(error)}") from error
+    return rows
