@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 class Auto:
     """A race of the ways to personalise. `data`: a `Dataset`, a table, LaMP files or a spec; `model`: a `Model` or its
-    path. `stages`: those that may be used, none given: all; `mix_users`: whether other users' items may answer a user.
+    path. `stages`: those that may be used, none given: all; `mix_users`: whether other users' items may answer a user;
+    `like`: studies whose best settings are tried first; `more`: further keys of a study's spec.
 
     A race of the same name in the same home goes on where it was; its minutes are of all runs together.
     """
@@ -36,13 +37,14 @@ class Auto:
         stages: Sequence[str] = (),
         metric: str = "accuracy",
         mix_users: bool = True,
+        like: Sequence[str] = (),
         more: Mapping[str, Any] | None = None,
     ) -> None:
         self.home = Path(home)
         found = {"data": data} if isinstance(data, Dataset) else data_of(str(data), self.home)
         goal = {"optimize": {metric: DIRECTIONS[metric]}}
         spec = plain_spec({**found, "model": model, **goal, **(more or {})}, self.home)
-        self.plan = Plan(name, spec, minutes, tuple(stages), mix_users)
+        self.plan = Plan(name, spec, minutes, tuple(stages), mix_users, tuple(like))
         self.result: dict[str, Any] | None = None
 
     def run(self, out: str | Path = "deploy", say: Callable[[str], None] = print) -> Auto:

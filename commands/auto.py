@@ -26,6 +26,9 @@ def auto(
     mix_users: Annotated[
         bool, typer.Option("--mix-users/--no-mix-users", help="Whether other users' items may answer a user.")
     ] = True,
+    like: Annotated[
+        list[str] | None, typer.Option(help="A study whose best settings are tried first; may be repeated.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the searches, and of a planted world.")] = 0,
     name: Annotated[str | None, typer.Option(help="Of the race; its studies are NAME.ARM.")] = None,
     home: HomeOption = HOME,
@@ -55,7 +58,7 @@ def auto(
         "storage": storage,
         "tracking": tracking,
     }
-    plan = Plan(name or name_of(data), spec, minutes, tuple(stages or ()), mix_users)
+    plan = Plan(name or name_of(data), spec, minutes, tuple(stages or ()), mix_users, tuple(like or ()))
     with log_to(home), ScoringDisplay() as display:
         course = Course(plan, home, display, notes.print)
         verdict = course.run(out)

@@ -49,10 +49,11 @@ def carry_over(
                 "settings of one mean nothing in the other"
             )
     opened = open_study(spec, home, progress)
-    return [_carry(opened, other) for other in others]
+    return [carry(opened, other) for other in others]
 
 
-def _carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
+def carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
+    """Take trials of a study with the same chain into an open one, once; a row as of `carry_over`."""
     name, outside = other.study_name, Counter[str]()
     there = opened.study.get_trials(deepcopy=False)
     came = [trial for trial in there if trial.user_attrs.get(CARRIED, {}).get("study") == name]

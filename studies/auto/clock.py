@@ -78,3 +78,10 @@ def ended_after(seconds: float) -> Iterator[None]:
         left = max(SOON_S, outer - (time.monotonic() - started)) if outer else 0.0
         signal.setitimer(signal.ITIMER_REAL, left)
         signal.signal(signal.SIGALRM, before)
+
+
+def spoken_time(seconds: float) -> str:
+    """A duration to be read."""
+    if seconds < 1:
+        return "no time" if seconds < 0.05 else f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

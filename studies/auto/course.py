@@ -9,7 +9,6 @@ them, and where that cannot be had, select users alone judge.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,11 +23,13 @@ from personalization.errors import ChamtuneError, UsageError
 from personalization.evaluation import Evaluation, joined
 from search_spaces import ChainParams
 from studies.auto.arms import ARMS, Arm, Scene, together, wanted
-from studies.auto.clock import Journal, TimeUp, ended_after
+from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
+from studies.auto.costs import measured
 from studies.auto.plan import Plan
 from studies.auto.race import Standing, following, hopeless, leader
+from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, stop_on_signal, work_on
-from studies.study import OpenStudy, finished, open_study, ranked
+from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
 from studies.verdict.promotion import promote
 from studies.verdict.selection import settled
 from tracking.parts import mean_for
@@ -36,8 +37,6 @@ from tracking.significance import user_totals
 
 log = logging.getLogger(__name__)
 
-SAMPLED = {"causal": 8, "encoder": 64}
-"""Questions that are asked to learn what a pass costs."""
 HALF, GRACE = 0.5, 1.3
 """Share of the time left that a slice may take, and times of it after which its running trial is interrupted."""
 OVER = 1.08
@@ -167,7 +166,7 @@ class Course:
         first = self._open(ARMS["calibration"], request)
         asked = Counter(q.user_id for part in ("tune", "select") for q in self._part(part))
         self._users, self.sizes = list(asked), np.array(list(asked.values()))
-        self.scene = self._measured(first.opened)
+        self.scene = measured(first.opened)
         kind = self.scene.kind
         arms = sorted(wanted(kind, self.plan.stages, self.plan.mix_users), key=lambda arm: arm.passes(self._seen_scene))
         self.say(self._announced(arms))
@@ -185,24 +184,6 @@ class Course:
     def _seen_scene(self) -> Scene:
         assert self.scene is not None
         return self.scene
-
-    def _measured(self, opened: OpenStudy) -> Scene:
-        """What costs depend on; a few questions are asked, with nothing in any store."""
-        tune, scorer = opened.splits.tune, opened.scorer
-        work = opened.objective.plain("tune")
-        count = min(len(work), SAMPLED[scorer.kind])
-        rows = np.linspace(0, len(work) - 1, count).round().astype(int)
-        asked, bare = [work.prompts[row] for row in rows], scorer.unstored()
-        bare.label_logprobs(asked[:2], work.spoken)
-        scorer.backbone.forget()
-        started = time.perf_counter()
-        bare.label_logprobs(asked, work.spoken)
-        seconds = (time.perf_counter() - started) * sum(map(len, work.prompts)) / max(1, sum(map(len, asked)))
-        items = {user: q.history for q in tune.questions for user in (q.user_id,)}
-        texts = [item.text for history in items.values() for item in history if item.label is not None]
-        asked_length = float(np.mean([len(prompt) for prompt in work.prompts]))
-        item_length = float(np.mean([len(text) for text in texts])) if texts else 0.0
-        return Scene(scorer.kind, len(work), len(texts), asked_length, item_length, seconds)
 
     def _announced(self, arms: Sequence[Arm]) -> str:
         scene = self._seen_scene
@@ -228,6 +209,7 @@ class Course:
                 return
         try:
             entry = self._open(arm, request)
+            self._begin_like(entry)
             if kept["slices"]:
                 self._judge(entry)
             else:
@@ -251,6 +233,13 @@ class Course:
             spec = self.plan.spec_of(arm, kind)
             self.entries[arm.name] = Entry(arm, open_study(spec, self.home, progress, beside))
         return self.entries[arm.name]
+
+    def _begin_like(self, entry: Entry) -> None:
+        """Queue what won in studies of other data or models with the same chain, or keep what was measured, once."""
+        for name in self.plan.like:
+            other = find_study(name, self.home, entry.opened.spec.storage)
+            if stored_spec(other).space_of.chain == entry.arm.chain:
+                self.say(f"{entry.arm.name}: {carried_said(carry(entry.opened, other))}")
 
     def _pairs(self) -> list[tuple[Entry, Entry]]:
         """The best arms, each with each, that gain over the baseline at all."""
@@ -384,10 +373,3 @@ class Course:
 def _mean(standing: Standing, sizes: NDArray[np.integer]) -> float:
     known = ~np.isnan(standing.gains)
     return float(standing.gains[known].sum() / max(1, sizes[known].sum()))
-
-
-def spoken_time(seconds: float) -> str:
-    """A duration to be read."""
-    if seconds < 1:
-        return "no time" if seconds < 0.05 else f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

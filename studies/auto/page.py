@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from personalization.files import write_atomic
 from studies.auto import charts
-from studies.auto.course import Course, spoken_time
+from studies.auto.clock import spoken_time
+from studies.auto.course import Course
 from studies.auto.table import table
 
 HERE = Path(__file__).parent

@@ -26,13 +26,15 @@ BOUNDS = ("<=", ">=")
 @dataclass(frozen=True)
 class Plan:
     """What was asked for. `spec`: data, model, task, optimize, constraints, ... as in a study's spec; `stages`: those
-    that may be used, none given: all; `mix_users`: whether a user may be answered from other users' items."""
+    that may be used, none given: all; `mix_users`: whether a user may be answered from other users' items; `like`:
+    studies whose best settings are tried first by the arms with their chain."""
 
     name: str
     spec: Mapping[str, Any]
     minutes: float
     stages: tuple[str, ...] = ()
     mix_users: bool = True
+    like: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.stages:

@@ -97,6 +97,19 @@ def test_a_race_goes_on_where_it_was(table, tiny_encoder):
     assert course.journal.arm("similar")["slices"]
 
 
+def test_what_won_elsewhere_is_tried_first(table, tiny_encoder):
+    home = table / "h"
+    first = Course(plan_of(home, tiny_encoder, stages=("calibration",)), home)
+    first.run(table / "deploy")
+    plan = replace(plan_of(home, tiny_encoder, stages=("calibration",), seed=1), name="again", like=("race.similar",))
+    second = Course(plan, home)
+    second.run(table / "deploy2")
+    trials = second.entries["similar"].opened.study.get_trials()
+    assert any(t.user_attrs.get("carried_from", {}).get("study") == "race.similar" for t in trials)
+    mine = max(t.value for t in trials if t.value is not None)
+    assert mine >= max(t.value for t in first.entries["similar"].opened.study.get_trials() if t.value is not None)
+
+
 def test_what_cannot_be_afforded_is_said(table, tiny_encoder, monkeypatch):
     for name in ("similar", "shared", "wording"):
         monkeypatch.setitem(ARMS, name, replace(ARMS[name], passes=lambda scene: 1e9))
