@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from commands import data, deploying, studying
+from commands import data, deploying, serving, studying
 
 USAGE, UNAVAILABLE, INTERNAL, IO_ERROR = 64, 69, 70, 74
 """Exit codes: wrong arguments, a storage that fails, a fault of ours, a disk or file that fails."""
@@ -39,6 +39,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     deploying.promote,
     deploying.rollback,
     deploying.predict,
+    serving.serve,
     studying.compare,
     studying.summary,
     studying.ui,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,11 @@ class Prediction(NamedTuple):
     label: str
     log_probs: dict[str, float]
     prior_mode: str
+
+    @property
+    def probability(self) -> float:
+        """Of the label."""
+        return math.exp(self.log_probs[self.label])
 
 
 @dataclass(frozen=True)
@@ -109,17 +115,18 @@ class Deployment:
             raise DataError(f"{path}: a table, but the study of this config read none; give LaMP questions")
         return read_table(str(path), Columns.of(told), None, self.terms)
 
-    def predict(self, questions: Sequence[Question]) -> list[Prediction]:
+    def predict(self, questions: Sequence[Question], beside: Tools | None = None) -> list[Prediction]:
         """Answer questions. DataError where one is of another task, or lists other labels.
 
-        Threads may share a deployment: their calls wait for each other.
+        Threads may share a deployment: their calls wait for each other. `beside`: tools with the same model, in which
+        another deployment has answered, or will answer, these very questions; what both need is run once.
         """
         labels = self.terms.labels
         for question in questions:
             problem = mismatch(*self.terms, question.text)
             if problem is not None:
                 raise DataError(f"question {question.id}: {problem}")
-        log_probs, modes = self.log_probs(Dataset(*self.terms, tuple(questions)))
+        log_probs, modes = self.log_probs(Dataset(*self.terms, tuple(questions)), beside)
         return [
             Prediction(
                 question.id,
@@ -130,7 +137,7 @@ class Deployment:
             for question, row, mode in zip(questions, log_probs, modes, strict=True)
         ]
 
-    def log_probs(self, dataset: Dataset) -> Calibrated:
+    def log_probs(self, dataset: Dataset, beside: Tools | None = None) -> Calibrated:
         """Log-probabilities [n, K] and prior modes of a data set of the config's task with its labels."""
         terms = self.terms
         if dataset.task.name != terms.task.name:
@@ -139,8 +146,10 @@ class Deployment:
             odd = sorted(set(dataset.labels) ^ set(self.config["labels"]))
             raise DataError(f"the questions' labels differ from the deploy config's in {', '.join(odd)}")
         asked = Dataset(*terms, dataset.questions)
+        tools = self.tools if beside is None else beside
         with self.scorer.lock:
-            found = chain.answer(self.fitted, begin(asked, self.tools), self.tools).answer
+            work = begin(asked, tools, None if beside is None else "asked")
+            found = chain.answer(self.fitted, replace(work, blocks=()), tools).answer
         assert found is not None
         return found
 
@@ -222,6 +231,14 @@ def _check_files(place: Path, config: Mapping[str, Any]) -> None:
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file() or sha256_of(path) != digest:
             raise DataError(f"{path}: missing or changed; copy the whole folder, restore it, or promote again")
+
+
+def sharing(new: Deployment, old: Deployment) -> Deployment | None:
+    """A deployment with the model that another one has loaded; None where that is not its model."""
+    own, other = new.config["model"], old.config["model"]
+    if any(own[name] != other[name] for name in ("fingerprint", "dtype", "device", "blocks", "chat")):
+        return None
+    return Deployment(new.config, new.fitted, Tools(old.scorer))
 
 
 def served(config: Mapping[str, Any], fitted: Fitted, scorer: CachedScorer) -> Deployment:

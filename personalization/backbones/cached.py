@@ -63,8 +63,10 @@ class CachedScorer:
     where a chat template tells it), code and library versions. A pass that was killed goes on with the batch it was at.
     `folder`: None where nothing is stored. `truncated` counts the questions whose item was cut to fit the context, also
     those read from the store. One thread uses the model at a time; what edits it for several passes holds `lock`
-    meanwhile, as `Deployment.predict` does.
+    meanwhile, as `Deployment.predict` does. `watch` is told the scores [n, K] of each pass.
     """
+
+    watch: Callable[[NDArray[np.float32]], None] | None = None
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class CachedScorer:
         self.chat = chat
         self.lock = RLock()
         self._cut: dict[str, int] = {}
+        self.texts_asked = self.texts_embedded = 0
 
     def unstored(self) -> CachedScorer:
         """The same loaded model, with nothing in any store."""
@@ -244,7 +247,13 @@ class CachedScorer:
         if not texts:
             return np.empty((0, 0), dtype=np.float32)
         with self.lock:
-            return self._embedded.of(texts, lambda new: self.backbone.embeddings(new, progress))
+            self.texts_asked += len(texts)
+
+            def compute(new: list[str]) -> NDArray[np.float32]:
+                self.texts_embedded += len(new)
+                return self.backbone.embeddings(new, progress)
+
+            return self._embedded.of(texts, compute)
 
     def label_logprobs(
         self,
@@ -260,4 +269,7 @@ class CachedScorer:
             table[:] = self.backbone.label_logprobs(prompts, continuations, progress, table, keep)
             return self.backbone.truncated - before
 
-        return self._table(key, (len(prompts), len(continuations)), prompts, compute)
+        found = self._table(key, (len(prompts), len(continuations)), prompts, compute)
+        if self.watch is not None:
+            self.watch(found)
+        return found
