@@ -100,12 +100,12 @@ class Log:
     def find(self, request: str) -> Record | None:
         """The record of this name, if there is one."""
         number, offset, _ = request.split("-")
-        try:
-            with self._path(int(number, 16)).open("rb") as file:
-                file.seek(int(offset, 16))
-                line = file.readline()
-        except (FileNotFoundError, OverflowError):
+        path = self._path(int(number, 16))
+        if not path.exists() or int(offset, 16) >= path.stat().st_size:
             return None
+        with path.open("rb") as file:
+            file.seek(int(offset, 16))
+            line = file.readline()
         if not line.startswith(f'{{"request":"{request}"'.encode()):
             return None
         record: Record = json.loads(line)

@@ -67,9 +67,7 @@ class Place:
         error = loading.exception()
         if error is not None:
             self.failed = str(error)
-            log.error(
-                "%s: a new generation cannot be served, %d goes on", self.path, self.now.generation, exc_info=error
-            )
+            log.error("%s: generation %d goes on, a new one fails", self.path, self.now.generation, exc_info=error)
             return False
         self.now, self.failed = loading.result(), None
         self.swaps += 1
