@@ -40,6 +40,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     deploying.rollback,
     deploying.predict,
     serving.serve,
+    serving.replay,
+    serving.monitor,
     studying.compare,
     studying.summary,
     studying.ui,

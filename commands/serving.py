@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import HOME, HomeOption
+from commands.options import HOME, HomeOption, JsonOption, StorageOption, TrackingOption, answer
 
 LogOption = Annotated[Path | None, typer.Option("--log", help="Folder of the log; default: in the home folder.")]
 
@@ -42,3 +42,63 @@ def serve(
         service = service_of(deploy, folder, shadow, split, texts, keep, model)
         typer.echo(f"generation {service.place.now.generation} on http://{host}:{port}, log in {folder}", err=True)
         run(service, host, port, tuple(allow or ()))
+
+
+def replay(
+    log: Annotated[Path, typer.Argument(help="The folder of a server's log, with texts.")],
+    config: Annotated[Path, typer.Option(help="A deployment folder.")],
+    out: Annotated[Path | None, typer.Option(help="JSON Lines to write, a line an answer.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the config's model lies on this machine.")] = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer logged questions with another config."""
+    from personalization.deployment import Deployment
+    from serving.replay import replay as run
+    from studies.shown.display import print_line
+    from studies.shown.logs import log_to
+
+    with log_to(home):
+        found = run(log, Deployment.load(config, model), out)
+    said = f"{found['answers']} answers, {found['changed']:.1%} of them others than were given"
+    if found["labelled"]:
+        then, now = found["accuracy_then"], found["accuracy_now"]
+        said += f"; of {found['labelled']} with a label right: {then} then, {now} now"
+    answer(as_json, found, lambda: print_line(said))
+
+
+def monitor(
+    log: Annotated[Path, typer.Argument(help="The folder of a server's log.")],
+    deploy: Annotated[Path | None, typer.Option(help="The deployment; default: the one that the log names.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="A deployment that answers what has a label anew.")] = None,
+    margin: Annotated[float, typer.Option(min=0, help="Difference in accuracy that is as good as none.")] = 0.02,
+    users: Annotated[int | None, typer.Option(min=1, help="Users after whom it is inconclusive.")] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Roll back where it is worse, or a constraint is broken.")
+    ] = False,
+    home: HomeOption = HOME,
+    storage: StorageOption = None,
+    tracking: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a server's log says: constraints, calibration, drift, and which of two configs is better."""
+    from personalization.errors import UsageError
+    from serving.monitor import faults, report
+    from serving.told import lines
+    from serving.traffic import about
+    from studies.shown.display import print_line
+    from studies.shown.logs import log_to
+    from studies.verdict.deployments import roll_back_deployment
+
+    place = deploy or (Path(about(log)["deploy"]) if about(log) else None)
+    if place is None:
+        raise UsageError(f"{log} does not say what it is of; give --deploy")
+    with log_to(home):
+        found = report(log, place, baseline, margin, users)
+        found["faults"], found["rolled_back"] = faults(found), None
+        if rollback and found["faults"]:
+            generation, restored = roll_back_deployment(home, place, storage, tracking)
+            found["rolled_back"] = {"generation": generation, "restored_from": restored}
+    answer(as_json, found, lambda: print_line("\n".join(lines(found))))
+    if found["faults"]:
+        raise typer.Exit(1)

@@ -10,6 +10,7 @@ the disk within a second. Feedback lies on the disk before it is acknowledged.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import secrets
 import time
@@ -69,6 +70,7 @@ class Service:
             raise UsageError("a split needs the other config: --shadow OTHER")
         self.place, self.other, self.terms = place, other, terms
         self.salt = _salt(terms.folder)
+        _note_start(place, terms, other)
         self.gauges = Gauges(place.now.deployment.terms.labels)
         self.questions = Log(terms.folder, "questions", keep=terms.keep)
         self.feedback = Log(terms.folder, "feedback", keep=terms.keep)
@@ -206,6 +208,16 @@ class Service:
         for one in (self.questions, self.feedback, self.shadow, self.histories):
             if one is not None:
                 one.close()
+
+
+def _note_start(place: Place, terms: Terms, other: Place | None) -> None:
+    """Note beside the log what it is of."""
+    told = {
+        "deploy": str(place.path.resolve()),
+        "other": None if other is None else str(other.path.resolve()),
+        "split": terms.split,
+    }
+    write_atomic(terms.folder / "about.json", json.dumps(told) + "\n")
 
 
 def _salt(folder: Path) -> str:

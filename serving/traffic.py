@@ -6,6 +6,7 @@ Rows are in the order of time. A label that came twice counts as it came last.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,8 @@ class Traffic:
     """n logged answers. `gold`: int [n], -1 where no label came; `arms`, `configs`: str [n]; `log_probs`: [n, K].
 
     `users`: str [n]; `named`, whether the user was given, bool [n]; `chars`, `known`: characters of the text and items
-    of the history, int [n]; `shadow`: row -> what the other config said, float [K].
+    of the history, int [n]; `shadow`: row -> what the other config said, float [K];
+    `split`: the share of users that the other config was to answer, as it was said last.
     """
 
     labels: tuple[str, ...]
@@ -40,6 +42,7 @@ class Traffic:
     chars: NDArray[np.int64]
     known: NDArray[np.int64]
     shadow: dict[int, NDArray[np.float64]]
+    split: float = 0.0
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -105,7 +108,15 @@ def read_traffic(folder: Path) -> Traffic:
         np.array(of("chars"), dtype=np.int64),
         np.array(of("known"), dtype=np.int64),
         other,
+        float(about(folder).get("split", 0.0)),
     )
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """How a log's server was started last: deploy, other, split; empty where it is not noted."""
+    path = folder / "about.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
 
 
 def _row(line: dict[str, Any], labels: tuple[str, ...]) -> NDArray[np.float64]:
