@@ -42,6 +42,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     serving.serve,
     serving.replay,
     serving.monitor,
+    serving.retune,
     studying.compare,
     studying.summary,
     studying.ui,

@@ -102,3 +102,36 @@ def monitor(
     answer(as_json, found, lambda: print_line("\n".join(lines(found))))
     if found["faults"]:
         raise typer.Exit(1)
+
+
+def retune(
+    deploy: Annotated[Path, typer.Argument(help="A deployment folder.")],
+    data: Annotated[Path, typer.Option(help="LaMP files, or the folder of a server's log, with texts.")],
+    trials: Annotated[int, typer.Option(min=1, help="Finished trials in all.")] = 100,
+    split: Annotated[str, typer.Option(help="users: confirmed on other users; time: on later questions.")] = "users",
+    since: Annotated[str | None, typer.Option(help="Of a log: what was asked since then (UTC).")] = None,
+    every: Annotated[float | None, typer.Option(min=0.01, help="Hours after which it begins again, until stopped.")] = (
+        None
+    ),
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Tune a deployment again on new data; what is better takes its place."""
+    import time
+
+    from serving.retune import retune as run
+    from serving.retune import spec_of_retune
+    from studies.shown.display import print_promotion
+    from studies.shown.logs import log_to
+    from studies.shown.progress import RunDisplay
+
+    while True:
+        spec = spec_of_retune(deploy, data, home, trials, "time" if split == "time" else "users", since)
+        with log_to(home), RunDisplay(spec) as display:
+            result = run(spec, deploy, home, display)
+        answer(as_json, result, lambda found=result: print_promotion(found))  # type: ignore[misc]
+        if every is None:
+            break
+        time.sleep(3600 * every)
+    if not result["promoted"]:
+        raise typer.Exit(3)

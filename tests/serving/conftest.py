@@ -28,10 +28,10 @@ def write_deployment(tiny_encoder):
     """A function that writes a deployment: the taste of users alone, else the label `favourite`."""
     scorer = CachedScorer(str(tiny_encoder), None)
     model = {"path": str(tiny_encoder), "dtype": "float32", "device": "auto", "blocks": None, "chat": False}
-    params = chain_space(("calibration",)).BASELINE.changed(gamma=50.0, prior_mode="user")
-    none = Numbers({"batch": np.zeros(5)}, 0.0, 50.0, 1.0)
 
-    def write(folder: Path, favourite: int = 4, generation: int = 1, **changes: object) -> Path:
+    def write(folder: Path, favourite: int = 4, generation: int = 1, gamma: float = 50.0, **changes: object) -> Path:
+        params = chain_space(("calibration",)).BASELINE.changed(gamma=gamma, prior_mode="user")
+        none = Numbers({"batch": np.zeros(5)}, 0.0, gamma, 1.0)
         shares = np.full(5, 0.1)
         shares[favourite - 1] = 0.6
         learned = Learned(none, none, shares, (10 * shares).astype(np.int64))
