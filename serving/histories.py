@@ -21,6 +21,7 @@ class Histories:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o600)
         self._store = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._store.execute("PRAGMA journal_mode = WAL")
         self._store.execute("PRAGMA synchronous = FULL")

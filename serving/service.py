@@ -10,6 +10,7 @@ the disk within a second. Feedback lies on the disk before it is acknowledged.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import secrets
@@ -21,7 +22,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Prediction
@@ -69,6 +70,7 @@ class Service:
         if terms.split and other is None:
             raise UsageError("a split needs the other config: --shadow OTHER")
         self.place, self.other, self.terms = place, other, terms
+        self._own = _owned(terms.folder)
         self.salt = _salt(terms.folder)
         _note_start(place, terms, other)
         self.gauges = Gauges(place.now.deployment.terms.labels)
@@ -208,6 +210,7 @@ class Service:
         for one in (self.questions, self.feedback, self.shadow, self.histories):
             if one is not None:
                 one.close()
+        self._own.close()
 
 
 def _note_start(place: Place, terms: Terms, other: Place | None) -> None:
@@ -218,6 +221,18 @@ def _note_start(place: Place, terms: Terms, other: Place | None) -> None:
         "split": terms.split,
     }
     write_atomic(terms.folder / "about.json", json.dumps(told) + "\n")
+
+
+def _owned(folder: Path) -> IO[bytes]:
+    """The lock of a folder, held until it is closed; UsageError where another server logs there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UsageError(f"{folder}: another server logs there; give this one a folder with --log") from None
+    return lock
 
 
 def _salt(folder: Path) -> str:

@@ -1,6 +1,8 @@
 """What a log says: constraints, calibration, drift, two configs, users."""
 
 import json
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from serving.log import Log
 from serving.monitor import calibration, comparison, constraints, faults, losers, ratio, report
 from serving.replay import replay
 from serving.traffic import Traffic, read_traffic
+from studies.verdict.deployments import publish
 from tests.serving.conftest import ask, items
 
 LABELS = ("1", "2", "3", "4", "5")
@@ -179,6 +182,35 @@ def test_monitor_says_what_is_broken_and_rolls_back(asking, deploy, write_deploy
     assert "FAULT: entropy >= 0.5 is broken" in said.out
     code, said = run(monkeypatch, capsys, "monitor", log, "--home", tmp_path / "h", "--rollback")
     assert (code, "replaced nothing that is kept" in said.err) == (64, True)
+
+
+def test_a_change_for_the_worse_is_rolled_back_and_the_server_takes_it_over(
+    asking, deploy, write_deployment, tmp_path, monkeypatch, capsys
+):
+    """Everybody wants 4, which the earlier generation answers; the present one answers 2, with the earlier as shadow."""
+    monkeypatch.setattr("serving.service.LOOK_S", 0.1)
+    home, log = tmp_path / "h", tmp_path / "log"
+    earlier, worse = (Deployment.load(write_deployment(tmp_path / str(label), favourite=label)) for label in (4, 2))
+    shutil.rmtree(deploy)
+    for one in (earlier, worse):
+        left_out = ("generation", "chain", "folder", "files")
+        publish(home, deploy, {key: value for key, value in one.config.items() if key not in left_out}, one.fitted)
+    with asking(other=tmp_path / "4") as client:
+        asks = [ask(f"a lamp {number}", user=f"u{number}") for number in range(40)]
+        for answer in client.post("/predict", json={"questions": asks}).json()["answers"]:
+            assert (answer["label"], answer["generation"]) == ("2", 2)
+            client.post("/feedback", json={"request": answer["request"], "label": "4"})
+        code, said = run(monkeypatch, capsys, "monitor", log, "--home", home, "--rollback", "--json")
+        found = json.loads(said.out)
+        assert code == 1, said.err
+        assert (found["comparison"]["kind"], found["comparison"]["verdict"]) == ("paired", "worse")
+        assert found["rolled_back"] == {"generation": 3, "restored_from": 1}
+        end = time.monotonic() + 20
+        while client.get("/readyz").json()["generation"] != 3 and time.monotonic() < end:
+            time.sleep(0.05)
+        answer = client.post("/predict", json=ask()).json()
+        assert (answer["label"], answer["generation"]) == ("4", 3)
+    assert read_config(deploy)["restored_from"] == 1
 
 
 def test_a_log_of_nothing_is_refused(tmp_path, deploy):

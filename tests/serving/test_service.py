@@ -193,6 +193,16 @@ def test_arms_follow_the_share_and_a_wrong_ratio_is_found():
     assert all(now == "b" for before, now in zip(many, more, strict=True) if before == "b")
 
 
+def test_a_log_has_one_server_and_only_its_user_reads_it(asking, deploy, tmp_path):
+    with asking(texts=True), pytest.raises(UsageError, match="another server logs there"):
+        Service(Place(deploy), Terms(tmp_path / "log"))
+    kept = [path for path in (tmp_path / "log").iterdir() if path.name not in (".lock", "about.json")]
+    assert len(kept) >= 5
+    assert {path.stat().st_mode & 0o077 for path in kept} == {0}
+    with asking():
+        pass
+
+
 def test_what_cannot_stand_beside_it_is_refused(deploy, write_deployment, tmp_path):
     place = Place(deploy)
     with pytest.raises(UsageError, match="a split needs the other config"):
