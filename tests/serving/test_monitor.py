@@ -187,7 +187,7 @@ def test_monitor_says_what_is_broken_and_rolls_back(asking, deploy, write_deploy
 def test_a_change_for_the_worse_is_rolled_back_and_the_server_takes_it_over(
     asking, deploy, write_deployment, tmp_path, monkeypatch, capsys
 ):
-    """Everybody wants 4, which the earlier generation answers; the present one answers 2, with the earlier as shadow."""
+    """Everybody wants 4, which the earlier generation answers; the present one answers 2, beside it as a shadow."""
     monkeypatch.setattr("serving.service.LOOK_S", 0.1)
     home, log = tmp_path / "h", tmp_path / "log"
     earlier, worse = (Deployment.load(write_deployment(tmp_path / str(label), favourite=label)) for label in (4, 2))
