@@ -75,6 +75,20 @@ def test_a_fault_of_a_client_is_said_and_the_next_is_answered(port, content, sta
     assert b"200 OK" in talk(port, head(len(body)) + body)
 
 
+def test_an_answer_does_not_wait_for_its_acknowledgement(port):
+    """Without TCP_NODELAY each answer on a kept connection takes 40 ms more."""
+    took = []
+    with socket.create_connection(("127.0.0.1", port)) as line:
+        for _ in range(15):
+            started = time.perf_counter()
+            line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            found = b""
+            while b'"ok"' not in found:
+                found += line.recv(65_536)
+            took.append(time.perf_counter() - started)
+    assert sorted(took)[3] < 0.03
+
+
 def test_ten_megabytes_without_a_length_are_cut_short(port):
     chunk = b"10000\r\n" + b"a" * 65_536 + b"\r\n"
     start = head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
