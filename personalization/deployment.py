@@ -115,18 +115,17 @@ class Deployment:
             raise DataError(f"{path}: a table, but the study of this config read none; give LaMP questions")
         return read_table(str(path), Columns.of(told), None, self.terms)
 
-    def predict(self, questions: Sequence[Question], beside: Tools | None = None) -> list[Prediction]:
+    def predict(self, questions: Sequence[Question]) -> list[Prediction]:
         """Answer questions. DataError where one is of another task, or lists other labels.
 
-        Threads may share a deployment: their calls wait for each other. `beside`: tools with the same model, in which
-        another deployment has answered, or will answer, these very questions; what both need is run once.
+        Threads may share a deployment: their calls wait for each other.
         """
         labels = self.terms.labels
         for question in questions:
             problem = mismatch(*self.terms, question.text)
             if problem is not None:
                 raise DataError(f"question {question.id}: {problem}")
-        log_probs, modes = self.log_probs(Dataset(*self.terms, tuple(questions)), beside)
+        log_probs, modes = self.log_probs(Dataset(*self.terms, tuple(questions)))
         return [
             Prediction(
                 question.id,
@@ -137,7 +136,7 @@ class Deployment:
             for question, row, mode in zip(questions, log_probs, modes, strict=True)
         ]
 
-    def log_probs(self, dataset: Dataset, beside: Tools | None = None) -> Calibrated:
+    def log_probs(self, dataset: Dataset) -> Calibrated:
         """Log-probabilities [n, K] and prior modes of a data set of the config's task with its labels."""
         terms = self.terms
         if dataset.task.name != terms.task.name:
@@ -146,10 +145,8 @@ class Deployment:
             odd = sorted(set(dataset.labels) ^ set(self.config["labels"]))
             raise DataError(f"the questions' labels differ from the deploy config's in {', '.join(odd)}")
         asked = Dataset(*terms, dataset.questions)
-        tools = self.tools if beside is None else beside
         with self.scorer.lock:
-            work = begin(asked, tools, None if beside is None else "asked")
-            found = chain.answer(self.fitted, replace(work, blocks=()), tools).answer
+            found = chain.answer(self.fitted, begin(asked, self.tools), self.tools).answer
         assert found is not None
         return found
 

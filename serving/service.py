@@ -28,7 +28,6 @@ from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Prediction
 from personalization.errors import DataError, UnavailableError, UsageError
 from personalization.files import write_atomic
-from personalization.stages.work import Tools
 from serving.arms import arm_of
 from serving.batching import Batcher
 from serving.gauges import Gauges
@@ -42,6 +41,9 @@ log = logging.getLogger(__name__)
 
 TOKENS = 16_384
 """Of a batch, at most; a text has no more tokens than bytes. Below it the model splits by measured tokens."""
+
+RECENT = 2
+"""Passes that are remembered for a shadow, which answers a batch right after it was answered."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Service:
 
     def _watched(self) -> None:
         scorer = self.place.now.deployment.scorer
+        scorer.recent = 0 if self.other is None else RECENT
         if scorer.kind != "encoder":
             scorer.watch = self.gauges.scored
         self.gauges.generation.set(self.place.now.generation)
@@ -111,21 +114,18 @@ class Service:
         started, now = time.perf_counter(), datetime.now(UTC)
         served = {"a": self.place.now, **({} if self.other is None else {"b": self.other.now})}
         shadowed = self.other is not None and not self.terms.split
-        tools = Tools(served["a"].deployment.scorer) if shadowed else None
         found: dict[int, Prediction] = {}
         for arm, by in served.items():
             rows = [row for row, one in enumerate(asked) if one.arm == arm]
             if rows:
-                found.update(
-                    zip(rows, by.deployment.predict([asked[row].question for row in rows], tools), strict=True)
-                )
+                found.update(zip(rows, by.deployment.predict([asked[row].question for row in rows]), strict=True))
         lines = [
             line_of(one, found[row], served[one.arm], now, self.terms.texts, self.salt) for row, one in enumerate(asked)
         ]
         names = self.questions.append(lines)
         self._measured(asked, [found[row] for row in range(len(asked))], time.perf_counter() - started)
         if shadowed:
-            self._loop.call_soon_threadsafe(self._begin_shadow, [one.question for one in asked], names, tools)
+            self._loop.call_soon_threadsafe(self._begin_shadow, [one.question for one in asked], names)
         return [Given(found[row], names[row], served[one.arm].generation, one.arm) for row, one in enumerate(asked)]
 
     def _measured(self, asked: Sequence[Asked], found: Sequence[Prediction], seconds: float) -> None:
@@ -137,17 +137,16 @@ class Service:
         own.texts.set(scorer.texts_asked)
         own.hits.set(scorer.texts_asked - scorer.texts_embedded)
 
-    def _begin_shadow(self, questions: list[Question], names: list[str], tools: Tools | None) -> None:
-        work = asyncio.ensure_future(self._batches.soon(partial(self._shadow, questions, names, tools)))
+    def _begin_shadow(self, questions: list[Question], names: list[str]) -> None:
+        work = asyncio.ensure_future(self._batches.soon(partial(self._shadow, questions, names)))
         self._shadows.add(work)
         work.add_done_callback(self._shadow_done)
 
-    def _shadow(self, questions: list[Question], names: list[str], tools: Tools | None) -> None:
-        """The other config's answers to a batch; what the first one ran is taken from its tools where it can be."""
+    def _shadow(self, questions: list[Question], names: list[str]) -> None:
+        """The other config's answers to a batch; a pass over the same prompts is not run again."""
         assert self.other is not None
         by = self.other.now
-        shared = tools if tools is not None and by.deployment.scorer is tools.scorer else None
-        found = by.deployment.predict(questions, shared)
+        found = by.deployment.predict(questions)
         self.shadow.append([shadow_line(name, one, by) for name, one in zip(names, found, strict=True)])
 
     def _shadow_done(self, work: asyncio.Future[None]) -> None:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from personalization.backbones.cached import CachedScorer
 from personalization.deployment import CONFIG
 from personalization.errors import DataError, UsageError
 from serving.arms import arm_of, sample_ratio
@@ -141,11 +140,11 @@ def test_a_generation_that_cannot_serve_leaves_the_old_one(asking, deploy, write
 
 def test_the_shadow_is_logged_never_returned_and_shares_the_pass(asking, write_deployment, tmp_path, monkeypatch):
     passes = []
-    scored = CachedScorer.label_logprobs
-    monkeypatch.setattr(CachedScorer, "label_logprobs", lambda *given: passes.append(given) or scored(*given))
     other = write_deployment(tmp_path / "other", favourite=2)
     with asking(other=other) as client:
-        passes.clear()
+        backbone = client.service.place.now.deployment.scorer.backbone
+        scored = backbone.label_logprobs
+        monkeypatch.setattr(backbone, "label_logprobs", lambda *given: passes.append(given) or scored(*given))
         answers = [client.post("/predict", json=ask(f"a lamp {number}", user="u")).json() for number in range(5)]
         until(lambda: len(lines(tmp_path, "shadow")) == 5)
         assert len(passes) == 5
