@@ -8,7 +8,7 @@ by a FastAPI handler that calls it, as FastAPI's guide has it: a plain function,
 threads, and (ours) by `chamtune serve`, log included. Plain and ours are processes of their own behind uvicorn, driven
 by another process, which keeps `--clients` connections busy. p50 and p99 in milliseconds, questions a second.
 `forward_ms`: median of the model's pass alone. `late_over_early`: median latency of the last tenth of the requests over
-that of the first. The last line is JSON.
+that of the first. `p50_in_turns`: one client of both servers, ten questions each in turns. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ spec.loader.exec_module(alone)
 
 USERS, HISTORY = 400, 10
 WARM_UP = 30
+IN_TURNS = 230
 PLAIN = """
 import sys
 from fastapi import FastAPI
@@ -154,6 +155,24 @@ def measured(server: Server, sent: list[bytes], clients: list[int], warm: list[b
     return {**found, "mb_grown": round(server.megabytes() - before, 1)}
 
 
+def server_of(which: str, deploy: Path, folder: Path) -> Server:
+    """The plain handler or ours, on a port of its own."""
+    port = free_port()
+    ours = ["-m", "cli", "serve", str(deploy), "--port", str(port), "--log", str(folder / "log")]
+    command = ours if which == "ours" else [str(folder / "plain.py"), str(deploy), str(port)]
+    return Server([sys.executable, *command], port)
+
+
+def in_turns(servers: dict[str, Server], sent: list[bytes]) -> dict[str, float]:
+    """Median latency of one client who asks ten questions of one server, then of the other: fair on a busy machine."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
+    for at in range(0, min(len(sent), IN_TURNS), 10):
+        for name, server in servers.items():
+            some = [request_of(body, server.port) for body in sent[at : at + 10]]
+            asyncio.run(one_client(server.port, some, times[name]))
+    return {name: round(statistics.median(ms for _, ms in took[WARM_UP:]), 2) for name, took in times.items()}
+
+
 def bare(deployment: Deployment, questions: list[Question]) -> dict[str, float]:
     """A loop in one process, and the model's pass alone."""
     alone.milliseconds(deployment, questions[:WARM_UP])
@@ -192,13 +211,12 @@ def main() -> None:
         (folder / "plain.py").write_text(PLAIN)
         os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
         for which in ("plain", "ours"):
-            port = free_port()
-            ours = ["-m", "cli", "serve", str(deploy), "--port", str(port), "--log", str(folder / "log")]
-            command = ours if which == "ours" else [str(folder / "plain.py"), str(deploy), str(port)]
-            with Server([sys.executable, *command], port) as server:
-                first, sent = ([request_of(body, port) for _, body in some] for some in (warm, questions))
+            with server_of(which, deploy, folder) as server:
+                first, sent = ([request_of(body, server.port) for _, body in some] for some in (warm, questions))
                 result[which] = measured(server, sent, options.clients, first)
             print(f"{which} {result[which]}", flush=True)
+        with server_of("plain", deploy, folder) as plain, server_of("ours", deploy, folder) as ours:
+            result["p50_in_turns"] = in_turns({"plain": plain, "ours": ours}, [body for _, body in asked])
     most = str(max(options.clients))
     result["throughput_over_plain"] = round(result["ours"][most]["per_s"] / result["plain"][most]["per_s"], 2)
     fewest = str(min(options.clients))
