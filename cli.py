@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from commands import data, deploying, insights, studying
+from commands import data, deploying, insights, serving, studying
 from commands.auto import auto
 
 USAGE, UNAVAILABLE, INTERNAL, IO_ERROR = 64, 69, 70, 74
@@ -41,6 +41,10 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     deploying.promote,
     deploying.rollback,
     deploying.predict,
+    serving.serve,
+    serving.replay,
+    serving.monitor,
+    serving.retune,
     studying.compare,
     studying.summary,
     insights.insights,

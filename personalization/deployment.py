@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,11 @@ class Prediction(NamedTuple):
     label: str
     log_probs: dict[str, float]
     prior_mode: str
+
+    @property
+    def probability(self) -> float:
+        """Of the label."""
+        return math.exp(self.log_probs[self.label])
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,14 @@ def _check_files(place: Path, config: Mapping[str, Any]) -> None:
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file() or sha256_of(path) != digest:
             raise DataError(f"{path}: missing or changed; copy the whole folder, restore it, or promote again")
+
+
+def sharing(new: Deployment, old: Deployment) -> Deployment | None:
+    """A deployment with the model that another one has loaded; None where that is not its model."""
+    own, other = new.config["model"], old.config["model"]
+    if any(own[name] != other[name] for name in ("fingerprint", "dtype", "device", "blocks", "chat")):
+        return None
+    return Deployment(new.config, new.fitted, Tools(old.scorer))
 
 
 def served(config: Mapping[str, Any], fitted: Fitted, scorer: CachedScorer) -> Deployment:

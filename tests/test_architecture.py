@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("chamtune", "commands", "studies", "objectives", "search_spaces", "tracking", "personalization")
+ROOMS = ("chamtune", "commands", "serving", "studies", "objectives", "search_spaces", "tracking", "personalization")
 SOURCES = [ROOT / "cli.py", *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
 LONG_FUNCTIONS = {"new_model", "train"}
 """The training script of the demo model reads from top to bottom."""

@@ -5,6 +5,7 @@ A server has no store: it scores what it is asked, and remembers the latest embe
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import date
 from functools import cache, cached_property
@@ -63,8 +64,12 @@ class CachedScorer:
     where a chat template tells it), code and library versions. A pass that was killed goes on with the batch it was at.
     `folder`: None where nothing is stored. `truncated` counts the questions whose item was cut to fit the context, also
     those read from the store. One thread uses the model at a time; what edits it for several passes holds `lock`
-    meanwhile, as `Deployment.predict` does.
+    meanwhile, as `Deployment.predict` does. `watch` is told the scores [n, K] of each pass. `recent`: how many
+    tables stay in memory where nothing is stored; two configs with one model ask for the same ones in turn.
     """
+
+    watch: Callable[[NDArray[np.float32]], None] | None = None
+    recent = 0
 
     def __init__(
         self,
@@ -85,6 +90,8 @@ class CachedScorer:
         self.chat = chat
         self.lock = RLock()
         self._cut: dict[str, int] = {}
+        self._recent: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self.texts_asked = self.texts_embedded = 0
 
     def unstored(self) -> CachedScorer:
         """The same loaded model, with nothing in any store."""
@@ -244,7 +251,13 @@ class CachedScorer:
         if not texts:
             return np.empty((0, 0), dtype=np.float32)
         with self.lock:
-            return self._embedded.of(texts, lambda new: self.backbone.embeddings(new, progress))
+            self.texts_asked += len(texts)
+
+            def compute(new: list[str]) -> NDArray[np.float32]:
+                self.texts_embedded += len(new)
+                return self.backbone.embeddings(new, progress)
+
+            return self._embedded.of(texts, compute)
 
     def label_logprobs(
         self,
@@ -260,4 +273,13 @@ class CachedScorer:
             table[:] = self.backbone.label_logprobs(prompts, continuations, progress, table, keep)
             return self.backbone.truncated - before
 
-        return self._table(key, (len(prompts), len(continuations)), prompts, compute)
+        if key in self._recent:
+            return self._recent[key].copy()
+        found = self._table(key, (len(prompts), len(continuations)), prompts, compute)
+        if self.watch is not None:
+            self.watch(found)
+        if self.recent and self.folder is None:
+            self._recent[key] = found.copy()
+            while len(self._recent) > self.recent:
+                self._recent.popitem(last=False)
+        return found

@@ -1,0 +1,137 @@
+"""A deployment over HTTP, and what its log says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import HOME, HomeOption, JsonOption, StorageOption, TrackingOption, answer
+
+LogOption = Annotated[Path | None, typer.Option("--log", help="Folder of the log; default: in the home folder.")]
+
+
+def serve(
+    deploy: Annotated[Path, typer.Argument(help="A deployment folder.")],
+    host: Annotated[str, typer.Option(help="Where to listen; elsewhere than here CHAMTUNE_TOKEN must be set.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    allow: Annotated[list[str] | None, typer.Option(help="A Host that clients name; again for each.")] = None,
+    shadow: Annotated[Path | None, typer.Option(help="A deployment that answers the same, and is only logged.")] = None,
+    split: Annotated[
+        float, typer.Option(min=0, max=0.999, help="Share of users that the shadow answers instead.")
+    ] = 0.0,
+    texts: Annotated[bool, typer.Option("--texts", help="Keep texts: histories grow, and logs can be replayed.")] = (
+        False
+    ),
+    keep: Annotated[int | None, typer.Option(min=1, help="Files of 64 MB that stay of each log; default: all.")] = None,
+    log: LogOption = None,
+    model: Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")] = None,
+    home: HomeOption = HOME,
+) -> None:
+    """Answer over HTTP: /predict, /feedback, /metrics; a new generation takes over while it runs."""
+    from serving.run import serve as run
+    from serving.run import service_of
+    from serving.traffic import log_folder
+    from studies.shown.logs import log_to
+
+    with log_to(home):
+        folder = log or log_folder(home, deploy)
+        service = service_of(deploy, folder, shadow, split, texts, keep, model)
+        typer.echo(f"generation {service.place.now.generation} on http://{host}:{port}, log in {folder}", err=True)
+        run(service, host, port, tuple(allow or ()))
+
+
+def replay(
+    log: Annotated[Path, typer.Argument(help="The folder of a server's log, with texts.")],
+    config: Annotated[Path, typer.Option(help="A deployment folder.")],
+    out: Annotated[Path | None, typer.Option(help="JSON Lines to write, a line an answer.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the config's model lies on this machine.")] = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer logged questions with another config."""
+    from personalization.deployment import Deployment
+    from serving.replay import replay as run
+    from studies.shown.display import print_line
+    from studies.shown.logs import log_to
+
+    with log_to(home):
+        found = run(log, Deployment.load(config, model), out)
+    said = f"{found['answers']} answers, {found['changed']:.1%} of them others than were given"
+    if found["labelled"]:
+        then, now = found["accuracy_then"], found["accuracy_now"]
+        said += f"; of {found['labelled']} with a label right: {then} then, {now} now"
+    answer(as_json, found, lambda: print_line(said))
+
+
+def monitor(
+    log: Annotated[Path, typer.Argument(help="The folder of a server's log.")],
+    deploy: Annotated[Path | None, typer.Option(help="The deployment; default: the one that the log names.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="A deployment that answers what has a label anew.")] = None,
+    margin: Annotated[float, typer.Option(min=0, help="Difference in accuracy that is as good as none.")] = 0.02,
+    users: Annotated[int | None, typer.Option(min=1, help="Users after whom it is inconclusive.")] = None,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Roll back where it is worse, or a constraint is broken.")
+    ] = False,
+    home: HomeOption = HOME,
+    storage: StorageOption = None,
+    tracking: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a server's log says: constraints, calibration, drift, and which of two configs is better."""
+    from personalization.errors import UsageError
+    from serving.monitor import faults, report
+    from serving.told import lines
+    from serving.traffic import about
+    from studies.shown.display import print_line
+    from studies.shown.logs import log_to
+    from studies.verdict.deployments import roll_back_deployment
+
+    place = deploy or (Path(about(log)["deploy"]) if about(log) else None)
+    if place is None:
+        raise UsageError(f"{log} does not say what it is of; give --deploy")
+    with log_to(home):
+        found = report(log, place, baseline, margin, users)
+        found["faults"], found["rolled_back"] = faults(found), None
+        if rollback and found["faults"]:
+            generation, restored = roll_back_deployment(home, place, storage, tracking)
+            found["rolled_back"] = {"generation": generation, "restored_from": restored}
+    answer(as_json, found, lambda: print_line("\n".join(lines(found))))
+    if found["faults"]:
+        raise typer.Exit(1)
+
+
+def retune(
+    deploy: Annotated[Path, typer.Argument(help="A deployment folder.")],
+    data: Annotated[Path, typer.Option(help="LaMP files, or the folder of a server's log, with texts.")],
+    trials: Annotated[int, typer.Option(min=1, help="Finished trials in all.")] = 100,
+    split: Annotated[str, typer.Option(help="users: confirmed on other users; time: on later questions.")] = "users",
+    since: Annotated[str | None, typer.Option(help="Of a log: what was asked since then (UTC).")] = None,
+    every: Annotated[float | None, typer.Option(min=0.01, help="Hours after which it begins again, until stopped.")] = (
+        None
+    ),
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Tune a deployment again on new data; what is better takes its place."""
+    import time
+
+    from serving.retune import retune as run
+    from serving.retune import spec_of_retune
+    from studies.shown.display import print_promotion
+    from studies.shown.logs import log_to
+    from studies.shown.progress import RunDisplay
+
+    while True:
+        spec = spec_of_retune(deploy, data, home, trials, "time" if split == "time" else "users", since)
+        with log_to(home), RunDisplay(spec) as display:
+            result = run(spec, deploy, home, display)
+        answer(as_json, result, lambda found=result: print_promotion(found))  # type: ignore[misc]
+        if every is None:
+            break
+        time.sleep(3600 * every)
+    if not result["promoted"]:
+        raise typer.Exit(3)

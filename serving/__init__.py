@@ -1,0 +1,1 @@
+"""A deployment over HTTP: answers, what was logged of them, and what the log says."""

@@ -1,0 +1,94 @@
+"""Requests of many clients as one batch: while a thread works, others wait; what waits is taken at once.
+
+There is no window of time: a request that finds the thread idle is begun at once, and under load the batches grow by
+themselves. One thread runs everything, so what it runs needs no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, NamedTuple, TypeVar
+
+from personalization.errors import UnavailableError
+
+Asked = TypeVar("Asked")
+Given = TypeVar("Given")
+
+MOST_WAITING = 4096
+"""Things that may wait; more are refused."""
+
+
+class _Waiting(NamedTuple):
+    asked: list[object]
+    size: int
+    answer: asyncio.Future[list[object]]
+
+
+class Batcher(Generic[Asked, Given]):
+    """`run` on lists of at most about `budget` in size, in one thread. Use it from one event loop.
+
+    `size`: of one thing, such as a bound of its tokens; what is larger than the budget is run alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[list[Asked]], Sequence[Given]],
+        size: Callable[[Asked], int] = lambda _: 1,
+        budget: int = 512,
+    ) -> None:
+        self._run, self._size, self._budget = run, size, budget
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._waiting: deque[_Waiting] = deque()
+        self._count = 0
+        self._busy = False
+
+    async def of(self, asked: Sequence[Asked]) -> list[Given]:
+        """What `run` gives for these; they stay together. UnavailableError where too many wait."""
+        if self._count + len(asked) > MOST_WAITING:
+            raise UnavailableError(f"{self._count} questions wait; ask again in a second")
+        answer: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(list(asked), sum(map(self._size, asked)), answer))
+        self._count += len(asked)
+        if not self._busy:
+            self._begin()
+        return await answer  # type: ignore[return-value]
+
+    def _begin(self) -> None:
+        batch, size = list[_Waiting](), 0
+        while self._waiting and (not batch or size + self._waiting[0].size <= self._budget):
+            one = self._waiting.popleft()
+            self._count -= len(one.asked)
+            if not one.answer.done():  # a client that has gone is not worked for
+                batch.append(one)
+                size += one.size
+        if not batch:
+            return
+        self._busy = True
+        asked = [thing for one in batch for thing in one.asked]
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self._run, asked)  # type: ignore[arg-type]
+        work.add_done_callback(lambda done: self._end(batch, done))
+
+    def _end(self, batch: list[_Waiting], done: asyncio.Future[Sequence[Given]]) -> None:
+        self._busy = False
+        self._begin()
+        error, at = done.exception(), 0
+        for one in batch:
+            if one.answer.done():
+                pass
+            elif error is not None:
+                one.answer.set_exception(error)
+            else:
+                one.answer.set_result(list(done.result()[at : at + len(one.asked)]))
+            at += len(one.asked)
+
+    async def soon(self, work: Callable[[], None]) -> None:
+        """Run something else in the thread, between two batches."""
+        await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._pool.shutdown()

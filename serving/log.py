@@ -1,0 +1,150 @@
+"""Lines of JSON, appended to numbered files.
+
+A record is one line. It is written whole, before anybody is told of it: a process that is killed loses none. What a
+power cut may take is said by `sync`. A name says where a record stands,
+
+    request = SEGMENT-OFFSET-NONCE, in hex; the nonce cannot be guessed
+
+so that one is found with one read, and nothing is kept in memory. A file that is full is followed by the next one. A
+last line without an end, of a power cut or a full disk, is cut off: nobody was told of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from personalization.errors import DataError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+SEGMENT_BYTES = 64 << 20
+"""Of a file, before the next one begins."""
+
+Record = dict[str, Any]
+
+
+class Log:
+    """The files NAME-000001.jsonl, NAME-000002.jsonl, ... of a folder. One thread appends; any may read.
+
+    `keep`: how many files stay; None: all.
+    """
+
+    def __init__(self, folder: Path, name: str, segment_bytes: int = SEGMENT_BYTES, keep: int | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.name, self._most, self._keep = folder, name, segment_bytes, keep
+        found = segments(folder, name)
+        self._open(found[-1][0] if found else 1)
+        self._dirty = False
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{self.name}-{number:06d}.jsonl"
+
+    def _open(self, number: int) -> None:
+        self._number = number
+        self._file = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._end = _whole(self._file)
+        if self._end < os.fstat(self._file).st_size:
+            log.warning("%s: its last line has no end and is cut off", self._path(number))
+            os.ftruncate(self._file, self._end)
+        folder = os.open(self.folder, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Write records, each with its `request`; their names. UnavailableError where the disk takes them not."""
+        if self._end >= self._most:
+            self._rotate()
+        names, lines, at = [], [], self._end
+        for record in records:
+            name = f"{self._number:x}-{at:x}-{secrets.token_hex(4)}"
+            line = json.dumps({"request": name, **record}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+            names.append(name)
+            lines.append(line)
+            at += len(line)
+        self._write(b"".join(lines))
+        self._end = at
+        return names
+
+    def _write(self, content: bytes) -> None:
+        self._dirty = True
+        try:
+            while content:
+                content = content[os.write(self._file, content) :]
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            raise UnavailableError(f"the log cannot be written: {error.strerror}") from None
+
+    def sync(self) -> None:
+        """Have what was appended on the disk; UnavailableError where it fails."""
+        if self._dirty:
+            self._dirty = False
+            try:
+                os.fsync(self._file)
+            except OSError as error:
+                raise UnavailableError(f"the log cannot be written: {error.strerror}") from None
+
+    def _rotate(self) -> None:
+        self.sync()
+        os.close(self._file)
+        self._open(self._number + 1)
+        if self._keep is not None:
+            for _, path in segments(self.folder, self.name)[: -self._keep]:
+                path.unlink()
+
+    def find(self, request: str) -> Record | None:
+        """The record of this name, if there is one."""
+        number, offset, _ = request.split("-")
+        path = self._path(int(number, 16))
+        if not path.exists() or int(offset, 16) >= path.stat().st_size:
+            return None
+        with path.open("rb") as file:
+            file.seek(int(offset, 16))
+            line = file.readline()
+        if not line.startswith(f'{{"request":"{request}"'.encode()):
+            return None
+        record: Record = json.loads(line)
+        return record
+
+    def close(self) -> None:
+        """Have everything on the disk, and give the file back."""
+        self.sync()
+        os.close(self._file)
+
+
+def _whole(file: int) -> int:
+    """Where the last line that has an end ends."""
+    end = os.fstat(file).st_size
+    while end > 0:
+        begin = max(0, end - 65_536)
+        at = os.pread(file, end - begin, begin).rfind(b"\n")
+        if at >= 0:
+            return begin + at + 1
+        end = begin
+    return 0
+
+
+def segments(folder: Path, name: str) -> list[tuple[int, Path]]:
+    """The files of a log, (number, path), oldest first."""
+    found = [path for path in folder.glob(f"{name}-*.jsonl") if path.stem.rpartition("-")[2].isdigit()]
+    return sorted((int(path.stem.rpartition("-")[2]), path) for path in found)
+
+
+def records(folder: Path, name: str) -> Iterator[Record]:
+    """The records of a log, oldest first, also while it is written; DataError for a line that is none."""
+    for _, path in segments(folder, name):
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break  # it is being written
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise DataError(
+                        f"{path}: line {number} is no JSON; restore the file, or take the line out"
+                    ) from None

@@ -1,0 +1,106 @@
+"""A deployment, tuned again on new data: a study that begins with the deployed parameters.
+
+The data are LaMP files, or the log of a server with texts, of which every answer that got its label becomes a question.
+The study has the spec of the one that was promoted; its first trial is what stands. What it finds is tested like any
+promotion: on confirm users, or by `split: time` on later questions, that no trial of it saw, against the baseline and
+against what stands; and it takes its place as a new generation, or does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from personalization.data.dates import read_date
+from personalization.data.lamp import check_dataset, write_dataset
+from personalization.data.records import Dataset
+from personalization.deployment import read_config, task_of
+from personalization.errors import DataError
+from serving.log import records, segments
+from serving.replay import questions
+from studies.recovery import POINT
+from studies.runner import run_study
+from studies.samplers import holds
+from studies.spec import StudySpec, parse_spec
+from studies.study import OpenStudy, open_study
+from studies.verdict.promotion import promote
+
+TRIALS = 100
+
+Split = Literal["users", "time"]
+
+
+def labelled(folder: Path, config: Mapping[str, Any], since: str | None = None) -> Dataset:
+    """The answers of a log that got a label, as questions with gold and date; DataError where there is none.
+
+    `since`: only those that were asked at this time or later.
+    """
+    task, labels = task_of(config), tuple(config["labels"])
+    begin = None if since is None else read_date(since)
+    if since is not None and begin is None:
+        raise DataError(f"{since}: not a date; write it as 2026-11-28T10:00:00")
+    gold = {record["of"]: record["label"] for record in records(folder, "feedback")}
+    asked = {record["request"]: read_date(record["at"]) for record in records(folder, "questions")}
+    found = [
+        replace(question, gold=gold[question.id], date=question.date or asked[question.id])
+        for question in questions(folder, task.fields)
+        if question.id in gold and (begin is None or (asked[question.id] or begin) >= begin)
+    ]
+    if not found:
+        raise DataError(f"{folder}: no answer has got a label{'' if since is None else f' since {since}'}")
+    return Dataset(task.with_labels(labels), labels, tuple(found))
+
+
+def spec_of_retune(
+    deploy: Path, data: Path, home: Path, trials: int = TRIALS, split: Split = "users", since: str | None = None
+) -> StudySpec:
+    """The spec of the deployed study with other data, which are written into the home folder where they are a log."""
+    config = read_config(deploy)
+    was = dict(config["provenance"]["spec"])
+    base = re.sub(r"-again-[0-9a-f]{8}$", "", str(was["name"]))
+    if segments(data, "questions"):
+        dataset = labelled(data, config, since)
+        folder = home / "serving" / "again" / dataset.fingerprint()[:16]
+        if not folder.exists():
+            write_dataset(folder, "log", dataset)
+    elif data.exists():
+        folder, dataset = data, check_dataset(data, task=task_of(config)).usable()
+    else:
+        raise DataError(f"{data}: no log of a server, and no LaMP files")
+    changes: dict[str, Any] = {
+        "name": f"{base}-again-{dataset.fingerprint()[:8]}",
+        "data": {"path": str(folder), "split": split, "shares": was["data"]["shares"]},
+        "model": {**was["model"], "path": config["model"]["path"]},
+        "task": config["task"],
+        "trials": trials,
+    }
+    kept = {key: value for key, value in was.items() if key != "start_from"}
+    return parse_spec({**kept, **changes}, f"the spec of {deploy}")
+
+
+def begin_with(opened: OpenStudy, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Queue the deployed parameters as the first trial, as far as the space holds them; what was queued."""
+    full = {f"{entry['stage']}.{key}": value for entry in config["chain"] for key, value in entry["params"].items()}
+    inside: dict[str, Any] = {}
+    for name, room in opened.space.items():
+        values = [value for key, value in full.items() if name in (key, key.partition(".")[2])]
+        if len(values) == 1 and holds(name, room, values[0]):
+            inside[name] = values[0]
+    if inside:
+        attributes: dict[str, Any] = {POINT: inside, "deployed": True}
+        opened.study.enqueue_trial(inside, user_attrs=attributes, skip_if_exists=True)
+    return inside
+
+
+def retune(spec: StudySpec, deploy: Path, home: Path, watcher: Any = None) -> dict[str, Any]:
+    """Run the study and promote what it finds over what stands; the promotion's verdict, and what it began with."""
+    config = read_config(deploy)
+    began = begin_with(open_study(spec, home), config)
+    result = run_study(spec, home) if watcher is None else run_study(spec, home, watcher)
+    told: dict[str, Any] = {"study": spec.name, "trials": result.trials, "began_with": began}
+    if result.stopped_by is not None:
+        return {**told, "promoted": False, "reason": f"signal {result.stopped_by} stopped the study"}
+    return {**told, **promote(open_study(spec, home), deploy, with_cold_start=False)}

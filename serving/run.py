@@ -1,0 +1,78 @@
+"""A server on a port, until a signal ends it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import ip_address
+from pathlib import Path
+
+import uvicorn
+
+from personalization.errors import UnavailableError, UsageError
+from serving.app import app_of
+from serving.place import Place
+from serving.service import Service, Terms
+
+TOKEN = "CHAMTUNE_TOKEN"
+"""The environment variable with what clients must bring."""
+LOCAL = ("localhost", "127.0.0.1", "::1")
+MOST_CONNECTIONS = 1024
+IDLE_S = 30
+"""A connection that asks nothing for so long is closed."""
+
+
+def serve(service: Service, host: str, port: int, hosts: tuple[str, ...] = ()) -> None:
+    """Answer over HTTP until SIGINT or SIGTERM; what was asked before is answered.
+
+    UsageError where others than this machine could ask and there is no token; UnavailableError where the port is taken.
+    """
+    token = os.environ.get(TOKEN) or None
+    if not is_loopback(host) and token is None:
+        raise UsageError(f"on {host} others than this machine may ask; give a token in {TOKEN}, or listen on 127.0.0.1")
+    own = hosts or (LOCAL if is_loopback(host) else (*LOCAL, host))
+    config = uvicorn.Config(
+        app_of(service, own, token),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=IDLE_S,
+        lifespan="on",
+    )
+    with listening(host, port) as door:
+        uvicorn.Server(config).run([door])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket on a port; UnavailableError where it cannot be had.
+
+    asyncio switches Nagle's delay off, 40 ms an answer, where a socket names TCP as its protocol.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    door = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        door.bind((host, port))
+    except OSError as error:
+        door.close()
+        raise UnavailableError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from None
+    return door
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def service_of(
+    deploy: Path, folder: Path, other: Path | None, split: float, texts: bool, keep: int | None, model: str | None
+) -> Service:
+    """A service of a deployment, with perhaps another one beside it, that logs into a folder."""
+    place = Place(deploy, model)
+    beside = None if other is None else Place(other, None, place.now.deployment)
+    return Service(place, Terms(folder, texts, split, keep), beside)

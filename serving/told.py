@@ -1,0 +1,64 @@
+"""A report of monitoring, in lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SHOWN = 10
+"""Users and streams that are listed."""
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """A report as it is printed."""
+    first = (
+        f"{found['answers']} answers, {found['of_this_config']} by generation {found['generation']} or its content, "
+        f"to {found['users']} users; {found['labelled']} with a label"
+    )
+    out = [first, *map(_constraint, found["constraints"]), _calibration(found["calibration"])]
+    if found["ratio"] is not None:
+        own = found["ratio"]
+        fault = "; this is no chance: look for what loses users of one arm" if own["fault"] else ""
+        out.append(f"split: {own['a']} and {own['b']} users, meant {own['share']:.1%}, p = {own['p']:.2g}{fault}")
+    out.append(_comparison(found["comparison"]))
+    out += [f"  user {one['user']}: loses {one['loss']:.3f} ({one['labels']} labels)" for one in found["losers"]]
+    moved = [f"drift: {one['what']}: {one['before']} -> {one['after']}" for one in found["drift"][:SHOWN]]
+    out += moved or ["no drift"]
+    changed = found["changed_users"]
+    if changed:
+        out.append(f"{len({one['user'] for one in changed})} users changed:")
+    out += [
+        f"  user {one['user']}: {one['what']}: {one['before']} -> {one['after']}, p = {one['p']:.2g}"
+        for one in changed[:SHOWN]
+    ]
+    out += [f"FAULT: {fault}" for fault in found["faults"]]
+    if found["rolled_back"] is not None:
+        own = found["rolled_back"]
+        out.append(f"rolled back: generation {own['generation']}, with the content of {own['restored_from']}")
+    return out
+
+
+def _constraint(one: Mapping[str, Any]) -> str:
+    if one["value"] is None:
+        return f"constraint {one['metric']} {one['bound']}: {one['state']}"
+    low, high = one["interval"]
+    return f"constraint {one['metric']} {one['bound']}: {one['value']} [{low}, {high}], {one['state']}"
+
+
+def _calibration(one: Mapping[str, Any]) -> str:
+    if one["estimate"] is None:
+        return "calibration: this config has answered nothing yet"
+    said = f"accuracy as the probabilities estimate it: {one['estimate']:.3f}"
+    if one["accuracy"] is None:
+        return f"{said}; {one['state']}"
+    low, high = one["interval"]
+    seen = f"where labels came: {one['accuracy']:.3f}"
+    return f"{said}; {seen}, too high by {one['gap']:+.3f} [{low}, {high}]: {one['state']}"
+
+
+def _comparison(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return "no other config to compare with"
+    told = f"{one['users']} users with {one['labels_by_user']} labels or more"
+    between = "no interval yet" if one["interval"] is None else "[{:+.3f}, {:+.3f}]".format(*one["interval"])
+    return f"against the other config ({one['kind']}, {told}): {one['mean']:+.3f} {between}: {one['verdict']}"

@@ -1,0 +1,123 @@
+"""What went through a server, read from its log: answers, the labels that came, and what the shadow said.
+
+Rows are in the order of time. A label that came twice counts as it came last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.errors import DataError
+from personalization.evaluation import Evaluation
+from serving.log import records, segments
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """n logged answers. `gold`: int [n], -1 where no label came; `arms`, `configs`: str [n]; `log_probs`: [n, K].
+
+    `users`: str [n]; `named`, whether the user was given, bool [n]; `chars`, `known`: characters of the text and items
+    of the history, int [n]; `shadow`: row -> what the other config said, float [K];
+    `split`: the share of users that the other config was to answer, as it was said last.
+    """
+
+    labels: tuple[str, ...]
+    requests: tuple[str, ...]
+    users: tuple[str, ...]
+    named: NDArray[np.bool_]
+    log_probs: NDArray[np.float64]
+    priors: tuple[str, ...]
+    gold: NDArray[np.int64]
+    arms: tuple[str, ...]
+    configs: tuple[str, ...]
+    generations: NDArray[np.int64]
+    chars: NDArray[np.int64]
+    known: NDArray[np.int64]
+    shadow: dict[int, NDArray[np.float64]]
+    split: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """Columns of the answers, int [n]."""
+        return np.asarray(self.log_probs.argmax(axis=1), dtype=np.int64)
+
+    @cached_property
+    def labelled(self) -> NDArray[np.int64]:
+        """Rows with a label."""
+        return np.flatnonzero(self.gold >= 0)
+
+    def evaluation(self, rows: NDArray[np.int64], log_probs: NDArray[np.float64] | None = None) -> Evaluation:
+        """These rows as an evaluation, with their own log-probabilities or others [len(rows), K]."""
+        return Evaluation(
+            self.labels,
+            tuple(self.requests[row] for row in rows),
+            tuple(self.users[row] for row in rows),
+            self.gold[rows],
+            self.log_probs[rows] if log_probs is None else log_probs,
+            [self.priors[row] for row in rows],
+        )
+
+
+def log_folder(home: Path, deploy: Path) -> Path:
+    """Where a deployment is logged unless another place is named."""
+    place = hashlib.sha256(str(deploy.resolve()).encode()).hexdigest()[:12]
+    return home / "serving" / f"{deploy.resolve().name}-{place}"
+
+
+def read_traffic(folder: Path) -> Traffic:
+    """The traffic of a log; DataError where there is none."""
+    if not segments(folder, "questions"):
+        raise DataError(f"{folder}: no log of a server; give the folder that `chamtune serve` names")
+    lines = list(records(folder, "questions"))
+    if not lines:
+        raise DataError(f"{folder}: nothing was asked yet")
+    labels = tuple(lines[-1]["log_probs"])
+    column = {label: number for number, label in enumerate(labels)}
+    place = {line["request"]: row for row, line in enumerate(lines)}
+    gold = np.full(len(lines), -1, dtype=np.int64)
+    for label in records(folder, "feedback"):
+        if label["of"] in place and label["label"] in column:
+            gold[place[label["of"]]] = column[label["label"]]
+    other = {place[one["of"]]: _row(one, labels) for one in records(folder, "shadow") if one["of"] in place}
+
+    def of(name: str) -> tuple[Any, ...]:
+        return tuple(line[name] for line in lines)
+
+    return Traffic(
+        labels,
+        of("request"),
+        of("user_id"),
+        np.array(of("named"), dtype=np.bool_),
+        np.array([_row(line, labels) for line in lines]),
+        of("prior"),
+        gold,
+        of("arm"),
+        of("config"),
+        np.array(of("generation"), dtype=np.int64),
+        np.array(of("chars"), dtype=np.int64),
+        np.array(of("known"), dtype=np.int64),
+        other,
+        float(about(folder).get("split", 0.0)),
+    )
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """How a log's server was started last: deploy, other, split; empty where it is not noted."""
+    path = folder / "about.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _row(line: dict[str, Any], labels: tuple[str, ...]) -> NDArray[np.float64]:
+    return np.array([line["log_probs"][label] for label in labels])

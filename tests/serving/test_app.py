@@ -1,0 +1,135 @@
+"""Answers over HTTP are the deployment's, and what cannot be answered is one line."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from personalization.data.records import HistoryItem, Question
+from personalization.deployment import Deployment
+from personalization.errors import UsageError
+from serving.run import is_loopback, serve
+
+FRAME = "What is the score of the following review on a scale of 1 to 5? review: "
+
+
+def asked(number):
+    labels = [str(1 + (number * step) % 5) for step in range(1, number % 4 + 1)]
+    return {
+        "id": f"q{number}",
+        "user": f"u{number % 7}",
+        "text": FRAME + f"a lamp {number}",
+        "history": [{"text": f"a fan {at}", "label": label} for at, label in enumerate(labels)],
+    }
+
+
+def expected(deploy, asks):
+    questions = [
+        Question(
+            one["id"],
+            one["user"],
+            one["text"],
+            tuple(HistoryItem(f"h{at}", item["text"], item["label"]) for at, item in enumerate(one["history"])),
+        )
+        for one in asks
+    ]
+    return Deployment.load(deploy).predict(questions)
+
+
+def same(answer, prediction):
+    assert (answer["id"], answer["label"], answer["prior"]) == (prediction.id, prediction.label, prediction.prior_mode)
+    assert answer["log_probs"].keys() == prediction.log_probs.keys()
+    apart = [answer["log_probs"][label] - value for label, value in prediction.log_probs.items()]
+    assert np.abs(apart).max() < 1e-4
+    assert answer["probability"] == pytest.approx(np.exp(answer["log_probs"][answer["label"]]))
+
+
+def test_one_and_many_and_clients_together_get_the_deployments_answers(asking, deploy):
+    asks = [asked(number) for number in range(24)]
+    wanted = expected(deploy, asks)
+    with asking() as client:
+        alone = [client.post("/predict", json=one).json() for one in asks[:4]]
+        many = client.post("/predict", json={"questions": asks}).json()["answers"]
+        with ThreadPoolExecutor(8) as pool:
+            together = [reply.json() for reply in pool.map(lambda one: client.post("/predict", json=one), asks)]
+        text = client.get("/metrics").text
+    for found in (alone, many, together):
+        for answer, prediction in zip(found, wanted, strict=False):
+            same(answer, prediction)
+    names = [answer["request"] for answer in (*alone, *many, *together)]
+    assert len(set(names)) == len(names) == 52
+    assert 'chamtune_answers_total{arm="a"} 52.0' in text
+    assert 'chamtune_label_share{label="4"}' in text
+    counted = [float(line.split()[-1]) for line in text.splitlines() if line.startswith("chamtune_label_share{")]
+    assert sum(counted) == pytest.approx(1)
+    bare = next(float(line.split()[-1]) for line in text.splitlines() if line.startswith("chamtune_without_history"))
+    assert bare == pytest.approx(sum(not one["history"] for one in [*asks[:4], *asks, *asks]) / 52)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"{", 400, "the body is no JSON"),
+        (b"[" * 100_000, 400, "error parsing the body"),
+        (b"{}", 422, "body.text: Field required"),
+        (b'{"text": "a", "sex": 1}', 422, "body.sex: Extra inputs are not permitted"),
+        (b'{"text": "a", "date": "03/04/2019"}', 422, "body.date: Value error, not a date"),
+        (b'{"text": "\\ud800"}', 422, "body.text"),
+        (b'{"questions": []}', 422, "body.questions: List should have at least 1 item"),
+        (b'{"text": "Which tag? tags: [comedy, drama] description: a film"}', 422, "a question of LaMP_2"),
+        (b'{"text": "%s"}' % (b"a" * 5000), 413, "a body has at most 4000 bytes"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_line(asking, body, status, said):
+    with asking(limits={"most_bytes": 4000} if status == 413 else None) as client:
+        reply = client.post("/predict", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == status
+    assert said in reply.json()["error"]
+    assert "\n" not in reply.json()["error"]
+
+
+def test_a_body_without_a_length_is_limited_too(asking):
+    with asking(limits={"most_bytes": 4000}) as client:
+        reply = client.post("/predict", content=(b"a" * 1000 for _ in range(10)))
+    assert (reply.status_code, reply.json()) == (
+        413,
+        {"error": "a body has at most 4000 bytes; send fewer questions at a time"},
+    )
+
+
+def test_a_foreign_host_and_a_missing_token_are_refused(asking):
+    with asking(token="t0k") as client:
+        assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.post("/predict", json={"text": "a"}).status_code == 401
+        assert client.get("/metrics", headers={"authorization": "Bearer t0"}).status_code == 401
+        assert client.get("/metrics", headers={"authorization": "Bearer t0k"}).status_code == 200
+
+
+def test_nobody_listens_to_the_world_without_a_token(monkeypatch):
+    monkeypatch.delenv("CHAMTUNE_TOKEN", raising=False)
+    with pytest.raises(UsageError, match=r"on 0\.0\.0\.0 others than this machine may ask"):
+        serve(None, "0.0.0.0", 0)
+    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_it_says_what_it_is_and_how_it_is_asked(asking):
+    with asking() as client:
+        version = client.get("/version").json()
+        ready = client.get("/readyz").json()
+        schema = client.get("/openapi.json").json()
+    assert (version["generation"], version["task"], version["other"]) == (1, "LaMP_3", None)
+    assert len(version["model"]) == 64
+    assert ready == {"status": "ready", "generation": 1, "failed": None}
+    assert set(schema["paths"]) == {"/predict", "/feedback", "/healthz", "/readyz", "/version", "/metrics"}
+    example = schema["components"]["schemas"]["Ask"]["examples"][0]
+    with asking() as client:
+        assert client.post("/predict", content=json.dumps(example)).status_code == 422  # no content type
+        assert client.post("/predict", json={**example, "text": "a"}).status_code == 200

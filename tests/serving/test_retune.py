@@ -1,0 +1,86 @@
+"""A deployment is tuned again on what was logged, and begins with what stands."""
+
+import json
+
+import optuna
+import pytest
+
+import cli
+from personalization.deployment import read_config
+from personalization.errors import DataError
+from serving.retune import labelled, spec_of_retune
+from studies.storage import open_storage, storage_url
+from tests.serving.conftest import items
+
+SPEC = {
+    "name": "tiny",
+    "data": {"split": "users", "shares": {"tune": 0.4, "select": 0.2, "confirm": 0.4}},
+    "model": {"dtype": "float32", "device": "auto"},
+    "objective": "calibration",
+    "tracking": "none",
+    "optimize": {"accuracy": "maximize"},
+    "constraints": {},
+}
+PROVENANCE = {"study": "tiny", "study_id": "x", "state": "s", "spec": SPEC}
+
+
+@pytest.fixture
+def logged(deploy, write_deployment, asking, tmp_path):
+    """(deployment, log): 60 users who like what they liked before, which the deployment does not know to use."""
+    write_deployment(deploy, gamma=0.5, provenance=PROVENANCE)
+    tastes = [str(1 + number % 5) for number in range(60)]
+    asks = [
+        {"text": f"a lamp {number} {question}", "user": f"u{number}", "history": items(*taste * 4)}
+        for number, taste in enumerate(tastes)
+        for question in range(2)
+    ]
+    with asking(texts=True) as client:
+        answers = client.post("/predict", json={"questions": asks}).json()["answers"]
+        for number, answer in enumerate(answers):
+            client.post("/feedback", json={"request": answer["request"], "label": tastes[number // 2]})
+        client.post("/predict", json={"text": "a lamp without a label"})
+    return deploy, tmp_path / "log"
+
+
+def test_a_log_becomes_questions_with_gold_and_dates(logged):
+    deploy, log = logged
+    dataset = labelled(log, read_config(deploy))
+    assert len(dataset) == 120
+    assert {q.gold for q in dataset.questions} == set("12345")
+    assert all(q.date is not None and len(q.history) == 4 for q in dataset.questions)
+    asked_at = dataset.questions[0].date
+    assert len(labelled(log, read_config(deploy), asked_at.isoformat())) == 120
+    with pytest.raises(DataError, match="no answer has got a label since 2200"):
+        labelled(log, read_config(deploy), "2200-01-01")
+    with pytest.raises(DataError, match="not a date"):
+        labelled(log, read_config(deploy), "soon")
+
+
+def test_other_data_than_a_log_or_files_are_refused(deploy, write_deployment, tmp_path):
+    write_deployment(deploy, provenance=PROVENANCE)
+    with pytest.raises(DataError, match="no log of a server, and no LaMP files"):
+        spec_of_retune(deploy, tmp_path / "nowhere", tmp_path / "home")
+
+
+@pytest.mark.usefixtures("no_results")
+def test_the_study_begins_with_what_stands_and_its_verdict_is_a_promotions(logged, tmp_path, monkeypatch, capsys):
+    deploy, log = logged
+    home = tmp_path / "home"
+    command = ["retune", deploy, "--data", log, "--trials", 4, "--home", home, "--json"]
+    monkeypatch.setattr("sys.argv", ["chamtune", *map(str, command)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    out = capsys.readouterr()
+    found = json.loads(out.out.splitlines()[-1])
+    assert (code, found["promoted"]) in ((0, True), (3, False)), out.err
+    assert found["study"].startswith("tiny-again-")
+    assert found["trials"] == 4
+    storage = open_storage(storage_url(home, None))
+    first = optuna.load_study(study_name=found["study"], storage=storage).get_trials()[0]
+    assert first.user_attrs["deployed"] is True
+    assert (first.params["gamma"], first.params["prior_mode"]) == (0.5, "user")
+    assert read_config(deploy)["generation"] == (2 if found["promoted"] else 1)
+    assert "better" in found["reason"] or not found["promoted"]
