@@ -133,7 +133,7 @@ def ui(
     home: HomeOption = HOME,
     storage: StorageOption = None,
     tracking: TrackingOption = None,
-    port: Annotated[int, typer.Option(help="Of the start page and the insights.")] = 8000,
+    port: Annotated[int, typer.Option(help="Of the start page and the insights.")] = 8081,
     dashboard_port: int = 8080,
     mlflow_port: int = 5000,
     write: Annotated[bool, typer.Option("--write", help="Let the dashboard's page change and delete studies.")] = False,
