@@ -79,6 +79,8 @@ def by_gain(counts: Sequence[int], edges: Sequence[float]) -> str:
 
 def by_arm(names: Sequence[str], gains: Sequence[float], intervals: Sequence[Sequence[float]]) -> str:
     """Gains of arms with their intervals, one under the other."""
+    if not names:
+        return ""
     ends = [0.0, *(end for pair in intervals for end in pair)]
     low, span = min(ends), (max(ends) - min(ends)) or 1.0
     row, top, left = 26, 8, 120

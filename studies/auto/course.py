@@ -79,7 +79,6 @@ class Course:
     def __post_init__(self) -> None:
         self.journal = Journal(self.home / "auto" / f"{self.plan.name}.json")
         self.limit_s = 60 * self.plan.minutes
-        self._known: dict[str, str] = {}
 
     def run(self, out: Path) -> dict[str, Any] | None:
         """Race, then promote the leader to `out`: what promotion said, None where no arm beats the baseline.
@@ -128,10 +127,6 @@ class Course:
     def remaining_s(self) -> float:
         """Seconds left of all."""
         return max(0.0, self.limit_s - self.journal.spent_s)
-
-    def says(self, name: str) -> str:
-        """What an arm does, in words."""
-        return self.entries[name].arm.says if name in self.entries else self._known[name]
 
     def best(self) -> Entry | None:
         """The arm that is ahead, None while none has a feasible trial."""
@@ -198,7 +193,7 @@ class Course:
     def _enter(self, arm: Arm, request: StopRequest) -> None:
         """Open an arm and give it its first slice, unless a first trial would take too much of what is left."""
         kept = self.journal.arm(arm.name)
-        self._known[arm.name] = arm.says
+        kept["says"] = arm.says
         if not kept["slices"]:
             cost = arm.passes(self._seen_scene) * self._seen_scene.pass_s
             if cost > HALF * self.left_s:
@@ -342,11 +337,13 @@ class Course:
         found = dict(zip(seen.users[0], sums, strict=True))
         return np.array([found.get(user, np.nan) for user in self._users])
 
-    def baseline(self, seen: Evaluation) -> Evaluation:
-        """What the model itself answers to the questions of other answers."""
+    def baseline(self, seen: Evaluation | None = None) -> Evaluation:
+        """What the model itself answers to the questions of other answers, or of all that arms are judged on."""
         opened = self.base
         parts = [part for part in ("tune", "select") if self._part(part)]
         whole = joined([opened.objective.evaluate(opened.rooms.BASELINE, part) for part in parts])
+        if seen is None:
+            return whole
         place = {question: row for row, question in enumerate(whole.question_ids)}
         return whole.only(np.array([place[question] for question in seen.question_ids]))
 

@@ -59,7 +59,9 @@ def html(found: Mapping[str, Any]) -> str:
     impact, cold = found["impact"], found["cold_start"]
     measured = [arm for arm in found["arms"] if arm["gain"] is not None]
     drawn = {
-        "arms": charts.by_arm(*zip(*((arm["arm"], arm["gain"], arm["interval"]) for arm in measured), strict=True)),
+        "arms": charts.by_arm(
+            [arm["arm"] for arm in measured], [arm["gain"] for arm in measured], [arm["interval"] for arm in measured]
+        ),
         "gain": charts.over_time([one["at_s"] for one in found["gains"]], [one["best"] for one in found["gains"]]),
         "impact": charts.by_gain(impact["counts"], impact["edges"]) if impact else "",
         "cold": charts.by_items(

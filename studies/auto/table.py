@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from personalization.data.exchange import exchange
-from personalization.evaluation import Evaluation
 from studies.auto.course import Course, Entry
 from studies.auto.race import leader
 from studies.auto.routing import features, routed
@@ -74,12 +73,8 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 def _metrics(course: Course, entry: Entry | None) -> dict[str, float]:
     """Of an arm, or of the model itself, on the users that it is judged on."""
-    if entry is None:
-        whole = next(e.seen for e in course.entries.values() if e.seen is not None and not _learned(e))
-        found: Evaluation = course.baseline(whole)
-    else:
-        assert entry.seen is not None
-        found = entry.seen
+    found = course.baseline() if entry is None else entry.seen
+    assert found is not None
     hits, sizes = user_totals(found, found.correct)
     shown = {name: float(found.metrics[name]) for name in SHOWN if name in found.metrics}
     return {**shown, "accuracy_by_user": float((hits / sizes).mean())}
@@ -94,7 +89,7 @@ def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[st
     slices = kept["slices"]
     row: dict[str, Any] = {
         "arm": name,
-        "says": course.says(name),
+        "says": kept["says"],
         "trials": sum(one["trials"] for one in slices),
         "seconds": round(sum(one["seconds"] for one in slices), 1),
         "gain": None,

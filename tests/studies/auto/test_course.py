@@ -15,6 +15,7 @@ from studies.auto.arms import ARMS
 from studies.auto.clock import Journal
 from studies.auto.course import Course
 from studies.auto.plan import Plan, data_of
+from studies.auto.table import table as table_of
 from tests.tickets import GERMAN, tickets
 
 
@@ -93,6 +94,7 @@ def test_a_race_goes_on_where_it_was(table, tiny_encoder):
     assert course.journal.spent_s >= spent
     verdict = course.run(table / "deploy")
     assert verdict is not None
+    assert [row["arm"] for row in table_of(course, verdict)["arms"]][0] == course.best().arm.name
     assert not any(line.startswith("calibration: 2 trials") for line in said)  # its first slice stands
     assert course.journal.arm("similar")["slices"]
 
