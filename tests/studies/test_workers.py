@@ -116,9 +116,9 @@ def test_a_trial_too_many_is_given_back_and_a_queued_one_comes_again(tmp_path, s
     point = opened.study.trials[0].params | {"beta": 0.123}
     with workers_of(tmp_path, opened.url, spec.name) as workers:
         loop = Loop(opened, workers, StopRequest(), Watcher(), None)
-        assert loop._runner.run_one() is None
+        assert loop.runner.run_one() is None
         opened.study.enqueue_trial(point, user_attrs={POINT: point})
-        assert loop._runner.run_one() is None
+        assert loop.runner.run_one() is None
         loop.run()
     trials = opened.study.trials
     assert [t.user_attrs.get("failure") for t in trials] == [None, None, SURPLUS, SURPLUS, None]

@@ -94,7 +94,7 @@ def test_a_race_goes_on_where_it_was(table, tiny_encoder):
     assert course.journal.spent_s >= spent
     verdict = course.run(table / "deploy")
     assert verdict is not None
-    assert [row["arm"] for row in table_of(course, verdict)["arms"]][0] == course.best().arm.name
+    assert next(row["arm"] for row in table_of(course, verdict)["arms"]) == course.best().arm.name
     assert not any(line.startswith("calibration: 2 trials") for line in said)  # its first slice stands
     assert course.journal.arm("similar")["slices"]
 
