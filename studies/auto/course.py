@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ from studies.auto.costs import measured
 from studies.auto.plan import Plan
 from studies.auto.race import Standing, following, hopeless, leader
 from studies.carried import carried_said, carry
-from studies.runner import Stopped, StopRequest, Watcher, stop_on_signal, work_on
+from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
+from studies.verdict.deployments import track
 from studies.verdict.promotion import promote
 from studies.verdict.selection import settled
 from tracking.parts import mean_for
 from tracking.significance import user_totals
+from tracking.spool import OFF, Spool
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +101,7 @@ class Course:
                     raise
                 raise Stopped(request.signal) from None
             finally:
+                self._spool()
                 self.journal.note()
             return self._promote(out)
 
@@ -349,15 +353,28 @@ class Course:
 
     # the end
 
+    def _spool(self) -> None:
+        """Have every arm's trials ready for MLflow; a promotion sends those of its study, `chamtune sync` any."""
+        for entry in self.entries.values():
+            opened = entry.opened
+            if opened.spec.tracking != OFF:
+                catch_up(opened, Spool(opened.home, opened.spec.name, opened.record["id"]))
+
     def _promote(self, out: Path) -> dict[str, Any] | None:
         best = self.best()
         if best is None or best.standing is None or np.nansum(best.standing.gains) <= 0:
             self.say("no arm does better than the model itself on users that it did not learn from")
             return None
         self.say(f"promoting {best.arm.name}, trial {best.trial}")
+        told = best.opened.spec
+        quiet = replace(best.opened, spec=told.model_copy(update={"tracking": OFF}))
         try:
             with ended_after(max(1.0, OVER * self.limit_s - self.journal.spent_s)):
-                return promote(best.opened, out, with_cold_start=False)
+                result = promote(quiet, out, with_cold_start=False)
+            if result["promoted"] and told.tracking != OFF:
+                with suppress(TimeUp), ended_after(OVER * self.limit_s - self.journal.spent_s):
+                    track(best.opened, out, result, result["generation"])
+            return result
         except TimeUp:
             name = best.opened.spec.name
             raise ChamtuneError(

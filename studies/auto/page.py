@@ -48,6 +48,11 @@ def next_steps(found: Mapping[str, Any], out: Path) -> list[dict[str, str | None
     if cut:
         steps.append({"says": f"Still in the race when it ended: {', '.join(cut)}.", "command": None})
     steps.append({"says": "Every arm is a study of its own; look at its trials with:", "command": "chamtune ui"})
+    if found["tracked"] and found["study"] is not None:
+        arms = [arm["study"] for arm in found["arms"] if arm["gain"] is not None]
+        steps.append(
+            {"says": "MLflow gets an arm with:", "command": "\n".join(f"chamtune sync {name}" for name in arms)}
+        )
     return steps
 
 

@@ -19,6 +19,7 @@ from studies.auto.race import leader
 from studies.auto.routing import features, routed
 from studies.verdict.personal import answers_of, parts
 from tracking.significance import holm, paired, user_interval, user_totals
+from tracking.spool import OFF
 
 SHOWN = ("accuracy", "macro_f1", "nll")
 PARTS_OF = 60.0
@@ -44,6 +45,7 @@ def table(course: Course, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
         "spent_s": round(course.journal.spent_s, 1),
         "metric": next(iter(course.base.spec.optimize)),
         "model": course.base.spec.model.path,
+        "tracked": course.base.spec.tracking != OFF,
         "users": {part: len({q.user_id for q in course.base.splits.part(part).questions}) for part in PARTS},
         "questions": {part: len(course.base.splits.part(part)) for part in PARTS},
         "baseline": _metrics(course, None),
@@ -90,6 +92,7 @@ def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[st
     row: dict[str, Any] = {
         "arm": name,
         "says": kept["says"],
+        "study": course.plan.study_of(name),
         "trials": sum(one["trials"] for one in slices),
         "seconds": round(sum(one["seconds"] for one in slices), 1),
         "gain": None,

@@ -24,7 +24,15 @@ def arm(name, gain, fate, **more):
         "about_ms": 12.5,
         "select": {"delta": 0.08, "p_corrected": 0.04, "personal": TEST},
     }
-    row = {"arm": name, "says": f"what {name} does", "trials": 20, "seconds": 30.0, "gain": gain, "fate": fate}
+    row = {
+        "arm": name,
+        "study": f"race.{name}",
+        "says": f"what {name} does",
+        "trials": 20,
+        "seconds": 30.0,
+        "gain": gain,
+        "fate": fate,
+    }
     return {**row, **(measured if gain is not None else {"select": None}), **more}
 
 
@@ -40,6 +48,7 @@ def found_of(**changes):
         "spent_s": 431.0,
         "metric": "accuracy",
         "model": "minilm",
+        "tracked": True,
         "users": {"tune": 30, "select": 10, "confirm": 60},
         "questions": {"tune": 90, "select": 30, "confirm": 180},
         "baseline": {"accuracy": 0.4, "macro_f1": 0.3, "nll": 1.5, "accuracy_by_user": 0.41},
@@ -92,6 +101,7 @@ def test_the_page_says_what_was_found_and_what_to_do():
         "chamtune predict --config deploy",
         "More minutes would buy: lora.",
         "0.01235",
+        "chamtune sync race.head\nchamtune sync race.similar",
     ):
         assert said in page
     assert "<script>" not in page
