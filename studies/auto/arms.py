@@ -104,7 +104,7 @@ def trained(scene: Scene) -> float:
 class Arm:
     """One arm. `space`: stage -> what is searched there in the place of all; `first`: trials of its first slice;
     `most`: after which nothing is left to try; `answers`: where answering costs other than a first trial;
-    `start_from`: the arm whose best lower stages are fixed; `mixes`: whether it answers a user from other users'
+    `start_from`: the arm whose stages are taken as it found them; `mixes`: whether it answers a user from other users'
     items."""
 
     name: str

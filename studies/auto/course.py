@@ -26,7 +26,7 @@ from search_spaces import ChainParams
 from studies.auto.arms import ARMS, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import measured
-from studies.auto.plan import Plan
+from studies.auto.plan import Plan, fixed_by
 from studies.auto.race import Standing, following, hopeless, leader
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
@@ -229,9 +229,20 @@ class Course:
 
             beside = self.base if self.entries else None
             kind = "causal" if beside is None else beside.scorer.kind
-            spec = self.plan.spec_of(arm, kind)
+            spec = self.plan.spec_of(arm, kind, self._fixed(arm, kind))
             self.entries[arm.name] = Entry(arm, open_study(spec, self.home, progress, beside))
         return self.entries[arm.name]
+
+    def _fixed(self, arm: Arm, kind: str) -> dict[str, Any]:
+        """What the arm below found in its stages, by full name, as it was when this one was begun."""
+        if arm.start_from is None:
+            return {}
+        kept, below = self.journal.arm(arm.name), self.entries[arm.start_from]
+        if "fixed" not in kept:
+            assert below.params is not None
+            kept["fixed"] = fixed_by(below.params, arm, kind)
+        fixed: dict[str, Any] = kept["fixed"]
+        return fixed
 
     def _begin_like(self, entry: Entry) -> None:
         """Queue what won in studies of other data or models with the same chain, or keep what was measured, once."""

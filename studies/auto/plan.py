@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from personalization.data.lamp import question_files
 from personalization.data.table import is_table
 from personalization.errors import UsageError
 from personalization.stages import STAGES
+from search_spaces import ChainParams, chain_space
 from studies.auto.arms import Arm
 from studies.beginning import begin
 from studies.data import WORLDS
@@ -41,24 +42,31 @@ class Plan:
             if name not in STAGES:
                 raise UsageError(f"--stage {name}: there is no such stage; there are {', '.join(STAGES)}")
 
-    def spec_of(self, arm: Arm, kind: str) -> StudySpec:
-        """The study of an arm."""
+    def spec_of(self, arm: Arm, kind: str, fixed: Mapping[str, Any] | None = None) -> StudySpec:
+        """The study of an arm. `fixed`: what was found in its lower stages, by full name; the baseline stays the
+        model itself."""
         raw: dict[str, Any] = {
             "sampler": "tpe",
             "warm_start": True,
             **self.spec,
             "name": self.study_of(arm.name),
             "chain": list(arm.chain),
-            "space": arm.space_for(kind),
+            "space": {**arm.space_for(kind), **(fixed or {})},
             "trials": arm.most,
         }
-        if arm.start_from is not None:
-            raw["start_from"] = self.study_of(arm.start_from)
         return parse_spec(raw, f"auto {self.name}")
 
     def study_of(self, arm: str) -> str:
         """The name of an arm's study."""
         return f"{self.name}.{arm.replace('+', '_')}"
+
+
+def fixed_by(params: ChainParams, arm: Arm, kind: str) -> dict[str, Any]:
+    """What parameters of an arm below say of the stages of this one, by full name, but for the calibration."""
+    found = {f"{name}.{key}": value for name, own in params.items() for key, value in asdict(own).items()}
+    space = chain_space(arm.chain)
+    names = [space.names[name].targets[0] for name in space.distributions(kind)]
+    return {name: found[name] for name in names if name in found and not name.startswith("calibration.")}
 
 
 def data_of(place: str, home: Path) -> dict[str, Any]:

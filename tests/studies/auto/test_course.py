@@ -99,6 +99,18 @@ def test_a_race_goes_on_where_it_was(table, tiny_encoder):
     assert course.journal.arm("similar")["slices"]
 
 
+def test_a_pair_has_the_lower_stage_as_it_was_found_and_the_plain_baseline(table, tiny_encoder, monkeypatch):
+    monkeypatch.setattr("studies.auto.course.PAIRED", 9)
+    course = Course(plan_of(table / "h", tiny_encoder), table / "h")
+    course.run(table / "deploy")
+    pair, below = course.entries["wording+shared"], course.journal.arm("wording+shared")["fixed"]
+    assert set(below) == {"prompt.template", "prompt.scale"}
+    for trial in pair.opened.study.get_trials():
+        prompt = pair.opened.rooms.decode(trial.params)["prompt"]
+        assert (prompt.template, prompt.scale) == (below["prompt.template"], below["prompt.scale"])
+    assert pair.opened.baseline.metrics == course.base.baseline.metrics
+
+
 def test_what_won_elsewhere_is_tried_first(table, tiny_encoder):
     home = table / "h"
     first = Course(plan_of(home, tiny_encoder, stages=("calibration",)), home)

@@ -23,7 +23,8 @@ def test_every_arm_and_every_pair_is_a_study(kind):
         assert chain_space(arm.chain).overridden(kind, spec.space)
         assert arm.passes(SCENE[kind]) >= 0
         assert arm.answering(SCENE[kind]) >= 0
-        assert (spec.start_from is not None) == ("+" in arm.name)
+        assert spec.start_from is None  # the baseline of a pair is the model itself, too
+        assert (arm.start_from is not None) == ("+" in arm.name)
 
 
 def test_a_pair_has_both_stages_and_keeps_what_the_lower_one_found():
