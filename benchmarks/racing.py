@@ -77,7 +77,7 @@ def main() -> None:
         gains = right[1:] - right[0]
         best = int(gains.sum(axis=1).argmax())
         told = np.column_stack([np.ones(USERS), random.normal(size=(USERS, 3))])
-        low, high = routed(gains[best], np.delete(gains, best, axis=0), SIZES, told).interval
+        low, high = routed(gains, SIZES, told).interval
         covered += low <= 0 <= high
         promised += float((gains.max(axis=0) - gains[best]).sum() / SIZES.sum())
         right = world(random, list(ARMS.values()))

@@ -3,8 +3,9 @@
 For every arm beside the best one, the difference of a user's gains is regressed on features of the user (how long and
 how concentrated the history is, how often the arms agree), by ridge with the constant penalised, too: with little to
 learn from, all users keep the best arm. A user is answered by the arm of the largest predicted difference above 0, as
-predicted from the other folds of users. So the gain that is reported is of users that the rule did not learn from. Its
-interval is Student's, over users.
+predicted from the other folds of users. Which arm is the best is told by the other folds, too: an arm that was chosen
+on a user is too good there, and whatever takes its place would seem to lose. So the gain is of users that the rule did
+not learn from. Its interval is Student's, over users.
 
 The rule of picking for each user whichever arm did better on the same questions is `oracle` in the table: it looks at
 the answers, promises a gain where there is none, and cannot be had.
@@ -62,22 +63,22 @@ def features(dataset: Dataset, users: Sequence[str], answers: Sequence[Evaluatio
     return np.column_stack([np.ones(len(users)), told])
 
 
-def routed(
-    best: NDArray[np.float64], others: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray[np.float64]
-) -> Routed:
-    """From gains summed by user, of the best arm [U] and of others [A, U], and features [U, F]."""
-    users = len(best)
+def routed(gains: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray[np.float64]) -> Routed:
+    """From gains of arms summed by user [A, U] and features [U, F]."""
+    arms, users = gains.shape
     fold = np.arange(users) % FOLDS
-    predicted = np.zeros((len(others), users))
-    for arm, gains in enumerate(others):
-        target = (gains - best) / sizes
-        for number in range(FOLDS):
-            learn, ask = fold != number, fold == number
-            if ask.any() and learn.sum() > told.shape[1]:
-                model = RidgeCV(PENALTIES, fit_intercept=False).fit(told[learn], target[learn], sizes[learn])
-                predicted[arm, ask] = model.predict(told[ask])
-    chosen = np.where((predicted > 0).any(axis=0), predicted.argmax(axis=0), -1)
-    picked = np.where(chosen >= 0, others[np.maximum(chosen, 0), np.arange(users)], best)
-    gain, error = difference(picked, best, sizes)
+    one, picked, moved = (np.zeros(users) for _ in range(3))
+    for number in range(FOLDS):
+        learn, ask = fold != number, fold == number
+        best = int(gains[:, learn].sum(axis=1).argmax())
+        predicted = np.zeros((arms, int(ask.sum())))
+        for arm in range(arms):
+            if arm != best and ask.any() and learn.sum() > told.shape[1]:
+                target = (gains[arm, learn] - gains[best, learn]) / sizes[learn]
+                model = RidgeCV(PENALTIES, fit_intercept=False).fit(told[learn], target, sizes[learn])
+                predicted[arm] = model.predict(told[ask])
+        chosen = np.where(predicted.max(axis=0) > 0, predicted.argmax(axis=0), best)
+        one[ask], picked[ask], moved[ask] = gains[best, ask], gains[chosen, np.flatnonzero(ask)], chosen != best
+    gain, error = difference(picked, one, sizes)
     reach = float(stats.t.ppf(0.975, max(1, users - 1))) * error
-    return Routed(gain, (gain - reach, gain + reach), float((chosen >= 0).mean()))
+    return Routed(gain, (gain - reach, gain + reach), float(moved.mean()))

@@ -202,12 +202,12 @@ def _routing(course: Course) -> dict[str, Any] | None:
         return None
     standings = [entry.standing for entry in entries if entry.standing is not None]
     best, total = leader(standings, course.sizes), float(course.sizes.sum())
-    rest = [standing.gains for standing in standings if standing is not best]
+    table = np.stack([standing.gains for standing in standings])
     answers = sorted(entries, key=lambda entry: entry.arm.name != best.name)
     asked = course.judged_dataset()
     told = features(asked, course.users, [entry.seen for entry in answers if entry.seen is not None])
-    found = routed(best.gains, np.stack(rest), course.sizes, told)
-    every = np.maximum(np.stack([standing.gains for standing in standings]).max(axis=0), 0)
+    found = routed(table, course.sizes, told)
+    every = np.maximum(table.max(axis=0), 0)
     routing = {"gain": found.gain, "interval": list(found.interval), "moved": found.moved}
     return {"one_arm": float(best.gains.sum() / total), "oracle": float(every.sum() / total), "routing": routing}
 

@@ -15,17 +15,27 @@ def test_users_of_two_kinds_are_told_apart():
     kind = random.choice([-1.0, 1.0], 200)
     told = np.column_stack([np.ones(200), kind])
     best = (0.3 + random.normal(0, 0.1, 200)) * SIZES
-    other = best + (0.2 * kind + random.normal(0, 0.1, 200)) * SIZES
-    found = routed(best, other[None], SIZES, told)
-    assert found.gain == pytest.approx(0.1, abs=0.02)
+    other = best + (0.2 * kind - 0.05 + random.normal(0, 0.1, 200)) * SIZES
+    found = routed(np.stack([best, other]), SIZES, told)
+    assert found.gain == pytest.approx(0.15 * (kind > 0).mean(), abs=0.02)
     assert found.interval[0] > 0
     assert found.moved == pytest.approx((kind > 0).mean(), abs=0.02)
 
 
 def test_where_an_arm_is_worse_for_all_nobody_is_moved():
     best = np.full(200, 2.0)
-    found = routed(best, (best - 1)[None], SIZES, np.ones((200, 1)))
+    found = routed(np.stack([best, best - 1]), SIZES, np.ones((200, 1)))
     assert found == (0.0, (0.0, 0.0), 0.0)
+
+
+def test_equal_arms_gain_nothing_by_routing():
+    random = np.random.default_rng(3)
+    covered = 0
+    for _ in range(60):
+        gains = random.normal(0, 0.2, (4, 200)) * SIZES
+        low, high = routed(gains, SIZES, np.column_stack([np.ones(200), random.normal(size=200)])).interval
+        covered += low <= 0 <= high
+    assert covered >= 53
 
 
 def test_features_read_histories_and_predictions_and_no_gold():
