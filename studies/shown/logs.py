@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOMS = ("studies", "objectives", "tracking", "personalization")
+ROOMS = ("serving", "studies", "objectives", "tracking", "personalization")
 shown_from = logging.WARNING
 """Level from which messages are shown on the terminal, too."""
 
