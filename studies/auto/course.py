@@ -27,7 +27,7 @@ from studies.auto.arms import ARMS, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import measured
 from studies.auto.plan import Plan, fixed_by
-from studies.auto.race import Standing, following, hopeless, leader
+from studies.auto.race import Standing, following, hopeless, leader, mean_gain
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
@@ -48,6 +48,7 @@ MARGIN_S, SPARE = 10.0, 1.3
 """What a promotion takes besides passes, and how much more than estimated is kept for it."""
 TIMED_QUESTIONS = 200
 """Questions that a promotion answers to measure what one costs."""
+TOO_FEW = "are too few to score the tune users once; give more with --minutes. What was scored is kept"
 PAIRED = 3
 """How many of the best arms are put together in pairs."""
 
@@ -95,6 +96,8 @@ class Course:
                     while (entry := self._following()) is not None:
                         self._slice(entry, request)
             except TimeUp:
+                if self.scene is None:
+                    raise UsageError(f"{self.plan.minutes:g} minutes {TOO_FEW}") from None
                 self.say("the time of the race is over")
             except KeyboardInterrupt:
                 if request.signal is None:
@@ -299,10 +302,10 @@ class Course:
         if request.by is not None:
             raise Stopped(request.by)
         done = len(finished(entry.opened.study.get_trials(deepcopy=False)))
-        was = 0.0 if entry.standing is None else _mean(entry.standing, self.sizes)
+        was = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
         slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
         self._judge(entry)
-        now = 0.0 if entry.standing is None else _mean(entry.standing, self.sizes)
+        now = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
         slices[-1] |= {"gain": round(now, 5), "lift": round(now - was, 5), "at_s": round(self.journal.spent_s, 1)}
         stuck = done == before
         self.journal.arm(entry.arm.name)["done"] = stuck or done >= entry.arm.most
@@ -393,8 +396,3 @@ class Course:
             ) from None
         finally:
             self.journal.note()
-
-
-def _mean(standing: Standing, sizes: NDArray[np.integer]) -> float:
-    known = ~np.isnan(standing.gains)
-    return float(standing.gains[known].sum() / max(1, sizes[known].sum()))

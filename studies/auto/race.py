@@ -55,6 +55,12 @@ def difference(one: NDArray[np.float64], other: NDArray[np.float64], sizes: NDAr
     return mean, sqrt(spread) / float(n.sum())
 
 
+def mean_gain(arm: Standing, sizes: NDArray[np.integer]) -> float:
+    """An arm's gain a question, on the users that it is judged on."""
+    known = ~np.isnan(arm.gains)
+    return float(arm.gains[known].sum() / max(1, sizes[known].sum()))
+
+
 def leader(arms: Sequence[Standing], sizes: NDArray[np.integer]) -> Standing:
     """The arm that is ahead; of equals the one that comes first."""
     best = arms[0]

@@ -5,7 +5,9 @@ how concentrated the history is, how often the arms agree), by ridge with the co
 learn from, all users keep the best arm. A user is answered by the arm of the largest predicted difference above 0, as
 predicted from the other folds of users. Which arm is the best is told by the other folds, too: an arm that was chosen
 on a user is too good there, and whatever takes its place would seem to lose. So the gain is of users that the rule did
-not learn from. Its interval is Student's, over users.
+not learn from. Its interval is Student's, over the users who are sent elsewhere (all others change
+nothing), and wider by sqrt(1 + K / (K - 1)), since rules of K folds learn from one another's users (Nadeau and Bengio
+2003).
 
 The rule of picking for each user whichever arm did better on the same questions is `oracle` in the table: it looks at
 the answers, promises a gain where there is none, and cannot be had.
@@ -14,6 +16,7 @@ the answers, promises a gain where there is none, and cannot be had.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +31,8 @@ from personalization.methods.taste.priors import history_counts
 from studies.auto.race import difference
 
 FOLDS = 5
+CORRELATED = sqrt(1 + FOLDS / (FOLDS - 1))
+"""How much wider an interval over folds is than one over users that no rule learned from."""
 PENALTIES = np.logspace(0, 4, 9)
 
 
@@ -79,6 +84,10 @@ def routed(gains: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray
                 predicted[arm] = model.predict(told[ask])
         chosen = np.where(predicted.max(axis=0) > 0, predicted.argmax(axis=0), best)
         one[ask], picked[ask], moved[ask] = gains[best, ask], gains[chosen, np.flatnonzero(ask)], chosen != best
-    gain, error = difference(picked, one, sizes)
-    reach = float(stats.t.ppf(0.975, max(1, users - 1))) * error
-    return Routed(gain, (gain - reach, gain + reach), float(moved.mean()))
+    sent = moved > 0
+    share, most = float(sizes[sent].sum() / sizes.sum()), 1.0
+    gain, error = difference(picked[sent], one[sent], sizes[sent])
+    wide = CORRELATED * float(stats.t.ppf(0.975, max(1, int(sent.sum()) - 1)))
+    reach = wide * error if sent.any() else 0.0
+    low, high = max(-most, gain - reach), min(most, gain + reach)
+    return Routed(share * gain, (share * low, share * high), float(moved.mean()))

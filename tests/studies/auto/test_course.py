@@ -144,6 +144,15 @@ def test_minutes_that_are_spent_are_said(table, tiny_encoder):
         Course(plan, table / "h").run(table / "deploy")
 
 
+def test_too_few_minutes_are_said(table, tiny_encoder, monkeypatch):
+    def slow(*_):
+        time.sleep(30)
+
+    monkeypatch.setattr("studies.auto.course.open_study", slow)
+    with pytest.raises(UsageError, match="too few to score the tune users once"):
+        Course(plan_of(table / "h", tiny_encoder, 0.02), table / "h").run(table / "deploy")
+
+
 def test_a_trial_that_does_not_end_ends_with_the_time(table, tiny_encoder, monkeypatch):
     evaluate = Classification.evaluate
 
