@@ -22,10 +22,10 @@ from scipy.stats import wilcoxon
 
 from objectives import Report
 from personalization.evaluation import Evaluation, all_metrics
-from studies.auto.race import Z, difference
+from studies.auto.race import Z
 from studies.constraints import feasible
 from tracking.parts import mean_for
-from tracking.significance import user_totals
+from tracking.significance import difference, user_totals
 
 PRUNERS: dict[str, Callable[[], pruners.BasePruner]] = {
     "none": pruners.NopPruner,

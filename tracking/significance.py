@@ -30,6 +30,8 @@ from personalization.metrics import METRICS, ORDERED
 RESAMPLES = 9999
 DRAWS_AT_LEVEL = 40
 """Patterns that are drawn for each one that may reach the observed difference at the level of the test."""
+FEWEST_USERS = 3
+"""Users without whom a difference has no standard error."""
 BATCH_ELEMENTS = 4_000_000
 """How many resampled values are in memory at once."""
 
@@ -129,6 +131,22 @@ def exchange(before: Evaluation, after: Evaluation, metric: str, draws: int = RE
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
+
+
+def difference(one: NDArray[np.float64], other: NDArray[np.float64], sizes: NDArray[np.integer]) -> tuple[float, float]:
+    """(how much better the one is a question, its standard error), on the users [U] that both are judged on.
+
+    Endless error where these are too few to tell.
+    """
+    known = ~np.isnan(one + other)
+    users, d, n = int(known.sum()), (one - other)[known], sizes[known]
+    if not users:
+        return 0.0, float("inf")
+    mean = float(d.sum() / n.sum())
+    if users < FEWEST_USERS:
+        return mean, float("inf")
+    spread = float(((d - mean * n) ** 2).sum()) * users / (users - 1)
+    return mean, math.sqrt(spread) / float(n.sum())
 
 
 def user_interval(

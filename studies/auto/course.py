@@ -203,7 +203,7 @@ class Course:
         kept["says"] = arm.says
         if not kept["slices"]:
             cost = arm.passes(self._seen_scene) * self._seen_scene.pass_s
-            if cost > HALF * self.left_s:
+            if cost > max(0.0, HALF * self.left_s):
                 kept["fate"] = (
                     f"not afforded: a first trial takes about {spoken_time(cost)}, of {spoken_time(self.left_s)} left"
                 )

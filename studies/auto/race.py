@@ -15,16 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from tracking.significance import difference
+
 Z = 2.0
 """Standard errors between what is measured and what can still be hoped for."""
-FEWEST = 3
-"""Users without whom nothing is compared."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +36,6 @@ class Standing:
     seconds: float = 0.0
     lift: float = 0.0
     done: bool = False
-
-
-def difference(one: NDArray[np.float64], other: NDArray[np.float64], sizes: NDArray[np.integer]) -> tuple[float, float]:
-    """(how much better the one is a question, its standard error), on the users [U] that both are judged on.
-
-    Endless error where these are too few to tell.
-    """
-    known = ~np.isnan(one + other)
-    users, d, n = int(known.sum()), (one - other)[known], sizes[known]
-    if not users:
-        return 0.0, float("inf")
-    mean = float(d.sum() / n.sum())
-    if users < FEWEST:
-        return mean, float("inf")
-    spread = float(((d - mean * n) ** 2).sum()) * users / (users - 1)
-    return mean, sqrt(spread) / float(n.sum())
 
 
 def mean_gain(arm: Standing, sizes: NDArray[np.integer]) -> float:

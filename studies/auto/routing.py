@@ -28,7 +28,7 @@ from personalization.data.known import known_items
 from personalization.data.records import Dataset
 from personalization.evaluation import Evaluation
 from personalization.methods.taste.priors import history_counts
-from studies.auto.race import difference
+from tracking.significance import difference
 
 FOLDS = 5
 CORRELATED = sqrt(1 + FOLDS / (FOLDS - 1))

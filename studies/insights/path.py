@@ -26,7 +26,7 @@ from personalization.evaluation import MEANS, Evaluation
 from search_spaces import ChainParams, short_names
 from studies.study import OpenStudy, finished, ranked
 from studies.verdict.evidence import Evidence
-from tracking.significance import gain, gain_interval, user_totals
+from tracking.significance import difference, gain, gain_interval, user_totals
 
 MOVED = 8
 """Users that are named for a step."""
@@ -100,10 +100,8 @@ def _error(found: Evaluation, metric: str) -> float | None:
     if metric not in MEANS:
         return None
     sums, sizes = user_totals(found, found.question_scores(metric))
-    if len(sums) < 2:
-        return None
-    off = sums - sizes * sums.sum() / sizes.sum()
-    return float(np.sqrt(len(sums) / (len(sums) - 1) * (off**2).sum()) / sizes.sum())
+    error = difference(sums, np.zeros(len(sums)), sizes)[1]
+    return error if np.isfinite(error) else None
 
 
 def _full(params: ChainParams) -> Full:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from studies.auto.race import Standing, chance, difference, following, hopeless, leader
+from studies.auto.race import Standing, chance, following, hopeless, leader
+from tracking.significance import difference
 
 SIZES = np.full(40, 5)
 
