@@ -31,6 +31,7 @@ from studies.auto.race import Standing, following, hopeless, leader, mean_gain
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
+from studies.verdict.cost import TIMED, TIMES
 from studies.verdict.deployments import track
 from studies.verdict.promotion import promote
 from studies.verdict.selection import settled
@@ -46,8 +47,6 @@ OVER = 1.08
 """Share of the minutes at which a promotion is interrupted."""
 MARGIN_S, SPARE = 10.0, 1.3
 """What a promotion takes besides passes, and how much more than estimated is kept for it."""
-TIMED_QUESTIONS = 200
-"""Questions that a promotion answers to measure what one costs."""
 TOO_FEW = "are too few to score the tune users once; give more with --minutes. What was scored is kept"
 PAIRED = 3
 """How many of the best arms are put together in pairs."""
@@ -69,8 +68,8 @@ class Entry:
 
 @dataclass
 class Course:
-    """A race in progress. `say` is told what happens, a line each; `sizes` [U]: questions of each user that arms are
-    judged on."""
+    """A race in progress. `say` is told what happens, a line each; `users` [U]: those that arms are judged
+    on, with `sizes`, their questions."""
 
     plan: Plan
     home: Path
@@ -78,6 +77,7 @@ class Course:
     say: Say = lambda _: None
     entries: dict[str, Entry] = field(default_factory=dict)
     scene: Scene | None = None
+    users: list[str] = field(default_factory=list)
     sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class Course:
         confirm = len(self.base.splits.confirm) / max(1, self.scene.questions)
         best = self.best()
         passes = 0.0 if best is None else best.arm.answering(self.scene)
-        timed = TIMED_QUESTIONS / max(1, self.scene.questions) * (1 + passes)
+        timed = 2 * TIMED * TIMES / max(1, self.scene.questions) * (1 + passes)
         return MARGIN_S + SPARE * self.scene.pass_s * (confirm * (1 + 2 * passes) + timed)
 
     @property
@@ -139,11 +139,6 @@ class Course:
         """The arm that is ahead, None while none has a feasible trial."""
         standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
         return self.entries[leader(standings, self.sizes).name] if standings else None
-
-    @property
-    def users(self) -> list[str]:
-        """The users that arms are judged on, [U]."""
-        return self._users
 
     def judged_dataset(self) -> Dataset:
         """Their questions."""
@@ -167,7 +162,7 @@ class Course:
         """Open the first arm, measure what a pass costs, and give every arm that can be afforded its first slice."""
         first = self._open(ARMS["calibration"], request)
         asked = Counter(q.user_id for part in ("tune", "select") for q in self._part(part))
-        self._users, self.sizes = list(asked), np.array(list(asked.values()))
+        self.users, self.sizes = list(asked), np.array(list(asked.values()))
         self.scene = measured(first.opened)
         kind = self.scene.kind
         arms = sorted(wanted(kind, self.plan.stages, self.plan.mix_users), key=lambda arm: arm.passes(self._seen_scene))
@@ -353,7 +348,7 @@ class Course:
         mean = mean_for(next(iter(self.base.spec.optimize)))
         sums, _ = user_totals(seen, seen.question_scores(mean) - base.question_scores(mean))
         found = dict(zip(seen.users[0], sums, strict=True))
-        return np.array([found.get(user, np.nan) for user in self._users])
+        return np.array([found.get(user, np.nan) for user in self.users])
 
     def baseline(self, seen: Evaluation | None = None) -> Evaluation:
         """What the model itself answers to the questions of other answers, or of all that arms are judged on."""
