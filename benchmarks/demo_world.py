@@ -20,7 +20,6 @@ import numpy as np
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import PlantedWorld, make_world
-from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.data.splits import split_users
 from personalization.evaluation import gold_indices
@@ -46,8 +45,8 @@ STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 
 def scores_of(scorer: CachedScorer, dataset: Dataset, items: int = 0) -> np.ndarray:
     """Score table with the newest `items` history items in the prompt."""
-    prompts = [prompt(dataset.task, q, q.history[len(q.history) - items :]) for q in dataset.questions]
-    return scorer.label_logprobs(prompts, continuations(dataset.task, dataset.labels))
+    prompts = [dataset.task.prompt_of(q.text, q.history[len(q.history) - items :]) for q in dataset.questions]
+    return scorer.label_logprobs(prompts, [dataset.task.continuation(own) for own in dataset.labels])
 
 
 def best_calibration(

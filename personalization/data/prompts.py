@@ -1,30 +1,15 @@
-"""Questions as their task words them: what is asked about, and the prompts for every kind of model."""
+"""Questions as their task words them: which item one asks about, and which of them is usual."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from personalization.data.records import HistoryItem, Question
+from personalization.data.records import Question
 from personalization.tasks import Task, listed_anywhere, of_form
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """Inputs that say nothing (Zhao et al. 2021, contextual calibration)."""
-
-
-def prompt(task: Task, question: Question, history: Sequence[HistoryItem] = ()) -> str:
-    """What a causal model continues, with these history items in front of the question."""
-    return task.prompt_of(question.text, history)
-
-
-def history_text(task: Task, items: Sequence[HistoryItem]) -> str:
-    """The given items as text to put in front of an input; empty for none."""
-    return task.history_of(items)
-
-
-def item_text(task: Task, question: Question) -> str:
-    """What is to be classified, without the instruction in front of it."""
-    return task.item(question.text)
 
 
 def asked_text(task: Task, question: Question) -> str:
@@ -32,24 +17,9 @@ def asked_text(task: Task, question: Question) -> str:
     return task.item(question.text).strip()
 
 
-def question_about(task: Task, question: Question, item: str) -> str:
-    """The question's text with `item` in the place of what is to be classified; the bare item where it has no form."""
-    return task.about(question.text, item)
-
-
-def question_frame(task: Task, text: str) -> str:
-    """A question's text without what is to be classified; empty where it has no form."""
-    return task.frame(text)
-
-
 def prompt_about(task: Task, question: Question, item: str) -> str:
     """The question's prompt with `item` in the place of what is to be classified."""
     return task.prompt_of(task.about(question.text, item))
-
-
-def continuations(task: Task, labels: Sequence[str]) -> list[str]:
-    """What a causal model is asked to say, exactly, for each label."""
-    return [task.continuation(label) for label in labels]
 
 
 def mismatch(task: Task, labels: Sequence[str], text: str) -> str | None:

@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from personalization.data.demo.world import GROUPS, INSTRUCTION, KNOWN_SHARES, User, draw_item, draw_movie, draw_user
-from personalization.data.prompts import history_text
 from personalization.data.records import HistoryItem
 from personalization.tasks import task
 
@@ -108,7 +107,7 @@ def _history(rng: np.random.Generator, user: User, count: int) -> list[Segment]:
     for number in range(count):
         _, description, tag = draw_item(rng, user, KNOWN_SHARES)
         items.append(HistoryItem(str(number), description, tag))
-    text = history_text(task("LaMP_2"), items)
+    text = task("LaMP_2").history_of(items)
     segments: list[Segment] = []
     for item in items:
         before, text = text.split(f'" is "{item.label}"', 1)

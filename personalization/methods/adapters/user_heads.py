@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.data.known import distinct, known_items, learned_histories
-from personalization.data.prompts import question_about, question_frame, usual
+from personalization.data.prompts import usual
 from personalization.data.records import Dataset, Question
 from personalization.data.splits import user_blocks
 from personalization.files import write_arrays
@@ -176,13 +176,13 @@ class UserHeads:
         rows_of: dict[tuple[int, str], list[int]] = {}
         histories, places = distinct([known_items(task, q) for q in self.dataset.questions])
         for row, (question, place) in enumerate(zip(self.dataset.questions, places, strict=True)):
-            rows_of.setdefault((place, question_frame(task, question.text)), []).append(row)
+            rows_of.setdefault((place, task.frame(question.text)), []).append(row)
         asked: list[Question] = []
         found = []
         for (place, _), rows in rows_of.items():
             items, frame = histories[place], self.dataset.questions[rows[0]]
             known = [
-                Question(item.id, frame.user_id, question_about(task, frame, item.text), others(items, at), item.label)
+                Question(item.id, frame.user_id, task.about(frame.text, item.text), others(items, at), item.label)
                 for at, item in enumerate(items)
                 if item.label in self.column
             ]

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from personalization.data.known import History, learned_histories
-from personalization.data.prompts import item_text, question_about, usual
+from personalization.data.prompts import usual
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.errors import DataError
 
@@ -38,7 +38,7 @@ def labelled_items(dataset: Dataset) -> Dataset:
     for user, items in learned_histories(dataset).items():
         for place, item in enumerate(items):
             if item.label in dataset.labels:
-                text = question_about(dataset.task, frames.get(user, usually), item.text)
+                text = dataset.task.about(frames.get(user, usually).text, item.text)
                 found.append(Question(f"{user}/{item.id}", user, text, others(items, place), item.label))
     return Dataset(dataset.task, dataset.labels, tuple(found))
 
@@ -88,9 +88,9 @@ def with_words_dropped(items: Dataset, rate: float) -> Dataset:
     """The same items, each word of what is to be classified left out at this rate; one word stays."""
     random, out = np.random.default_rng(0), []
     for question in items.questions:
-        words = item_text(items.task, question).split(" ")
+        words = items.task.item(question.text).split(" ")
         kept = [word for word, drawn in zip(words, random.random(len(words)), strict=True) if drawn >= rate]
-        out.append(replace(question, text=question_about(items.task, question, " ".join(kept or words[:1]))))
+        out.append(replace(question, text=items.task.about(question.text, " ".join(kept or words[:1]))))
     return Dataset(items.task, items.labels, tuple(out))
 
 

@@ -28,7 +28,7 @@ from itertools import accumulate
 from typing import Any
 
 from personalization.data.known import History
-from personalization.data.prompts import history_text, prompt_about
+from personalization.data.prompts import prompt_about
 from personalization.data.records import Question
 
 PLACE = "\0"
@@ -58,7 +58,7 @@ def segments(front: str, task: Any, question: Question, items: History) -> list[
     """The longest prompt in pieces: what stands before the items once, then each item."""
     alone = [prompt_about(task, question, item.text) for item in items]
     if front != "answered" or any(item.label is None for item in items):
-        return [max(alone, key=len), *(history_text(task, [item]) for item in items)]
+        return [max(alone, key=len), *(task.history_of([item]) for item in items)]
     frame = prompt_about(task, question, PLACE).partition(PLACE)[0].rstrip()
     if not all(text.startswith(frame) for text in alone):
         frame = ""
@@ -76,8 +76,7 @@ def personal_prompts(front: str, task: Any, question: Question, items: History) 
         return [before[i] + asked[i].removesuffix(task.continuation(items[i].label)) for i in read]
     fronts = [items[:i] if front != "others" else tuple(o for o in items if o is not items[i]) for i in read]
     return [
-        history_text(task, own) + prompt_about(task, question, items[i].text)
-        for own, i in zip(fronts, read, strict=True)
+        task.history_of(own) + prompt_about(task, question, items[i].text) for own, i in zip(fronts, read, strict=True)
     ]
 
 

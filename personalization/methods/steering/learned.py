@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.data.known import History, known_items
-from personalization.data.prompts import question_frame
 from personalization.data.records import Dataset, Question
 from personalization.errors import DataError
 from personalization.files import write_arrays
@@ -171,8 +170,7 @@ class Directions:
     def _recent(self) -> list[Recent]:
         """Of each question: the latest of what is known when it is asked, and the frame in which items are asked."""
         return [
-            (self._laid_out(question), question_frame(self.dataset.task, question.text))
-            for question in self.dataset.questions
+            (self._laid_out(question), self.dataset.task.frame(question.text)) for question in self.dataset.questions
         ]
 
     def _laid_out(self, question: Question) -> History:

@@ -12,7 +12,6 @@ from transformers import AutoModel, DebertaV2Config, T5Config
 
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.encoder import load_encoder
-from personalization.data.prompts import item_text
 from personalization.data.records import Dataset
 from personalization.data.splits import PARTS, split_users
 from personalization.errors import UnavailableError, UsageError
@@ -47,7 +46,7 @@ def adapters(scorer):
 
 def rows_of(scorer, world, shelf=None):
     """The texts of a world's questions."""
-    texts = [item_text(world.task, q) for q in world.questions]
+    texts = [world.task.item(q.text) for q in world.questions]
     return scorer.backbone.fixed(texts, world.labels, (), shelf)
 
 
@@ -73,7 +72,7 @@ def random_lora(model, first, groups):
 
 
 def test_without_an_adapter_texts_score_as_the_encoder_scores_them(scorer, world):
-    texts = [item_text(world.task, q) for q in world.questions]
+    texts = [world.task.item(q.text) for q in world.questions]
     expected = scorer.backbone.label_logprobs(texts, world.labels)
     assert np.abs(rows_of(scorer, world).table() - expected).max() <= 1e-4
     unlearned = GroupedLora(
@@ -113,7 +112,7 @@ def test_stored_states_give_the_bits_and_the_gradients_of_a_full_run(scorer, wor
 
 def test_the_encoder_is_what_it_was_after_a_training(adapters, scorer, world):
     before = {name: tensor.clone() for name, tensor in scorer.backbone.model.state_dict().items()}
-    texts = [item_text(world.task, q) for q in world.questions]
+    texts = [world.task.item(q.text) for q in world.questions]
     expected = one_batch(scorer.backbone, texts)
     trained = adapters.learn(world, PLAN)
     records = trained.record["records"]
@@ -132,7 +131,7 @@ def test_peft_loads_what_was_trained_and_answers_the_same(adapters, scorer, worl
     assert wrapped.active_peft_config.task_type == "FEATURE_EXTRACTION"
     groups = trained.assigned(world, scorer.embeddings)
     mine = np.flatnonzero(groups == 0).tolist()
-    expected = 20.0 * one_batch(peer, [item_text(world.task, world.questions[row]) for row in mine]) @ labels.T
+    expected = 20.0 * one_batch(peer, [world.task.item(world.questions[row].text) for row in mine]) @ labels.T
     assert np.abs(table[mine] - expected.log_softmax(dim=1).numpy()).max() <= 1e-3
 
 

@@ -14,7 +14,6 @@ from peft import PeftModel
 
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import load_causal
-from personalization.data.prompts import continuations, prompt
 from personalization.data.records import Dataset
 from personalization.deployment import CONFIG, FORMAT, read_config, write_files
 from personalization.errors import DataError
@@ -69,7 +68,8 @@ def reloaded(trained, folder):
 
 def plain_scores(scorer, dataset):
     return scorer.label_logprobs(
-        [prompt(dataset.task, q) for q in dataset.questions], continuations(dataset.task, dataset.labels)
+        [dataset.task.prompt_of(q.text) for q in dataset.questions],
+        [dataset.task.continuation(own) for own in dataset.labels],
     )
 
 
@@ -145,7 +145,8 @@ def test_a_trained_group_is_what_peft_makes_of_it(adapters, scorer, world, tiny_
         peer = CausalBackbone(adapted, loaded.tokenizer)
         own = [i for i, q in enumerate(world.questions) if groups[q.user_id] == group]
         expected = peer.label_logprobs(
-            [prompt(world.task, world.questions[i]) for i in own], continuations(world.task, world.labels)
+            [world.task.prompt_of(world.questions[i].text) for i in own],
+            [world.task.continuation(own) for own in world.labels],
         )
         assert np.abs(table[own] - expected).max() <= 1e-3
     assert np.abs(table - plain_scores(scorer, world)).max() > 0.01
@@ -236,9 +237,9 @@ def test_items_of_the_history_stand_in_front_when_learning_and_when_asked(adapte
     again = scores(world, reloaded(trained, tmp_path), scorer, asking)
     assert (table == again).all()
     question = world.questions[0]
-    text = prompt(world.task, question, question.history[-1:])
+    text = world.task.prompt_of(question.text, question.history[-1:])
     edit = AdapterEdit(trained.on(scorer.backbone.model), np.zeros(1, dtype=np.int64), ["u"])
-    alone = scorer.backbone.fixed([text], continuations(world.task, world.labels), [edit]).table([edit])
+    alone = scorer.backbone.fixed([text], [world.task.continuation(own) for own in world.labels], [edit]).table([edit])
     assert np.abs(alone[0] - table[0]).max() <= 1e-4
 
 
@@ -341,7 +342,7 @@ def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world
         merged = PeftModel.from_pretrained(loaded.model, str(unified.folder / "group-0")).merge_and_unload()
         peer = PeftModel.from_pretrained(merged, str(trained.folder / f"group-{group}")).eval()
         for row in [i for i, q in enumerate(world.questions) if q.user_id == user]:
-            expected = by_hand(peer, loaded.tokenizer, prompt(world.task, world.questions[row]), world.labels)
+            expected = by_hand(peer, loaded.tokenizer, world.task.prompt_of(world.questions[row].text), world.labels)
             assert np.abs(table[row] - expected).max() <= 1e-3
     plain = scores(world, unified, scorer)
     assert np.abs(table - plain).max() > 0.01
@@ -355,7 +356,7 @@ def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world
 def by_hand(model, tokenizer, text, labels):
     """log p(label | prompt) of each label, one forward pass each."""
     found = []
-    for label in continuations(task("LaMP_2"), labels):
+    for label in [task("LaMP_2").continuation(own) for own in labels]:
         head, tail = (tokenizer(part, add_special_tokens=part is text)["input_ids"] for part in (text, label))
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([head + tail])).logits[0].log_softmax(-1)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from personalization.data.demo.world import make_world
-from personalization.data.prompts import item_text
 from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.methods.history.labelled import (
@@ -45,7 +44,7 @@ def test_an_item_knows_the_others_and_not_itself(world):
     for item in items[:40]:
         mine = [other for other in items if other.user_id == item.user_id]
         assert len(item.history) == min(OTHERS, len(mine) - 1)
-        assert item_text(task("LaMP_2"), item) not in {other.text for other in item.history}
+        assert task("LaMP_2").item(item.text) not in {other.text for other in item.history}
         assert item.gold in world.labels
 
 
@@ -76,7 +75,7 @@ def test_dropped_words_leave_the_instruction(world):
     items = labelled_items(world)
     dropped = with_words_dropped(items, 0.5)
     for before, after in zip(items.questions, dropped.questions, strict=True):
-        old, new = (item_text(world.task, q) for q in (before, after))
+        old, new = (world.task.item(q.text) for q in (before, after))
         assert after.text.removesuffix(new) == before.text.removesuffix(old)
         assert set(new.split()) <= set(old.split())
         assert new

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
-from personalization.data.prompts import prompt
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.methods.history.asking import Asking
 from personalization.methods.history.bm25 import bm25, words
@@ -187,7 +186,7 @@ def test_k_items_stand_in_front_of_the_question_best_first(causal):
     by_date = asked.history[::-1]
     relevance = Histories(causal, world).bm25
     best = [asked.history[i] for i in np.argsort(-relevance)[:2]]
-    expected = [prompt(world.task, asked, items) for items in (best, (), by_date)]
+    expected = [world.task.prompt_of(asked.text, items) for items in (best, (), by_date)]
     assert seen == [([text], 0) for text in expected]
 
 
@@ -267,5 +266,5 @@ def test_an_encoder_is_asked_with_the_bare_text(scorer, causal):
 def test_what_is_asked_about_takes_the_place_of_the_question(scorer, causal):
     world = world_of(question("a heist", HISTORY))
     texts = Asking(3).about(causal, world, world.questions[0], ["", "a dog"])
-    assert texts == [prompt(task("LaMP_2"), question(text, [])).replace(": \n", ":\n") for text in ("", "a dog")]
+    assert texts == [task("LaMP_2").prompt_of(question(text, []).text).replace(": \n", ":\n") for text in ("", "a dog")]
     assert Asking(3).about(scorer, world, world.questions[0], ["", "a dog"]) == ["", "a dog"]

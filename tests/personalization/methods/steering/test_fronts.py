@@ -9,7 +9,7 @@ import torch
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import CausalBackbone
 from personalization.data.demo.world import INSTRUCTION, make_world
-from personalization.data.prompts import history_text, prompt_about
+from personalization.data.prompts import prompt_about
 from personalization.data.records import Dataset
 from personalization.methods.steering.directions import likeness, unit
 from personalization.methods.steering.fronts import (
@@ -80,7 +80,7 @@ def answered_by_hand(items, i):
 
 
 def stated_by_hand(items, i, task):
-    return history_text(task, items[:i]) + INSTRUCTION + items[i].text + "\nanswer:"
+    return task.history_of(items[:i]) + INSTRUCTION + items[i].text + "\nanswer:"
 
 
 @pytest.mark.parametrize("front", ["answered", "stated"])

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
-from personalization.data.prompts import continuations, prompt, prompt_about
+from personalization.data.prompts import prompt_about
 from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.methods.steering.directions import Pairs, separation, unit
@@ -228,9 +228,9 @@ def test_a_batch_of_50_users_is_one_question_at_a_time(scorer, tools):
     learned = stage("steering").learn(SETTINGS, begin(world, tools, "50 users"), tools)
     together, edit = steered(world, SETTINGS, learned, tools)
     assert edit.touched.all()
-    labels = continuations(world.task, world.labels)
+    labels = [world.task.continuation(own) for own in world.labels]
     for row in range(100):
-        text = prompt(world.task, world.questions[row])
+        text = world.task.prompt_of(world.questions[row].text)
         own = SteeringEdit(edit.blocks, edit.vectors, edit.move, edit.users[row : row + 1], np.ones(1))
         alone = scorer.backbone.fixed([text], labels, [own]).table([own])[0]
         assert np.allclose(alone, together[row], rtol=1e-6, atol=1e-5)
