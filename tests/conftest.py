@@ -147,6 +147,21 @@ def hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Si
 
 
 @pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A function that runs `chamtune` with these arguments: (exit code, stdout, stderr)."""
+    import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["chamtune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
 def evaluations() -> tuple[Evaluation, Evaluation]:
     """(baseline, better candidate) on the same questions."""
     return random_evaluation(1, skill=0.5), random_evaluation(2, skill=2.0)

@@ -8,23 +8,14 @@ import pytest
 import sqlalchemy
 import yaml
 
-import cli
 from studies import runner
 
 
 @pytest.fixture
-def chamtune(monkeypatch, capsys, tmp_path):
-    """A function that runs the command and returns (exit code, stdout, stderr)."""
+def chamtune(monkeypatch, command, tmp_path):
+    """`command` in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["chamtune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return run
+    return command
 
 
 @pytest.fixture

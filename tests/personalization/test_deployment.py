@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import yaml
 
-import cli
 from personalization.backbones.cached import CachedScorer
 from personalization.data.records import HistoryItem, Question
 from personalization.deployment import CONFIG, FORMAT, Deployment, read_config, write_files
@@ -46,20 +45,15 @@ def config(tiny_encoder, tmp_path_factory):
 
 
 @pytest.fixture
-def predict(config, tmp_path, monkeypatch, capsys):
+def predict(config, tmp_path, command):
     """A function that asks by the command line and returns (exit code, stderr, predictions)."""
 
     def ask(records):
         path, out = tmp_path / "new_questions.json", tmp_path / "p.json"
         path.write_text(json.dumps(records))
-        command = ["predict", "--config", config, "--questions", path, "--out", out, "--home", tmp_path / "h"]
-        monkeypatch.setattr("sys.argv", ["chamtune", *map(str, command)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        return code, capsys.readouterr().err, json.loads(out.read_text()) if out.exists() else None
+        asked = ("--questions", path, "--out", out, "--home", tmp_path / "h")
+        code, _, err = command("predict", "--config", config, *asked)
+        return code, err, json.loads(out.read_text()) if out.exists() else None
 
     return ask
 

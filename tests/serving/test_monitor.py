@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cli
 from personalization.deployment import Deployment, read_config
 from personalization.errors import DataError
 from serving.drift import changed_users, drifts
@@ -133,17 +132,7 @@ def test_users_who_lose_are_listed_shrunken():
     assert 0.1 < found[0]["loss"] < 0.4
 
 
-def run(monkeypatch, capsys, *command):
-    monkeypatch.setattr("sys.argv", ["chamtune", *map(str, command)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = end.code or 0
-    return code, capsys.readouterr()
-
-
-def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, write_deployment, tmp_path, monkeypatch, capsys):
+def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, write_deployment, tmp_path, command):
     with asking(texts=True) as client:
         for number in range(6):
             more = {"user": f"u{number}", "history": items(*"2" * (number % 3)), "date": "2026-01-02"}
@@ -158,8 +147,8 @@ def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, write_deplo
     apart = np.array([[line["log_probs"][label] for label in given.labels] for line in out]) - given.log_probs
     assert np.abs(apart).max() < 1e-4
     other = write_deployment(tmp_path / "other", favourite=2)
-    code, said = run(monkeypatch, capsys, "replay", log, "--config", other, "--home", tmp_path / "h", "--json")
-    assert (code, json.loads(said.out)["changed"], json.loads(said.out)["accuracy_now"]) == (0, 0.3333, 1.0)
+    code, out, _ = command("replay", log, "--config", other, "--home", tmp_path / "h", "--json")
+    assert (code, json.loads(out)["changed"], json.loads(out)["accuracy_now"]) == (0, 0.3333, 1.0)
     Log(log, "questions").append([{**given_line(log), "input": "blake2b:00"}])
     with pytest.raises(DataError, match="has no text; `chamtune serve --texts` keeps them"):
         replay(log, Deployment.load(deploy))
@@ -169,23 +158,23 @@ def given_line(log):
     return json.loads(next(log.glob("questions-*")).read_text().splitlines()[0])
 
 
-def test_monitor_says_what_is_broken_and_rolls_back(asking, deploy, write_deployment, tmp_path, monkeypatch, capsys):
+def test_monitor_says_what_is_broken_and_rolls_back(asking, deploy, write_deployment, tmp_path, command):
     """Everybody is answered alike: the entropy that the study asked for is gone."""
     with asking() as client:
         asks = [ask(f"a lamp {number}", user=f"u{number}") for number in range(120)]
         client.post("/predict", json={"questions": asks})
     log = tmp_path / "log"
-    code, said = run(monkeypatch, capsys, "monitor", log, "--home", tmp_path / "h")
-    assert code == 1, said.err
-    assert "constraint entropy >= 0.5: 0.0 [0.0, 0.0], broken" in said.out
-    assert "no label has come" in said.out
-    assert "FAULT: entropy >= 0.5 is broken" in said.out
-    code, said = run(monkeypatch, capsys, "monitor", log, "--home", tmp_path / "h", "--rollback")
-    assert (code, "replaced nothing that is kept" in said.err) == (64, True)
+    code, out, err = command("monitor", log, "--home", tmp_path / "h")
+    assert code == 1, err
+    assert "constraint entropy >= 0.5: 0.0 [0.0, 0.0], broken" in out
+    assert "no label has come" in out
+    assert "FAULT: entropy >= 0.5 is broken" in out
+    code, out, err = command("monitor", log, "--home", tmp_path / "h", "--rollback")
+    assert (code, "replaced nothing that is kept" in err) == (64, True)
 
 
 def test_a_change_for_the_worse_is_rolled_back_and_the_server_takes_it_over(
-    asking, deploy, write_deployment, tmp_path, monkeypatch, capsys
+    asking, deploy, write_deployment, tmp_path, monkeypatch, command
 ):
     """Everybody wants 4, which the earlier generation answers; the present one answers 2, beside it as a shadow."""
     monkeypatch.setattr("serving.service.LOOK_S", 0.1)
@@ -200,9 +189,9 @@ def test_a_change_for_the_worse_is_rolled_back_and_the_server_takes_it_over(
         for answer in client.post("/predict", json={"questions": asks}).json()["answers"]:
             assert (answer["label"], answer["generation"]) == ("2", 2)
             client.post("/feedback", json={"request": answer["request"], "label": "4"})
-        code, said = run(monkeypatch, capsys, "monitor", log, "--home", home, "--rollback", "--json")
-        found = json.loads(said.out)
-        assert code == 1, said.err
+        code, out, err = command("monitor", log, "--home", home, "--rollback", "--json")
+        found = json.loads(out)
+        assert code == 1, err
         assert (found["comparison"]["kind"], found["comparison"]["verdict"]) == ("paired", "worse")
         assert found["rolled_back"] == {"generation": 3, "restored_from": 1}
         end = time.monotonic() + 20

@@ -5,7 +5,6 @@ import json
 import optuna
 import pytest
 
-import cli
 from personalization.deployment import read_config
 from personalization.errors import DataError
 from serving.retune import labelled, spec_of_retune
@@ -63,19 +62,12 @@ def test_other_data_than_a_log_or_files_are_refused(deploy, write_deployment, tm
 
 
 @pytest.mark.usefixtures("no_results")
-def test_the_study_begins_with_what_stands_and_its_verdict_is_a_promotions(logged, tmp_path, monkeypatch, capsys):
+def test_the_study_begins_with_what_stands_and_its_verdict_is_a_promotions(logged, tmp_path, command):
     deploy, log = logged
     home = tmp_path / "home"
-    command = ["retune", deploy, "--data", log, "--trials", 4, "--home", home, "--json"]
-    monkeypatch.setattr("sys.argv", ["chamtune", *map(str, command)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as end:
-        code = end.code
-    out = capsys.readouterr()
-    found = json.loads(out.out.splitlines()[-1])
-    assert (code, found["promoted"]) in ((0, True), (3, False)), out.err
+    code, out, err = command("retune", deploy, "--data", log, "--trials", 4, "--home", home, "--json")
+    found = json.loads(out.splitlines()[-1])
+    assert (code, found["promoted"]) in ((0, True), (3, False)), err
     assert found["study"].startswith("tiny-again-")
     assert found["trials"] == 4
     storage = open_storage(storage_url(home, None))
