@@ -41,6 +41,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     deploying.promote,
     deploying.rollback,
     deploying.predict,
+    deploying.export,
     serving.serve,
     serving.replay,
     serving.monitor,

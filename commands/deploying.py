@@ -58,6 +58,26 @@ def rollback(
     answer(as_json, {"generation": generation, "restored_from": restored}, lambda: print_line(said))
 
 
+def export(
+    config: Annotated[str, typer.Argument(help="A deployment folder, or models:/NAME@champion of MLflow.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    questions: Annotated[Path, typer.Option(help="Questions of the users whose adapters or vectors are wanted.")],
+    model: Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")] = None,
+    home: HomeOption = HOME,
+    tracking: TrackingOption = None,
+) -> None:
+    """Write a deployment's LoRA for vLLM and PEFT, its steering vectors for EasySteer and llama.cpp."""
+    from personalization.deployment import Deployment
+    from studies.shown.logs import log_to
+    from studies.verdict.deployments import located
+
+    with log_to(home), located(config, home, tracking) as folder:
+        deployment = Deployment.load(folder, model)
+        lines = deployment.export(deployment.read(questions).usable().questions, out)
+    for line in lines:
+        typer.echo(line)
+
+
 def predict(
     config: Annotated[str, typer.Option(help="A deployment folder, or models:/NAME@champion of MLflow.")],
     questions: Annotated[

@@ -150,6 +150,24 @@ class Deployment:
         assert found is not None
         return found
 
+    def export(self, questions: Sequence[Question], out: Path) -> list[str]:
+        """Write what other tools read of the chain for these questions' users into a new folder; a line a thing.
+
+        LoRA and prefixes as PEFT has them (vLLM takes LoRA so), steering vectors as safetensors and as control vectors.
+        UsageError where the folder is there, or no stage has anything that another tool could use.
+        """
+        if out.exists():
+            raise UsageError(f"{out} is there already; name a new folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as name, self.scorer.lock:
+            draft = Path(name) / "export"
+            work = begin(Dataset(*self.terms, tuple(questions)), self.tools)
+            lines = chain.export(self.fitted, work, self.tools, draft)
+            if not draft.exists():
+                raise UsageError(f"no stage of {', '.join(self.fitted.chain)} has weights or vectors for another tool")
+            draft.rename(out)
+        return lines
+
     def aligned(self, dataset: Dataset) -> NDArray[np.float64]:
         """Log-probabilities in the order of the data set's own labels, [n, K]."""
         columns = [self.terms.labels.index(label) for label in dataset.labels]

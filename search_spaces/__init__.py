@@ -204,6 +204,16 @@ class ChainSpace:
         other, _, own = full.partition(".")
         return getattr(space_of(other).BASELINE, own)
 
+    def reachable(self, chosen: Distributions) -> dict[str, dict[str, list[Any]]]:
+        """Stage -> parameter -> its values: of a range of fractions its ends, of what is fixed the one it has."""
+        values: dict[str, list[Any]] = {}
+        for name, found in chosen.items():
+            for value in _values(found):
+                for full, meant in self.names[name].values(value).items():
+                    values.setdefault(full, []).append(meant)
+        fixed = {full: [value] for full, value in {**self._baseline_values, **self.fixed}.items()}
+        return {stage: {own: {**fixed, **values}[f"{stage}.{own}"] for own in self._own(stage)} for stage in self.chain}
+
     def complexity(self, params: ChainParams) -> float:
         """The sum of the stages'."""
         return float(sum(space_of(stage).complexity(own) for stage, own in params.stages))
@@ -304,6 +314,13 @@ def chain_space(chain: Sequence[str]) -> ChainSpace:
         if own in known:
             names[short] = Name((full,), known[own])
     return ChainSpace(tuple(chain), names)
+
+
+def _values(found: BaseDistribution) -> list[Any]:
+    if isinstance(found, CategoricalDistribution):
+        return list(found.choices)
+    assert isinstance(found, IntDistribution | FloatDistribution)
+    return list(range(found.low, found.high + 1)) if isinstance(found, IntDistribution) else [found.low, found.high]
 
 
 def _replacement(original: BaseDistribution, override: Override, pattern: str) -> BaseDistribution:

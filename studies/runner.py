@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from personalization.databases import same_database, shown
 from personalization.errors import ChamtuneError, UsageError
 from personalization.evaluation import Evaluation
+from studies.footprint import Footprint, footprint
 from studies.recovery import POINT, REPEATED, SURPLUS, enqueue, fail, queue_again, uncounted
 from studies.results import StudyResult, summarize, write_results
 from studies.samplers import derived_seed, holds, make_sampler, points
@@ -46,8 +47,8 @@ class Watcher:
     def scoring(self, done: int, total: int) -> None:
         """Prompts scored so far."""
 
-    def opened(self, found: Prospect) -> None:
-        """The study is open; what its confirm users can show."""
+    def opened(self, found: Prospect, held: Footprint) -> None:
+        """The study is open; what its confirm users can show, and what it will hold."""
 
     def waiting(self, reason: str) -> None:
         """This worker waits for another; said once."""
@@ -158,7 +159,7 @@ def _open(spec: StudySpec, home: Path, url: str, watcher: Watcher, request: Stop
 
 def _run(opened: OpenStudy, watcher: Watcher, request: StopRequest, started: float) -> StudyResult:
     spec = opened.spec
-    watcher.opened(prospect(opened))
+    watcher.opened(prospect(opened), footprint(opened))
     spool = None if spec.tracking == OFF else Spool(opened.home, spec.name, opened.record["id"])
     sender = None
     if spool is not None:

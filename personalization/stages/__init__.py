@@ -16,6 +16,7 @@ from typing import Any
 from personalization.data.records import Dataset
 from personalization.errors import UsageError
 from personalization.stages.facts import Facts
+from personalization.stages.holdings import Held, May, Sizes
 from personalization.stages.work import Tools, Work
 
 
@@ -60,6 +61,10 @@ class Stage:
         """What a deployment holds for each user alone, on the mean."""
         return 0
 
+    def holds(self, may: May, sizes: Sizes) -> Held:  # noqa: ARG002
+        """What a study with this stage holds at most, by what its parameters may be."""
+        return Held()
+
     def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
         """What the stage did on the tune users: `below` is the work before it, `done` after it."""
         return Facts()
@@ -71,6 +76,10 @@ class Stage:
     def starts(self, params: Any, work: Work, tools: Tools) -> Sequence[Mapping[str, Any]]:  # noqa: ARG002
         """Points of the stage's own space that are worth trying first, with what else they need by full name."""
         return []
+
+    def export(self, params: Any, learned: Any, work: Work, tools: Tools, folder: Path) -> Sequence[str]:  # noqa: ARG002
+        """Write what other tools read of the stage for a work's users into a folder; a line for each thing written."""
+        return ()
 
     def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
         """Write what was learned; what is to be read beside it, JSON-able."""

@@ -6,6 +6,7 @@ log-probabilities beside the model's own. Tune users' adapters have learned from
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,13 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.data.records import Dataset
+from personalization.files import write_atomic
 from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.trained import FILES, Trained
-from personalization.methods.adapters.user_adapters import Plan, UserAdapters, placed
+from personalization.methods.adapters.user_adapters import KEPT_CHECKPOINTS, Plan, UserAdapters, placed
 from personalization.methods.training.flags import flags
+from personalization.scoring.store import size_limit
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
-from personalization.stages.work import Tools, Work
+from personalization.stages.holdings import RECORD, Held, May, Sizes
+from personalization.stages.work import KEPT_OF, Tools, Work
+
+IN_TRAINING = 7
+"""Copies of the adapters while they are trained: themselves, gradient, two moments, best, origin, and one to write."""
+ACTIVATIONS = 34
+"""Numbers kept for the gradient of a token in a layer, in widths (Korthikanti et al. 2022, without attention)."""
 
 
 class Adapter(Stage):
@@ -124,6 +133,35 @@ class Adapter(Stage):
         count = int(learned.count)
         sizes = [(learned.folder / f"group-{n}" / name).stat().st_size for n in range(count) for name in FILES]
         return int(sum(sizes)) // max(count, 1)
+
+    def holds(self, may: May, sizes: Sizes) -> Held:
+        """Of every trial the adapters, of the latest what a training goes on from; states of the items' tokens below
+        the first adapted layer. In memory the training, its batch, the items, and the latest trials' adapters."""
+        from personalization.scoring.fixed import BATCH_TOKENS
+
+        count = sizes.users if "user" in may["level"] else int(max(may["groups"])) if "cluster" in may["level"] else 1
+        lora = max(may["rank"]) * sizes.linear * sizes.depth * (1 - min(may["start"]))
+        prefix = max(may["prefix_tokens"]) * 2 * sizes.depth * sizes.width if "prefix" in may["adapter"] else 0
+        one = 4 * count * max(lora, prefix)
+        disk = sizes.trials * 2 * one + min(sizes.trials, KEPT_CHECKPOINTS) * 4 * one
+        views = 2 * sizes.settings(may["word_dropout"])
+        stored = min(sizes.settings(may["start"], may["word_dropout"]) * sizes.states(sizes.items), size_limit())
+        beside = one * (IN_TRAINING + KEPT_OF["fitted adapter"])
+        batch = BATCH_TOKENS["cpu"] * sizes.depth * ACTIVATIONS * sizes.width * sizes.itemsize
+        return Held(disk + stored, beside + batch + views * sizes.items * (RECORD + 3 * sizes.prompt), beside)
+
+    def export(self, params: Any, learned: Any, work: Work, tools: Tools, folder: Path) -> list[str]:
+        """PEFT's folders, and which of them answers whom."""
+        if learned is None:
+            return []
+        learned.save(folder / "adapters")
+        owners = [q.user_id for q in work.dataset.questions]
+        groups = dict(zip(owners, learned.assigned(work.dataset, tools.embed).tolist(), strict=True))
+        write_atomic(folder / "adapters" / "assigned.json", json.dumps(groups, indent=0) + "\n")
+        kind = "prefixes on the LoRA of below/" if learned.prefix else "LoRA"
+        said = f"adapters/group-N: {kind} in PEFT's format; assigned.json: user -> N of the last question, -1 for none"
+        blend = [] if params.blend == 1 else [f"mind: the chain weighs what the adapted model says by {params.blend:g}"]
+        return [said, *blend]
 
     def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
         """PEFT's folders."""

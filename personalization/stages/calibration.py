@@ -33,7 +33,8 @@ from personalization.methods.taste.priors import (
 from personalization.methods.taste.solvers import fit_nll, fit_temperature, line_optimum
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
-from personalization.stages.work import Tools, Work, asked, plain_scores, scores_of
+from personalization.stages.holdings import INDEXED, Held, May, Sizes
+from personalization.stages.work import KEPT, Tools, Work, asked, plain_scores, scores_of
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +160,13 @@ class Calibration(Stage):
         strengths: dict[str, Any] = {"beta": numbers.beta, "gamma": numbers.gamma, "tau": numbers.tau}
         prior: dict[str, Any] = {"kappa": params.kappa, "prior_mode": params.prior_mode, "source": source}
         return calibrate(scores, counts, tables, **strengths, **prior)
+
+    def holds(self, may: May, sizes: Sizes) -> Held:
+        """The answers of the latest settings; a user's items as arrays; embeddings where they are ranked by them."""
+        answers = min(sizes.trials, KEPT) * sizes.questions * (16 * sizes.labels + 64)
+        similar = "similar" in may["prior_mode"]
+        embedded = sizes.known * sizes.width * 4 if similar and {"similarity", "mix"} & set(may["ranking"]) else 0
+        return Held(embedded, answers + 3 * embedded + (sizes.known * INDEXED if similar else 0))
 
     def facts(self, params: Any, learned: Learned, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
         """Why no label changes; what a deployment holds of other users."""

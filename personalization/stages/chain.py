@@ -8,7 +8,7 @@ Answers together are those one by one, in any order, and in a fresh process from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from personalization.methods.taste.calibration import Calibrated
 from personalization.methods.taste.priors import log_softmax
 from personalization.stages import stage
 from personalization.stages.facts import Facts, joined
+from personalization.stages.holdings import Held, May, Sizes
 from personalization.stages.work import Tools, Work, scores_of
 
 Params = Mapping[str, Any]
@@ -125,6 +126,25 @@ def facts(fitted: Fitted, tools: Tools) -> Facts:
     return joined(
         [stage(name).facts(params, fitted.learned[name], below, done, tools) for (name, params), below, done in steps]
     )
+
+
+def holds(chain: Sequence[str], may: Mapping[str, May], sizes: Sizes) -> Held:
+    """What a study of a chain holds at most; a stage stands on as many chains below it as are trained."""
+    found = Held()
+    for name in chain:
+        found = found.plus(stage(name).holds(may[name], sizes))
+        if stage(name).trains:
+            sizes = sizes._replace(below=sizes.trials)
+    return found
+
+
+def export(fitted: Fitted, work: Work, tools: Tools, folder: Path) -> list[str]:
+    """Write what other tools read of the stages, for the users of these questions; a line for each thing written."""
+    lines: list[str] = []
+    for name, params in fitted.params.items():
+        lines += stage(name).export(params, fitted.learned[name], work, tools, folder)
+        work = acted(fitted, name, work, tools)
+    return lines
 
 
 def save(fitted: Fitted, folder: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from personalization.methods.adapters.user_heads import HeadPlan, Heads, UserHeads
 from personalization.stages import Stage
-from personalization.stages.work import Own, Tools, Work, embeddings_of, states_of
+from personalization.stages.holdings import RECORD, Held, May, Sizes
+from personalization.stages.work import KEPT_OF, Own, Tools, Work, embeddings_of, states_of
 
 
 class HeadOfItems(Stage):
@@ -56,6 +57,15 @@ class HeadOfItems(Stage):
         exact = {f"calibration.{name}": value for name, value in {**prior, "fit": "exact", "kappa": 5.0}.items()}
         head = {**exact, "head.head": "logistic", "head.blend": 0.5}
         return [head, *({**head, "head.level": level, "head.blend": 1.0} for level in ("unified", "user"))]
+
+    def holds(self, may: May, sizes: Sizes) -> Held:
+        """What is made of questions and items at each depth; of every history's items where each user has a head."""
+        known = sizes.known if "user" in may["level"] else 0
+        asked = sizes.items + known
+        layers = 1 if len(may["depth"]) == 1 else min(sizes.depth, sizes.trials)
+        table = (sizes.questions + asked) * sizes.width * 4
+        kept = min(KEPT_OF["heads"], layers * sizes.below)
+        return Held(layers * sizes.below * table, (kept + 3) * table + kept * asked * (RECORD + sizes.prompt))
 
     def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
         """The heads' arrays."""

@@ -12,7 +12,8 @@ from typing import Any
 from personalization.methods.history.asking import Asking
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
-from personalization.stages.work import Tools, Work
+from personalization.stages.holdings import INDEXED, ITEM_FRAME, Held, May, Sizes
+from personalization.stages.work import KEPT, Tools, Work
 
 
 class Prompt(Stage):
@@ -35,6 +36,17 @@ class Prompt(Stage):
             scale=params.scale,
             shortened=shortened,
         )
+
+    def holds(self, may: May, sizes: Sizes) -> Held:
+        """For each way to ask the scores, texts and tokens; the histories as arrays; embeddings of what is ranked."""
+        most = max(may["k"])
+        ranked = [may["ranking"], may["mix"]] if most else []
+        settings = sizes.settings(may["wording"], may["template"], may["k"], *ranked)
+        texts = sizes.questions * (sizes.prompt + most * (sizes.item + ITEM_FRAME))
+        embedded = sizes.known * sizes.width * 4 if most and {"similarity", "mix"} & set(may["ranking"]) else 0
+        kept = min(settings, KEPT)
+        memory = 2 * kept * texts + 3 * embedded + (sizes.known * INDEXED if most else 0)
+        return Held(settings * sizes.questions * sizes.labels * 4 + embedded, memory)
 
     def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
         """Prompts that were cut to fit the model."""

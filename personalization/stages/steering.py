@@ -6,6 +6,7 @@ without history, and questions for which the gate is shut, are not steered.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -14,16 +15,20 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from personalization.backbones.location import read_json
 from personalization.evaluation import gold_indices
+from personalization.files import write_atomic
 from personalization.methods.steering.directions import likeness
 from personalization.methods.steering.edit import SteeringEdit
-from personalization.methods.steering.export import content
-from personalization.methods.steering.fronts import FRONTS, LONGEST, ROOM
+from personalization.methods.steering.export import TOKENS, content, easysteer, write_gguf
+from personalization.methods.steering.fronts import FRONTS, LONGEST, PAIRS, ROOM
 from personalization.methods.steering.learned import Directions, Learned, Reading, Settings, with_threshold
 from personalization.methods.steering.moves import Firings, cosine_gate, product_gate
+from personalization.scoring.store import size_limit
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
-from personalization.stages.work import Tools, Work, scores_of, states_of
+from personalization.stages.holdings import ITEM_FRAME, Held, May, Sizes
+from personalization.stages.work import KEPT_OF, Tools, Work, scores_of, states_of
 
 COLLAPSED = 0.9
 """Share of one label in the answers above which steering is said to break the model."""
@@ -73,6 +78,18 @@ class Steering(Stage):
         users, _ = directions.users()
         states = states_of(work.prompts, np.arange(len(work)), work, tools, (first,), settings.site)[:, 0]
         return cosine_gate(states, directions.vectors(settings, learned).personal[users, 0])
+
+    def holds(self, may: May, sizes: Sizes) -> Held:
+        """States of history items at every layer, with and without a history, for each way to read them; texts of the
+        prompts that they are read from; states of the questions' tokens below the first edited layer."""
+        ways, read = len(may["front"]), PAIRS * sizes.histories
+        pairs = 2 * read * sizes.depth * sizes.width * 4 * len(may["site"])
+        texts = 2 * read * (sizes.prompt + LONGEST * (sizes.item + ITEM_FRAME) / 2)
+        firsts = 1 if len(may["start"]) == 1 and set(may["place"]) == {"start"} else min(sizes.depth, sizes.trials)
+        kept = min(KEPT_OF["directions"], ways * sizes.below)
+        stored = min(firsts * sizes.below * sizes.states(sizes.questions), size_limit())
+        moved = KEPT_OF["fitted steering"] * sizes.histories * sizes.depth * sizes.width * 4
+        return Held(ways * sizes.below * pairs + stored, (kept + 2) * pairs + texts + moved, moved)
 
     def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:
         """What the hooks did, how far scores moved and users differ, and why no label changed or one took all."""
@@ -133,6 +150,30 @@ class Steering(Stage):
             for start in (0.34, 0.51, 0.67)
             for front in FRONTS
         ]
+
+    def export(self, params: Any, learned: Any, work: Work, tools: Tools, folder: Path) -> list[str]:
+        """Vectors with all that they need in one file; where they are plainly added, a control vector of each user."""
+        if learned is None:
+            return []
+        settings = _settings(params)
+        edit = self.act(params, learned, work, tools).edits[-1]
+        assert isinstance(edit, SteeringEdit)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vectors.safetensors").write_bytes(self._vectors(settings, edit, work, tools))
+        lines = ["vectors.safetensors: every history's vectors; the header says how they are used"]
+        if settings.edit != "additive" or settings.site != "block":
+            return [*lines, f"no GGUF: a {settings.edit} at the {settings.site} is no vector added to a block's output"]
+        hint = read_json(tools.scorer.files / "config.json").get("model_type", "")
+        (folder / "control-vectors").mkdir()
+        last = {q.user_id: row for row, q in enumerate(work.dataset.questions) if edit.gates[row]}
+        names = {}
+        for number, (user, row) in enumerate(last.items()):
+            names[user] = f"{number:05d}.gguf"
+            added = easysteer(edit.vectors, settings.move, int(edit.users[row]))
+            write_gguf(folder / "control-vectors" / names[user], added, hint)
+        write_atomic(folder / "control-vectors" / "users.json", json.dumps(names, indent=0) + "\n")
+        tokens = "" if settings.scope == "all" else f"; mind: the chain moves {TOKENS[settings.scope]} alone"
+        return [*lines, f"control-vectors/N.gguf, users.json: one a user, as EasySteer and llama.cpp read them{tokens}"]
 
     def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
         """Directions at the edited layers."""

@@ -31,6 +31,8 @@ BLOCKS = 5
 """Blocks of users in which a part is run under edits, so that a trial may be stopped between them."""
 KEPT = 64
 """Results of a kind that stay in memory."""
+KEPT_OF = {"directions": 4, "heads": 4, "adapters": 8, "fitted adapter": 8, "fitted steering": 8, "fixed": 16}
+"""The same of what holds states, adapters or tokens."""
 
 Scores = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -127,7 +129,7 @@ class Tools:
         known = self._memo.setdefault(what, OrderedDict())
         if key not in known:
             known[key] = make()
-            if len(known) > KEPT:
+            if len(known) > KEPT_OF.get(what, KEPT):
                 known.popitem(last=False)
         known.move_to_end(key)
         return known[key]

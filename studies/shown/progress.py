@@ -6,6 +6,8 @@ import time
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from studies.footprint import Footprint
+from studies.footprint import said as held_said
 from studies.runner import Watcher
 from studies.shown.consoles import notes
 from studies.spec import StudySpec
@@ -74,9 +76,9 @@ class RunDisplay(ScoringDisplay):
         super().__enter__()
         return self
 
-    def opened(self, found: Prospect) -> None:
-        """What the confirm users can show."""
-        for line in said(found):
+    def opened(self, found: Prospect, held: Footprint) -> None:
+        """What the confirm users can show, and what the study will hold."""
+        for line in (*said(found), *held_said(held)):
             notes.print(line)
 
     def trial(self, outcome: Outcome, done: int, total: int) -> None:

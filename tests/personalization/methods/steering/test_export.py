@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from personalization.errors import UsageError
 from personalization.methods.steering.export import content, easysteer
 from personalization.methods.steering.moves import EDITS, EditedTokens, Move, SteeringVectors, steered
 from personalization.scoring.resume import SITES, captured_output
@@ -81,5 +82,5 @@ def test_the_layout_of_easysteer_holds_what_is_added_at_each_layer(vectors, user
 
 
 def test_a_projection_is_no_vector(vectors):
-    with pytest.raises(ValueError, match="only additive steering can be written so"):
+    with pytest.raises(UsageError, match="only additive steering of blocks can be written as GGUF"):
         easysteer(vectors, Move("projection", alpha_personal=1.0), 0)

@@ -1,0 +1,51 @@
+"""What a chain says that it will hold: more of anything never holds less, and a known model fits a known card."""
+
+import pytest
+
+from personalization.stages import STAGES
+from personalization.stages.chain import holds
+from personalization.stages.holdings import Sizes
+from search_spaces import chain_space
+
+SIZES = Sizes(
+    questions=3000, labels=15, users=600, histories=3000, known=300_000, items=60_000, prompt=700, item=90,
+    width=64, depth=2, linear=1100, itemsize=4, trials=40,
+)  # fmt: skip
+LLAMA_3B = SIZES._replace(width=3072, depth=28, linear=8 * 3072 + 3 * (3072 + 8192), itemsize=2)
+WEIGHTS_3B = 2 * 3.2e9
+
+
+def held(chain, sizes, **overrides):
+    space = chain_space(chain)
+    return holds(chain, space.reachable(space.overridden("causal", overrides)), sizes)
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_more_of_anything_never_holds_less(stage):
+    chain = tuple(dict.fromkeys((stage, "calibration")))
+    before = held(chain, SIZES)
+    assert min(before) >= 0
+    assert before.memory > 0
+    for name, value in SIZES._asdict().items():
+        after = held(chain, SIZES._replace(**{name: 2 * value}))
+        assert all(new >= old for new, old in zip(after, before, strict=True)), name
+
+
+def test_a_chain_holds_what_its_stages_do_and_states_for_each_adapter_below():
+    both = held(("adapter", "steering", "calibration"), SIZES)
+    alone = held(("steering", "calibration"), SIZES)
+    assert both.disk > held(("adapter", "calibration"), SIZES).disk + 2 * alone.disk
+
+
+def test_a_smaller_space_holds_less():
+    wide, narrow = held(("prompt", "calibration"), SIZES), held(("prompt", "calibration"), SIZES, k=0)
+    assert narrow.memory < wide.memory / 4
+    all_layers = held(("steering", "calibration"), LLAMA_3B)
+    assert held(("steering", "calibration"), LLAMA_3B, place="start", start=0.5).disk < all_layers.disk
+
+
+def test_a_model_of_3b_with_adapters_of_groups_fits_a_card_of_80_gb():
+    found = held(("prompt", "adapter", "steering", "calibration"), LLAMA_3B, level=["unified", "cluster"])
+    assert WEIGHTS_3B + found.beside_model < 80e9
+    each = held(("prompt", "adapter", "calibration"), LLAMA_3B, level="user")
+    assert WEIGHTS_3B + each.beside_model > 80e9  # 600 adapters of rank 16 on all maps
