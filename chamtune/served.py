@@ -44,6 +44,13 @@ class Served:
         columns = ["id", "label", "probability", "prior", *(f"p_{label}" for label in self.labels)]
         return pd.DataFrame(rows, columns=columns)
 
+    def export(self, asked: pd.DataFrame | Dataset | Sequence[Question], out: str | Path) -> list[str]:
+        """Write what other tools read of the chain for these users into a new folder; a line for each thing written.
+
+        LoRA and prefixes in PEFT's format, steering vectors as safetensors and as control vectors (GGUF).
+        """
+        return self.deployment.export(self._questions(asked), Path(out))
+
     def _questions(self, asked: pd.DataFrame | Dataset | Sequence[Question]) -> Sequence[Question]:
         if isinstance(asked, Dataset):
             return asked.records.questions

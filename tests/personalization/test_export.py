@@ -11,6 +11,7 @@ from gguf import GGUFReader
 from peft import PeftModel
 from safetensors import safe_open
 
+from chamtune.served import Served
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import CausalBackbone, load_causal
 from personalization.deployment import CONFIG, FORMAT, Deployment, write_files
@@ -65,7 +66,7 @@ def test_peft_loads_an_exported_lora_and_scores_alike(tiny_model, tmp_path):
 
 def test_control_vectors_move_the_model_as_the_chain_does(tiny_model, tmp_path):
     deployment, dataset = deployed(tiny_model, tmp_path, ("steering", "calibration"), EDITED), growing(6, 3)
-    deployment.export(dataset.questions, tmp_path / "out")
+    Served(deployment).export(dataset.questions, tmp_path / "out")
     names = json.loads((tmp_path / "out/control-vectors/users.json").read_text())
     assert set(names) == {q.user_id for q in dataset.questions}
     with safe_open(tmp_path / "out/vectors.safetensors", framework="numpy") as file:
