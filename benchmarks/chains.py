@@ -34,10 +34,16 @@ PREFIX = {**LORA, "adapter.adapter": "prefix", "adapter.level": "cluster", "adap
 MOVED = {"steering.alpha_personal": 1.0, "steering.start": 0.34, "steering.groups": 4, "steering.shrink": 8.0}
 HEAD = {"head.head": "logistic", "head.blend": 0.5, "head.level": "cluster", "head.groups": 4, "head.depth": 0.9}
 SHARED = {
-    "calibration.prior_mode": "similar", "calibration.ranking": "bm25", "calibration.width": 0.7,
-    "calibration.half_life": 1000.0, "calibration.kappa": 1.0, "calibration.reach": 3.5, "calibration.near": 0.3, "calibration.kin": 3.8,
+    "calibration.prior_mode": "similar",
+    "calibration.ranking": "bm25",
+    "calibration.width": 0.7,
+    "calibration.half_life": 1000.0,
+    "calibration.kappa": 1.0,
+    "calibration.reach": 3.5,
+    "calibration.near": 0.3,
+    "calibration.kin": 3.8,
     "calibration.floor": 0.4,
-}  # fmt: skip
+}
 CHAINS: dict[str, dict[str, Any]] = {
     "calibration": {},
     "shared items": SHARED,
