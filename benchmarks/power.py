@@ -1,6 +1,7 @@
 """How much of a real gain does promotion deploy, and how often is nothing deployed? The last line printed is JSON.
 
     python benchmarks/power.py [--data LAMP_FOLDER --model FOLDER] [--splits 150] [--head-splits 30] [--only ROW]
+        [--shares 50/10/40 ...]
 
 Users are drawn from a pool and dealt into tune, select and confirm at random, again and again. Each time the same
 settings are measured on the tune users, and each rule chooses one and tests it on its confirm users (sign flip by user,
@@ -10,7 +11,8 @@ confirm users, 0 where nothing is promoted. Of promoted ones, `below_reference` 
 model beats; a promotion refuses these, and it is left out here, where the rule of choosing is compared.
 
 Rules: `before` is what chamtune did until November 2026 (50/20/30; on select, the simplest within one standard error of
-the best, refused where it is no better than the baseline there). `default` is the rule and the shares of today.
+the best, refused where it is no better than the baseline there). `default` is the rule of today with the method's own
+shares, each of `--shares` the same rule with others.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.demo.world import make_world
 from personalization.data.lamp import read_dataset
 from personalization.data.records import Dataset
-from personalization.data.splits import DEFAULT_SHARES
+from personalization.data.splits import DEFAULT_SHARES, LEARNING_SHARES, PARTS
 from personalization.evaluation import Evaluation, gold_indices, joined
 from personalization.methods.adapters.heads import fit_head
 from personalization.methods.history.asking import Asking, asked
@@ -154,7 +156,8 @@ def heads(pool: Pool, tune: np.ndarray, rng: np.random.Generator) -> list[tuple[
     return found
 
 
-METHODS = {"calibration": calibrations, "head": heads}
+METHODS = {"calibration": (calibrations, DEFAULT_SHARES), "head": (heads, LEARNING_SHARES)}
+"""method -> its settings, and the shares that its studies have by default."""
 
 
 class Parts(NamedTuple):
@@ -208,24 +211,33 @@ def rule_before(pool: Pool, parts: Parts, short: list[tuple[float, Setting]]) ->
     return short[chosen][1] if means[chosen] > baseline else None
 
 
-RULES = {
-    "before": (BEFORE, rule_before),
-    "before's shares, the default's choice": (BEFORE, default_rule),
-    "the default's shares, before's choice": (DEFAULT_SHARES, rule_before),
-    "default": (DEFAULT_SHARES, default_rule),
-}
+Rule = tuple[dict[str, float], Callable[[Pool, Parts, list[tuple[float, Setting]]], Setting | None]]
 
 
-def row(pool: Pool, users: int, method: str, splits: int) -> dict[str, dict[str, float]]:
+def rules(own: dict[str, float], others: Sequence[dict[str, float]]) -> dict[str, Rule]:
+    """name -> shares and the choice, of a method with these default shares."""
+    return {
+        "before": (BEFORE, rule_before),
+        "before's shares, the default's choice": (BEFORE, default_rule),
+        "the default's shares, before's choice": (own, rule_before),
+        "default": (own, default_rule),
+        **{"/".join(f"{100 * shares[part]:.0f}" for part in PARTS): (shares, default_rule) for shares in others},
+    }
+
+
+def row(pool: Pool, users: int, method: str, splits: int, others: Sequence[dict[str, float]]) -> dict[str, Any]:
     """rule -> promoted share, deployed gain, and share of promoted ones that a guess beats."""
     rng = np.random.default_rng(0)
-    found: dict[str, list[tuple[bool, float, bool]]] = {name: [] for name in RULES}
+    settings_of, own = METHODS[method]
+    found: dict[str, list[tuple[bool, float, bool]]] = {name: [] for name in rules(own, others)}
     for _ in range(splits):
         drawn, seed = rng.permutation(pool.users)[:users], int(rng.integers(2**31))
-        for name, (shares, rule) in RULES.items():
+        settings: dict[bytes, list[tuple[float, Setting]]] = {}
+        for name, (shares, rule) in rules(own, others).items():
             parts = dealt(pool, drawn, shares)
-            settings = METHODS[method](pool, parts.tune, np.random.default_rng(seed))
-            setting = rule(pool, parts, shortlisted(pool, parts, settings))
+            if (key := parts.tune.tobytes()) not in settings:
+                settings[key] = settings_of(pool, parts.tune, np.random.default_rng(seed))
+            setting = rule(pool, parts, shortlisted(pool, parts, settings[key]))
             found[name].append((False, 0.0, False) if setting is None else outcome(pool, parts.confirm, setting))
     return {name: summary(np.array(outcomes, dtype=float)) for name, outcomes in found.items()}
 
@@ -276,6 +288,11 @@ def rows(arguments: argparse.Namespace, cache: Path) -> dict[str, SimpleNamespac
     }
 
 
+def shares_of(text: str) -> dict[str, float]:
+    """From a text such as 50/10/40."""
+    return dict(zip(PARTS, (float(part) / 100 for part in text.split("/")), strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="a folder of LaMP files, for one more world")
@@ -283,6 +300,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=150)
     parser.add_argument("--head-splits", type=int, default=30)
     parser.add_argument("--only", default="", help="only rows whose name holds this")
+    parser.add_argument("--shares", nargs="*", default=[], type=shares_of, help="further shares to try: 50/10/40 ...")
     parser.add_argument("--cache", type=Path, help="where scores are kept; default: a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -290,7 +308,7 @@ def main() -> None:
         for name, wanted in rows(arguments, arguments.cache or Path(scratch)).items():
             if arguments.only in name:
                 splits = arguments.head_splits if wanted.method == "head" else arguments.splits
-                found[name] = row(wanted.pool(), wanted.users, wanted.method, splits)
+                found[name] = row(wanted.pool(), wanted.users, wanted.method, splits, arguments.shares)
                 for rule, figures in found[name].items():
                     print(f"{name}, {rule}: {figures}", flush=True)
     ratios = {

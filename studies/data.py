@@ -18,7 +18,7 @@ WORLDS = ("demo", "demo-null")
 
 def load_splits(spec: StudySpec) -> Splits:
     """Tune, select and confirm, as the spec says."""
-    return read_data(spec).splits({str(part): share for part, share in spec.data.shares.items()})
+    return read_data(spec).splits(spec.shares)
 
 
 def read_data(spec: StudySpec) -> Source:

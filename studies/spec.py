@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from personalization.data.splits import DEFAULT_SHARES
+from personalization.data.splits import DEFAULT_SHARES, LEARNING_SHARES, PARTS
 from personalization.data.table import NEWEST, Columns
 from personalization.errors import UsageError
 from personalization.evaluation import MEANS
 from personalization.metrics import METRICS, ORDERED
-from personalization.stages import ordered
+from personalization.stages import ordered, shares_of
 from personalization.tasks import Task, load_task
 from search_spaces import ChainSpace, chain_space
 from search_spaces.aliases import alias_space
@@ -48,6 +48,11 @@ ONE_OF = ("chain", "objective", "start_from", "task")
 """Keys that are left out of what is stored where they are not given."""
 RESUMABLE = ("trials", "timeout_s", "storage", "tracking", "promotion")
 """Keys that may differ when a study is resumed."""
+
+
+def _percent(shares: Mapping[str, float]) -> str:
+    """Such as "30 % tune"."""
+    return ", ".join(f"{100 * shares[part]:.0f} % {part}" for part in PARTS)
 
 
 class _Strict(BaseModel):
@@ -82,9 +87,10 @@ class DataSpec(_Strict):
         description="users: all users by shares; files: train_* for tune and select, dev_* for confirm; time: known "
         "users and their new questions, by such files or by the dates of one set's questions",
     )
-    shares: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
-        default=DEFAULT_SHARES,
-        description="share of users in each part, or of a user's questions",
+    shares: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = Field(
+        None,
+        description=f"share of users in each part, or of a user's questions; unsaid: {_percent(DEFAULT_SHARES)}, and "
+        f"{_percent(LEARNING_SHARES)} with an adapter or a head",
     )
 
     @model_validator(mode="after")
@@ -98,7 +104,7 @@ class DataSpec(_Strict):
             raise ValueError(f"a table needs {', '.join(COLUMNS[:3])}: which column is {missing[0]}?")
         if self.table is not None and self.split == "files":
             raise ValueError("split: files reads train and dev files; with a table give users or time")
-        if set(self.shares) != {"tune", "select", "confirm"} or abs(sum(self.shares.values()) - 1) > 1e-9:
+        if self.shares is not None and (set(self.shares) != set(PARTS) or abs(sum(self.shares.values()) - 1) > 1e-9):
             raise ValueError(f"shares must name tune, select and confirm and add up to 1, but are {self.shares}")
         return self
 
@@ -236,6 +242,16 @@ class StudySpec(_Strict):
         return alias_space(self.objective) if self.objective is not None else chain_space(self.chain or ())
 
     @property
+    def shares(self) -> Mapping[str, float]:
+        """Of users, in each part: those that are given, else what suits the chain."""
+        return self.data.shares or shares_of(self.space_of.chain)
+
+    def with_shares(self, shares: Mapping[str, float]) -> StudySpec:
+        """With these where none are given."""
+        given = self.data.shares or dict(shares)
+        return self.model_copy(update={"data": self.data.model_copy(update={"shares": given})})
+
+    @property
     def method(self) -> str:
         """The chain in words."""
         return self.objective or " + ".join(self.chain or ())
@@ -248,6 +264,7 @@ class StudySpec(_Strict):
         """What must not change when the study is resumed. Data and model are known by content, not by place."""
         found = self.model_dump(mode="json", exclude=dict.fromkeys(RESUMABLE, True) | PLACES)
         found["data"] = {k: v for k, v in found["data"].items() if k not in COLUMNS or v is not None}
+        found["data"]["shares"] = dict(self.shares)
         if self.task is not None:
             found["task"] = self.task.model_dump(mode="json", exclude_defaults=True)
         return {key: value for key, value in found.items() if key not in ONE_OF or value is not None}

@@ -81,6 +81,8 @@ def open_study(
     """
     url = storage_url(home, spec.storage)
     stored = _stored_record(spec, url)
+    if stored:  # shares that the spec does not say are those that the study began with
+        spec = spec.with_shares(stored["spec"]["data"].get("shares", spec.shares))
     scorer = beside.scorer if beside is not None else _scorer(spec, home, stored)
     started = stored["started"] if "started" in stored else _started(spec, url)
     rooms = spec.space_of.starting_from(started)

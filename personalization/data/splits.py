@@ -22,6 +22,8 @@ from personalization.errors import DataError
 
 PARTS = ("tune", "select", "confirm")
 DEFAULT_SHARES = {"tune": 0.3, "select": 0.1, "confirm": 0.6}
+LEARNING_SHARES = {"tune": 0.5, "select": 0.1, "confirm": 0.4}
+"""Of chains that learn from the tune users' labels: what is learned from few users is worth little."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from personalization.data.records import Dataset
+from personalization.data.splits import DEFAULT_SHARES, LEARNING_SHARES
 from personalization.errors import UsageError
 from personalization.stages.facts import Facts
 from personalization.stages.holdings import Held, May, Sizes
@@ -24,11 +25,13 @@ class Stage:
     """One step of a chain. What a subclass does not say is that it does nothing.
 
     Parameters are objects with the fields of the space of the same name. `kinds`: the backbones that the stage takes;
-    `trains`: whether `train` tells of what it does.
+    `trains`: whether `train` tells of what it does; `learns`: whether it learns to answer from the labels of tune users,
+    so that a study gives it more of them.
     """
 
     kinds: tuple[str, ...] = ("causal", "encoder")
     trains = False
+    learns = False
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Any:  # noqa: ARG002
         """What the stage takes from the tune users, as the stages below leave them; no label where it can help it."""
@@ -119,6 +122,11 @@ def register(name: str, new: Stage, before: str = "calibration") -> None:
         if known == before:
             STAGES[name] = new
         STAGES[known] = entry
+
+
+def shares_of(chain: Sequence[str]) -> Mapping[str, float]:
+    """The shares of users that a study of a chain has where it does not say."""
+    return LEARNING_SHARES if any(stage(name).learns for name in chain) else DEFAULT_SHARES
 
 
 def ordered(names: Sequence[str]) -> tuple[str, ...]:

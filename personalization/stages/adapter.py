@@ -37,6 +37,7 @@ class Adapter(Stage):
     """The forward pass of each question with the adapter of its user."""
 
     trains = True
+    learns = True
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Trained | None:
         """Train on the tune users' histories, or read what was trained before."""

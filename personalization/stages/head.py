@@ -23,6 +23,8 @@ from personalization.stages.work import KEPT_OF, Own, Tools, Work, embeddings_of
 class HeadOfItems(Stage):
     """Log-probabilities of a head for all users, for groups, or for each user's history."""
 
+    learns = True
+
     def learn(self, params: Any, work: Work, tools: Tools) -> Heads | None:
         """Fit on the labelled items of the tune users."""
         return None if params.head == "none" else _heads(params, work, tools).learn(_plan(params))

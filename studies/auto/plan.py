@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from personalization.data.lamp import question_files
+from personalization.data.splits import DEFAULT_SHARES
 from personalization.data.table import is_table
 from personalization.errors import UsageError
 from personalization.stages import STAGES
@@ -43,12 +44,13 @@ class Plan:
                 raise UsageError(f"--stage {name}: there is no such stage; there are {', '.join(STAGES)}")
 
     def spec_of(self, arm: Arm, kind: str, fixed: Mapping[str, Any] | None = None) -> StudySpec:
-        """The study of an arm. `fixed`: what was found in its lower stages, by full name; the baseline stays the
-        model itself."""
+        """The study of an arm, whose users are those of every other arm. `fixed`: what was found in its lower stages,
+        by full name; the baseline stays the model itself."""
         raw: dict[str, Any] = {
             "sampler": "tpe",
             "warm_start": True,
             **self.spec,
+            "data": {"shares": DEFAULT_SHARES, **self.spec["data"]},
             "name": self.study_of(arm.name),
             "chain": list(arm.chain),
             "space": {**arm.space_for(kind), **(fixed or {})},

@@ -39,7 +39,7 @@ def compare(opened: list[OpenStudy]) -> dict[str, Any]:
         if other.splits.select.fingerprint() != first.splits.select.fingerprint():
             raise UsageError(
                 f"studies {first.spec.name} and {other.spec.name} have other select users; "
-                "compare studies of the same data and shares"
+                "compare studies of the same data, and give both the same data.shares"
             )
     swapped = exchange(first.splits.select)
     entries = [_entry(study, swapped) for study in opened]

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from personalization.data.splits import DEFAULT_SHARES, LEARNING_SHARES
 from personalization.errors import ChamtuneError, UsageError
 from studies.constraints import parse_constraint
 from studies.spec import RESUMABLE, StudySpec, load_spec, parse_spec, presets
@@ -97,6 +98,24 @@ def test_every_key_but_the_budget_is_part_of_the_identity():
     assert set(StudySpec.model_fields) - {*objective, *chain} == set(RESUMABLE)
     assert objective["objective"] == "calibration"
     assert not {"chain", "start_from", "task"} & set(objective)
+
+
+@pytest.mark.parametrize(
+    ("how", "shares"),
+    [
+        ({}, DEFAULT_SHARES),
+        ({"chain": ["prompt", "steering", "calibration"]}, DEFAULT_SHARES),
+        ({"chain": ["prompt", "head"]}, LEARNING_SHARES),
+        ({"chain": ["adapter", "calibration"]}, LEARNING_SHARES),
+        ({"objective": "retrieval"}, DEFAULT_SHARES),
+        ({"objective": "adapter"}, LEARNING_SHARES),
+    ],
+)
+def test_what_learns_from_tune_users_has_more_of_them_unless_shares_are_given(how, shares):
+    spec = parse_spec({**MINIMAL, **how}, "x")
+    assert spec.shares == spec.identity()["data"]["shares"] == shares
+    own = {"tune": 0.2, "select": 0.2, "confirm": 0.6}
+    assert parse_spec({**MINIMAL, **how, "data": {"path": "demo", "shares": own}}, "x").shares == own
 
 
 def test_schema_is_json_with_descriptions():

@@ -20,5 +20,16 @@ def test_a_study_keeps_to_the_commit_of_the_hub_that_it_began_with(tmp_path, spe
         open_study(spec_of(model={"path": "owner/name", "revision": "main"}), tmp_path)
 
 
+def test_shares_that_are_not_said_are_those_that_the_study_began_with(tmp_path, spec_of, small_data):
+    unsaid = spec_of(data={"path": str(small_data)})
+    shares = {"tune": 0.4, "select": 0.2, "confirm": 0.4}
+    first = open_study(spec_of(data={"path": str(small_data), "shares": shares}), tmp_path)
+    again = open_study(unsaid, tmp_path)
+    assert again.record["data"] == first.record["data"]
+    assert again.spec.shares == shares != unsaid.shares
+    with pytest.raises(UsageError, match="spec.data.shares.tune: 0.4 -> "):
+        open_study(spec_of(data={"path": str(small_data), "shares": unsaid.shares}), tmp_path)
+
+
 def test_a_model_on_this_machine_is_at_no_commit(tmp_path, spec_of):
     assert open_study(spec_of(), tmp_path).record["revision"] is None

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from personalization.data.splits import DEFAULT_SHARES
 from personalization.errors import UsageError
 from search_spaces import chain_space
 from studies.auto.arms import ARMS, Scene, together, wanted
@@ -23,6 +24,7 @@ def test_every_arm_and_every_pair_is_a_study(kind):
         assert chain_space(arm.chain).overridden(kind, spec.space)
         assert arm.passes(SCENE[kind]) >= 0
         assert arm.answering(SCENE[kind]) >= 0
+        assert spec.shares == DEFAULT_SHARES  # the users of every other arm
         assert spec.start_from is None  # the baseline of a pair is the model itself, too
         assert (arm.start_from is not None) == ("+" in arm.name)
 
