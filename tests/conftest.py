@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import shutil
 import socket
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +161,30 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return end.value.code or 0, out, err
 
     return run
+
+
+CAPABILITIES = 0x20080522
+"""Version 3 of Linux's header of capability sets."""
+
+
+@pytest.fixture
+def unprivileged():
+    """A context in which the modes of files count for root, too."""
+    libc = ctypes.CDLL(None)
+    header = (ctypes.c_uint32 * 2)(CAPABILITIES, 0)
+
+    @contextmanager
+    def inside():
+        before, without = ((ctypes.c_uint32 * 6)() for _ in range(2))
+        assert libc.capget(header, before) == libc.capget(header, without) == 0
+        without[0] &= ~0b110  # effective: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        assert libc.capset(header, without) == 0
+        try:
+            yield
+        finally:
+            assert libc.capset(header, before) == 0
+
+    return inside
 
 
 @pytest.fixture

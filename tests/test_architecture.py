@@ -56,6 +56,12 @@ def test_studies_load_no_torch_before_a_score_is_missing():
     assert done.stdout.strip() == "False"
 
 
+def test_make_clean_leaves_the_studies_and_their_evidence():
+    said = subprocess.run(["make", "--dry-run", "clean"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "rm -rf" in said
+    assert ".chamtune" not in said
+
+
 @pytest.mark.parametrize(
     "name", ["runner", "trial", "storage", "samplers", "pruning", "workers", "lease", "recovery", "study"]
 )

@@ -1,6 +1,8 @@
 """The command line as a user meets it: real processes' exit codes and one-line errors."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import optuna
@@ -172,6 +174,12 @@ def test_what_nobody_foresaw_is_one_line_and_a_code_of_its_own(chamtune, spec_fi
     assert len(err.strip().splitlines()) == 1
     found, _, err = chamtune("run", path, "--home", "h", "--debug")
     assert (found, "Traceback" in err) == (code, True)
+
+
+def test_a_run_that_a_signal_stopped_exits_with_128_and_its_number(chamtune, spec_file, monkeypatch):
+    monkeypatch.setattr(runner.Loop, "run", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    code, out, _ = chamtune("run", spec_file(), "--home", "h", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["stopped_by"]) == (128 + signal.SIGTERM, signal.SIGTERM)
 
 
 def test_data_export_check_and_schema(chamtune):

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
+from personalization.evaluation import changes, joined
 from personalization.metrics import METRICS, calibration_error, entropy_bits, mae, metrics_of, rmse
 
 
@@ -71,3 +72,12 @@ def test_errors_of_scores_are_those_of_scikit_learn():
 )
 def test_only_numbers_in_a_row_have_errors(labels, ordered):
     assert ("mae" in metrics_of(labels)) == ordered
+
+
+def test_what_changed_is_told_in_shares_whatever_the_number_of_questions(evaluations):
+    """A bound on them means the same on tune, select and confirm."""
+    once, twice = (changes(*(joined([each] * times) for each in evaluations)) for times in (1, 2))
+    assert twice == pytest.approx(once)
+    baseline, candidate = evaluations
+    assert once["helped"] == pytest.approx((candidate.correct & ~baseline.correct).sum() / len(baseline.gold))
+    assert once["accuracy_gain"] == pytest.approx(once["helped"] - once["hurt"])

@@ -181,6 +181,16 @@ def test_a_promotion_killed_before_the_config_was_written_is_finished(tmp_path, 
     assert (again["deploy"], again["generation"]) == (str(out), 1)
 
 
+def test_a_place_that_cannot_be_written_costs_no_second_look(tmp_path, make_study, unprivileged):
+    opened, place = make_study(), tmp_path / "place"
+    place.mkdir(mode=0o555)
+    with unprivileged(), pytest.raises(PermissionError):
+        promote(opened, place / "deploy")
+    place.chmod(0o755)
+    again = promote(opened, place / "deploy")
+    assert (again["promoted"], again["recorded"], again["confirm"]["use"]) == (True, True, 1)
+
+
 @pytest.mark.slow
 def test_another_study_on_the_same_confirm_users_is_a_second_look(tmp_path, make_study):
     promote(make_study(), tmp_path / "deploy")

@@ -1,0 +1,51 @@
+"""A home, or a place for a deployment, that cannot be written: one line, a code, and nothing changed."""
+
+import os
+
+import pytest
+import yaml
+
+from studies.runner import run_study
+
+ALL = ("studies", "show small", "compare small small", "sync small", "insights small", "promote small", "run spec.yaml")
+
+
+@pytest.fixture
+def sealed(tmp_path, monkeypatch, spec_of, kept_scores, no_results, unprivileged):
+    """A folder with the spec of a study and its home, which cannot be written."""
+    monkeypatch.chdir(tmp_path)
+    spec = spec_of(trials=1, constraints={})
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    run_study(spec, tmp_path / "home")
+    paths = [tmp_path / "home", *(tmp_path / "home").rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    with unprivileged():
+        yield tmp_path
+    for path in paths:
+        path.chmod(0o755)
+
+
+def test_a_home_that_cannot_be_written_is_one_line_for_every_command(sealed, command):
+    before = {path: path.stat().st_mtime_ns for path in (sealed / "home").rglob("*")}
+    for line in ALL:
+        code, out, err = command(*line.split(), "--home", "home")
+        assert code in (69, 74), line
+        assert len((out + err).strip().splitlines()) == 1, line
+        assert "Permission denied" in err
+        assert str(sealed / "home") in err or err.startswith("error: home")
+    assert {path: path.stat().st_mtime_ns for path in (sealed / "home").rglob("*")} == before
+
+
+@pytest.mark.parametrize("line", ["run spec.yaml", "auto --data demo --model demo --minutes 1", "ui"])
+def test_where_no_home_can_be_made_is_one_line(sealed, command, line):
+    os.mkdir("empty", mode=0o555)
+    code, out, err = command(*line.split(), "--home", "empty/home")
+    assert (code, out + err) == (74, "error: empty/home: Permission denied\n")
+
+
+def test_a_home_that_is_a_file_is_one_line(tmp_path, command):
+    (tmp_path / "home").touch()
+    code, out, err = command("run", "demo", "--home", tmp_path / "home")
+    assert (code, (out + err).count("\n")) == (74, 1)
+    assert str(tmp_path / "home") in err
