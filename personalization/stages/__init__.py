@@ -25,8 +25,8 @@ class Stage:
     """One step of a chain. What a subclass does not say is that it does nothing.
 
     Parameters are objects with the fields of the space of the same name. `kinds`: the backbones that the stage takes;
-    `trains`: whether `train` tells of what it does; `learns`: whether it learns to answer from the labels of tune users,
-    so that a study gives it more of them.
+    `trains`: whether `train` tells of what it does; `learns`: whether it learns to answer from the labels of tune
+    users, so that a study gives it more of them.
     """
 
     kinds: tuple[str, ...] = ("causal", "encoder")

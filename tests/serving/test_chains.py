@@ -50,7 +50,7 @@ def deployed(tools, folder, names, *chosen):
 def test_http_answers_are_the_chains_own_with_and_without_a_shadow(kind, tools, tmp_path):
     deploy = deployed(tools, tmp_path / "deploy", (kind, "calibration"), KINDS[kind])
     other = deployed(tools, tmp_path / "other", ("calibration",))
-    asked = growing(5, 5)
+    asked = growing(5, 3)
     wanted = Deployment.load(deploy).predict(asked.questions)
     asks = [
         {"text": q.text, "user": q.user_id, "history": [{"text": h.text, "label": h.label} for h in q.history]}

@@ -332,7 +332,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(json_values, max_size=6), st.integers(1, 40), st.booleans())
 def test_stream_equals_json_load(tmp_path_factory, values, chunk, ascii_only):
     path = tmp_path_factory.mktemp("stream") / "x.json"

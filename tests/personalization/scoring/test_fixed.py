@@ -93,7 +93,9 @@ STACKS = {
 }
 
 
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(
+    "stack", of_table(STACKS, "steering above lora", "lora right above steering", "steering twice")
+)
 def test_edits_together_resume_with_the_bits_of_the_full_pass(backbone, stack, tmp_path):
     edits = STACKS[stack](backbone)
     whole, resumed = (backbone.fixed(PROMPTS, LABELS, edits, shelf) for shelf in (None, Shelf(tmp_path, "tiny")))

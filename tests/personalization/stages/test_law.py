@@ -29,7 +29,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.stages import chain
 from tests.personalization.stages.chains import answers_to, growing
 model, folder = sys.argv[1:]
-scorer, questions, found = CachedScorer(model, None), growing(5, 5), {}
+scorer, questions, found = CachedScorer(model, None), growing(5, 3), {}
 for place in sorted(Path(folder).iterdir()):
     fitted = chain.load(json.loads((place / "chain.json").read_text()), place)
     found[place.name] = answers_to(fitted, questions, scorer).tolist()
@@ -76,7 +76,7 @@ def tune():
 
 @pytest.fixture(scope="module")
 def asked():
-    return growing(5, 5)
+    return growing(5, 3)
 
 
 def blown_up(fitted):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import time
 from dataclasses import replace
 
@@ -19,14 +20,23 @@ from studies.auto.table import table as table_of
 from tests.tickets import GERMAN, tickets
 
 
-@pytest.fixture
-def table(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A table, as people have it."""
     rows = tickets(GERMAN, customers=40, each=12)
-    with open("tickets.csv", "w", encoding="utf-8", newline="") as file:
-        written = csv.DictWriter(file, list(rows[0]), delimiter=";")
-        written.writeheader()
-        written.writerows(rows)
+    path = tmp_path_factory.mktemp("table") / "tickets.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.DictWriter(file, list(rows[0]), delimiter=";")
+        lines.writeheader()
+        lines.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def table(written, tmp_path, monkeypatch):
+    """A folder with the table, which the test is in."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(written, tmp_path)
     return tmp_path
 
 
@@ -60,19 +70,12 @@ def test_from_a_table_to_a_page(table, tiny_encoder, capsys):
     assert f"{found['leader']} is worth it." in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from elsewhere
     assert found["spent_s"] <= 1.1 * 60 * found["minutes"]
+    for row in [row for row in found["arms"] if row["trials"]]:  # arms are studies that anybody can look at
+        study = optuna.load_study(study_name=row["study"], storage=f"sqlite:///{table}/h/studies.db")
+        kept = Journal(table / "h" / "auto" / f"{found['name']}.json").arm(row["arm"])["slices"]
+        assert sum(one["trials"] for one in kept) == len([t for t in study.get_trials() if t.state.is_finished()])
     with pytest.raises(UsageError, match="no such stage"):
         app([*arguments, "--stage", "promt"], "chamtune", standalone_mode=False)
-
-
-def test_arms_are_studies_that_anybody_can_look_at(table, tiny_encoder):
-    course = Course(plan_of(table / "h", tiny_encoder), table / "h")
-    course.run(table / "deploy")
-    names = set(optuna.get_all_study_names(f"sqlite:///{table}/h/studies.db"))
-    assert {"race.calibration", "race.similar", "race.wording"} <= names
-    for name, entry in course.entries.items():
-        kept = course.journal.arm(name)["slices"]
-        done = [t for t in entry.opened.study.get_trials() if t.state.is_finished()]
-        assert sum(one["trials"] for one in kept) == len(done)
 
 
 def test_a_race_goes_on_where_it_was(table, tiny_encoder):
@@ -99,6 +102,7 @@ def test_a_race_goes_on_where_it_was(table, tiny_encoder):
     assert course.journal.arm("similar")["slices"]
 
 
+@pytest.mark.slow
 def test_a_pair_has_the_lower_stage_as_it_was_found_and_the_plain_baseline(table, tiny_encoder, monkeypatch):
     monkeypatch.setattr("studies.auto.course.PAIRED", 9)
     course = Course(plan_of(table / "h", tiny_encoder), table / "h")
@@ -111,6 +115,7 @@ def test_a_pair_has_the_lower_stage_as_it_was_found_and_the_plain_baseline(table
     assert pair.opened.baseline.metrics == course.base.baseline.metrics
 
 
+@pytest.mark.slow
 def test_what_won_elsewhere_is_tried_first(table, tiny_encoder):
     home = table / "h"
     first = Course(plan_of(home, tiny_encoder, stages=("calibration",)), home)
@@ -153,6 +158,7 @@ def test_too_few_minutes_are_said(table, tiny_encoder, monkeypatch):
         Course(plan_of(table / "h", tiny_encoder, 0.02), table / "h").run(table / "deploy")
 
 
+@pytest.mark.slow
 def test_a_trial_that_does_not_end_ends_with_the_time(table, tiny_encoder, monkeypatch):
     evaluate = Classification.evaluate
 

@@ -325,7 +325,8 @@ def test_serving_keeps_no_states(adapters, scorer, world, tmp_path, monkeypatch)
     assert not list(tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("level", of_table(["cluster", "user"], "cluster"))
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["cluster", "user"])
 def test_a_prefix_stands_on_the_frozen_lora_of_all_users(adapters, scorer, world, tiny_model, level, tmp_path):
     plan = replace(PLAN, adapter="prefix", level=level, prefix_tokens=5, lr=5e-2)
     trained = adapters.learn(world, plan)

@@ -17,7 +17,7 @@ from personalization.methods.training.loop import SCHEDULES, Items, losses, meas
 from personalization.methods.training.recipe import Recipe
 from personalization.scoring.edits import Shelf
 from personalization.scoring.fixed import OWN_TOKENS
-from tests.tiny import make_model, make_tokenizer
+from tests.tiny import make_model, make_tokenizer, of_table
 
 NOUNS = ["baker", "sailor", "heist", "garden", "robot", "castle"]
 LABELS = [" comedy\n", " drama\n", " dark comedy\n"]
@@ -90,7 +90,7 @@ def unbroken(request, backbone, tmp_path_factory):
     return recipe, data, whole, train([data], data, whole, recipe, folder / "whole.safetensors")
 
 
-@pytest.mark.parametrize("kill_after", [1, 3, 5])
+@pytest.mark.parametrize("kill_after", of_table([1, 3, 5], 3))
 def test_a_killed_training_ends_bit_equal(backbone, tmp_path, unbroken, kill_after):
     recipe, data, whole, records = unbroken
     assert [record["epoch"] for record in records] == [0.5, 1, 1.5, 2, 2.5, 3]
