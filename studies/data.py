@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from personalization.data.defects import Checked
@@ -18,11 +19,16 @@ WORLDS = ("demo", "demo-null")
 
 def load_splits(spec: StudySpec) -> Splits:
     """Tune, select and confirm, as the spec says."""
-    return read_data(spec).splits(spec.shares)
+    return read_data(spec).splits()
 
 
 def read_data(spec: StudySpec) -> Source:
-    """What a spec's data are, with every defect; the planted world is drawn by the study's seed."""
+    """What a spec's data are, with every defect, and how they become parts."""
+    return replace(_source(spec), shares=spec.shares)
+
+
+def _source(spec: StudySpec) -> Source:
+    """What was read; the planted world is drawn by the study's seed."""
     data = spec.data
     if data.path in WORLDS:
         world = make_world(spec.seed, null=data.path == "demo-null")

@@ -192,6 +192,12 @@ def test_data_export_check_and_schema(chamtune):
     assert json.loads(chamtune("schema")[1])["title"] == "StudySpec"
 
 
+def test_a_spec_is_checked_with_its_own_shares(chamtune, fresh_spec):
+    code, out, _ = chamtune("data", "check", fresh_spec(), "--json")
+    report = json.loads(out.splitlines()[-1])
+    assert (code, report["users"], report["confirm_users"]) == (0, 40, 12)
+
+
 def test_unusable_data_lists_every_defect(chamtune, tmp_path):
     (tmp_path / "x_questions.json").write_text(json.dumps([{"id": "1"}, {"id": "1", "input": "", "profile": []}]))
     code, out, _ = chamtune("data", "check", "x_questions.json")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from personalization.data.records import Dataset, Question
-from personalization.data.sources import Source, split
+from personalization.data.sources import Source
 from personalization.errors import DataError
 from personalization.methods.taste.priors import last_label, most_frequent_label
 from personalization.tasks import Task
@@ -70,7 +70,7 @@ def _tell_golds(report: dict[str, Any], source: Source, read: list[Dataset]) -> 
     }
     report |= {"confirm_questions": 0, "confirm_users": 0, "new_confirm_users": 0, "detectable_difference": None}
     try:
-        splits = split(source.split, read)
+        splits = source.splits()
     except DataError as error:
         report["usable"] = False
         report["defects"].append(_unusable(error))

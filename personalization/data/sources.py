@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from personalization.data.defects import Checked, Defect
 from personalization.data.lamp import check_dataset, question_files
-from personalization.data.records import Dataset
 from personalization.data.splits import DEFAULT_SHARES, PARTS, Splits, split_time, split_train_dev, split_users
 from personalization.errors import DataError
 from personalization.tasks import Task
@@ -20,30 +19,27 @@ SPLITS = ("users", "files", "time")
 class Source:
     """What was read: one data set, those of the train and the dev file, or those of the three parts.
 
-    `split`: how they become parts.
+    `split`: how they become parts; `shares`: of users, in each.
     """
 
     split: str
     read: tuple[Checked, ...]
+    shares: Mapping[str, float] = field(default_factory=lambda: DEFAULT_SHARES)
 
     @property
     def defects(self) -> tuple[Defect, ...]:
         """Those of all files."""
         return tuple(defect for checked in self.read for defect in checked.defects)
 
-    def splits(self, shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
+    def splits(self) -> Splits:
         """The parts; DataError where the data cannot be used, or not be split so."""
-        return split(self.split, [checked.usable() for checked in self.read], shares)
-
-
-def split(how: str, read: list[Dataset], shares: Mapping[str, float] = DEFAULT_SHARES) -> Splits:
-    """The parts of one data set, of train and dev, or as given."""
-    if len(read) == len(PARTS):
-        return Splits(read[0], read[1], read[2], shared_users=how == "time")
-    if len(read) == 1:
-        return split_time(read[0], shares) if how == "time" else split_users(read[0], shares)
-    train, dev = read
-    return split_train_dev(train, dev, shares, shared_users=how == "time")
+        read, by_time = [checked.usable() for checked in self.read], self.split == "time"
+        if len(read) == len(PARTS):
+            return Splits(*read, shared_users=by_time)
+        if len(read) == 1:
+            return split_time(read[0], self.shares) if by_time else split_users(read[0], self.shares)
+        train, dev = read
+        return split_train_dev(train, dev, self.shares, shared_users=by_time)
 
 
 def read_source(path: Path, how: str | None = None, task: Task | None = None) -> Source:

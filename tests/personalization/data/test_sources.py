@@ -64,7 +64,8 @@ def test_users_in_train_and_dev_are_known_users_with_new_questions(tmp_path, wor
 def test_one_set_is_split_by_the_dates_of_its_questions(tmp_path, world):
     dated = [replace(q, date=datetime(2030, 1, 1 + number % 4)) for number, q in enumerate(world.questions)]
     write_dataset(tmp_path, "all", some(world, dated))
-    splits = read_source(tmp_path, "time").splits({"tune": 0.5, "select": 0.2, "confirm": 0.3})
+    shares = {"tune": 0.5, "select": 0.2, "confirm": 0.3}
+    splits = replace(read_source(tmp_path, "time"), shares=shares).splits()
     assert {q.date.day for q in splits.tune.questions} == {1, 2}
     assert {q.date.day for q in splits.confirm.questions} == {4}
     assert check(lambda: read_source(tmp_path))["split"] == "users"
