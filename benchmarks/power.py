@@ -212,6 +212,9 @@ def rule_before(pool: Pool, parts: Parts, short: list[tuple[float, Setting]]) ->
 
 
 Rule = tuple[dict[str, float], Callable[[Pool, Parts, list[tuple[float, Setting]]], Setting | None]]
+"""Shares, and how one of a shortlist is chosen."""
+Outcomes = list[tuple[bool, float, bool]]
+"""Of each split: whether something was promoted, its gain, and whether guessing does better."""
 
 
 def rules(own: dict[str, float], others: Sequence[dict[str, float]]) -> dict[str, Rule]:
@@ -226,10 +229,10 @@ def rules(own: dict[str, float], others: Sequence[dict[str, float]]) -> dict[str
 
 
 def row(pool: Pool, users: int, method: str, splits: int, others: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """rule -> promoted share, deployed gain, and share of promoted ones that a guess beats."""
+    """rule -> promoted share, deployed gain, that over the rule before, share of promoted ones that a guess beats."""
     rng = np.random.default_rng(0)
     settings_of, own = METHODS[method]
-    found: dict[str, list[tuple[bool, float, bool]]] = {name: [] for name in rules(own, others)}
+    found: dict[str, Outcomes] = {name: [] for name in rules(own, others)}
     for _ in range(splits):
         drawn, seed = rng.permutation(pool.users)[:users], int(rng.integers(2**31))
         settings: dict[bytes, list[tuple[float, Setting]]] = {}
@@ -239,7 +242,8 @@ def row(pool: Pool, users: int, method: str, splits: int, others: Sequence[dict[
                 settings[key] = settings_of(pool, parts.tune, np.random.default_rng(seed))
             setting = rule(pool, parts, shortlisted(pool, parts, settings[key]))
             found[name].append((False, 0.0, False) if setting is None else outcome(pool, parts.confirm, setting))
-    return {name: summary(np.array(outcomes, dtype=float)) for name, outcomes in found.items()}
+    before = deployed(found["before"])
+    return {name: {**summary(outcomes), **compared(deployed(outcomes) - before)} for name, outcomes in found.items()}
 
 
 def outcome(pool: Pool, rows: np.ndarray, setting: Setting) -> tuple[bool, float, bool]:
@@ -252,12 +256,24 @@ def outcome(pool: Pool, rows: np.ndarray, setting: Setting) -> tuple[bool, float
     return promoted, float(differences.mean()), promoted and guessed > after.metrics["accuracy"]
 
 
-def summary(outcomes: np.ndarray) -> dict[str, float]:
-    promoted, gains, below = outcomes.T
+def deployed(outcomes: Outcomes) -> np.ndarray:
+    """The gain of each split; 0 where nothing is promoted."""
+    return np.array([promoted * gain for promoted, gain, _ in outcomes])
+
+
+def compared(differences: np.ndarray) -> dict[str, float]:
+    """Over the rule before, split by split."""
+    error = differences.std() / len(differences) ** 0.5
+    return {"over_before": round(float(differences.mean()), 4), "paired_error": round(float(error), 4)}
+
+
+def summary(outcomes: Outcomes) -> dict[str, float]:
+    promoted, _, below = np.array(outcomes, dtype=float).T
+    gains = deployed(outcomes)
     return {
         "promoted": round(float(promoted.mean()), 3),
-        "deployed_gain": round(float((promoted * gains).mean()), 4),
-        "standard_error": round(float((promoted * gains).std() / len(gains) ** 0.5), 4),
+        "deployed_gain": round(float(gains.mean()), 4),
+        "standard_error": round(float(gains.std() / len(gains) ** 0.5), 4),
         "below_reference": round(float(below.sum() / max(promoted.sum(), 1)), 3),
     }
 
