@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -34,6 +32,9 @@ def one_at_a_time(model, tokenizer, prompt: str, continuation: str) -> float:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "gpt2", "bloom"])
 def test_scores_equal_lm_eval_and_one_at_a_time(architecture, seed):
+    from lm_eval.api.instance import Instance  # here, for other workers need not load it
+    from lm_eval.models.huggingface import HFLM
+
     model, tokenizer = make_model(architecture, seed), make_tokenizer(bos=seed == 1)
     ours = CausalBackbone(model, tokenizer).label_logprobs(PROMPTS, LABELS)
     reference = np.array([[one_at_a_time(model, tokenizer, p, c) for c in LABELS] for p in PROMPTS])
