@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from personalization.backbones.location import locate_model
 from personalization.data.demo.world import TAGS
 
 GOLDS: dict[str, str] = {}
@@ -27,6 +28,9 @@ class BiasedScorer:
     kind = "causal"
     commit = None
     chat = False
+    dtype = "float32"
+    place = "cpu"
+    files = locate_model("demo")
     lock = RLock()
     backbone = SimpleNamespace(forget=lambda: None)
 
