@@ -30,8 +30,9 @@ ON_REQUEST: Mapping[str, BaseDistribution] = {
     "floor": FloatDistribution(0.0, 1.0),
     "near": FloatDistribution(0.02, 1.0, log=True),
     "kin": FloatDistribution(0.0, 8.0),
+    "per_user": CategoricalDistribution(["none", "gamma", "kappa", "tau", "all"]),
 }
-"""Other users' items answer a user only where a spec says so."""
+"""Other users' items answer a user, and strengths are each user's own, only where a spec says so."""
 ONLY: Mapping[str, str] = {}
 OPEN = {"formula": "report"}
 """A spec may ask for the reports' formula."""
@@ -39,6 +40,13 @@ SEARCHED = {"fit": ("searched",)}
 REPORT = {"formula": ("report",)}
 TASTE = other_than("uniform")
 SIMILAR: Mapping[str, tuple[str, ...]] = {"prior_mode": ("similar",)}
+PLAIN: Mapping[str, tuple[object, ...]] = {
+    "head.head": ("none",),
+    "adapter.adapter": ("none",),
+    "steering.alpha_personal": (0.0,),
+    "steering.alpha_general": (0.0,),
+}
+"""Nothing below that has learned from the user's items, or is taken from them."""
 READ: Read = {
     "beta": [SEARCHED],
     "gamma": [{**SEARCHED, "formula": ("adjusted",), "prior_mode": TASTE}],
@@ -56,6 +64,7 @@ READ: Read = {
     "reach": [{"prior_mode": ("user", "similar"), "formula": ("adjusted",)}],
     **{name: [{"prior_mode": ("user", "similar"), "reach": nonzero}] for name in ("floor", "near", "kin")},
     "fit": [{"formula": ("adjusted",)}],
+    "per_user": [{"formula": ("adjusted",), "prior_mode": TASTE, **PLAIN}],
 }
 
 
@@ -65,6 +74,7 @@ class Params:
 
     `formula`: report subtracts the reports' prior, with `alpha` pseudo-counts. `reach`: the weight of other users'
     similar items beside the user's own, those above `floor`, by `near` and `kin` (`methods.history.pool`).
+    `per_user`: strengths that are each user's own, shrunk towards the common ones (`methods.taste.own`).
     """
 
     formula: str = "adjusted"
@@ -84,16 +94,19 @@ class Params:
     floor: float = 0.5
     near: float = 0.1
     kin: float = 0.0
+    per_user: str = "none"
 
 
 BASELINE = Params()
 
 
 def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The reports know two priors."""
+    """The reports know two priors; the prior of all users has no kappa."""
     found = dict(values)
     if found["formula"] == "report":
         found["prior_mode"] = {"similar": "user", "uniform": "global"}.get(found["prior_mode"], found["prior_mode"])
+    if found["per_user"] == "kappa" and found["prior_mode"] == "global":
+        found["per_user"] = "none"
     return found
 
 
@@ -101,5 +114,5 @@ def complexity(params: Params) -> float:
     """Number of parts in use, then the strengths: the simplest changes least."""
     parts = (params.beta != 0) + (params.gamma != 0) + (params.prior_mode in ("user", "similar"))
     more = (params.source != "batch") + (params.prior_mode == "similar") + (params.ranking == "mix")
-    more += params.reach != 0
+    more += (params.reach != 0) + (params.per_user != "none")
     return parts + more + 0.1 * (abs(params.beta) + abs(params.gamma))

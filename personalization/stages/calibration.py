@@ -3,7 +3,8 @@
 Label bias, and with `fit: exact` also beta, gamma and tau, are learned from the tune users' scores as the stages below
 leave them. Questions that an edit moves have the bias of the moved ones, those that it leaves alone that of the model
 itself; where all tune questions are moved, the others' strengths are fitted to the model itself, too. With formula
-`report` the reports' prior is subtracted. Cost: arithmetic.
+`report` the reports' prior is subtracted. Cost: arithmetic; with strengths of each user's own (`per_user`, for a model
+that nothing below edits or answers for) a pass over the latest items of each history, too (`methods.taste.own`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from numpy.typing import NDArray
 from personalization.data.prompts import CONTENT_FREE, usual
 from personalization.evaluation import gold_indices
 from personalization.files import write_arrays
+from personalization.methods.history.past import Past, one_each, past_of
 from personalization.methods.history.pool import Pool, pooled
 from personalization.methods.taste.calibration import Calibrated, PriorTables, calibrate, report_calibrate
+from personalization.methods.taste.own import NAMES, Between, Items, following, helped, with_own
 from personalization.methods.taste.priors import (
     global_counts,
     global_prior,
@@ -34,7 +37,7 @@ from personalization.methods.taste.solvers import fit_nll, fit_temperature, line
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
 from personalization.stages.holdings import INDEXED, Held, May, Sizes
-from personalization.stages.work import KEPT, Tools, Work, asked, plain_scores, scores_of
+from personalization.stages.work import KEPT, Rows, Tools, Work, asked, plain_scores, scores_of
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,8 @@ class Learned:
     """`moved`: for questions that an edit moves, or that a head answers; `plain`: for all others.
 
     `global_probs` [K] of all tune histories, None without any, and the counts [K] behind it; `pool`: the items of those
-    histories, where other users' items answer.
+    histories, where other users' items answer; `apart`: how strengths differ
+    between users, of those that were tried.
     """
 
     plain: Numbers
@@ -68,6 +72,7 @@ class Learned:
     global_probs: NDArray[np.float64] | None
     global_counts: NDArray[np.int64]
     pool: Pool | None = None
+    apart: tuple[Between, ...] = ()
 
 
 class Calibration(Stage):
@@ -82,7 +87,8 @@ class Calibration(Stage):
         bias = own | self._neutral(work, tools)
         if not moved.any() or work.own is not None or not (work.partial or not moved.all()):
             numbers = self._numbers(params, work, tools, scores, bias, bias, probs)
-            return Learned(numbers, numbers, probs, totals, pool)
+            found = Learned(numbers, numbers, probs, totals, pool)
+            return replace(found, apart=self._apart(params, found, work, tools))
         alone = plain_scores(work, tools)
         plain_bias = {"batch": log_mean_probability(alone)}
         numbers = self._numbers(params, work, tools, scores, bias, plain_bias, probs)
@@ -132,16 +138,25 @@ class Calibration(Stage):
 
     def act(self, params: Any, learned: Learned, work: Work, tools: Tools) -> Work:
         """The answer to each question, with the prior that it really got."""
+        used = replace(learned, apart=tuple(one for one in learned.apart if one.used))
+        own = self._own(params, used, work, tools)
+        return replace(work, answer=self._answers(params, learned, work, tools, own))
+
+    def _answers(
+        self, params: Any, learned: Learned, work: Work, tools: Tools, own: Mapping[str, NDArray[np.float64]]
+    ) -> Calibrated:
+        """Of questions with these strengths of their users' own, [n, 1] each."""
         scores, moved = scores_of(work, tools), _moved(work)
         counts = _counts(params, work, tools, learned.pool)
         log_probs, modes = np.empty(scores.shape), [""] * len(work)
         for rows, numbers in ((np.flatnonzero(moved), learned.moved), (np.flatnonzero(~moved), learned.plain)):
             if len(rows):
-                found = self._calibrated(params, learned, numbers, scores[rows], counts[rows])
+                given = {name: value[rows] for name, value in own.items()}
+                found = self._calibrated(params, learned, numbers, scores[rows], counts[rows], given)
                 log_probs[rows] = found.log_probs
                 for row, mode in zip(rows, found.prior_modes, strict=True):
                     modes[row] = mode
-        return replace(work, answer=Calibrated(log_probs, modes))
+        return Calibrated(log_probs, modes)
 
     def _calibrated(
         self,
@@ -150,16 +165,45 @@ class Calibration(Stage):
         numbers: Numbers,
         scores: NDArray[np.float32],
         counts: NDArray[np.number[Any]],
+        own: Mapping[str, NDArray[np.float64]],
     ) -> Calibrated:
-        tables = PriorTables(dict(numbers.bias), learned.global_probs, learned.global_counts)
+        tables = _tables(learned, numbers)
         if params.formula == "report":
             given = {"alpha": params.alpha, "prior_mode": params.prior_mode}
             whole = counts.astype(np.int64)
             return report_calibrate(scores, whole, tables, beta=params.beta, tau=params.tau, **given)
-        source = params.source if params.source in numbers.bias else "batch"
-        strengths: dict[str, Any] = {"beta": numbers.beta, "gamma": numbers.gamma, "tau": numbers.tau}
-        prior: dict[str, Any] = {"kappa": params.kappa, "prior_mode": params.prior_mode, "source": source}
-        return calibrate(scores, counts, tables, **strengths, **prior)
+        return calibrate(scores, counts, tables, **{**_strengths(params, numbers), **own})
+
+    def _apart(self, params: Any, found: Learned, work: Work, tools: Tools) -> tuple[Between, ...]:
+        """How strengths differ between the tune users, by their histories, and whether their questions gain by that."""
+        names = NAMES[per_user_of(params)]
+        if not names or work.own is not None or work.edits or len(users := one_each(work.dataset)) < 2:
+            return ()
+        below = replace(work, dataset=users, of=None if work.of is None else (work.of, "one each"), blocks=())
+        items, _, count = _past(params, found, below, tools)
+        tables, strengths = _tables(found, found.plain), _strengths(params, found.plain)
+        rows, gold, kept, tried = np.arange(len(work)), gold_indices(work.dataset), list[Between](), list[Between]()
+        asking = [question.user_id for question in work.dataset.questions]
+        for name in names:
+            one = following(items, tables, strengths, kept, name, count)
+            before, after = (
+                self._answers(params, found, work, tools, self._own(params, replace(found, apart=given), work, tools))
+                for given in (tuple(kept), (*kept, one))
+            )
+            lifted = after.log_probs[rows, gold] - before.log_probs[rows, gold]
+            one = Between(one.name, one.centre, one.spread, *helped(lifted, asking))
+            tried.append(one)
+            kept += [one] if one.used else []
+        return tuple(tried)
+
+    def _own(self, params: Any, learned: Learned, work: Work, tools: Tools) -> dict[str, NDArray[np.float64]]:
+        """Strengths of each question's user, [n, 1] each."""
+        if not learned.apart or not len(work):
+            return {}
+        items, places, count = _past(params, learned, work, tools)
+        strengths, tables = _strengths(params, learned.plain), _tables(learned, learned.plain)
+        found = with_own(items, tables, strengths, learned.apart, count)
+        return {name: value[places] for name, value in found.items()}
 
     def holds(self, may: May, sizes: Sizes) -> Held:
         """The answers of the latest settings; a user's items as arrays; embeddings where they are ranked by them."""
@@ -170,14 +214,15 @@ class Calibration(Stage):
 
     def facts(self, params: Any, learned: Learned, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
         """Why no label changes; what a deployment holds of other users."""
+        remarks = [_apart_said(one) for one in learned.apart]
         if learned.pool is not None:
             pool = learned.pool
             held = f"{len(pool)} items of {len(pool.users)} tune users answer other users, too; a deployment holds them"
-            return Facts(remarks=(f"{held} in {pool.bytes} bytes",))
+            remarks.append(f"{held} in {pool.bytes} bytes")
         untouched = not below.edits and below.own is None and not below.asking.k
         if untouched and params.beta == 0 and params.gamma == 0 and params.fit != "exact":
-            return Facts(remarks=("beta and gamma are 0: every label is the model's own",))
-        return Facts()
+            remarks.append("beta and gamma are 0: every label is the model's own")
+        return Facts(remarks=tuple(remarks))
 
     def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:
         """The optimum of NLL (convex) and of accuracy along gamma through it (exact), at kappa = 5; with the prior of
@@ -222,7 +267,8 @@ class Calibration(Stage):
         write_arrays(folder / "calibration.safetensors", arrays)
         if learned.pool is not None:
             learned.pool.save(folder)
-        return {kind: getattr(learned, kind)._replace(bias=None)._asdict() for kind in ("plain", "moved")}
+        told = {kind: getattr(learned, kind)._replace(bias=None)._asdict() for kind in ("plain", "moved")}
+        return {**told, "apart": [one._asdict() for one in learned.apart]}
 
     def load(self, params: Any, listed: Mapping[str, Any], folder: Path) -> Learned:
         """What was saved."""
@@ -234,7 +280,9 @@ class Calibration(Stage):
             bias = {name.partition(".")[2]: t for name, t in arrays.items() if name.startswith(f"{kind}.")}
             numbers[kind] = Numbers(bias, **{n: listed[kind][n] for n in ("beta", "gamma", "tau")})
         pool = Pool.load(folder) if reach_of(params) else None
-        return Learned(numbers["plain"], numbers["moved"], arrays.get("global_probs"), arrays["global_counts"], pool)
+        apart = tuple(Between(**one) for one in listed.get("apart", ()))  # configs of earlier versions know none
+        plain, moved, totals = numbers["plain"], numbers["moved"], arrays["global_counts"]
+        return Learned(plain, moved, arrays.get("global_probs"), totals, pool, apart)
 
 
 def resolved(params: Any, learned: Learned) -> Any:
@@ -248,6 +296,43 @@ def resolved(params: Any, learned: Learned) -> Any:
 def _moved(work: Work) -> NDArray[np.bool_]:
     """Which questions are not answered by the model alone, [n]."""
     return np.ones(len(work), dtype=np.bool_) if work.own is not None else work.touched
+
+
+def _tables(learned: Learned, numbers: Numbers) -> PriorTables:
+    return PriorTables(dict(numbers.bias), learned.global_probs, learned.global_counts)
+
+
+def _strengths(params: Any, numbers: Numbers) -> dict[str, Any]:
+    """What `calibrate` is told beside scores, counts and tables."""
+    source = params.source if params.source in numbers.bias else "batch"
+    prior = {"kappa": params.kappa, "prior_mode": params.prior_mode, "source": source}
+    return {"beta": numbers.beta, "gamma": numbers.gamma, "tau": numbers.tau, **prior}
+
+
+def _apart_said(one: Between) -> str:
+    what = f"{one.name} of each user's own: {one.gain:+.4f} nats a tune question, standard error {one.error:.4f}"
+    return what if one.used else f"{what}; not used"
+
+
+def _past(params: Any, learned: Learned, work: Work, tools: Tools) -> tuple[Items, Rows, int]:
+    """(past items, the past of each question, pasts) of a work whose model nothing edits."""
+
+    def make() -> tuple[Past, Work]:
+        past = past_of(work.dataset)
+        prompts, _ = work.asking.prompts(tools.scorer, past.items)
+        of = None if work.key is None else (work.key, "past")
+        return past, Work(past.items, work.asking, tuple(prompts), work.spoken, of, scale=work.scale)
+
+    past, asked_items = tools.once("past", work.key, make)
+    scores = scores_of(asked_items, tools)
+    counts = _counts(params, asked_items, tools, learned.pool)
+    return Items(scores, counts, gold_indices(past.items), past.owners), past.places, past.total
+
+
+def per_user_of(params: Any) -> str:
+    """Which strengths are each user's own; configs of earlier versions know none."""
+    found: str = getattr(params, "per_user", "none")
+    return found
 
 
 def reach_of(params: Any) -> float:

@@ -177,6 +177,15 @@ ARMS: dict[str, Arm] = {
             mixes=True,
         ),
         Arm(
+            "own",
+            "label bias, with strengths of the user's taste that are each user's own where that helps",
+            ("calibration",),
+            read,
+            {"calibration": {"prior_mode": list(PRIORS), "per_user": ["gamma", "kappa", "tau", "all"]}},
+            first=15,
+            most=80,
+        ),
+        Arm(
             "wording",
             "other words for the labels, and a scale for their similarity",
             ("prompt", "calibration"),

@@ -24,6 +24,7 @@ from personalization.methods.taste.priors import log_softmax, taste
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
+Strength = float | NDArray[np.float64]
 
 
 class Calibrated(NamedTuple):
@@ -51,15 +52,16 @@ def calibrate(
     tables: PriorTables,
     *,
     beta: float,
-    gamma: float,
-    kappa: float,
-    tau: float,
+    gamma: Strength,
+    kappa: Strength,
+    tau: Strength,
     prior_mode: str,
     source: str,
 ) -> Calibrated:
     """The calibrated log-probabilities of scores [n, K] of questions whose users have history counts [n, K].
 
-    With `prior_mode` similar, the counts are the weighted ones of similar items.
+    With `prior_mode` similar, the counts are the weighted ones of similar items. gamma, kappa and tau are numbers, or
+    one a question, [n, 1].
     """
     log_pi, modes = taste(counts, tables.global_probs, "user" if prior_mode == "similar" else prior_mode, kappa)
     if prior_mode == "similar":

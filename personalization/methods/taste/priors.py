@@ -86,11 +86,11 @@ def global_prior(counts: NDArray[np.int64]) -> NDArray[np.float64] | None:
 
 
 def taste(
-    counts: NDArray[np.number[Any]], global_probs: Floats | None, mode: str, kappa: float
+    counts: NDArray[np.number[Any]], global_probs: Floats | None, mode: str, kappa: float | NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], Sequence[str]]:
     """log pi of each question, float [n, K], and the mode that each question really got.
 
-    `counts`: history counts int [n, K]; `kappa` > 0: pseudo-counts of the global prior.
+    `counts`: history counts int [n, K]; `kappa` > 0: pseudo-counts of the global prior, of all or of each [n, 1].
     """
     n, k = counts.shape
     uniform = np.full((n, k), -np.log(k))

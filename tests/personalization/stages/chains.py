@@ -17,6 +17,7 @@ from tests.tiny import short_world
 
 TRAINED = {"adapter.blend": 1.0, "adapter.rank": 2, "adapter.epochs": 1, "adapter.start": 0.5, "adapter.lr": 0.02}
 SHARED = {"calibration.reach": 1.0, "calibration.floor": 0.1, "calibration.near": 0.3, "calibration.kin": 2.0}
+OWN = {"calibration.gamma": 0.8, "calibration.kappa": 2.0}
 ACTIVE: dict[str, list[dict[str, Any]]] = {
     "prompt": [{"prompt.k": 2, "prompt.ranking": "bm25"}, {"prompt.k": 3, "prompt.ranking": "recency"}],
     "adapter": [
@@ -41,6 +42,7 @@ ACTIVE: dict[str, list[dict[str, Any]]] = {
         {"calibration.fit": "exact", "calibration.prior_mode": "similar", "calibration.ranking": "bm25"},
         {"calibration.formula": "report", "calibration.beta": 0.5, "calibration.prior_mode": "user"},
         {"calibration.gamma": 1.2, "calibration.prior_mode": "user", "calibration.kappa": 2.0, **SHARED},
+        {**OWN, "calibration.beta": 0.5, "calibration.prior_mode": "user", "calibration.per_user": "all"},
     ],
 }
 """stage -> settings by full name."""

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,19 @@ import pytest
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.records import Dataset
+from personalization.methods.taste.own import Between
 from personalization.stages import STAGES, chain
 from personalization.stages.work import Tools
-from tests.personalization.stages.chains import ACTIVE, answers_to, combinations, encoded, fitted_on, growing, singles
+from tests.personalization.stages.chains import (
+    ACTIVE,
+    answers_to,
+    combinations,
+    encoded,
+    fitted_on,
+    growing,
+    params_of,
+    singles,
+)
 from tests.tiny import make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[3]
@@ -112,6 +123,31 @@ def law_holds(params, tune, asked, tools, folder):
 @pytest.mark.parametrize("params", CHAINS, ids=named)
 def test_together_is_alone_is_shuffled_is_saved(params, tune, asked, tools, tmp_path):
     law_holds(params, tune, asked, tools, tmp_path)
+
+
+@pytest.mark.parametrize("below", [{}, ACTIVE["prompt"][0]], ids=["bare", "with items"])
+def test_the_law_holds_for_strengths_of_each_user(below, tune, asked, tools, tmp_path, monkeypatch):
+    monkeypatch.setattr(Between, "used", True)  # a random model's answers hold nothing to learn
+    params = params_of(("prompt", "calibration"), ACTIVE["calibration"][-1], below)
+    law_holds(params, tune, asked, tools, tmp_path)
+    common = fitted_on(tune, params.changed(per_user="none"), tools)
+    own = answers_to(fitted_on(tune, params, tools), asked, tools.scorer)
+    assert np.abs(own - answers_to(common, asked, tools.scorer)).max() > 1e-3
+    stranger = Dataset(asked.task, asked.labels, (replace(asked.questions[0], history=()),))
+    found = [answers_to(fitted, stranger, tools.scorer) for fitted in (common, fitted_on(tune, params, tools))]
+    assert np.allclose(*found)
+
+
+def test_strengths_that_do_not_help_are_not_used(tune, asked, tools):
+    params = params_of(("calibration",), ACTIVE["calibration"][-1])
+    fitted = fitted_on(tune, params, tools)
+    tried = fitted.learned["calibration"].apart
+    assert [one.name for one in tried] == ["gamma", "kappa", "tau"]
+    assert len(chain.facts(fitted, tools).remarks) == 3
+    refused = replace(fitted.learned["calibration"], apart=tuple(one._replace(gain=0.0) for one in tried))
+    without = chain.Fitted(params, {"calibration": refused})
+    common = fitted_on(tune, params.changed(per_user="none"), tools)
+    assert (answers_to(without, asked, tools.scorer) == answers_to(common, asked, tools.scorer)).all()
 
 
 @pytest.mark.parametrize("params", encoded(), ids="+".join)

@@ -130,7 +130,7 @@ def test_what_won_elsewhere_is_tried_first(table, tiny_encoder):
 
 
 def test_what_cannot_be_afforded_is_said(table, tiny_encoder, monkeypatch):
-    for name in ("similar", "shared", "wording"):
+    for name in ("similar", "shared", "own", "wording"):
         monkeypatch.setitem(ARMS, name, replace(ARMS[name], passes=lambda scene: 1e9))
     course = Course(plan_of(table / "h", tiny_encoder), table / "h")
     course.run(table / "deploy")

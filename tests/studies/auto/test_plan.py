@@ -44,7 +44,7 @@ def test_a_pair_has_both_stages_and_keeps_what_the_lower_one_found():
 
 
 def test_stages_that_may_not_be_used_are_not_raced():
-    assert {arm.name for arm in wanted("causal", ("prompt",), True)} == {"calibration", "similar", "shared", "prompt"}
+    assert {arm.name for arm in wanted("causal", ("prompt",), True)} == {"calibration", "similar", "shared", "own", "prompt"}
     assert "shared" not in {arm.name for arm in wanted("causal", (), mix_users=False)}
     assert "prompt" not in {arm.name for arm in wanted("encoder", (), True)}
 
