@@ -26,6 +26,7 @@ from search_spaces import ChainParams
 from studies.auto.arms import ARMS, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import measured
+from studies.auto.first import queue_first
 from studies.auto.plan import Plan, fixed_by
 from studies.auto.race import Standing, following, hopeless, leader, mean_gain
 from studies.carried import carried_said, carry
@@ -207,6 +208,7 @@ class Course:
         try:
             entry = self._open(arm, request)
             self._begin_like(entry)
+            queue_first(entry.opened, arm.name, self._seen_scene.kind)
             if kept["slices"]:
                 self._judge(entry)
             else:

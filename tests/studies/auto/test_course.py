@@ -15,8 +15,10 @@ from personalization.errors import UsageError
 from studies.auto.arms import ARMS
 from studies.auto.clock import Journal
 from studies.auto.course import Course
+from studies.auto.first import listed
 from studies.auto.plan import Plan, data_of
 from studies.auto.table import table as table_of
+from studies.recovery import POINT
 from tests.tickets import GERMAN, tickets
 
 
@@ -127,6 +129,18 @@ def test_what_won_elsewhere_is_tried_first(table, tiny_encoder):
     assert any(t.user_attrs.get("carried_from", {}).get("study") == "race.similar" for t in trials)
     mine = max(t.value for t in trials if t.value is not None)
     assert mine >= max(t.value for t in first.entries["similar"].opened.study.get_trials() if t.value is not None)
+
+
+def test_what_won_in_our_own_studies_is_tried_first_and_once(table, tiny_encoder):
+    home = table / "h"
+    for minutes in (2.0, 2.5):
+        course = Course(plan_of(home, tiny_encoder, minutes, stages=("calibration",)), home)
+        course.run(table / "deploy")
+    trials = course.entries["own"].opened.study.get_trials()
+    wanted = [{full.partition(".")[2]: value for full, value in point.items()} for point in listed()["own"]["encoder"]]
+    for trial, point in zip(trials, wanted, strict=False):
+        assert point.items() <= trial.params.items()
+    assert sum(trial.user_attrs.get(POINT) in wanted for trial in trials) == len(wanted)
 
 
 def test_what_cannot_be_afforded_is_said(table, tiny_encoder, monkeypatch):

@@ -8,7 +8,9 @@ from personalization.data.splits import DEFAULT_SHARES
 from personalization.errors import UsageError
 from search_spaces import chain_space
 from studies.auto.arms import ARMS, Scene, together, wanted
+from studies.auto.first import listed
 from studies.auto.plan import Plan, bounds, data_of, name_of
+from studies.samplers import holds
 
 KINDS = ("causal", "encoder")
 SCENE = {kind: Scene(kind, 100, 800, 200.0, 150.0, 10.0) for kind in KINDS}
@@ -43,8 +45,30 @@ def test_a_pair_has_both_stages_and_keeps_what_the_lower_one_found():
     assert shared.space["calibration"]["fit"] == "exact"
 
 
+FIRST = [(arm, kind, point) for arm, kinds in listed().items() for kind, points in kinds.items() for point in points]
+
+
+@pytest.mark.parametrize(("arm", "kind", "point"), FIRST, ids=[f"{arm} {kind}" for arm, kind, _ in FIRST])
+def test_a_first_trial_lies_in_the_space_of_its_arm_and_every_value_is_read(arm, kind, point):
+    rooms = chain_space(ARMS[arm].chain)
+    space = rooms.overridden(kind, ARMS[arm].space_for(kind))
+    searched = {known.targets[0]: name for name, known in rooms.names.items()}
+    raw = {searched[full]: value for full, value in point.items()}
+    for name, value in raw.items():
+        assert name in space, name
+        assert holds(name, space[name], value), name
+    fixed = {name: found.choices[0] for name, found in space.items() if len(getattr(found, "choices", "--")) == 1}
+    assert not rooms.idle({**fixed, **raw}) & set(raw)
+
+
 def test_stages_that_may_not_be_used_are_not_raced():
-    assert {arm.name for arm in wanted("causal", ("prompt",), True)} == {"calibration", "similar", "shared", "own", "prompt"}
+    assert {arm.name for arm in wanted("causal", ("prompt",), True)} == {
+        "calibration",
+        "similar",
+        "shared",
+        "own",
+        "prompt",
+    }
     assert "shared" not in {arm.name for arm in wanted("causal", (), mix_users=False)}
     assert "prompt" not in {arm.name for arm in wanted("encoder", (), True)}
 
