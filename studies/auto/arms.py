@@ -18,13 +18,14 @@ PRIORS = ("similar", "user")
 RANKED: Mapping[str, tuple[str, ...]] = {"causal": ("bm25", "recency")}
 """kind of model -> rankings of similar items; not listed: all. A language model's own embeddings rank badly and cost a
 pass over the items."""
+EPOCHS = 3
 TRAINED: Mapping[str, Any] = {
     "blend": 1.0,
     "start": [0.5, 0.67, 0.84],
     "rank": [4, 8],
     "cluster_by": ["words", "labels"],
     "word_dropout": [0.0, 0.1],
-    "epochs": 3,
+    "epochs": EPOCHS,
     "lr": {"low": 5e-4, "high": 2e-2, "log": True},
     "lr_ratio": [1.0, 4.0],
     "schedule": "cosine",
@@ -48,7 +49,7 @@ EXACT: Mapping[str, Any] = {"fit": "exact"}
 
 class Scene(NamedTuple):
     """What costs depend on: the kind of model, questions and labelled items of the tune users, a question's and an
-    item's length (in characters), seconds of one pass over the questions."""
+    item's length (in characters), seconds of one pass over the questions, and of a training's epoch over the items."""
 
     kind: str
     questions: int
@@ -56,6 +57,7 @@ class Scene(NamedTuple):
     question_length: float
     item_length: float
     pass_s: float
+    epoch_s: float
 
     def of_items(self, count: float) -> float:
         """Passes that so many items cost."""
@@ -81,8 +83,9 @@ def shown(scene: Scene) -> float:
 
 
 def read(scene: Scene) -> float:
-    """The items are run, each as a question."""
-    return scene.of_items(scene.items) + scene.items / max(1, scene.questions)
+    """The items are run, each as a question; an encoder reads them bare."""
+    asked = scene.items / max(1, scene.questions) if scene.kind == "causal" else 0.0
+    return scene.of_items(scene.items) + asked
 
 
 def steered(scene: Scene) -> float:
@@ -96,8 +99,8 @@ def once(_: Scene) -> float:
 
 
 def trained(scene: Scene) -> float:
-    """Forward, backward and optimiser over the items, three epochs, above the layer that an adapter begins at."""
-    return 1 + (1 + 3 * 3 * 0.5) * read(scene)
+    """The epochs of a training over the items, as measured, and a pass with what was learned."""
+    return 1 + EPOCHS * scene.epoch_s / max(1e-9, scene.pass_s)
 
 
 @dataclass(frozen=True)

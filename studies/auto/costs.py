@@ -1,11 +1,16 @@
-"""What a pass of the model costs here, measured on a few questions before anything is raced."""
+"""What a pass of the model and a training cost here, measured on a few questions and items before anything is raced."""
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
+from personalization.data.records import Dataset
+from personalization.methods.adapters.user_adapters import Plan, UserAdapters
+from personalization.methods.history.labelled import labelled_items
 from studies.auto.arms import Scene
 from studies.study import OpenStudy
 
@@ -30,4 +35,27 @@ def measured(opened: OpenStudy) -> Scene:
     texts = [item.text for history in items.values() for item in history if item.label is not None]
     asked_length = float(np.mean([len(prompt) for prompt in work.prompts]))
     item_length = float(np.mean([len(text) for text in texts])) if texts else 0.0
-    return Scene(scorer.kind, len(work), len(texts), asked_length, item_length, seconds)
+    return Scene(scorer.kind, len(work), len(texts), asked_length, item_length, seconds, 0.0)
+
+
+def epoch_s(opened: OpenStudy) -> float:
+    """Seconds that an epoch of a LoRA's training over all labelled items of the tune users takes here, with the frozen
+    layers' pass and the judging of what is held out; 0 where there are too few items to learn from.
+
+    The difference of two short trainings, so that what is done once in each takes no part.
+    """
+    tune, scorer = opened.splits.tune, opened.scorer
+    items, count = labelled_items(tune), SAMPLED[scorer.kind]
+    if len(items) < 3 * count:
+        return 0.0
+    seconds = []
+    for size in (count, 3 * count):
+        rows = np.linspace(0, len(items) - 1, size).round().astype(int)
+        some = Dataset(items.task, items.labels, tuple(items.questions[row] for row in rows))
+        scorer.backbone.forget()
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            UserAdapters(scorer.unstored(), Path(folder)).learn(tune, Plan(epochs=1, evaluations=1, rank=8), items=some)
+            seconds.append(time.perf_counter() - started)
+    scorer.backbone.forget()
+    return max(0.0, seconds[1] - seconds[0]) * len(items) / (2 * count)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from personalization.data.records import Dataset
 from personalization.errors import ChamtuneError, UsageError
 from personalization.evaluation import Evaluation, joined
 from search_spaces import ChainParams
-from studies.auto.arms import ARMS, Arm, Scene, together, wanted
+from studies.auto.arms import ARMS, Arm, Scene, together, trained, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
-from studies.auto.costs import measured
+from studies.auto.costs import epoch_s, measured
+from studies.auto.ending import promote_leader
 from studies.auto.first import queue_first
 from studies.auto.plan import Plan, fixed_by
 from studies.auto.race import Standing, following, hopeless, leader, mean_gain
@@ -33,8 +33,6 @@ from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
 from studies.verdict.cost import TIMED, TIMES
-from studies.verdict.deployments import track
-from studies.verdict.promotion import promote
 from studies.verdict.selection import settled
 from tracking.parts import mean_for
 from tracking.significance import user_totals
@@ -44,8 +42,6 @@ log = logging.getLogger(__name__)
 
 HALF, GRACE = 0.5, 1.3
 """Share of the time left that a slice may take, and times of it after which its running trial is interrupted."""
-OVER = 1.08
-"""Share of the minutes at which a promotion is interrupted."""
 MARGIN_S, SPARE = 10.0, 1.3
 """What a promotion takes besides passes, and how much more than estimated is kept for it."""
 TOO_FEW = "are too few to score the tune users once; give more with --minutes. What was scored is kept"
@@ -107,7 +103,7 @@ class Course:
             finally:
                 self._spool()
                 self.journal.note()
-            return self._promote(out)
+            return promote_leader(self, out)
 
     @property
     def base(self) -> OpenStudy:
@@ -165,8 +161,10 @@ class Course:
         asked = Counter(q.user_id for part in ("tune", "select") for q in self._part(part))
         self.users, self.sizes = list(asked), np.array(list(asked.values()))
         self.scene = measured(first.opened)
-        kind = self.scene.kind
-        arms = sorted(wanted(kind, self.plan.stages, self.plan.mix_users), key=lambda arm: arm.passes(self._seen_scene))
+        arms = wanted(self.scene.kind, self.plan.stages, self.plan.mix_users)
+        if any(arm.passes is trained for arm in arms):
+            self.scene = self.scene._replace(epoch_s=epoch_s(first.opened))
+        arms.sort(key=lambda arm: arm.passes(self._seen_scene))
         self.say(self._announced(arms))
         for arm in arms:
             self._enter(arm, request)
@@ -370,26 +368,3 @@ class Course:
             opened = entry.opened
             if opened.spec.tracking != OFF:
                 catch_up(opened, Spool(opened.home, opened.spec.name, opened.record["id"]))
-
-    def _promote(self, out: Path) -> dict[str, Any] | None:
-        best = self.best()
-        if best is None or best.standing is None or np.nansum(best.standing.gains) <= 0:
-            self.say("no arm does better than the model itself on users that it did not learn from")
-            return None
-        self.say(f"promoting {best.arm.name}, trial {best.trial}")
-        told = best.opened.spec
-        quiet = replace(best.opened, spec=told.model_copy(update={"tracking": OFF}))
-        try:
-            with ended_after(max(1.0, OVER * self.limit_s - self.journal.spent_s)):
-                result = promote(quiet, out, with_cold_start=False)
-            if result["promoted"] and told.tracking != OFF:
-                with suppress(TimeUp), ended_after(OVER * self.limit_s - self.journal.spent_s):
-                    track(best.opened, out, result, result["generation"])
-            return result
-        except TimeUp:
-            name = best.opened.spec.name
-            raise ChamtuneError(
-                f"the time was over before the promotion of {name} was; `chamtune promote {name} --out {out}` ends it"
-            ) from None
-        finally:
-            self.journal.note()

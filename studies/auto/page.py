@@ -38,6 +38,9 @@ def next_steps(found: Mapping[str, Any], out: Path) -> list[dict[str, str | None
     if found["promoted"]:
         command = f"chamtune predict --config {out} --questions QUESTIONS --out ANSWERS"
         steps.append({"says": f"It stands in {out} and answers with:", "command": command})
+        if found["cold_start"] is None:
+            says = "No time was left to tell what it is worth to somebody who has just come. That is told by:"
+            steps.append({"says": says, "command": f"chamtune promote {found['study']} --out {out}"})
     elif found["study"] is not None:
         says = "More users, or more minutes, may show what these could not. The leader is tested again with:"
         steps.append({"says": says, "command": f"chamtune promote {found['study']} --out {out}"})

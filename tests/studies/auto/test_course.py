@@ -76,8 +76,20 @@ def test_from_a_table_to_a_page(table, tiny_encoder, capsys):
         study = optuna.load_study(study_name=row["study"], storage=f"sqlite:///{table}/h/studies.db")
         kept = Journal(table / "h" / "auto" / f"{found['name']}.json").arm(row["arm"])["slices"]
         assert sum(one["trials"] for one in kept) == len([t for t in study.get_trials() if t.state.is_finished()])
+    known = [row["items"] for row in found["cold_start"]["rows"]]
+    assert known[0] == 0
+    assert known[-1] == "all"
+    assert "Accuracy on confirm users by the newest history items" in page
     with pytest.raises(UsageError, match="no such stage"):
         app([*arguments, "--stage", "promt"], "chamtune", standalone_mode=False)
+
+
+def test_a_curve_that_the_time_does_not_hold_is_left_out(table, tiny_encoder, monkeypatch):
+    monkeypatch.setattr("studies.auto.ending.describing_s", lambda *_: 1e9)
+    course = Course(plan_of(table / "h", tiny_encoder, promotion={"beat_references": False}), table / "h")
+    verdict = course.run(table / "deploy")
+    assert verdict["promoted"]
+    assert verdict["cold_start"] is None
 
 
 def test_a_race_goes_on_where_it_was(table, tiny_encoder):

@@ -108,6 +108,12 @@ def test_the_page_says_what_was_found_and_what_to_do():
     assert "&lt;script&gt;" in page
 
 
+def test_without_a_curve_the_page_says_what_makes_it():
+    told = "chamtune promote race.head --out deploy"
+    assert told in html(found_of(cold_start=None))
+    assert told not in html(found_of())
+
+
 def test_without_a_winner_the_page_says_why():
     refused = found_of(promoted=False, reason="no arm does better", confirm=None, cold_start=None, impact=None)
     page = html(refused)

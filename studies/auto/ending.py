@@ -1,0 +1,80 @@
+"""The end of a race: the leader is promoted, described and sent to MLflow, in the time that is left.
+
+The verdict comes first. By how much is known of a user it is described where the passes for that fit into half of what
+is left then; `chamtune promote` does it later. The rest of the time sends the trials.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from personalization.errors import ChamtuneError
+from studies.auto.clock import TimeUp, ended_after
+from studies.study import OpenStudy
+from studies.verdict.coldstart import COUNTS
+from studies.verdict.deployments import track
+from studies.verdict.promotion import promote
+from tracking.spool import OFF
+
+if TYPE_CHECKING:
+    from studies.auto.course import Course, Entry
+
+OVER = 1.08
+"""Share of the minutes at which a promotion is interrupted."""
+DESCRIBED = 0.5
+"""Share of the time left that describing a promotion may take."""
+
+
+def promote_leader(course: Course, out: Path) -> dict[str, Any] | None:
+    """What promotion said of the leader; None where no arm beats the baseline."""
+    best = course.best()
+    if best is None or best.standing is None or np.nansum(best.standing.gains) <= 0:
+        course.say("no arm does better than the model itself on users that it did not learn from")
+        return None
+    course.say(f"promoting {best.arm.name}, trial {best.trial}")
+    told = best.opened.spec
+    quiet = replace(best.opened, spec=told.model_copy(update={"tracking": OFF}))
+    try:
+        with ended_after(max(1.0, _left_s(course))):
+            result = promote(quiet, out, with_cold_start=False)
+        if result["promoted"]:
+            result |= {"cold_start": _cold_start(course, best, quiet, out)}
+        if result["promoted"] and told.tracking != OFF:
+            with suppress(TimeUp), ended_after(_left_s(course)):
+                track(best.opened, out, result, result["generation"])
+        return result
+    except TimeUp:
+        name = best.opened.spec.name
+        raise ChamtuneError(
+            f"the time was over before the promotion of {name} was; `chamtune promote {name} --out {out}` ends it"
+        ) from None
+    finally:
+        course.journal.note()
+
+
+def describing_s(course: Course, best: Entry) -> float:
+    """Seconds that answering the confirm users with fewer items will take, as many times as there are counts."""
+    assert course.scene is not None
+    share = len(course.base.splits.confirm) / max(1, course.scene.questions)
+    return len(COUNTS) * share * course.scene.pass_s * (1 + best.arm.answering(course.scene))
+
+
+def _cold_start(course: Course, best: Entry, quiet: OpenStudy, out: Path) -> dict[str, Any] | None:
+    """What is promoted by how much is known of a user; None where the time does not hold it."""
+    left = DESCRIBED * (course.limit_s - course.journal.spent_s)
+    if describing_s(course, best) > left:
+        return None
+    with suppress(TimeUp), ended_after(left):
+        found: dict[str, Any] = promote(quiet, out)["cold_start"]
+        return found
+    return None
+
+
+def _left_s(course: Course) -> float:
+    """Seconds until a promotion is interrupted."""
+    return OVER * course.limit_s - course.journal.spent_s

@@ -1,0 +1,63 @@
+"""What a race measures before it begins."""
+
+import csv
+from types import SimpleNamespace
+
+import pytest
+
+from personalization.methods.adapters.user_adapters import UserAdapters
+from personalization.methods.history.labelled import labelled_items
+from studies.auto import costs
+from studies.auto.arms import ARMS, EPOCHS
+from studies.auto.costs import epoch_s, measured
+from studies.auto.plan import Plan, data_of
+from studies.study import open_study
+from tests.tickets import GERMAN, tickets
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch, tiny_encoder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(costs.SAMPLED, "encoder", 12)
+    rows = tickets(GERMAN, customers=20, each=12)
+    with open("tickets.csv", "w", encoding="utf-8", newline="") as file:
+        written = csv.DictWriter(file, list(rows[0]), delimiter=";")
+        written.writeheader()
+        written.writerows(rows)
+    raw = {"model": {"path": str(tiny_encoder)}, "tracking": "none", "optimize": {"accuracy": "maximize"}}
+    plan = Plan("race", {**data_of("tickets.csv", tmp_path / "h"), **raw}, 1.0)
+    return open_study(plan.spec_of(ARMS["calibration"], "encoder"), tmp_path / "h")
+
+
+def test_an_epoch_is_what_more_items_take_longer(opened, monkeypatch):
+    now, sizes = 0.0, []
+
+    def learn(self, dataset, plan, report=None, items=None):
+        nonlocal now
+        now += 5 + 0.25 * len(items)  # what is done once in each training takes no part
+        sizes.append(len(items))
+
+    monkeypatch.setattr(UserAdapters, "learn", learn)
+    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now))
+    items = labelled_items(opened.splits.tune)
+    assert epoch_s(opened) == pytest.approx(0.25 * len(items))
+    assert sizes == [12, 36]
+    scene = measured(opened)._replace(pass_s=2.0, epoch_s=10.0)
+    assert ARMS["lora"].passes(scene) == 1 + EPOCHS * 5
+
+
+def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
+    before = sorted(opened.home.rglob("*"))
+    asked = opened.objective.plain("tune").prompts[:8]
+    spoken = opened.objective.plain("tune").spoken
+    bare = opened.scorer.unstored()
+    scores = bare.label_logprobs(asked, spoken)
+    epoch_s(opened)
+    opened.scorer.backbone.forget()
+    assert (bare.label_logprobs(asked, spoken) == scores).all()
+    assert sorted(opened.home.rglob("*")) == before
+
+
+def test_few_items_cost_nothing_to_measure(opened, monkeypatch):
+    monkeypatch.setitem(costs.SAMPLED, "encoder", 10_000)
+    assert epoch_s(opened) == 0
