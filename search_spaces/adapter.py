@@ -41,8 +41,10 @@ SPACE: Mapping[str, BaseDistribution] = {
     "diversity": FloatDistribution(0.0, 1.0),
     "anchor": FloatDistribution(0.0, 1.0),
 }
+ON_REQUEST: Mapping[str, BaseDistribution] = {"paraphrase": FloatDistribution(0.0, 1.0)}
+"""The model writes as many texts as there are items; only where a spec says so."""
 OF_ITEMS = ("history_dropout", "history_swap", "history_order")
-ONLY = dict.fromkeys((*OF_ITEMS, "prefix_tokens", "adapter=prefix", "token"), "causal")
+ONLY = dict.fromkeys((*OF_ITEMS, "prefix_tokens", "adapter=prefix", "token", "paraphrase"), "causal")
 ON = {"adapter": ("lora", "prefix")}
 READ: Read = {
     **{name: [ON] for name in SPACE if name != "adapter"},
@@ -50,7 +52,7 @@ READ: Read = {
     "cluster_by": [{**ON, "level": ("cluster",)}],
     "prefix_tokens": [{"adapter": ("prefix",)}],
     "dropout": [{"adapter": ("lora",)}],
-    "word_dropout": [{**ON, "epochs": above_one}],
+    **{name: [{**ON, "epochs": above_one}] for name in ("word_dropout", "paraphrase")},
     **{name: [{**ON, "epochs": above_one, "prompt.k": nonzero}] for name in OF_ITEMS},
     "anchor": [{"adapter": ("prefix",)}, {"adapter": ("lora",), "level": ("cluster", "user")}],
 }
@@ -74,6 +76,7 @@ class Params:
     history_dropout: float = 0.0
     history_swap: float = 0.0
     history_order: float = 0.0
+    paraphrase: float = 0.0
     epochs: int = 4
     lr: float = 2e-3
     lr_ratio: float = 1.0

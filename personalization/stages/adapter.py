@@ -114,6 +114,13 @@ class Adapter(Stage):
             sizes = ", ".join(map(str, record["sizes"]))
             remarks.append(f"{record['groups']} groups of {sizes} users, silhouette {record['silhouette']:.3f}")
             pictures["groups"] = lambda: placed(done.dataset, learned, tools.embed)
+        for rate, counts in record.get("varied", {}).items():  # trainings of earlier versions did not count
+            changed = sorted(counts.values())
+            middle = changed[len(changed) // 2]
+            remarks.append(
+                f"{rate} changes {sum(changed)} of {record['items']} items in every second epoch: of a user "
+                f"{changed[0]} to {changed[-1]}, the median {middle}"
+            )
         metrics = {**kept, "epochs_run": float(records[-1]["epoch"]), "trainable": float(record["trainable"])}
         return Facts(metrics, said.curves, said.alarms, remarks, pictures)
 

@@ -12,8 +12,9 @@ In a sentence encoder a text is asked alone, and LoRA moves its embedding (`enco
 `adapter` is lora, or prefix: a prefix on top of the frozen LoRA of all users. `anchor` > 0 starts groups and users at
 that LoRA and penalises the distance to it (constrained LoRA). It is trained by the plain recipe, once for all that
 start from it or stand on it. Every fifth user is held out, at level `user` every user's newest fifth of the items; what
-is kept is what had the smallest loss there. Every second epoch sees the items differently, where a rate says so: words
-or items of the history left out, other items in their place, or these in another order. What was trained lies in a
+is kept is what had the smallest loss there. Every second epoch sees the items differently, where a rate says so: in the
+model's own words (`training.paraphrases`), words or items of the history left out, other items in their place, or these
+in another order; the record counts by user how many items each rate changes (`varied`). What was trained lies in a
 folder named by all that it depends on: PEFT's files a group, and record.json with every evaluation; until that is
 there, the checkpoint.
 """
@@ -51,6 +52,8 @@ from personalization.methods.training.recipe import Recipe
 from personalization.scoring.store import key_of
 
 RECORD, CHECKPOINT = "record.json", "checkpoint.safetensors"
+OF_TEXT, OF_ITEMS = ("word_dropout", "paraphrase"), ("history_dropout", "history_swap", "history_order")
+"""Rates of the second view, of an item and of those in front of it."""
 KEPT_CHECKPOINTS = 64
 """Trainings that were ended early and may go on; older ones would begin anew."""
 
@@ -60,8 +63,8 @@ class Plan(Recipe):
     """What to train, and how: a recipe, judged twice an epoch.
 
     `start`: the first layer with a LoRA, a share of the depth; `prefix_tokens`: length of a prefix; `asking`: how
-    items become prompts; `word_dropout`, `history_dropout`, `history_swap`, `history_order`: rates of the second view;
-    `alpha`: LoRA's, in units of the rank.
+    items become prompts; `word_dropout`, `history_dropout`, `history_swap`, `history_order`, `paraphrase`: rates of the
+    second view; `alpha`: LoRA's, in units of the rank.
     """
 
     evaluations: int = 2
@@ -80,13 +83,18 @@ class Plan(Recipe):
     history_dropout: float = 0.0
     history_swap: float = 0.0
     history_order: float = 0.0
+    paraphrase: float = 0.0
 
     @property
     def varies(self) -> bool:
         """Whether there is a second view."""
-        return bool(
-            self.word_dropout or (self.asking.k and (self.history_dropout or self.history_swap or self.history_order))
-        )
+        return bool(self.rates)
+
+    @property
+    def rates(self) -> list[str]:
+        """Names of the rates that change something."""
+        of_items = [rate for rate in OF_ITEMS if getattr(self, rate)] if self.asking.k else []
+        return [*(rate for rate in OF_TEXT if getattr(self, rate)), *of_items]
 
 
 @cache
@@ -162,6 +170,7 @@ class UserAdapters:
             "held_out_items": len(judged), "groups": trained.count,
             "sizes": np.bincount(numbers, minlength=trained.count).tolist(),
             "silhouette": None if clusters is None else clusters.silhouette,
+            "varied": {rate: self._varied(learned, plan, rate) for rate in plan.rates},
         }  # fmt: skip
         if clusters is not None:
             clusters.save(folder / "groups.safetensors")
@@ -228,12 +237,27 @@ class UserAdapters:
 
     def _prompts(self, items: Dataset, plan: Plan, vary: bool = False) -> list[str]:
         """The prompts of items; `vary` shows them by the rates of the second view."""
-        asked = with_words_dropped(items, plan.word_dropout) if vary else items
+        asked = items
+        if vary:
+            from personalization.methods.training.paraphrases import with_paraphrases
+
+            told = with_paraphrases(items, plan.paraphrase, plan.asking, self.scorer, self.folder, self.progress)
+            asked = with_words_dropped(told, plan.word_dropout)
         if not vary or not plan.asking.k:
             return plan.asking.prompts(self.scorer, asked)[0]
         rates = (plan.history_dropout, plan.history_swap, plan.history_order)
         ranked = plan.asking.ranked(self.scorer, items, plan.asking.k * (2 if plan.history_swap else 1))
         return plan.asking.with_items(self.scorer, asked, varied(ranked, plan.asking.k, *rates))[0]
+
+    def _varied(self, items: Dataset, plan: Plan, rate: str) -> dict[str, int]:
+        """user -> how many of the user's items one rate alone changes."""
+        others: dict[str, Any] = {other: 0.0 for other in (*OF_TEXT, *OF_ITEMS) if other != rate}
+        alone = replace(plan, **others)
+        pairs = zip(items.questions, self._prompts(items, plan), self._prompts(items, alone, vary=True), strict=True)
+        counts = dict.fromkeys((q.user_id for q in items.questions), 0)
+        for question, before, after in pairs:
+            counts[question.user_id] += before != after
+        return counts
 
     def _groups(self, dataset: Dataset, plan: Plan) -> tuple[Clusters | None, dict[str, int], int]:
         """(clusters, the group of each user, number of groups)."""

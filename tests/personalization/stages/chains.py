@@ -24,6 +24,7 @@ ACTIVE: dict[str, list[dict[str, Any]]] = {
         {"adapter.adapter": "lora", **TRAINED},
         {"adapter.adapter": "lora", **TRAINED, "adapter.level": "cluster", "adapter.groups": 2},
         {"adapter.adapter": "lora", **TRAINED, "adapter.level": "user", "adapter.blend": 0.6},
+        {"adapter.adapter": "lora", **TRAINED, "adapter.epochs": 2, "adapter.paraphrase": 0.6},
         {"adapter.adapter": "prefix", **TRAINED, "adapter.level": "cluster", "adapter.groups": 2},
     ],
     "steering": [
