@@ -267,13 +267,19 @@ class Course:
             return None
         standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
         if not standings:
-            return None
+            return self._begun()
         best = leader(standings, self.sizes)
         for standing in standings:
             if hopeless(standing, best, self.sizes):
                 self._out(standing.name, f"out: cannot overtake {best.name} any more")
         found = following(standings, self.sizes)
         return None if found is None else self.entries[found.name]
+
+    def _begun(self) -> Entry | None:
+        """While no arm has a result: the first one, if its time was over before its first trial was."""
+        name, entry = next(iter(self.entries.items()))
+        slices = self.journal.arm(name)["slices"]
+        return entry if slices and slices[-1]["cut"] else None
 
     def _out(self, name: str, why: str) -> None:
         kept = self.journal.arm(name)

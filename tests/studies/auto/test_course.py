@@ -14,7 +14,7 @@ from objectives.classification import Classification
 from personalization.errors import UsageError
 from studies.auto.arms import ARMS
 from studies.auto.clock import Journal
-from studies.auto.course import Course
+from studies.auto.course import Course, Entry
 from studies.auto.first import listed
 from studies.auto.plan import Plan, data_of
 from studies.auto.table import table as table_of
@@ -182,6 +182,17 @@ def test_too_few_minutes_are_said(table, tiny_encoder, monkeypatch):
     monkeypatch.setattr("studies.auto.course.open_study", slow)
     with pytest.raises(UsageError, match="too few to score the tune users once"):
         Course(plan_of(table / "h", tiny_encoder, 0.02), table / "h").run(table / "deploy")
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_an_arm_whose_time_was_over_before_its_first_trial_goes_on_while_no_other_has_a_result(tmp_path, cut):
+    course = Course(Plan("race", {}, 1.0), tmp_path)
+    course.entries = {name: Entry(ARMS[name], None) for name in ("calibration", "similar")}
+    course.journal.arm("calibration")["slices"].append({"trials": 0, "seconds": 1.0, "cut": cut})
+    assert course._following() is (course.entries["calibration"] if cut else None)
+    course.journal.content["spent_s"] = course.limit_s
+    course.journal._before = course.limit_s
+    assert course._following() is None
 
 
 @pytest.mark.slow
