@@ -35,7 +35,8 @@ class Source:
         """The parts; DataError where the data cannot be used, or not be split so."""
         read, by_time = [checked.usable() for checked in self.read], self.split == "time"
         if len(read) == len(PARTS):
-            return Splits(*read, shared_users=by_time)
+            tune, select, confirm = read
+            return Splits(tune, select, confirm, shared_users=by_time)
         if len(read) == 1:
             return split_time(read[0], self.shares) if by_time else split_users(read[0], self.shares)
         train, dev = read
