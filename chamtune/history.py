@@ -10,7 +10,7 @@ from chamtune.study import Study
 from personalization.errors import UsageError
 from studies.foreign import Mapped, cell, table_history
 from studies.insights.history import together
-from studies.insights.reading import history_of, load_studies
+from studies.insights.reading import read_histories
 from studies.insights.report import insights_of
 from studies.insights.values import TOP
 
@@ -34,10 +34,10 @@ def insights(
     Of studies by name or as objects (several are compared by rank), or of a `frame` with a row a finished run: its
     column `value`, bounds on columns (`constraints`: column -> ">= 0.6"), `groups` (column -> group), all others being
     parameters. `how`: `top` (.3), the share of feasible trials that are good; `evaluator`: ped_anova, fanova or mdi
-    beside; `group`: the parameters of one group only.
+    beside; `group`: the parameters of one group only; `goal`: of studies with several goals, by which.
     """
-    if unknown := set(how) - {"top", "evaluator", "group"}:
-        raise UsageError(f"insights has no {min(unknown)!r}; there are top, evaluator, group")
+    if unknown := set(how) - {"top", "evaluator", "group", "goal"}:
+        raise UsageError(f"insights has no {min(unknown)!r}; there are top, evaluator, group, goal")
     if frame is not None:
         if value is None or studies:
             raise UsageError("give a frame and its column of values, or studies")
@@ -46,20 +46,18 @@ def insights(
         ]
         found = table_history(rows, Mapped(value, direction, constraints or {}, groups or {}), "frame")
     else:
-        found = together_or_one(studies, Path(home))
+        found = together_or_one(studies, Path(home), how.get("goal"))
     found = found.of_group(how.get("group"))
     return insights_of(found, how.get("top", TOP), how.get("evaluator"))
 
 
-def together_or_one(studies: Sequence[str | Study], home: Path) -> Any:
-    """The history of one study, or of several by rank."""
+def together_or_one(studies: Sequence[str | Study], home: Path, goal: str | None = None) -> Any:
+    """The history of one study, or of several by rank, by their first goal or the named one."""
     homes = {study.home for study in studies if isinstance(study, Study)} or {home}
     if len(homes) > 1:
         raise UsageError("studies of one home can be compared; import those of another")
     names = [study.spec.name if isinstance(study, Study) else study for study in studies]
-    found = [history_of(study) for study in load_studies(names, homes.pop(), None)]
-    if not found:
-        raise UsageError(f"no studies in {home}")
+    found = read_histories(names, homes.pop(), None, goal)
     return found[0] if len(found) == 1 else together(found)
 
 

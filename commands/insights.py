@@ -38,6 +38,7 @@ def insights(
     leave_out: LeaveOption = None,
     group: Annotated[str | None, typer.Option(help="Parameters of one group only.")] = None,
     format: Annotated[str, typer.Option(help="table, json, or csv (the value scores).")] = "table",
+    goal: Annotated[str | None, typer.Option(help="Of a study with several goals: by which; default: the first.")] = None,
     top: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of feasible trials that are good.")] = 0.3,
     importance: Annotated[
         str | None, typer.Option(help="Beside ours: ped_anova, fanova or mdi, as Optuna computes them.")
@@ -61,9 +62,9 @@ def insights(
     if csv is not None:
         found = _of_table(csv, _mapped(value, minimize, columns, constraint, leave_out))
     else:
-        found = _of_studies(studies or [], home, storage)
+        found = _of_studies(studies or [], goal, home, storage)
     found = found.of_group(group)
-    way = _path((studies or [])[0], home, storage) if path else None
+    way = _path((studies or [])[0], goal, home, storage) if path else None
     frames = insights_of(found, top, importance, way)
     if format == "csv":
         frames["scores"].to_csv(sys.stdout, index=False)
@@ -78,14 +79,11 @@ def insights(
 FORMATS = ("table", "json", "csv")
 
 
-def _of_studies(names: list[str], home: Path, storage: str | None) -> History:
-    from personalization.errors import UsageError
+def _of_studies(names: list[str], goal: str | None, home: Path, storage: str | None) -> History:
     from studies.insights.history import together
-    from studies.insights.reading import history_of, load_studies
+    from studies.insights.reading import read_histories
 
-    found = [history_of(study) for study in load_studies(names, home, storage)]
-    if not found:
-        raise UsageError(f"no studies in {home}; start one with `chamtune run demo --home {home}`")
+    found = read_histories(names, home, storage, goal)
     return found[0] if len(found) == 1 else together(found)
 
 
@@ -122,7 +120,7 @@ def _of_table(path: Path, mapped: Mapped) -> History:
     return table_history(csv_rows(path), mapped, path.name)
 
 
-def _path(name: str, home: Path, storage: str | None) -> dict[str, Any]:
+def _path(name: str, goal: str | None, home: Path, storage: str | None) -> dict[str, Any]:
     from personalization.files import write_atomic
     from studies.insights.path import path_of
     from studies.insights.reading import path_file
@@ -132,8 +130,8 @@ def _path(name: str, home: Path, storage: str | None) -> dict[str, Any]:
 
     spec = located_spec(find_study(name, home, storage))
     with log_to(home), ScoringDisplay() as display:
-        found = path_of(open_study(spec.model_copy(update={"storage": storage}), home, display.scoring))
-    write_atomic(path_file(home, name), json.dumps(found, indent=1))
+        found = path_of(open_study(spec.model_copy(update={"storage": storage}), home, display.scoring), goal)
+    write_atomic(path_file(home, name, goal), json.dumps(found, indent=1))
     return found
 
 

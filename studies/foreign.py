@@ -12,7 +12,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from personalization.errors import DataError, UsageError
 from studies.constraints import UNMEASURED, Constraint, parse_constraint
 from studies.insights.history import ITEMS, METRICS, History, history
-from studies.insights.reading import FOREIGN
+from studies.insights.reading import FOREIGN, goals_of
 from studies.recovery import FAILURE
 from studies.storage import open_storage, storage_url
 from studies.study import study_names
@@ -198,9 +198,7 @@ def optuna_trials(url: str, study: str | None) -> tuple[list[FrozenTrial], dict[
         trial.user_attrs[FOREIGN] = {"source": chosen, "row": trial.number}
         if trial.state == TrialState.FAIL:
             trial.user_attrs.setdefault(FAILURE, "failed where it came from")
-    directions = [direction.name.lower() for direction in found.directions]
-    metrics = found.metric_names or [f"value {i}" if i else "value" for i in range(len(directions))]
-    return trials, {"name": chosen, "directions": directions, "metrics": metrics}
+    return trials, {"name": chosen, "goals": goals_of(found)}
 
 
 def mlflow_rows(uri: str, experiment: str, mapped: Mapped) -> tuple[list[Row], str]:
@@ -226,7 +224,7 @@ def table_history(rows: Sequence[Row], mapped: Mapped, source: str) -> History:
         trial.number = number
     made = history(source, trials, (mapped.value, mapped.direction), groups=mapped.groups)
     bounds = {bound.metric: bound for bound in mapped.bounds()}
-    return History(made.name, made.metric, made.maximize, made.trials, made.parameters, bounds, foreign=True)
+    return replace(made, bounds=bounds, foreign=True)
 
 
 def import_rows(rows: Sequence[Row], mapped: Mapped, name: str, place: tuple[Path, str | None]) -> dict[str, Any]:
@@ -239,8 +237,7 @@ def import_rows(rows: Sequence[Row], mapped: Mapped, name: str, place: tuple[Pat
 def import_optuna(url: str, study: str | None, name: str | None, place: tuple[Path, str | None]) -> dict[str, Any]:
     """Keep a study of another storage; JSON-able as `import_rows`."""
     trials, known = optuna_trials(url, study)
-    goals = dict(zip(known["metrics"], known["directions"], strict=True))
-    return _kept(name or known["name"], trials, goals, {"source": known["name"]}, place) | {"left_out": []}
+    return _kept(name or known["name"], trials, known["goals"], {"source": known["name"]}, place) | {"left_out": []}
 
 
 def _kept(

@@ -18,7 +18,7 @@ import optuna
 from optuna import pruners
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
-from scipy.stats import wilcoxon
+import scipy
 
 from objectives import Report
 from personalization.evaluation import Evaluation, all_metrics
@@ -148,7 +148,7 @@ def _worse(trial: optuna.Trial, mine: dict[int, float]) -> bool:
     if len(difference) < 2:
         return False
     maximize = trial.study.direction == StudyDirection.MAXIMIZE
-    test = wilcoxon(difference, alternative="less" if maximize else "greater", zero_method="zsplit")
+    test = scipy.stats.wilcoxon(difference, alternative="less" if maximize else "greater", zero_method="zsplit")
     return bool(test.pvalue < WORSE)
 
 

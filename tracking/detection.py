@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, stats
+import scipy
 
 POWER = 0.8
 
@@ -53,7 +53,7 @@ def smallest_p(users: int) -> float:
 
 def detectable_difference(n: float, discordance: float = 0.2, alpha: float = 0.05) -> float | None:
     """Smallest difference in accuracy that n independent questions show with a power of 80 %; None where none is."""
-    z_alpha, z_power = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(POWER)
+    z_alpha, z_power = scipy.stats.norm.ppf(1 - alpha / 2), scipy.stats.norm.ppf(POWER)
 
     def excess(difference: float) -> float:
         spread = z_alpha * discordance**0.5 + z_power * (discordance - difference**2) ** 0.5
@@ -62,4 +62,4 @@ def detectable_difference(n: float, discordance: float = 0.2, alpha: float = 0.0
     largest = min(discordance, discordance**0.5)
     if excess(largest) > 0:
         return None
-    return float(optimize.brentq(excess, 1e-6, largest))
+    return float(scipy.optimize.brentq(excess, 1e-6, largest))

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+import scipy
 
 from personalization.errors import ChamtuneError
 from personalization.evaluation import MEANS, Evaluation, changes
@@ -54,9 +54,9 @@ def mcnemar(b: int, c: int) -> McNemar:
     """Exact and mid-p McNemar test of discordant counts."""
     if b + c == 0:
         return McNemar(0, 0, 1.0, 1.0)
-    exact = float(stats.binomtest(min(b, c), b + c, 0.5).pvalue)
-    at = float(stats.binom.pmf(min(b, c), b + c, 0.5))
-    mid = 1 - at / 2 if b == c else float(2 * stats.binom.cdf(min(b, c), b + c, 0.5)) - at
+    exact = float(scipy.stats.binomtest(min(b, c), b + c, 0.5).pvalue)
+    at = float(scipy.stats.binom.pmf(min(b, c), b + c, 0.5))
+    mid = 1 - at / 2 if b == c else float(2 * scipy.stats.binom.cdf(min(b, c), b + c, 0.5)) - at
     return McNemar(b, c, exact, mid)
 
 
@@ -65,7 +65,7 @@ def sign_flip(user_gains: NDArray[np.number[Any]], draws: int = RESAMPLES) -> fl
     gains = user_gains[user_gains != 0].astype(np.float64)
     if len(gains) < 2:
         return 1.0
-    result = stats.permutation_test(
+    result = scipy.stats.permutation_test(
         (gains, np.zeros_like(gains)),
         lambda x, y, axis: (x - y).sum(axis=axis),
         permutation_type="samples",
@@ -122,7 +122,7 @@ def exchange(before: Evaluation, after: Evaluation, metric: str, draws: int = RE
     everybody = np.arange(systems.users)
     if systems.users < 2 or (before.log_probs == after.log_probs).all():
         return 1.0
-    result = stats.permutation_test(
+    result = scipy.stats.permutation_test(
         (2 * everybody + 1, 2 * everybody),
         lambda x, _: systems.gain_by(x % 2, everybody),
         permutation_type="samples",
@@ -156,7 +156,7 @@ def user_interval(
     if len(user_gains) < 2 or np.ptp(user_gains / user_sizes) == 0:
         mean = float(user_gains.sum() / user_sizes.sum())
         return mean, mean
-    result = stats.bootstrap(
+    result = scipy.stats.bootstrap(
         (user_gains.astype(np.float64), user_sizes.astype(np.float64)),
         lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis),
         paired=True,
@@ -179,8 +179,8 @@ def gain_interval(before: Evaluation, after: Evaluation, metric: str, level: flo
     if systems.users < 2 or (before.log_probs == after.log_probs).all():
         return observed, observed
     second = np.ones(systems.users, dtype=np.int64)
-    with warnings.catch_warnings(category=stats.DegenerateDataWarning, action="ignore"):
-        found = stats.bootstrap(
+    with warnings.catch_warnings(category=scipy.stats.DegenerateDataWarning, action="ignore"):
+        found = scipy.stats.bootstrap(
             (np.arange(systems.users),),
             lambda users: systems.gain_by(second, users),
             vectorized=False,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtr
 
 from tracking.significance import difference
 
@@ -65,7 +65,7 @@ def chance(arm: Standing, best: Standing, sizes: NDArray[np.integer]) -> float:
     mean += max(0.0, arm.lift)
     if error == 0:
         return float(mean > 0)
-    return float(norm.cdf(mean / error)) if np.isfinite(error) else 0.5
+    return float(ndtr(mean / error)) if np.isfinite(error) else 0.5
 
 
 def following(arms: Sequence[Standing], sizes: NDArray[np.integer]) -> Standing | None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+import scipy
 from sklearn.linear_model import RidgeCV
 
 from personalization.data.known import known_items
@@ -87,7 +87,7 @@ def routed(gains: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray
     sent = moved > 0
     share, most = float(sizes[sent].sum() / sizes.sum()), 1.0
     gain, error = difference(picked[sent], one[sent], sizes[sent])
-    wide = CORRELATED * float(stats.t.ppf(0.975, max(1, int(sent.sum()) - 1)))
+    wide = CORRELATED * float(scipy.stats.t.ppf(0.975, max(1, int(sent.sum()) - 1)))
     reach = wide * error if sent.any() else 0.0
     low, high = max(-most, gain - reach), min(most, gain + reach)
     return Routed(share * gain, (share * low, share * high), float(moved.mean()))

@@ -1,6 +1,6 @@
 """The table that all insights are computed from: a row a finished trial, made from any list of Optuna trials.
 
-Columns: `number`, `state`, `feasible`, `value` (of the first goal), `gain` (the value, larger being better),
+Columns: `number`, `state`, `feasible`, `value` (of one goal, the first unless told), `gain` (the value, larger being better),
 `params_NAME`, `constraints_NAME` (positive where broken), `metrics_NAME`. A parameter that nothing read in a trial is
 missing there: its value says nothing about the trial.
 """
@@ -8,7 +8,7 @@ missing there: its value says nothing about the trial.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +47,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class History:
-    """The finished trials of one study. `metric`: what `value` is; `bounds`: constraint -> its bound, where known."""
+    """The finished trials of one study. `metric`: what `value` is, one of the study's `goals`; `bounds`: constraint ->
+    its bound, where known."""
 
     name: str
     metric: str
@@ -56,6 +57,7 @@ class History:
     parameters: Mapping[str, Parameter]
     bounds: Mapping[str, Constraint] = field(default_factory=dict)
     foreign: bool = False
+    goals: Sequence[str] = ()
 
     @property
     def feasible(self) -> pd.DataFrame:
@@ -69,9 +71,7 @@ class History:
 
     def first(self, count: int) -> History:
         """The history after so many trials."""
-        return History(
-            self.name, self.metric, self.maximize, self.trials.iloc[:count], self.parameters, self.bounds, self.foreign
-        )
+        return replace(self, trials=self.trials.iloc[:count])
 
     def of_group(self, group: str | None) -> History:
         """With the parameters of one group; UsageError where there are none."""
@@ -81,7 +81,7 @@ class History:
         if not kept:
             there = ", ".join(dict.fromkeys(known.group for known in self.parameters.values())) or "none"
             raise UsageError(f"no parameter of {self.name} is in group {group!r}; there are {there}")
-        return History(self.name, self.metric, self.maximize, self.trials, kept, self.bounds, self.foreign)
+        return replace(self, parameters=kept)
 
 
 def history(
@@ -90,9 +90,11 @@ def history(
     goal: tuple[str, str],
     rooms: ChainSpace | None = None,
     groups: Mapping[str, str] | None = None,
+    place: int = 0,
 ) -> History:
     """The history of finished trials. `goal`: metric and direction; `rooms`: the space of a chain, which knows what is
-    read and to which stage a parameter belongs; `groups`: parameter -> group, of any other origin."""
+    read and to which stage a parameter belongs; `groups`: parameter -> group, of any other origin; `place`: of the goal
+    among a trial's values."""
     import pandas as pd
 
     distributions: dict[str, BaseDistribution] = {}
@@ -102,7 +104,7 @@ def history(
     sign = 1.0 if goal[1] == "maximize" else -1.0
     rows = []
     for trial in trials:
-        value = trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else np.nan
+        value = trial.values[place] if trial.state == TrialState.COMPLETE and trial.values else np.nan
         row = {"number": trial.number, "state": trial.state.name, "feasible": feasible(trial), "value": value}
         params = trial.params
         unread = idle.at(params) if idle is not None else ()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,11 +145,11 @@ def feasibility_importance(history: History) -> pd.DataFrame:
 
 
 EVALUATORS: dict[str, Callable[[], Any]] = {
-    "ped_anova": optuna.importance.PedAnovaImportanceEvaluator,
-    "fanova": partial(optuna.importance.FanovaImportanceEvaluator, seed=0),
-    "mdi": partial(optuna.importance.MeanDecreaseImpurityImportanceEvaluator, seed=0),
+    "ped_anova": lambda: optuna.importance.PedAnovaImportanceEvaluator(),
+    "fanova": lambda: optuna.importance.FanovaImportanceEvaluator(seed=0),
+    "mdi": lambda: optuna.importance.MeanDecreaseImpurityImportanceEvaluator(seed=0),
 }
-"""Optuna's evaluators by name. fANOVA: Hutter, Hoos, Leyton-Brown 2014."""
+"""Optuna's evaluators by name, loaded when one is asked for. fANOVA: Hutter, Hoos, Leyton-Brown 2014."""
 
 
 @contextmanager

@@ -41,22 +41,32 @@ class Target(NamedTuple):
     part: str
 
 
-def target_of(opened: OpenStudy) -> Target:
-    """What was last looked at on the confirm users, measured there; else the best feasible trial, on tune."""
+def target_of(opened: OpenStudy, metric: str) -> Target:
+    """What was last looked at on the confirm users, measured there; else the best feasible trial by a goal, on tune."""
     looks = [look for look in Evidence(opened.storage).looks() if look.study_id == opened.record["id"] and look.found]
     if looks and (found := looks[-1].found) is not None:
         return Target(opened.rooms.of_flat(found["params"]), int(found["trial"]), "confirm")
-    best = next(ranked(finished(opened.study.get_trials(deepcopy=False)), dict(opened.spec.optimize)), None)
+    goals = dict(opened.spec.optimize)
+    place, sign = list(goals).index(metric), -1.0 if goals[metric] == "maximize" else 1.0
+    best = min(
+        ranked(finished(opened.study.get_trials(deepcopy=False)), goals),
+        key=lambda trial: sign * trial.values[place],
+        default=None,
+    )
     if best is None:
         raise UsageError(f"study {opened.spec.name} has no feasible trial; run more, or relax its constraints")
     return Target(opened.rooms.decode(best.params), best.number, "tune")
 
 
-def path_of(opened: OpenStudy, target: Target | None = None) -> dict[str, Any]:
-    """The path, JSON-able: study, trial, part, metric, before, after, gain, interval, steps; `error`: the standard
-    error by user of the setting's value on tune, where trials are measured."""
-    target = target or target_of(opened)
-    metric = next(iter(opened.spec.optimize))
+def path_of(opened: OpenStudy, metric: str | None = None, target: Target | None = None) -> dict[str, Any]:
+    """The path by a metric, by default the study's first goal; JSON-able: study, trial, part, metric, before, after,
+    gain, interval, steps; `error`: the standard error by user of the setting's value on tune, where trials are
+    measured."""
+    goals = opened.spec.optimize
+    metric = metric or next(iter(goals))
+    if metric not in goals:
+        raise UsageError(f"study {opened.spec.name} has no goal {metric!r}; there are: {', '.join(goals)}")
+    target = target or target_of(opened, metric)
     start, end = (_full(params) for params in (opened.rooms.BASELINE, target.params))
     order = ordered(opened, start, end, metric)
     names = short_names(opened.rooms.chain)

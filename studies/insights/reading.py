@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from personalization.databases import shown
 from personalization.errors import UsageError
 from studies.constraints import parse_constraint
 from studies.insights.history import History, history
-from studies.storage import may_exist, open_storage, storage_url
+from studies.rows import finished_trials
+from studies.storage import may_exist, open_storage, storage_url, uncollected
 from studies.study import RECORD, finished, stored_spec, study_names
 
 FOREIGN = "foreign"
 """Study attribute of an imported history: source, metric, groups, constraints; of its trials: where each came from."""
 
 
-def load_studies(names: Sequence[str], home: Path, url: str | None) -> list[optuna.Study]:
-    """Stored studies by name, of any origin; all of them where none is named. UsageError for an unknown one."""
+def read_histories(
+    names: Sequence[str], home: Path, url: str | None = None, goal: str | None = None
+) -> list[History]:
+    """The histories of stored studies by name, of any origin; of all of them where none is named. UsageError for an
+    unknown study or goal."""
     where = storage_url(home, url)
     if not may_exist(where):
         raise UsageError(
@@ -32,38 +38,51 @@ def load_studies(names: Sequence[str], home: Path, url: str | None) -> list[optu
     for name in names:
         if name not in there:
             raise UsageError(f"no study {name!r} in {shown(where)}; there are: {', '.join(there) or 'none'}")
-    return [optuna.load_study(study_name=name, storage=storage) for name in names or there]
+    if not there:
+        raise UsageError(f"no studies in {home}; start one with `chamtune run demo --home {home}`")
+    return [
+        history_of(optuna.load_study(study_name=name, storage=storage), finished_trials(storage, name), goal)
+        for name in names or there
+    ]
 
 
-def history_of(study: optuna.Study) -> History:
-    """The history of a stored study: of its first goal."""
-    trials = finished(study.get_trials(deepcopy=False))
-    record, foreign = study.user_attrs.get(RECORD), study.user_attrs.get(FOREIGN)
+def goals_of(study: optuna.Study) -> dict[str, str]:
+    """What a study of any origin optimises: metric -> direction."""
+    if RECORD in study.user_attrs:
+        return {**stored_spec(study).optimize}
+    directions = [direction.name.lower() for direction in study.directions]
+    names = study.metric_names or [f"value {i}" if i else "value" for i in range(len(directions))]
+    return dict(zip(names, directions, strict=True))
+
+
+@uncollected()
+def history_of(study: optuna.Study, trials: list[FrozenTrial], goal: str | None = None) -> History:
+    """The history of a stored study with these trials, of its first goal or the named one; UsageError where it has no
+    such goal."""
+    goals, ended = goals_of(study), finished(trials)
+    metric = next(iter(goals)) if goal is None else goal
+    if metric not in goals:
+        raise UsageError(f"study {study.study_name} has no goal {metric!r}; there are: {', '.join(goals)}")
+    one = (metric, goals[metric])
+    record, told = study.user_attrs.get(RECORD), dict[str, Any](study.user_attrs.get(FOREIGN) or {})
+    rooms, bounds = None, {name: parse_constraint(name, text) for name, text in told.get("constraints", {}).items()}
     if record is not None:
         spec = stored_spec(study)
         rooms = spec.space_of.starting_from(record.get("started", {}))
-        made = history(study.study_name, trials, next(iter(spec.optimize.items())), rooms)
         bounds = {bound.metric: bound for bound in spec.parsed_constraints()}
-        return History(made.name, made.metric, made.maximize, made.trials, made.parameters, bounds)
-    direction = study.directions[0].name.lower()
-    told: dict[str, Any] = foreign or {}
-    metric = told.get("metric") or (study.metric_names or ["value"])[0]
-    made = history(study.study_name, trials, (metric, direction), groups=told.get("groups"))
-    bounds = {name: parse_constraint(name, text) for name, text in told.get("constraints", {}).items()}
-    return History(
-        made.name, made.metric, made.maximize, made.trials, made.parameters, bounds, foreign=foreign is not None
-    )
+    made = history(study.study_name, ended, one, rooms, told.get("groups"), list(goals).index(metric))
+    return replace(made, bounds=bounds, foreign=FOREIGN in study.user_attrs, goals=tuple(goals))
 
 
-def path_file(home: Path, name: str) -> Path:
-    """Where the measured path of a study is kept."""
-    return home / "results" / name / "insights" / "path.json"
+def path_file(home: Path, name: str, goal: str | None = None) -> Path:
+    """Where the measured path of a study is kept, by its first goal or another."""
+    return home / "results" / name / "insights" / ("path.json" if goal is None else f"path-{goal}.json")
 
 
-def kept_path(home: Path, name: str) -> dict[str, Any] | None:
+def kept_path(home: Path, name: str, goal: str | None = None) -> dict[str, Any] | None:
     """The path that was measured last; None where none was, or what stands there is no path."""
     try:
-        found = json.loads(path_file(home, name).read_text(encoding="utf-8"))
+        found = json.loads(path_file(home, name, goal).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     return found if isinstance(found, dict) and "steps" in found else None

@@ -82,6 +82,7 @@ def summary(found: History, top: float = TOP) -> dict[str, Any]:
         "metric": found.metric,
         "direction": "maximize" if found.maximize else "minimize",
         "foreign": found.foreign,
+        "goals": list(found.goals),
         "total_experiments": len(found.trials),
         "feasible_experiments": len(kept),
         "good_experiments": int(chosen.sum()),

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from studies.insights.history import History, Parameter
 
@@ -147,7 +147,7 @@ def posterior(
         return ones, 0 * ones, ones * np.inf
     a, b = goods + PRIOR * rate, counts - goods + PRIOR * (1 - rate)
     odds = rate / (1 - rate)
-    ends = [stats.beta.ppf(q, a, b) for q in ((1 - level) / 2, (1 + level) / 2)]
+    ends = [special.betaincinv(a, b, q) for q in ((1 - level) / 2, (1 + level) / 2)]
     low, high = (end / np.maximum(1 - end, 1e-12) / odds for end in ends)
     return np.asarray(a / b / odds), np.asarray(low), np.asarray(high)
 

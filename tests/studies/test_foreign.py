@@ -10,8 +10,9 @@ import pytest
 
 from personalization.errors import DataError, UsageError
 from studies.foreign import Mapped, cell, csv_rows, import_optuna, import_rows, rows_of, table_history, trials_of
-from studies.insights.reading import FOREIGN, history_of, load_studies
+from studies.insights.reading import FOREIGN, read_histories
 from studies.insights.report import as_json, insights_of
+from studies.storage import storage_url
 
 EXPERIMENTS = Path(__file__).parents[1] / "fixtures" / "experiments.csv"
 FIELDS = {
@@ -37,9 +38,9 @@ def test_the_experiments_are_imported_analysed_and_told_as_the_report_draws_them
     assert done == {
         "study": "experiments", "source": "experiments", "trials": 25, "complete": 24, "left_out": ["experiment"]
     }  # fmt: skip
-    study = load_studies(["experiments"], tmp_path, None)[0]
+    study = optuna.load_study(study_name="experiments", storage=storage_url(tmp_path, None))
     assert all(FOREIGN in trial.user_attrs for trial in study.trials)
-    found = history_of(study)
+    found = read_histories(["experiments"], tmp_path)[0]
     assert found.foreign
     told = json.loads(json.dumps(as_json(found, insights_of(found))))
     assert sum(len(names) for names in FIELDS.values()) == 22
@@ -63,7 +64,7 @@ def test_the_experiments_are_imported_analysed_and_told_as_the_report_draws_them
 def test_what_is_stored_reads_as_what_stood_in_the_table(tmp_path):
     rows, _ = rows_of(EXPERIMENTS)
     import_rows(rows, MAPPED, "e", (tmp_path, None))
-    stored = history_of(load_studies(["e"], tmp_path, None)[0]).trials
+    stored = read_histories(["e"], tmp_path)[0].trials
     direct = table_history(rows, MAPPED, "e").trials
     assert (
         list(stored["value"].dropna())
@@ -118,10 +119,10 @@ def test_a_study_of_another_storage_is_copied_whole(tmp_path):
     study.optimize(lambda t: (t.suggest_float("x", 0, 1) - 0.3) ** 2, n_trials=15)
     done = import_optuna(url, None, None, (tmp_path / "home", None))
     assert (done["study"], done["trials"], done["complete"]) == ("theirs", 15, 15)
-    ours = load_studies(["theirs"], tmp_path / "home", None)[0]
+    ours = optuna.load_study(study_name="theirs", storage=storage_url(tmp_path / "home", None))
     assert [t.params for t in ours.trials] == [t.params for t in study.trials]
     assert [t.value for t in ours.trials] == [t.value for t in study.trials]
-    found = history_of(ours)
+    found = read_histories(["theirs"], tmp_path / "home")[0]
     assert (found.maximize, found.foreign) == (False, True)
     with pytest.raises(UsageError, match="there is a study 'theirs' already"):
         import_optuna(url, "theirs", None, (tmp_path / "home", None))
@@ -154,7 +155,7 @@ for i in range(4):
         cwd=EXPERIMENTS.parents[2],
     )
     assert "4 runs of theirs are study theirs, 4 with a value" in done.stdout
-    study = load_studies(["theirs"], tmp_path / "home", None)[0]
+    study = optuna.load_study(study_name="theirs", storage=storage_url(tmp_path / "home", None))
     assert [t.params["kind"] for t in study.trials] == ["a", "b", "a", "b"]
     assert set(study.trials[0].params) == {"kind", "lr"}  # what came of a run went not into it
     assert [t.value for t in study.trials] == pytest.approx([0.5, 0.6, 0.7, 0.8])

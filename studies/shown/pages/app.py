@@ -40,6 +40,9 @@ POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src '
 )
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 Names = Annotated[list[str], Query(alias="study", min_length=1, max_length=20, description="Several by repeating it.")]
+Goal = Annotated[
+    str | None, Query(max_length=200, description="Of studies with several goals: by which; else the first.")
+]
 Answer = dict[str, Any]
 
 
@@ -102,8 +105,8 @@ def application(house: House) -> FastAPI:
         return templates.get_template("start.html").render(studies=house.overview(), home=str(house.home))
 
     @app.get("/insights", response_class=HTMLResponse, include_in_schema=False)
-    def insights(names: Names) -> str:
-        return templates.get_template("insights.html").render(found=house.insights(names))
+    def insights(names: Names, goal: Goal = None) -> str:
+        return templates.get_template("insights.html").render(found=house.insights(names, goal))
 
     return app
 
@@ -115,22 +118,22 @@ def _add_api(app: FastAPI, house: House) -> None:
         return house.overview()
 
     @app.get("/api/insights", responses={404: {"description": "no such study"}})
-    def insights(names: Names) -> Answer:
+    def insights(names: Names, goal: Goal = None) -> Answer:
         """Everything that a page of insights shows; several studies are compared by rank."""
-        return house.insights(names)
+        return house.insights(names, goal)
 
     @app.get("/api/suggestions", responses={404: {"description": "no such study"}})
-    def suggestions(names: Names) -> list[Answer]:
+    def suggestions(names: Names, goal: Goal = None) -> list[Answer]:
         """What to try next: kind, change, reason, and the whole point."""
-        found: list[Answer] = house.insights(names)["suggestions"]
+        found: list[Answer] = house.insights(names, goal)["suggestions"]
         return found
 
     @app.get("/insights.csv", responses={404: {"description": "no such study"}})
-    def table(names: Names) -> Response:
+    def table(names: Names, goal: Goal = None) -> Response:
         """The value scores as CSV."""
         rows = [
             {"group": group, "parameter": entry["field"], **value}
-            for group, entries in house.insights(names)["analysis"].items()
+            for group, entries in house.insights(names, goal)["analysis"].items()
             for entry in entries
             for value in entry["values"]
         ]

@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 from personalization.errors import UsageError
 from studies.constraints import feasible
 from studies.insights.history import together
-from studies.insights.reading import FOREIGN, history_of, kept_path
+from studies.insights.reading import FOREIGN, goals_of, history_of, kept_path
 from studies.insights.report import as_json, insights_of
-from studies.storage import open_storage
+from studies.storage import open_storage, trials_of
 from studies.study import RECORD, finished, ranked, stored_spec, study_names
 from studies.verdict.evidence import LOOKS, Evidence
 from studies.verdict.judgement import judge
@@ -38,7 +38,7 @@ class House:
     mlflow: str | None = None
     store: str | None = None
     _studies: dict[str, tuple[int, optuna.Study]] = field(default_factory=dict)
-    _made: dict[tuple[str, ...], tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    _made: dict[tuple[str | None, ...], tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class House:
     def read_all(self) -> None:
         """Read every study once, which takes seconds where there are thousands of trials."""
         for name in self.names():
-            self.study(name).get_trials(deepcopy=False)
+            trials_of(self.study(name))
 
     def study(self, name: str) -> optuna.Study:
         """A study by name; UsageError where there is none. One that was deleted and made again is read again."""
@@ -62,18 +62,23 @@ class House:
             self._studies[name] = (number, optuna.load_study(study_name=name, storage=self.storage))
         return self._studies[name][1]
 
-    def insights(self, names: Sequence[str]) -> dict[str, Any]:
-        """The insights of studies as one object, with the path where it was measured; made again as trials end."""
+    def insights(self, names: Sequence[str], goal: str | None = None) -> dict[str, Any]:
+        """The insights of studies by their first goal or the named one, as one object, with the path where it was
+        measured; made again as trials end."""
         with self._lock:
             studies = [self.study(name) for name in names]
-            path = kept_path(self.home, names[0]) if len(names) == 1 else None
-            ended = (*(len(finished(study.get_trials(deepcopy=False))) for study in studies), id_of(path))
-            key = tuple(names)
+            goals = list(goals_of(studies[0]))
+            goal = None if goal == goals[0] else goal
+            read = [trials_of(study) for study in studies]
+            ours = len(names) == 1 and RECORD in studies[0].user_attrs and goal in (None, *goals)
+            path = kept_path(self.home, names[0], goal) if ours else None
+            ended = (*(len(finished(trials)) for trials in read), id_of(path))
+            key = (goal, *names)
             if key not in self._made or self._made[key][0] != ended:
-                found = [history_of(study) for study in studies]
+                found = [history_of(study, trials, goal) for study, trials in zip(studies, read, strict=True)]
                 history = found[0] if len(found) == 1 else together(found)
                 self._made[key] = (ended, as_json(history, insights_of(history, path=path)))
-        return {**self._made[key][1], "studies": list(names), "path": path}
+        return {**self._made[key][1], "studies": list(names), "goal": goal, "path": path}
 
     def overview(self) -> list[dict[str, Any]]:
         """A row a study: counts, best feasible value, activity, verdict, deployments, pages elsewhere."""
@@ -81,7 +86,7 @@ class House:
         rows = []
         for name in self.names():
             study = self.study(name)
-            trials = study.get_trials(deepcopy=False)
+            trials = trials_of(study)
             record = study.user_attrs.get(RECORD)
             row = {**_counts(name, trials), **_best(study, trials), "foreign": FOREIGN in study.user_attrs}
             row |= {
@@ -159,15 +164,10 @@ def _counts(name: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
 
 def _best(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
     """Metric, direction, method, and the best feasible value of the first goal."""
-    goals: dict[str, str]
-    record = study.user_attrs.get(RECORD)
-    if record is not None:
-        spec = stored_spec(study)
-        goals, method = {**spec.optimize}, spec.method
-    else:
-        names = study.metric_names or [f"value {i}" if i else "value" for i in range(len(study.directions))]
-        goals = dict(zip(names, (direction.name.lower() for direction in study.directions), strict=True))
-        method = "imported" if FOREIGN in study.user_attrs else "Optuna"
+    goals = goals_of(study)
+    method = "imported" if FOREIGN in study.user_attrs else "Optuna"
+    if RECORD in study.user_attrs:
+        method = stored_spec(study).method
     metric = next(iter(goals))
     best = next(ranked(finished(list(trials)), goals), None)
     return {

@@ -22,7 +22,7 @@ def test_the_steps_add_up_to_the_whole_gain(opened):
     assert sum(step["gain"] for step in found["steps"]) == pytest.approx(found["gain"])
     assert found["gain"] == pytest.approx(found["after"] - found["before"])
     assert found["low"] <= found["gain"] <= found["high"]
-    own = opened.objective.evaluate(target_of(opened).params)
+    own = opened.objective.evaluate(target_of(opened, "accuracy").params)
     means = [own.correct[own.users[1] == user].mean() for user in range(len(own.users[0]))]
     assert found["error"] == pytest.approx(np.std(means, ddof=1) / np.sqrt(len(means)))  # all have two questions
     for step in found["steps"]:
@@ -32,7 +32,7 @@ def test_the_steps_add_up_to_the_whole_gain(opened):
 
 
 def test_every_parameter_that_differs_is_in_one_step(opened):
-    target = target_of(opened)
+    target = target_of(opened, "accuracy")
     steps = [name for step in path_of(opened)["steps"] for name in step["values"]]
     baseline, end = opened.rooms.BASELINE.flat(), target.params.flat()
     assert sorted(steps) == sorted(name for name in end if end[name] != baseline[name])
@@ -52,9 +52,9 @@ def test_a_look_is_what_the_path_leads_to_and_is_measured_on(opened):
     evidence = Evidence(opened.storage)
     params = opened.rooms.decode({"beta": 1.0})
     look = evidence.open(opened.record["id"], "state", opened.spec.name, opened.splits.confirm, 0.05)
-    assert target_of(opened).part == "tune"  # opened and not closed: nothing was seen
+    assert target_of(opened, "accuracy").part == "tune"  # opened and not closed: nothing was seen
     evidence.close(look, {"trial": 3, "params": params.flat()}, 0.0)
-    assert target_of(opened) == (params, 3, "confirm")
+    assert target_of(opened, "accuracy") == (params, 3, "confirm")
     found = path_of(opened)
     assert [step["step"] for step in found["steps"]] == ["beta"]
     before, after = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))

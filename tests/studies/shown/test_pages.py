@@ -214,6 +214,18 @@ def test_any_study_of_optuna_is_shown(tmp_path):
     assert values["any"] == {"None", "True", "3", "0.5", "x"}
     assert {row["parameter"]: row["warning"] for row in told["importance"]}["one"] == "cannot matter: 1 in every trial"
     assert "1 in every trial" not in client.get("/insights", params={"study": "empty"}).text
+    by = {
+        goal: client.get("/api/insights", params={"study": "mixed"} | ({"goal": goal} if goal else {})).json()
+        for goal in (None, "value", "value 1")
+    }
+    assert by[None] == by["value"]
+    assert [by[goal]["best"]["trial"] for goal in ("value", "value 1")] == [0, 0]
+    assert [by[goal]["best"]["value"] for goal in ("value", "value 1")] == [0, 0]
+    assert [by[goal]["direction"] for goal in ("value", "value 1")] == ["minimize", "maximize"]
+    page = client.get("/insights", params={"study": "mixed", "goal": "value 1"}).text
+    assert 'goal=value%201" aria-current="page"' in page
+    answer = client.get("/insights", params={"study": "mixed", "goal": "speed"})
+    assert (answer.status_code, "there are: value, value 1" in answer.text) == (404, True)
 
 
 @pytest.mark.parametrize(("score", "at"), [(1.0, 50), (8.0, 100), (80.0, 100), (0.125, 0), (0.0, 0), (None, 100)])
