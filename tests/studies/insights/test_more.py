@@ -7,7 +7,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from studies.insights.history import _Idle, history, together
 from studies.insights.importance import importance
-from studies.insights.likely import likely
+from studies.insights.likely import likely, ridge
 from studies.insights.pairs import cells, interactions
 from studies.insights.price import box, constraint_prices, price_curve
 from studies.insights.suggestions import suggestions
@@ -61,6 +61,21 @@ def test_likely_values_are_nearer_to_the_truth_than_measured_ones():
         better.append(true[0] - truth[lucky])
     assert all(nearer)
     assert np.mean(better) > 0.1
+
+
+@pytest.mark.parametrize(("trials", "kinds"), [(12, (3, 4)), (60, (2, 5, 3)), (9, (6, 7)), (400, (4, 4, 4, 1))])
+def test_the_ridge_is_that_of_scikit_learn(trials, kinds):
+    from sklearn.linear_model import BayesianRidge
+
+    rng = np.random.default_rng(trials)
+    effects = np.hstack([np.eye(kind)[rng.integers(kind, size=trials)] for kind in kinds])
+    gains = effects @ rng.normal(size=effects.shape[1]) + rng.normal(size=trials)
+    gains = (gains - gains.mean()) / gains.std()
+    model = BayesianRidge(max_iter=2000, tol=1e-8).fit(effects, gains)
+    mean, spread = model.predict(effects, return_std=True)
+    found = ridge(effects, gains)
+    assert found[0] == pytest.approx(mean, abs=1e-6)
+    assert found[1] ** 2 == pytest.approx(spread**2 - 1 / model.alpha_, abs=1e-6)
 
 
 def test_likely_is_mirrored_when_minimising():
