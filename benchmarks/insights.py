@@ -1,6 +1,7 @@
 """What insights promise, simulated, and what they cost with many trials: `python benchmarks/insights.py`.
 
-Last line: JSON. `--runs N` (2,000), `--trials N` (10,000), `--only coverage,planted,importance,speed`.
+Last line: JSON. `--runs N` (2,000), `--trials N` (10,000), `--seeds N` (10) and `--home DIR` (studies that are there
+are not run again) of warm starts, `--only coverage,planted,importance,speed,warm`.
 """
 
 from __future__ import annotations
@@ -141,7 +142,16 @@ def seconds(call: Any) -> float:
     return round(time.perf_counter() - began, 3)
 
 
-def speed(home: Path, count: int) -> dict[str, float]:
+def spent(command: list[str]) -> tuple[float, float]:
+    """Seconds on the clock, and of the processor, of a command."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return round(time.perf_counter() - began, 2), round(cpu, 2)
+
+
+def speed(home: Path, count: int) -> dict[str, Any]:
     """Seconds and MiB: the terminal from its start; page and API in a server, for the first time and then."""
     from fastapi.testclient import TestClient
 
@@ -151,16 +161,21 @@ def speed(home: Path, count: int) -> dict[str, float]:
 
     made = seconds(lambda: many(home, count))
     command = [sys.executable, "-m", "cli", "insights", "many", "--home", str(home)]
-    terminal = [seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(2)]
+    terminal = [spent(command) for _ in range(3)]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    client = TestClient(application(House(home, storage_url(home, None))), base_url="http://127.0.0.1")
+    house = House(home, storage_url(home, None))
+    client = TestClient(application(house), base_url="http://127.0.0.1")
 
-    def asked(path: str) -> float:
-        return seconds(lambda: client.get(path).raise_for_status())
+    def asked(path: str) -> dict[str, float]:
+        cpu = time.process_time()
+        clock = seconds(lambda: client.get(path).raise_for_status())
+        return {"clock": clock, "processor": round(time.process_time() - cpu, 3)}
 
     return {
         "trials written": made,
-        "terminal": min(terminal),
+        "terminal": min(clock for clock, _ in terminal),
+        "terminal, of the processor": min(cpu for _, cpu in terminal),
+        "read when it starts": seconds(house.read_all),
         "start page, first": asked("/"),
         "page, first": asked("/insights?study=many"),
         "page": asked("/insights?study=many"),
@@ -171,11 +186,54 @@ def speed(home: Path, count: int) -> dict[str, float]:
     }
 
 
+def reached(study: optuna.Study, target: float) -> int | None:
+    """At which trial, from 1, a study first had a feasible one with this accuracy or a better one."""
+    from studies.constraints import feasible
+
+    trials = study.get_trials(deepcopy=False)
+    found = (n for n, trial in enumerate(trials, 1) if feasible(trial) and trial.values[0] >= target - 1e-12)
+    return next(found, None)
+
+
+def warm(home: Path, seeds: int) -> dict[str, Any]:
+    """The demo on users of each seed: when a study that was warm-started from that of other users (the seed before,
+    the last for the first) has what the cold one of 200 trials has at its best. Warm studies end after half as many."""
+    from studies.carried import carry_over
+    from studies.runner import run_study
+    from studies.spec import load_spec
+    from studies.study import find_study
+
+    for seed in range(1, seeds + 1):
+        run_study(load_spec("demo", {"name": f"cold-{seed}", "seed": seed, "tracking": "none"}), home)
+    rows = []
+    for seed in range(1, seeds + 1):
+        other = f"cold-{(seed - 2) % seeds + 1}"
+        spec = load_spec("demo", {"name": f"warm-{seed}", "seed": seed, "tracking": "none", "trials": 100})
+        carry_over(spec, home, [other])
+        run_study(spec, home)
+        own, cold = (find_study(f"{kind}-{seed}", home, None) for kind in ("warm", "cold"))
+        target = float(cold.best_trial.values[0])
+        row = {"seed": seed, "from": other, "target": target, "best": float(own.best_trial.values[0])}
+        rows.append({**row, "cold": reached(cold, target), "warm": reached(own, target)})
+        print(rows[-1], flush=True)
+    at = [np.inf if row["warm"] is None else row["warm"] for row in rows]
+    middle = float(np.median(at))
+    return {
+        "median trial": middle if np.isfinite(middle) else None,
+        "within 100": sum(np.isfinite(a) for a in at),
+        "median of cold ones": float(np.median([row["cold"] for row in rows])),
+        "within half of the cold one's own": sum(2 * a <= row["cold"] for a, row in zip(at, rows, strict=True)),
+        "rows": rows,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--only", default="coverage,planted,importance,speed")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--home", type=Path)
     given = parser.parse_args()
     wanted, found = given.only.split(","), dict[str, Any]()
     if "coverage" in wanted:
@@ -187,9 +245,11 @@ def main() -> None:
         }
     if "importance" in wanted:
         found["importance"] = orders(max(1, given.runs // 10))
-    if "speed" in wanted:
-        with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name:
+        if "speed" in wanted:
             found["seconds"] = speed(Path(name), given.trials)
+        if "warm" in wanted:
+            found["warm start"] = warm(given.home or Path(name) / "warm", given.seeds)
     for name, value in found.items():
         print(name, json.dumps(value, indent=1))
     print(json.dumps(found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from chamtune.dataset import Dataset
 from chamtune.model import Model
 from personalization.errors import UsageError
 from personalization.tasks import TASKS
+from studies.carried import carry_over
 from studies.constraints import feasible
 from studies.results import StudyResult
 from studies.runner import run_study
@@ -37,12 +38,21 @@ class Study:
             load_spec(str(spec)) if isinstance(spec, str | Path) else parse_spec(plain_spec(spec, self.home), "spec")
         )
         self.result: StudyResult | None = None
+        self.carried: list[dict[str, Any]] = []
         self._opened: OpenStudy | None = None
 
-    def run(self, trials: int | None = None) -> Study:
-        """Run to the spec's number of trials, or to this one, earlier trials included; the study itself."""
+    def run(self, trials: int | None = None, from_: str | Study | Sequence[str | Study] = ()) -> Study:
+        """Run to the spec's number of trials, or to this one, earlier trials included; the study itself.
+
+        `from_`: earlier studies of this home, whose trials are taken over, once, as far as they fit; where data or
+        model are others, their likely best settings are tried first. What came of it is in `carried`: study, kept,
+        queued, outside (reason -> count). UsageError where one is not there, or has another chain.
+        """
         if trials is not None:
             self.spec = StudySpec.model_validate({**self.spec.model_dump(), "trials": trials})
+        earlier = [from_] if isinstance(from_, str | Study) else from_
+        names = [one.spec.name if isinstance(one, Study) else one for one in earlier]
+        self.carried = carry_over(self.spec, self.home, names) if names else []
         self.result, self._opened = run_study(self.spec, self.home), None
         return self
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from commands.options import HOME, HomeOption, JsonOption, StorageOption, answer
 if TYPE_CHECKING:
     from studies.foreign import Mapped
     from studies.insights.history import History
+    from studies.study import OpenStudy
 
 ValueOption = Annotated[str | None, typer.Option(help="Of a table: the column that tells how good a run was.")]
 MinimizeOption = Annotated[bool, typer.Option("--minimize", help="Of a table: smaller values are better.")]
@@ -38,13 +41,16 @@ def insights(
     leave_out: LeaveOption = None,
     group: Annotated[str | None, typer.Option(help="Parameters of one group only.")] = None,
     format: Annotated[str, typer.Option(help="table, json, or csv (the value scores).")] = "table",
-    goal: Annotated[str | None, typer.Option(help="Of a study with several goals: by which; default: the first.")] = None,
+    goal: Annotated[str | None, typer.Option(help="Of a study with several goals: by which; else the first.")] = None,
     top: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of feasible trials that are good.")] = 0.3,
     importance: Annotated[
         str | None, typer.Option(help="Beside ours: ped_anova, fanova or mdi, as Optuna computes them.")
     ] = None,
     path: Annotated[
         bool, typer.Option("--path", help="Measure the way from the baseline to the winner; needs model and data.")
+    ] = False,
+    backfill: Annotated[
+        bool, typer.Option("--backfill", help="First work out the fields of trials that ended before there were any.")
     ] = False,
     enqueue: Annotated[int, typer.Option(min=0, help="Put so many suggestions into the study's queue.")] = 0,
     home: HomeOption = HOME,
@@ -57,8 +63,11 @@ def insights(
 
     if format not in FORMATS:
         raise UsageError(f"--format {format}: there are {', '.join(FORMATS)}")
-    if (path or enqueue) and (csv is not None or len(studies or []) != 1):
-        raise UsageError(f"--{'path' if path else 'enqueue'} is of one study; name it")
+    needing = [name for name, given in (("path", path), ("enqueue", enqueue), ("backfill", backfill)) if given]
+    if needing and (csv is not None or len(studies or []) != 1):
+        raise UsageError(f"--{needing[0]} is of one study; name it")
+    if backfill:
+        _backfill((studies or [])[0], home, storage)
     if csv is not None:
         found = _of_table(csv, _mapped(value, minimize, columns, constraint, leave_out))
     else:
@@ -120,17 +129,34 @@ def _of_table(path: Path, mapped: Mapped) -> History:
     return table_history(csv_rows(path), mapped, path.name)
 
 
-def _path(name: str, goal: str | None, home: Path, storage: str | None) -> dict[str, Any]:
-    from personalization.files import write_atomic
-    from studies.insights.path import path_of
-    from studies.insights.reading import path_file
+def _backfill(name: str, home: Path, storage: str | None) -> None:
+    from studies.insights.fields import backfill
+    from studies.shown.consoles import notes
+
+    with _opened(name, home, storage) as opened:
+        done = backfill(opened)
+    notes.print(f"fields of {done['filled']} trials of {name} are worked out; {done['had']} had theirs")
+
+
+@contextmanager
+def _opened(name: str, home: Path, storage: str | None) -> Iterator[OpenStudy]:
+    """A study with its data and model, progress being shown."""
     from studies.shown.logs import log_to
     from studies.shown.progress import ScoringDisplay
     from studies.study import find_study, located_spec, open_study
 
     spec = located_spec(find_study(name, home, storage))
     with log_to(home), ScoringDisplay() as display:
-        found = path_of(open_study(spec.model_copy(update={"storage": storage}), home, display.scoring), goal)
+        yield open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
+
+
+def _path(name: str, goal: str | None, home: Path, storage: str | None) -> dict[str, Any]:
+    from personalization.files import write_atomic
+    from studies.insights.path import path_of
+    from studies.insights.reading import path_file
+
+    with _opened(name, home, storage) as opened:
+        found = path_of(opened, goal)
     write_atomic(path_file(home, name, goal), json.dumps(found, indent=1))
     return found
 

@@ -24,7 +24,7 @@ from personalization.methods.taste.solvers import fit_temperature
 from personalization.stages import chain, stage
 from personalization.stages.calibration import resolved
 from personalization.stages.chain import Fitted
-from personalization.stages.facts import Facts, joined
+from personalization.stages.facts import Facts, Field, joined
 from personalization.stages.work import Tools, Work, begin, plain_scores
 from search_spaces import ChainParams, ChainSpace
 
@@ -120,7 +120,25 @@ class Classification:
     def facts(self, params: ChainParams) -> Facts:
         """What the stages did on the tune users, beyond their predictions."""
         found = chain.facts(self._fit(params), self._tools)
-        return joined([self._beside_no_items(params), found])
+        return joined([self._beside_no_items(params), found, Facts(fields=self._fields(params))])
+
+    def _fields(self, params: ChainParams) -> dict[str, Field]:
+        """What data a trial was measured on, and what stood in its prompts: characters, means over questions."""
+        tune, work = self.splits.tune, self._fit(params).tune[-1]
+        dates = sorted(q.date for q in tune.questions if q.date is not None)
+        told: dict[str, Field] = {
+            "data.rows": len(tune),
+            "data.users": len({q.user_id for q in tune.questions}),
+            "data.labels": len(tune.labels),
+            "data.items_a_user": round(float(np.mean([len(q.history) for q in tune.questions])), 1),
+        }
+        if dates:
+            told["data.dates"] = f"{dates[0]:%Y-%m-%d} to {dates[-1]:%Y-%m-%d}"
+        before, after = (round(float(np.mean([len(p) for p in w.prompts]))) for w in (self._part("tune"), work))
+        parts = [f"question {before}"]
+        if work.asking.k:
+            parts.append(f"{work.asking.k} items {after - before}")
+        return {**told, "features.prompt_characters": after, "features.prompt": tuple(parts)}
 
     def _beside_no_items(self, params: ChainParams) -> Facts:
         """With items in the prompt and nothing trained on them: the same parameters without them."""

@@ -3,7 +3,8 @@
 Of a study of the same data, model and chain every trial whose parameters mean the same in the new space is kept with
 its result: a parameter that is new has its baseline in it, and goals and bounds are read anew from the metrics that
 were measured. Of a study of other data or another model, whose values do not compare, the best settings are queued by
-rank instead. What does not fit is counted by its reason. Each carried trial says where it came from.
+rank instead: the likely best (`insights.likely`), since what was best by luck was so on those users alone. What does
+not fit is counted by its reason. Each carried trial says where it came from.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from personalization.errors import UsageError
+from studies.insights.likely import likely
+from studies.insights.reading import history_of
 from studies.recovery import enqueue
 from studies.samplers import holds
 from studies.spec import StudySpec
@@ -73,7 +76,7 @@ def carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
         opened.study.add_trials(kept_trials)
         row["kept"] = len(kept_trials)
     else:
-        for trial in ranked(trials, dict(stored_spec(other).optimize)):
+        for trial in likely_best(other, trials):
             if row["queued"] == QUEUED:
                 break
             point, reason = _point(opened, trial)
@@ -83,6 +86,14 @@ def carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
                 enqueue(opened.study, point, **{CARRIED: {"study": name, "trial": trial.number}})
                 row["queued"] += 1
     return {**row, "outside": dict(outside.most_common())}
+
+
+def likely_best(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Feasible trials, the likely best first; of several goals those of the Pareto front first."""
+    if len(stored_spec(study).optimize) > 1:
+        return list(ranked(trials, dict(stored_spec(study).optimize)))
+    by_number = {trial.number: trial for trial in trials}
+    return [by_number[number] for number in likely(history_of(study, trials))["number"]]
 
 
 def _compares(opened: OpenStudy, other: optuna.Study) -> bool:

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import optuna
+import scipy
 from optuna import pruners
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
-import scipy
 
 from objectives import Report
 from personalization.evaluation import Evaluation, all_metrics

@@ -37,8 +37,8 @@ IO_ERROR, INTERNAL = 74, 70
 The exit code of an outage of the storage is that of `UnavailableError`.
 """
 MEASURED = "measured"
-"""Trial attribute: metrics, curves, remarks, sampler seed; of repeated parameters the trial whose result was reused, of
-a pruned trial what was seen until then. What is not finite is null."""
+"""Trial attribute: metrics, fields, curves, remarks, sampler seed; of repeated parameters the trial whose result was
+reused, of a pruned trial what was seen until then. What is not finite is null."""
 
 
 class GivenBack(Exception):
@@ -217,7 +217,7 @@ class TrialRunner:
             raise
         facts = self.objective.facts(params)
         metrics = {**all_metrics(evaluation, self.baseline), **facts.metrics}
-        notes = {"remarks": list(facts.remarks), "curves": _curves(facts)}
+        notes = {"remarks": list(facts.remarks), "curves": _curves(facts), "fields": storable_fields(facts)}
         self.measured[key] = (trial.number, metrics)
         return metrics, notes
 
@@ -259,6 +259,11 @@ def _canonical(params: ChainParams) -> str:
 
 def _curves(facts: Facts) -> dict[str, list[float | None]]:
     return {name: [_storable(v) for v in values] for name, values in facts.curves.items()}
+
+
+def storable_fields(facts: Facts) -> dict[str, Any]:
+    """The fields of a trial, as every storage and page can read them."""
+    return {name: _storable(told) if isinstance(told, float) else told for name, told in facts.fields.items()}
 
 
 def _storable(value: float | None) -> float | None:

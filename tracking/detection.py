@@ -15,8 +15,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 import scipy
+from numpy.typing import NDArray
 
 POWER = 0.8
 

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 import scipy
+from numpy.typing import NDArray
 
 from personalization.errors import ChamtuneError
 from personalization.evaluation import MEANS, Evaluation, changes

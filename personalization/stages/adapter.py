@@ -23,7 +23,7 @@ from personalization.methods.adapters.user_adapters import KEPT_CHECKPOINTS, Pla
 from personalization.methods.training.flags import flags
 from personalization.scoring.store import size_limit
 from personalization.stages import Stage
-from personalization.stages.facts import Facts
+from personalization.stages.facts import Facts, Field
 from personalization.stages.holdings import RECORD, Held, May, Sizes
 from personalization.stages.work import KEPT_OF, Tools, Work
 
@@ -122,7 +122,11 @@ class Adapter(Stage):
                 f"{changed[0]} to {changed[-1]}, the median {middle}"
             )
         metrics = {**kept, "epochs_run": float(records[-1]["epoch"]), "trainable": float(record["trainable"])}
-        return Facts(metrics, said.curves, said.alarms, remarks, pictures)
+        layers = tools.scorer.backbone.depth - learned.first
+        sizes = {"trainable_parameters": int(record["trainable"]), "adapted_layers": layers, "adapters": learned.count}
+        told: dict[str, Field] = {f"architecture.{name}": size for name, size in sizes.items()}
+        told |= {"architecture.bytes_a_user": self.user_bytes(params, learned), "training.epochs": len(records)}
+        return Facts(metrics, said.curves, said.alarms, remarks, pictures, fields=told)
 
     def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:  # noqa: ARG002
         """LoRA in the upper third, and in all layers, there with groups that start from the one of all users."""

@@ -213,7 +213,7 @@ class Calibration(Stage):
         return Held(embedded, answers + 3 * embedded + (sizes.known * INDEXED if similar else 0))
 
     def facts(self, params: Any, learned: Learned, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
-        """Why no label changes; what a deployment holds of other users."""
+        """Why no label changes; what a deployment holds of other users; the strengths that were solved for."""
         remarks = [_apart_said(one) for one in learned.apart]
         if learned.pool is not None:
             pool = learned.pool
@@ -222,7 +222,9 @@ class Calibration(Stage):
         untouched = not below.edits and below.own is None and not below.asking.k
         if untouched and params.beta == 0 and params.gamma == 0 and params.fit != "exact":
             remarks.append("beta and gamma are 0: every label is the model's own")
-        return Facts(remarks=tuple(remarks))
+        strengths = ("beta", "gamma", "tau") if params.fit == "exact" else ()
+        solved = {f"calibration.solved_{name}": getattr(learned.moved, name) for name in strengths}
+        return Facts(remarks=tuple(remarks), fields=solved)
 
     def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:
         """The optimum of NLL (convex) and of accuracy along gamma through it (exact), at kappa = 5; with the prior of

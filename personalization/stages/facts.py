@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+Field = float | int | str | tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -13,7 +15,9 @@ class Facts:
 
     `metrics`: stored with the trial's; `curves`: name -> a value a step; `alarms`: what looked wrong, `remarks`: why
     the figures are what they are, a sentence each. Few trials are asked for more, and it is made then: `pictures`, name
-    of a figure -> what that figure takes; `files`, file name -> content.
+    of a figure -> what that figure takes; `files`, file name -> content. `fields`: GROUP.NAME -> a number, a word, or
+    words of which a trial has several, by which insights compare trials (groups: calibration, steering, training,
+    architecture, data, features).
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -22,6 +26,7 @@ class Facts:
     remarks: Sequence[str] = ()
     pictures: Mapping[str, Callable[[], Mapping[str, Any]]] = field(default_factory=dict)
     files: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    fields: Mapping[str, Field] = field(default_factory=dict)
 
 
 def joined(facts: Sequence[Facts]) -> Facts:

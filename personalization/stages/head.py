@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from personalization.methods.adapters.user_heads import HeadPlan, Heads, UserHeads
 from personalization.stages import Stage
+from personalization.stages.facts import Facts
 from personalization.stages.holdings import RECORD, Held, May, Sizes
 from personalization.stages.work import KEPT_OF, Own, Tools, Work, embeddings_of, states_of
 
@@ -50,6 +51,15 @@ class HeadOfItems(Stage):
             return {}
         assigned = _heads(params, work, tools).assigned(learned).tolist()
         return dict(zip((q.user_id for q in work.dataset.questions), assigned, strict=True))
+
+    def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
+        """How large the heads are."""
+        if learned is None:
+            return Facts()
+        sizes = [array.size for head in (learned.base, *learned.own) for array in head.arrays().values()]
+        return Facts(
+            fields={"architecture.head_parameters": int(sum(sizes)), "architecture.heads": 1 + len(learned.own)}
+        )
 
     def starts(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:  # noqa: ARG002
         """On an encoder: half of the answer, and all of it with a head of all and of each."""

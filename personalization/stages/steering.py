@@ -109,6 +109,10 @@ class Steering(Stage):
         directions = _directions(below, tools, settings.front)
         return Facts(
             {**metrics, **_likenesses(settings, learned, directions)},
+            fields={
+                "steering.steered_layers": len(learned.layers),
+                "steering.relative_edit": float(firings.mean_relative_edit),
+            },
             remarks=[*_cut(directions), *_remarks(settings, learned, edit, plain, moved)],
             pictures={"edits": lambda: self._picture(settings, learned, below, (plain, moved), tools)},
             files={"vectors.safetensors": lambda: self._vectors(settings, edit, below, tools)},

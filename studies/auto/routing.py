@@ -20,8 +20,8 @@ from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 import scipy
+from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
 from personalization.data.known import known_items

@@ -1,8 +1,8 @@
 """The table that all insights are computed from: a row a finished trial, made from any list of Optuna trials.
 
-Columns: `number`, `state`, `feasible`, `value` (of one goal, the first unless told), `gain` (the value, larger being better),
-`params_NAME`, `constraints_NAME` (positive where broken), `metrics_NAME`. A parameter that nothing read in a trial is
-missing there: its value says nothing about the trial.
+Columns: `number`, `state`, `feasible`, `value` (of one goal, the first unless told), `gain` (the value, larger being
+better), `params_NAME`, `constraints_NAME` (positive where broken), `metrics_NAME`. A parameter that nothing read in a
+trial is missing there: its value says nothing about the trial.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Parameter:
 
 @dataclass(frozen=True)
 class History:
-    """The finished trials of one study. `metric`: what `value` is, one of the study's `goals`; `bounds`: constraint ->
+    """The finished trials of one study. `fields`: what else is known of a trial that nobody set, which has value scores
+    and nothing more; `metric`: what `value` is, one of the study's `goals`; `bounds`: constraint ->
     its bound, where known."""
 
     name: str
@@ -58,6 +59,7 @@ class History:
     bounds: Mapping[str, Constraint] = field(default_factory=dict)
     foreign: bool = False
     goals: Sequence[str] = ()
+    fields: Mapping[str, Parameter] = field(default_factory=dict)
 
     @property
     def feasible(self) -> pd.DataFrame:
@@ -77,11 +79,14 @@ class History:
         """With the parameters of one group; UsageError where there are none."""
         if group is None:
             return self
-        kept = {name: known for name, known in self.parameters.items() if known.group == group}
-        if not kept:
-            there = ", ".join(dict.fromkeys(known.group for known in self.parameters.values())) or "none"
+        kept, told = (
+            {name: known for name, known in of.items() if known.group == group} for of in (self.parameters, self.fields)
+        )
+        if not kept and not told:
+            known = (*self.parameters.values(), *self.fields.values())
+            there = ", ".join(dict.fromkeys(one.group for one in known)) or "none"
             raise UsageError(f"no parameter of {self.name} is in group {group!r}; there are {there}")
-        return replace(self, parameters=kept)
+        return replace(self, parameters=kept, fields=told)
 
 
 def history(
@@ -200,8 +205,11 @@ def together(histories: Sequence[History]) -> History:
         frame.insert(0, "study", found.name)
         frames.append(frame)
     parameters: dict[str, Parameter] = {}
+    fields: dict[str, Parameter] = {}
     for found in histories:
         parameters |= found.parameters
+        fields |= found.fields
     name = ", ".join(found.name for found in histories)
     metrics = " and ".join(dict.fromkeys(found.metric for found in histories))
-    return History(name, f"rank by {metrics}", True, pd.concat(frames, ignore_index=True), parameters)
+    whole = pd.concat(frames, ignore_index=True)
+    return History(name, f"rank by {metrics}", True, whole, parameters, fields=fields)

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial
 from personalization.databases import shown
 from personalization.errors import UsageError
 from studies.constraints import parse_constraint
+from studies.insights.fields import fields_of, with_fields
 from studies.insights.history import History, history
 from studies.rows import finished_trials
 from studies.storage import may_exist, open_storage, storage_url, uncollected
@@ -23,9 +24,7 @@ FOREIGN = "foreign"
 """Study attribute of an imported history: source, metric, groups, constraints; of its trials: where each came from."""
 
 
-def read_histories(
-    names: Sequence[str], home: Path, url: str | None = None, goal: str | None = None
-) -> list[History]:
+def read_histories(names: Sequence[str], home: Path, url: str | None = None, goal: str | None = None) -> list[History]:
     """The histories of stored studies by name, of any origin; of all of them where none is named. UsageError for an
     unknown study or goal."""
     where = storage_url(home, url)
@@ -71,6 +70,7 @@ def history_of(study: optuna.Study, trials: list[FrozenTrial], goal: str | None 
         rooms = spec.space_of.starting_from(record.get("started", {}))
         bounds = {bound.metric: bound for bound in spec.parsed_constraints()}
     made = history(study.study_name, ended, one, rooms, told.get("groups"), list(goals).index(metric))
+    made = with_fields(made, fields_of(ended, study.user_attrs))
     return replace(made, bounds=bounds, foreign=FOREIGN in study.user_attrs, goals=tuple(goals))
 
 

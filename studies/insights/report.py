@@ -101,8 +101,8 @@ def as_json(found: History, frames: Frames, top: float = TOP) -> dict[str, Any]:
     analysis: dict[str, list[dict[str, Any]]] = {}
     for name, own in frames["scores"].groupby("parameter", sort=False):
         values = own[[column for column in COLUMNS if column not in ("parameter", "group")]].to_dict("records")
-        known = found.parameters[name]
-        entry = {"param": title(name), "field": name, "items": known.items, "values": values}
+        known, measured = (found.parameters | found.fields)[name], name in found.fields
+        entry = {"param": title(name), "field": name, "items": known.items, "measured": measured, "values": values}
         analysis.setdefault(known.group, []).append(entry)
     ordered = {group: analysis[group] for group in sorted(analysis, key=_place)}
     tables = {name: frames[name].to_dict("records") for name in NAMES if name != "scores"}

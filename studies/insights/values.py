@@ -153,7 +153,7 @@ def posterior(
 
 
 def value_scores(history: History, top: float = TOP) -> pd.DataFrame:
-    """A row a value of each parameter, surest to be good first; `COLUMNS`."""
+    """A row a value of each parameter, and of each field that has several, surest to be good first; `COLUMNS`."""
     import pandas as pd
 
     kept = history.feasible
@@ -161,8 +161,10 @@ def value_scores(history: History, top: float = TOP) -> pd.DataFrame:
     values = kept["value"].to_numpy(dtype=float)
     chosen, _ = good(gains, top)
     rows: list[dict[str, Any]] = []
-    for parameter in history.parameters.values():
+    for parameter in (*history.parameters.values(), *history.fields.values()):
         found = levels(parameter, kept[f"params_{parameter.name}"])
+        if parameter.name in history.fields and len(found.labels) < 2:
+            continue
         read = np.ones(len(kept), dtype=bool) if parameter.items else found.member.any(axis=1)
         rate = float(chosen[read].mean()) if read.any() else 0.0
         counts = found.member.sum(axis=0)

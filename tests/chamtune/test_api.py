@@ -180,3 +180,17 @@ def test_confirm_users_are_not_shown(tmp_path, frame, tiny_model):
     spec = {"name": "s", "data": ct.Dataset.from_frame(frame), "model": ct.Model(tiny_model), "trials": 1}
     with pytest.raises(UsageError, match="allowed are tune, select"):
         ct.Study(spec, home=tmp_path).predictions("confirm")
+
+
+def test_a_study_goes_on_from_an_earlier_one(tmp_path, frame, tiny_model):
+    data = ct.Dataset.from_frame(frame, time="time", task="LaMP_2")
+    told = {"data": data, "model": tiny_model, "chain": ["calibration"], "sampler": "random", "trials": 4}
+    first = ct.Study({**told, "name": "first"}, home=tmp_path).run()
+    second = ct.Study({**told, "name": "second", "trials": 6}, home=tmp_path).run(from_=first)
+    assert second.carried == [{"study": "first", "kept": 4, "queued": 0, "already": False, "outside": {}}]
+    same = ["accuracy", "params_beta", "params_gamma"]
+    pd.testing.assert_frame_equal(second.trials()[same][:4], first.trials()[same])
+    assert len(second.trials()) == 6
+    assert second.run(from_=["first"]).carried[0]["already"]
+    with pytest.raises(UsageError, match="no study 'nowhere'"):
+        second.run(from_="nowhere")

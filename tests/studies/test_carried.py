@@ -3,7 +3,7 @@
 import pytest
 
 from personalization.errors import UsageError
-from studies.carried import CARRIED, QUEUED, carried_said, carry_over
+from studies.carried import CARRIED, QUEUED, carried_said, carry_over, likely_best
 from studies.runner import run_study
 from studies.study import RECORD, find_study, ranked
 from studies.trial import MEASURED
@@ -71,7 +71,7 @@ def test_of_other_data_the_best_settings_are_queued_by_rank(first, spec_of, tmp_
     row = carry_over(spec, tmp_path, ["first"])[0]  # other shares: other tune users
     assert (row["kept"], row["queued"]) == (0, min(QUEUED, sum(1 for _ in ranked(first.trials, {"a": "maximize"}))))
     run_study(spec, tmp_path)
-    best = [trial.params for trial in ranked(first.trials, {"accuracy": "maximize"})][:3]
+    best = [trial.params for trial in likely_best(first, first.trials)][:3]
     assert [trial.params for trial in find_study("elsewhere", tmp_path, None).trials[:3]] == best
 
 
@@ -82,3 +82,11 @@ def test_another_chain_and_itself_are_refused(first, spec_of, tmp_path):
         carry_over(spec_of(name="chain", chain=["prompt", "calibration"]), tmp_path, ["first"])
     with pytest.raises(UsageError, match="no study 'nowhere'"):
         carry_over(spec_of(name="x"), tmp_path, ["nowhere"])
+
+
+def test_the_likely_best_are_not_the_luckiest(first, monkeypatch):
+    monkeypatch.setattr("studies.insights.likely.ENOUGH", 2)
+    found = likely_best(first, first.trials)
+    luckiest = list(ranked(first.trials, {"accuracy": "maximize"}))
+    assert sorted(t.number for t in found) == sorted(t.number for t in luckiest)
+    assert [t.number for t in found] != [t.number for t in luckiest]

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -234,12 +236,8 @@ def test_the_axis_of_scores(score, at):
 
 
 @pytest.fixture
-def served(experiments):
-    """The pages on a port, and a browser."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
+def address(experiments):
+    """The pages on a port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -248,12 +246,22 @@ def served(experiments):
     thread.start()
     while not server.started:
         time.sleep(0.05)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield f"http://127.0.0.1:{port}", browser
-        browser.close()
+    yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def served(address):
+    """The pages, and a browser."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield address, browser
+        browser.close()
 
 
 @pytest.mark.slow
@@ -297,3 +305,49 @@ def test_in_a_browser_at_three_widths_and_by_keyboard(served, scheme):
         assert dark == ("rgb(20, 23, 26)" if scheme == "dark" else "rgb(251, 250, 248)")
         assert faults == []
         page.close()
+
+
+def seen_by(axe, page) -> list[str]:
+    """What axe-core finds on a page, gravest and all others: rule, how grave, where."""
+    found = axe.run(page).response["violations"]
+    return [f"{one['id']} ({one['impact']}): {one['nodes'][0]['target']}" for one in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(served, experiments, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    base, browser = served
+    odd = storage_url(experiments, None)
+    if "mixed" not in optuna.get_all_study_names(odd):
+        odd_studies(odd)
+    for path in ("/", *(f"/insights?study={name}" for name in ("experiments", "mixed", "empty", "nowhere"))):
+        for width in (1280, 390):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.goto(base + path)
+            assert seen_by(Axe(), page) == [], (path, width)
+            page.close()
+
+
+@pytest.mark.slow
+def test_axe_sees_a_fault(served):
+    from axe_playwright_python.sync_playwright import Axe
+
+    base, browser = served
+    page = browser.new_page()
+    page.goto(base)
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<main><button></button></main>')")
+    assert any(said.startswith("button-name (critical)") for said in seen_by(Axe(), page))
+    page.close()
+
+
+@pytest.mark.slow
+def test_whatever_openapi_allows_and_forbids_is_answered_as_it_says(address, tmp_path):
+    """schemathesis draws right and wrong requests from OpenAPI: no 5xx, and only what is documented."""
+    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+    options = ["--checks", checks, "--max-examples", "40", "--seed", "1", "--phases", "examples,coverage,fuzzing"]
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "generated" in done.stdout
