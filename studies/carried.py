@@ -3,8 +3,10 @@
 Of a study of the same data, model and chain every trial whose parameters mean the same in the new space is kept with
 its result: a parameter that is new has its baseline in it, and goals and bounds are read anew from the metrics that
 were measured. Of a study of other data or another model, whose values do not compare, the best settings are queued by
-rank instead: the likely best (`insights.likely`), since what was best by luck was so on those users alone. What does
-not fit is counted by its reason. Each carried trial says where it came from.
+rank instead: the likely best (`insights.likely`), since what was best by luck was so on those users alone. Where
+accuracy is the goal, a calibration keeps what it says of priors, and its strengths are solved again on these users:
+exactly along lines, without a pass. What does not fit is counted by its reason. Each carried trial says where it came
+from.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from personalization.errors import UsageError
+from search_spaces import ChainParams
 from studies.insights.likely import likely
 from studies.insights.reading import history_of
 from studies.recovery import enqueue
@@ -83,6 +86,7 @@ def carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
             if point is None:
                 outside[reason] += 1
             else:
+                point = _solved_again(opened, point)
                 enqueue(opened.study, point, **{CARRIED: {"study": name, "trial": trial.number}})
                 row["queued"] += 1
     return {**row, "outside": dict(outside.most_common())}
@@ -136,8 +140,10 @@ def _kept(opened: OpenStudy, trial: FrozenTrial, name: str) -> tuple[FrozenTrial
 def _point(opened: OpenStudy, trial: FrozenTrial) -> tuple[dict[str, Any] | None, str]:
     """The trial's parameters as a point of this space that means the same, or why there is none."""
     rooms = opened.rooms
-    baseline = {f"{stage}.{key}": value for stage, own in rooms.BASELINE.stages for key, value in asdict(own).items()}
-    raw = {**rooms.raw(baseline), **{name: value for name, value in trial.params.items() if name in rooms.names}}
+    raw = {
+        **rooms.raw(_full(rooms.BASELINE)),
+        **{name: value for name, value in trial.params.items() if name in rooms.names},
+    }
     idle, point = rooms.idle(raw), dict[str, Any]()
     for name, distribution in opened.space.items():
         if holds(name, distribution, raw[name]):
@@ -150,6 +156,20 @@ def _point(opened: OpenStudy, trial: FrozenTrial) -> tuple[dict[str, Any] | None
         moved = next(name for name in trial.params if name not in opened.space and name not in idle)
         return None, f"{moved} is fixed to another value"
     return point, ""
+
+
+def _solved_again(opened: OpenStudy, point: dict[str, Any]) -> dict[str, Any]:
+    """The point with the strengths that suit these users, as far as the space holds them."""
+    if next(iter(opened.spec.optimize.items())) != ("accuracy", "maximize"):
+        return point
+    before = opened.rooms.decode(point)
+    raw, now = (opened.rooms.raw(_full(params)) for params in (before, opened.objective.solved(before)))
+    moved = {name: now[name] for name in opened.space if now[name] != raw[name]}
+    return point | moved if all(holds(name, opened.space[name], value) for name, value in moved.items()) else point
+
+
+def _full(params: ChainParams) -> dict[str, Any]:
+    return {f"{stage}.{key}": value for stage, own in params.stages for key, value in asdict(own).items()}
 
 
 def _any(distribution: BaseDistribution) -> Any:

@@ -56,6 +56,10 @@ class Stage:
         """Whether answers on tune users come from what has learned these users' own labels."""
         return False
 
+    def solved(self, params: Any, work: Work, tools: Tools) -> Any:  # noqa: ARG002
+        """The parameters with those that have an exact optimum of accuracy on these questions at it."""
+        return params
+
     def groups(self, params: Any, learned: Any, work: Work, tools: Tools) -> Mapping[str, int]:  # noqa: ARG002
         """user -> group, for a stage that puts users into groups; `work` is that before it."""
         return {}

@@ -33,7 +33,7 @@ from personalization.methods.taste.priors import (
     log_softmax,
     taste,
 )
-from personalization.methods.taste.solvers import fit_nll, fit_temperature, line_optimum
+from personalization.methods.taste.solvers import RANGES, fit_nll, fit_temperature, line_optimum, plane_optimum
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
 from personalization.stages.holdings import INDEXED, Held, May, Sizes
@@ -243,6 +243,19 @@ class Calibration(Stage):
             found += [{**point, **weights} for point in self._optima(replace(params, **weights), work, tools)]
         return [{f"calibration.{name}": value for name, value in point.items()} for point in found]
 
+    def solved(self, params: Any, work: Work, tools: Tools) -> Any:
+        """beta, gamma, and the source of the bias, that are most accurate on the tune users, from where they are."""
+        learned = self.learn(params, work, tools)
+        if params.formula != "adjusted" or params.fit != "searched" or learned.global_probs is None:
+            return params
+        mode = "user" if params.prior_mode == "similar" else params.prior_mode
+        log_pi, _ = taste(_counts(params, work, tools, learned.pool), learned.global_probs, mode, params.kappa)
+        scores, gold, start = scores_of(work, tools), gold_indices(work.dataset), (params.beta, params.gamma)
+        bias = learned.plain.bias
+        found = {source: plane_optimum(scores, bias[source], log_pi, gold, start) for source in bias}
+        best = max(found, key=lambda source: (found[source].accuracy, source == params.source))
+        return replace(params, beta=float(found[best].beta), gamma=float(found[best].gamma), source=best)
+
     def _optima(self, params: Any, work: Work, tools: Tools) -> list[dict[str, Any]]:
         probs = global_prior(tools.once("pooled", work.of, lambda: global_counts(work.dataset)))
         if probs is None:
@@ -256,7 +269,7 @@ class Calibration(Stage):
             log.warning("the study starts without the exact optima: %s", error)
             return []
         raw = {"kappa": KAPPA, "prior_mode": "user", "source": "batch", "beta": fit.beta, "tau": fit.tau}
-        best = line_optimum(scores - fit.beta * log_model, log_pi, gold, (-0.5, 2.0))
+        best = line_optimum(scores - fit.beta * log_model, log_pi, gold, RANGES["gamma"])
         return [{**raw, "gamma": fit.gamma}, *([{**raw, "gamma": best.point}] if best else [])]
 
     def save(self, params: Any, learned: Learned, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002

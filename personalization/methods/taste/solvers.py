@@ -19,6 +19,10 @@ Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
 
+RANGES = {"beta": (0.0, 2.0), "gamma": (-0.5, 2.0)}
+"""Strengths that are looked at."""
+
+
 class LineOptimum(NamedTuple):
     """The best interval of a line search: its ends, a point inside it, and the accuracy there."""
 
@@ -65,6 +69,32 @@ def line_optimum(
     choice = int(best[widths[best].argmax()])
     low, high = float(edges[choice]), float(edges[choice + 1])
     return LineOptimum(low, high, (low + high) / 2, float(hits[choice] / n))
+
+
+class PlaneOptimum(NamedTuple):
+    """Strengths that no line through them along beta or gamma does better than, and the accuracy there."""
+
+    beta: float
+    gamma: float
+    accuracy: float
+
+
+def plane_optimum(
+    scores: Floats, log_model: Floats, log_pi: Floats, gold: Ints, start: tuple[float, float], turns: int = 3
+) -> PlaneOptimum:
+    """Accuracy of argmax(scores - beta * log_model + gamma * log_pi), raised by exact line searches along gamma and beta
+    by turns; a local optimum. `start`: beta, gamma. Shapes as of `fit_nll`; O(turns n K log nK)."""
+    beta, gamma = start
+    slope = np.broadcast_to(-log_model, scores.shape)
+    accuracy = 0.0
+    for _ in range(turns):
+        for along in ("gamma", "beta"):
+            base = scores - beta * log_model if along == "gamma" else scores + gamma * log_pi
+            found = line_optimum(base, log_pi if along == "gamma" else slope, gold, RANGES[along])
+            assert found is not None  # nothing bounds it
+            accuracy = found.accuracy
+            beta, gamma = (beta, found.point) if along == "gamma" else (found.point, gamma)
+    return PlaneOptimum(beta, gamma, accuracy)
 
 
 def _labels_at(base: Floats, slope: Floats, g: float) -> NDArray[np.intp]:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("kept_scores", "no_results")
 
 @pytest.fixture
 def spec(spec_of):
-    return spec_of(trials=12, space={"fit": ["searched", "exact"]})
+    return spec_of(trials=12, chain=["calibration"], space={"fit": ["searched", "exact"]})
 
 
 def stripped(home, name="small") -> None:
@@ -70,7 +70,10 @@ def test_those_of_before_are_worked_out_once_and_are_the_same(spec, tmp_path):
 
 def test_fields_are_scored_by_group_and_compared_across_studies(spec, spec_of, tmp_path):
     run_study(spec, tmp_path)
-    run_study(spec_of(name="other", trials=12, data={**spec.data.model_dump(), "shares": SHARES}), tmp_path)
+    run_study(
+        spec_of(name="other", trials=12, chain=["calibration"], data={**spec.data.model_dump(), "shares": SHARES}),
+        tmp_path,
+    )
     one, other = read_histories(["small", "other"], tmp_path)
     told = as_json(one, insights_of(one))
     assert "data" not in told["analysis"]  # one value in all trials
