@@ -195,26 +195,46 @@ def reached(study: optuna.Study, target: float) -> int | None:
     return next(found, None)
 
 
+def alone(opened: Any, target: float) -> int | None:
+    """At which of ten random settings, solved again on these users, accuracy is what it should be."""
+    from studies.carried import solved_again
+    from studies.samplers import suggested
+
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=opened.spec.seed))
+    for number in range(1, 11):
+        point = solved_again(opened, dict(suggested(drawn.ask(), opened.space)))
+        if opened.objective.evaluate(opened.rooms.decode(point)).metrics["accuracy"] >= target - 1e-12:
+            return number
+    return None
+
+
 def warm(home: Path, seeds: int) -> dict[str, Any]:
     """The demo on users of each seed: when a study that was warm-started from that of other users (the seed before,
-    the last for the first) has what the cold one of 200 trials has at its best. Warm studies end after half as many."""
+    the last for the first) has what the cold one of 200 trials has at its best. Warm studies end when they have it,
+    looked at after 20, 50 and 100 trials. `alone`: the same of ten random settings whose strengths are solved again on
+    these users, without another study."""
     from studies.carried import carry_over
     from studies.runner import run_study
     from studies.spec import load_spec
-    from studies.study import find_study
+    from studies.study import find_study, open_study
 
     for seed in range(1, seeds + 1):
         run_study(load_spec("demo", {"name": f"cold-{seed}", "seed": seed, "tracking": "none"}), home)
     rows = []
     for seed in range(1, seeds + 1):
         other = f"cold-{(seed - 2) % seeds + 1}"
-        spec = load_spec("demo", {"name": f"warm-{seed}", "seed": seed, "tracking": "none", "trials": 100})
-        carry_over(spec, home, [other])
-        run_study(spec, home)
-        own, cold = (find_study(f"{kind}-{seed}", home, None) for kind in ("warm", "cold"))
-        target = float(cold.best_trial.values[0])
-        row = {"seed": seed, "from": other, "target": target, "best": float(own.best_trial.values[0])}
-        rows.append({**row, "cold": reached(cold, target), "warm": reached(own, target)})
+        cold = find_study(f"cold-{seed}", home, None)
+        target, row = float(cold.best_trial.values[0]), dict[str, Any](seed=seed, origin=other)
+        for trials in (20, 50, 100):
+            spec = load_spec("demo", {"name": f"warm-{seed}", "seed": seed, "tracking": "none", "trials": trials})
+            if trials == 20:
+                carry_over(spec, home, [other])
+            run_study(spec, home)
+            own = find_study(f"warm-{seed}", home, None)
+            if (at := reached(own, target)) is not None:
+                break
+        row |= {"target": target, "best": float(own.best_trial.values[0]), "cold": reached(cold, target), "warm": at}
+        rows.append({**row, "alone": alone(open_study(spec, home), target)})
         print(rows[-1], flush=True)
     at = [np.inf if row["warm"] is None else row["warm"] for row in rows]
     middle = float(np.median(at))
@@ -222,6 +242,7 @@ def warm(home: Path, seeds: int) -> dict[str, Any]:
         "median trial": middle if np.isfinite(middle) else None,
         "within 100": sum(np.isfinite(a) for a in at),
         "median of cold ones": float(np.median([row["cold"] for row in rows])),
+        "alone, within 10": sum(row["alone"] is not None for row in rows),
         "within half of the cold one's own": sum(2 * a <= row["cold"] for a, row in zip(at, rows, strict=True)),
         "rows": rows,
     }

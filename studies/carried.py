@@ -86,7 +86,7 @@ def carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
             if point is None:
                 outside[reason] += 1
             else:
-                point = _solved_again(opened, point)
+                point = solved_again(opened, point)
                 enqueue(opened.study, point, **{CARRIED: {"study": name, "trial": trial.number}})
                 row["queued"] += 1
     return {**row, "outside": dict(outside.most_common())}
@@ -158,7 +158,7 @@ def _point(opened: OpenStudy, trial: FrozenTrial) -> tuple[dict[str, Any] | None
     return point, ""
 
 
-def _solved_again(opened: OpenStudy, point: dict[str, Any]) -> dict[str, Any]:
+def solved_again(opened: OpenStudy, point: dict[str, Any]) -> dict[str, Any]:
     """The point with the strengths that suit these users, as far as the space holds them."""
     if next(iter(opened.spec.optimize.items())) != ("accuracy", "maximize"):
         return point

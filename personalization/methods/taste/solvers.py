@@ -82,8 +82,8 @@ class PlaneOptimum(NamedTuple):
 def plane_optimum(
     scores: Floats, log_model: Floats, log_pi: Floats, gold: Ints, start: tuple[float, float], turns: int = 3
 ) -> PlaneOptimum:
-    """Accuracy of argmax(scores - beta * log_model + gamma * log_pi), raised by exact line searches along gamma and beta
-    by turns; a local optimum. `start`: beta, gamma. Shapes as of `fit_nll`; O(turns n K log nK)."""
+    """Accuracy of argmax(scores - beta * log_model + gamma * log_pi), raised by exact line searches along gamma and
+    beta by turns; a local optimum. `start`: beta, gamma. Shapes as of `fit_nll`; O(turns n K log nK)."""
     beta, gamma = start
     slope = np.broadcast_to(-log_model, scores.shape)
     accuracy = 0.0
