@@ -4,8 +4,9 @@ import pytest
 
 from personalization.errors import UsageError
 from studies.carried import CARRIED, QUEUED, carried_said, carry_over, likely_best
+from studies.recovery import POINT
 from studies.runner import run_study
-from studies.study import RECORD, find_study, ranked
+from studies.study import RECORD, find_study, open_study, ranked
 from studies.trial import MEASURED
 
 pytestmark = pytest.mark.usefixtures("kept_scores", "no_results")
@@ -90,3 +91,22 @@ def test_the_likely_best_are_not_the_luckiest(first, monkeypatch):
     luckiest = list(ranked(first.trials, {"accuracy": "maximize"}))
     assert sorted(t.number for t in found) == sorted(t.number for t in luckiest)
     assert [t.number for t in found] != [t.number for t in luckiest]
+
+
+def test_what_is_queued_of_other_data_is_solved_again_where_accuracy_is_the_goal(first, spec_of, tmp_path):
+    data = {"path": str(first.user_attrs[RECORD]["places"]["data.path"][0])}
+    chosen = likely_best(first, first.trials)[0]
+    for goal, moves in (({"accuracy": "maximize"}, True), ({"nll": "minimize"}, False)):
+        spec = spec_of(name=f"by-{next(iter(goal))}", data=data, optimize=goal, trials=1)
+        carry_over(spec, tmp_path, ["first"])
+        opened = open_study(spec, tmp_path)
+        queued = opened.study.trials[0].user_attrs[POINT]
+        assert queued.keys() == chosen.params.keys()
+        changed = {name for name, value in queued.items() if value != chosen.params[name]}
+        assert changed <= {"beta", "gamma", "source"}
+        assert bool(changed) == moves
+        before, after = (
+            opened.objective.evaluate(opened.rooms.decode(point)).metrics["accuracy"]
+            for point in (chosen.params, queued)
+        )
+        assert after >= before

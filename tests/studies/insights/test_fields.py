@@ -3,16 +3,17 @@
 import json
 
 import optuna
+import pandas as pd
 import pytest
 
-from studies.insights.fields import KEPT, backfill, fields_of
+from studies.insights.fields import KEPT, backfill, fields_of, with_fields
 from studies.insights.history import together
-from studies.insights.reading import read_histories
 from studies.insights.report import as_json, insights_of
 from studies.runner import run_study
 from studies.storage import storage_url
 from studies.study import find_study, open_study
 from studies.trial import MEASURED
+from tests.studies.insights.worlds import planted
 
 pytestmark = pytest.mark.usefixtures("kept_scores", "no_results")
 
@@ -62,29 +63,35 @@ def test_those_of_before_are_worked_out_once_and_are_the_same(spec, tmp_path):
     opened = open_study(spec, tmp_path)
     repeated = sum("duplicate_of" in trial.user_attrs[MEASURED] for trial in found.trials)
     assert backfill(opened) == {"filled": 12, "had": 0}
-    assert fields_of(found.trials, opened.study.user_attrs) == json.loads(json.dumps(expected))
+    assert fields_of(found.trials, opened.study.user_attrs) == {
+        n: json.loads(json.dumps(told)) for n, told in expected.items()
+    }
     assert backfill(opened) == {"filled": 0, "had": 12}
     assert sum(key.startswith(KEPT) for key in found.user_attrs) == 12
     assert repeated == sum("duplicate_of" in trial.user_attrs[MEASURED] for trial in found.trials)
 
 
-def test_fields_are_scored_by_group_and_compared_across_studies(spec, spec_of, tmp_path):
-    run_study(spec, tmp_path)
-    run_study(
-        spec_of(name="other", trials=12, chain=["calibration"], data={**spec.data.model_dump(), "shares": SHARES}),
-        tmp_path,
-    )
-    one, other = read_histories(["small", "other"], tmp_path)
-    told = as_json(one, insights_of(one))
-    assert "data" not in told["analysis"]  # one value in all trials
-    assert {entry["field"] for entry in told["analysis"]["calibration"] if entry["measured"]} == {
-        f"calibration.solved_{name}" for name in ("beta", "gamma", "tau")
-    }
-    assert not {row["parameter"] for row in told["importance"]} & set(one.fields)
+def test_fields_are_scored_by_group_and_compared_across_studies():
+    def told(number, rows):
+        own = {"data.rows": rows, "training.epochs": number % 3, "features.prompt": ["question", f"{number % 2} items"]}
+        return {**own, "steering.relative_edit": number / 40}
+
+    plain = planted(40)
+    one, other = (with_fields(plain, {n: told(n, rows) for n in range(0, 40, 2)}) for rows in (200, 900))
+    shown = as_json(one, insights_of(one))["analysis"]
+    assert "data" not in shown  # one value in all trials
+    assert [(e["field"], e["measured"], e["items"]) for e in shown["training"]] == [("training.epochs", True, False)]
+    assert sum(row["count"] for row in shown["training"][0]["values"]) == 20
+    assert all(" to " in row["value"] for row in shown["steering"][0]["values"])  # a continuous one in bins
+    for name, frame in insights_of(one).items():
+        if name != "scores":
+            pd.testing.assert_frame_equal(frame, insights_of(plain)[name])
     both = together([one, other])
-    rows = next(e for e in as_json(both, insights_of(both))["analysis"]["data"] if e["field"] == "data.rows")
-    assert len(rows["values"]) == 2
-    assert sum(row["count"] for row in rows["values"]) == 24
+    rows = next(e for e in as_json(both, insights_of(both))["analysis"]["data"])
+    assert {row["value"]: row["count"] for row in rows["values"]} == {"200": 20, "900": 20}
+    assert both.of_group("data").fields.keys() == {"data.rows"}
 
 
-SHARES = {"tune": 0.4, "select": 0.1, "confirm": 0.5}
+def test_what_a_foreign_trial_calls_measured_is_no_field():
+    trials = [optuna.create_trial(value=1.0, user_attrs={"measured": told}) for told in (3, {}, {"fields": "no"})]
+    assert fields_of(trials, {}) == {}

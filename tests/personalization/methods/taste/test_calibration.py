@@ -7,7 +7,7 @@ from scipy.stats import entropy as scipy_entropy
 
 from personalization.methods.taste.calibration import PriorTables, calibrate, report_calibrate
 from personalization.methods.taste.priors import log_mean_probability, log_softmax, taste
-from personalization.methods.taste.solvers import fit_nll, fit_temperature, line_optimum
+from personalization.methods.taste.solvers import RANGES, fit_nll, fit_temperature, line_optimum, plane_optimum
 from personalization.metrics import entropy_bits
 from search_spaces import calibration as space
 
@@ -102,6 +102,23 @@ def test_line_optimum_equals_a_fine_grid(seed, min_entropy, max_top1):
     assert entropy_bits(counts) >= min_entropy
     assert counts.max() / n <= max_top1
     assert found.accuracy >= best
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_no_line_through_a_plane_optimum_does_better_and_none_is_worse_than_its_start(seed):
+    rng = np.random.default_rng(seed)
+    n, k = 25, 4
+    scores, log_pi, gold = rng.normal(size=(n, k)), rng.normal(size=(n, k)), rng.integers(0, k, n)
+    log_model, start = rng.normal(size=k), (float(rng.uniform(0, 2)), float(rng.uniform(-0.5, 2)))
+
+    def accuracy(beta, gamma):
+        return ((scores - beta * log_model + gamma * log_pi).argmax(axis=1) == gold).mean()
+
+    found = plane_optimum(scores, log_model, log_pi, gold, start, turns=25)
+    assert accuracy(found.beta, found.gamma) == found.accuracy >= accuracy(*start)
+    assert max(accuracy(found.beta, gamma) for gamma in np.linspace(*RANGES["gamma"], 501)) <= found.accuracy
+    assert max(accuracy(beta, found.gamma) for beta in np.linspace(*RANGES["beta"], 501)) <= found.accuracy
 
 
 def test_convex_fit_equals_a_general_optimiser():
