@@ -216,10 +216,14 @@ def warm(home: Path, seeds: int) -> dict[str, Any]:
     from studies.carried import carry_over
     from studies.runner import run_study
     from studies.spec import load_spec
+    from studies.storage import open_storage, storage_url
     from studies.study import find_study, open_study
 
+    home.mkdir(parents=True, exist_ok=True)
+    there = optuna.get_all_study_names(open_storage(storage_url(home, None)))
     for seed in range(1, seeds + 1):
-        run_study(load_spec("demo", {"name": f"cold-{seed}", "seed": seed, "tracking": "none"}), home)
+        if f"cold-{seed}" not in there or len(find_study(f"cold-{seed}", home, None).trials) < 200:
+            run_study(load_spec("demo", {"name": f"cold-{seed}", "seed": seed, "tracking": "none"}), home)
     rows = []
     for seed in range(1, seeds + 1):
         other = f"cold-{(seed - 2) % seeds + 1}"

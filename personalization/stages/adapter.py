@@ -123,8 +123,8 @@ class Adapter(Stage):
             )
         metrics = {**kept, "epochs_run": float(records[-1]["epoch"]), "trainable": float(record["trainable"])}
         layers = tools.scorer.backbone.depth - learned.first
-        sizes = {"trainable_parameters": int(record["trainable"]), "adapted_layers": layers, "adapters": learned.count}
-        told: dict[str, Field] = {f"architecture.{name}": size for name, size in sizes.items()}
+        built = {"trainable_parameters": int(record["trainable"]), "adapted_layers": layers, "adapters": learned.count}
+        told: dict[str, Field] = {f"architecture.{name}": size for name, size in built.items()}
         told |= {"architecture.bytes_a_user": self.user_bytes(params, learned), "training.epochs": len(records)}
         return Facts(metrics, said.curves, said.alarms, remarks, pictures, fields=told)
 

@@ -46,7 +46,7 @@ def target_of(opened: OpenStudy, metric: str) -> Target:
     looks = [look for look in Evidence(opened.storage).looks() if look.study_id == opened.record["id"] and look.found]
     if looks and (found := looks[-1].found) is not None:
         return Target(opened.rooms.of_flat(found["params"]), int(found["trial"]), "confirm")
-    goals = dict(opened.spec.optimize)
+    goals: dict[str, str] = {**opened.spec.optimize}
     place, sign = list(goals).index(metric), -1.0 if goals[metric] == "maximize" else 1.0
     best = min(
         ranked(finished(opened.study.get_trials(deepcopy=False)), goals),

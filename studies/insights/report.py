@@ -101,7 +101,7 @@ def as_json(found: History, frames: Frames, top: float = TOP) -> dict[str, Any]:
     analysis: dict[str, list[dict[str, Any]]] = {}
     for name, own in frames["scores"].groupby("parameter", sort=False):
         values = own[[column for column in COLUMNS if column not in ("parameter", "group")]].to_dict("records")
-        known, measured = (found.parameters | found.fields)[name], name in found.fields
+        known, measured = {**found.parameters, **found.fields}[name], name in found.fields
         entry = {"param": title(name), "field": name, "items": known.items, "measured": measured, "values": values}
         analysis.setdefault(known.group, []).append(entry)
     ordered = {group: analysis[group] for group in sorted(analysis, key=_place)}
