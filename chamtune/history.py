@@ -28,7 +28,7 @@ def insights(
     home: str | Path = ".chamtune",
     **how: Any,
 ) -> dict[str, pd.DataFrame]:
-    """Tables by name: scores, importance, feasibility, interactions, cells, trends, likely, prices, curve, box,
+    """Tables by name: scores, course, importance, feasibility, interactions, cells, trends, likely, prices, curve, box,
     suggestions.
 
     Of studies by name or as objects (several are compared by rank), or of a `frame` with a row a finished run: its

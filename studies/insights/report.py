@@ -13,7 +13,7 @@ from studies.insights.likely import likely
 from studies.insights.pairs import cells, interactions
 from studies.insights.price import box, constraint_prices, price_curve
 from studies.insights.suggestions import suggestions
-from studies.insights.trends import trends
+from studies.insights.trends import course, trends
 from studies.insights.values import COLUMNS, TOP, good, value_scores
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ Frames = dict[str, "pd.DataFrame"]
 BEST = 10
 """Likely values that are shown."""
 NAMES = (
-    "scores", "importance", "feasibility", "interactions", "cells", "trends", "likely", "prices", "curve", "box",
-    "suggestions",
+    "scores", "course", "importance", "feasibility", "interactions", "cells", "trends", "likely", "prices", "curve",
+    "box", "suggestions",
 )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def insights_of(
     made = suggestions(found, scores, matters, shrunken)
     return {
         "scores": scores,
+        "course": course(found),
         "importance": matters,
         "feasibility": feasibility_importance(found),
         "interactions": pairs,

@@ -1,4 +1,5 @@
-"""How the leading values changed as trials came in: the first value of each parameter after 1/8, 2/8, ... of them."""
+"""How the best value and the leading values changed as trials came in: the first value of each parameter after 1/8,
+2/8, ... of them."""
 
 from __future__ import annotations
 
@@ -53,3 +54,20 @@ def trends(history: History, points: int = POINTS, top: float = TOP) -> pd.DataF
                 }
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def course(history: History) -> pd.DataFrame:
+    """The best feasible value until then: a row where it changed, and the last finished trial; columns trials, best.
+
+    `trials`: how many trials had ended.
+    """
+    import pandas as pd
+
+    trials = history.trials
+    best = trials["gain"].where(trials["feasible"]).cummax()
+    changed = best.notna() & (best != best.shift())
+    if changed.any():
+        changed.iloc[-1] = True
+    sign = 1.0 if history.maximize else -1.0
+    ended = np.arange(1, len(trials) + 1)[changed.to_numpy(dtype=bool)]
+    return pd.DataFrame({"trials": ended, "best": sign * best[changed].to_numpy(dtype=float)})

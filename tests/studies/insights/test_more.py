@@ -11,9 +11,9 @@ from studies.insights.likely import likely, ridge
 from studies.insights.pairs import cells, interactions
 from studies.insights.price import box, constraint_prices, price_curve
 from studies.insights.suggestions import suggestions
-from studies.insights.trends import trends
+from studies.insights.trends import course, trends
 from studies.insights.values import value_scores
-from tests.studies.insights.worlds import of_values, planted, trial
+from tests.studies.insights.worlds import SPACE, of_values, planted, trial
 
 
 def test_what_two_parameters_do_only_together_is_found():
@@ -173,3 +173,18 @@ def test_what_nothing_reads_is_missing_and_asked_once_for_points_alike():
     table = history("h", [made], ("v", "maximize"), rooms).trials
     assert table["params_gamma"].tolist() == [0.0]
     assert table["params_prior_mode"].isna().all()
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("maximize", 1), ("minimize", -1)])
+def test_the_course_is_the_best_feasible_value_so_far(direction, sign):
+    values = [(3, 1), (9, -1), (2, -1), (5, -1), (5, -1), (4, -1)]
+    trials = [trial({"strong": 0.5}, sign * v, {"strong": SPACE["strong"]}, {"c": broken}) for v, broken in values]
+    for number, made in enumerate(trials):
+        made.number = number
+    found = course(history("h", trials, ("v", direction)))
+    assert list(found["trials"]) == [2, 6]
+    assert list(found["best"]) == [sign * 9, sign * 9]
+    assert len(course(history("h", trials[:1], ("v", direction)))) == 0
+    assert len(course(history("h", [], ("v", direction)))) == 0
+    later = course(history("h", trials[2:], ("v", direction)))
+    assert list(zip(later["trials"], later["best"], strict=True)) == [(1, sign * 2), (2, sign * 5), (4, sign * 5)]
