@@ -244,10 +244,10 @@ def warm(home: Path, seeds: int) -> dict[str, Any]:
     middle = float(np.median(at))
     return {
         "median trial": middle if np.isfinite(middle) else None,
-        "within 100": sum(np.isfinite(a) for a in at),
+        "within 100": sum(row["warm"] is not None for row in rows),
         "median of cold ones": float(np.median([row["cold"] for row in rows])),
         "alone, within 10": sum(row["alone"] is not None for row in rows),
-        "within half of the cold one's own": sum(2 * a <= row["cold"] for a, row in zip(at, rows, strict=True)),
+        "within half of the cold one's own": sum(row["warm"] is not None and 2 * row["warm"] <= row["cold"] for row in rows),
         "rows": rows,
     }
 

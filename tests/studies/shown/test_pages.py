@@ -314,6 +314,7 @@ def seen_by(axe, page) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [None, "experiments", "mixed", "empty", "nowhere"])
 def test_axe_finds_nothing(served, experiments, name):
     from axe_playwright_python.sync_playwright import Axe
