@@ -247,7 +247,9 @@ def warm(home: Path, seeds: int) -> dict[str, Any]:
         "within 100": sum(row["warm"] is not None for row in rows),
         "median of cold ones": float(np.median([row["cold"] for row in rows])),
         "alone, within 10": sum(row["alone"] is not None for row in rows),
-        "within half of the cold one's own": sum(row["warm"] is not None and 2 * row["warm"] <= row["cold"] for row in rows),
+        "within half of the cold one's own": sum(
+            row["warm"] is not None and 2 * row["warm"] <= row["cold"] for row in rows
+        ),
         "rows": rows,
     }
 
