@@ -1,12 +1,15 @@
 """A deployment from serving to a changed world and back: does monitoring say so, and does tuning again help?
 
-    python benchmarks/retuning.py [--users 100] [--trials 20] [--out FOLDER]
+    python benchmarks/retuning.py [--users 60] [--trials 15] [--out FOLDER] [--keep FOLDER]
 
-A chain (head, calibration) on the demo's model is studied, promoted and served by `chamtune serve --texts`. Its clients
-are users whom no trial saw; each answer gets its label as feedback. Then the tags change their meaning: labels of
-histories and answers are exchanged by a fixed permutation. `chamtune monitor` is asked before and after, `chamtune
-retune` works on what was logged since, and the server takes the new generation over; `chamtune monitor --baseline` then
-compares it with the config that it replaced. Accuracy over time is drawn into `--out`. The last line is JSON.
+A chain (head, calibration) on the demo's model is studied on three times `--users` users, promoted and served by
+`chamtune serve --texts`. Its clients are users whom no trial saw; each answer gets its label as feedback. Then the tags
+change their meaning: labels of histories and answers are exchanged by a fixed permutation. After the answers to each
+group of `--users` users `chamtune monitor` is asked; once three groups have come, as many as the first study had, it is
+called with `--retune`, tunes again on what was logged since the drift, and the server takes the new generation over.
+At last somebody publishes the first config once more, and `chamtune monitor --baseline --rollback` brings back the one
+that was better. Accuracy over time is drawn into `--out`; `--keep` holds home, deployment and log. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ import tempfile
 import time
 import urllib.request
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ import yaml
 from personalization.data.demo.world import make_world
 from personalization.data.lamp import write_dataset
 from personalization.data.records import Dataset
-from personalization.deployment import read_config
+from personalization.deployment import Deployment
+from studies.verdict.deployments import publish
 
 spec = importlib.util.spec_from_file_location("serving_http", Path(__file__).with_name("serving_http.py"))
 serving_http = importlib.util.module_from_spec(spec)
@@ -40,6 +43,8 @@ spec.loader.exec_module(serving_http)
 LABEL_SEED = 7
 TOGETHER = 20
 """Questions of a request."""
+STUDIED, QUESTIONS = 3, 4
+"""Groups of users that a study has, and questions of a user."""
 
 
 def permuted(dataset: Dataset) -> Dataset:
@@ -130,22 +135,23 @@ def said(found: dict[str, Any]) -> dict[str, Any]:
         "estimate": own["estimate"],
         "accuracy": own["accuracy"],
         "calibration": own["state"],
+        "labelled": found["labelled"],
         "drift": [one["what"] for one in found["drift"]],
-        "comparison": found["comparison"],
         "faults": found["faults"],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=100)
-    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--users", type=int, default=60)
+    parser.add_argument("--trials", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("."))
+    parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder, result = Path(name), dict[str, Any](users=options.users, trials=options.trials)
-        home, deploy, log = folder / "home", folder / "deploy", folder / "log"
-        write_dataset(folder / "data", "old", make_world(0, 3 * options.users, 4).dataset)
+        folder, result = options.keep or Path(name), dict[str, Any](users=options.users, trials=options.trials)
+        home, deploy = folder / "home", folder / "deploy"
+        write_dataset(folder / "data", "old", make_world(0, STUDIED * options.users, QUESTIONS).dataset)
         spec = {
             "name": "first",
             "data": {"path": str(folder / "data")},
@@ -160,45 +166,67 @@ def main() -> None:
         command("run", folder / "spec.yaml", "--home", home)
         promoted = command("promote", "first", "--no-cold-start", "--out", deploy, "--home", home)[1]
         print(f"first: {promoted['reason']}", flush=True)
+        result["first"] = promoted["reason"]
         shutil.copytree(deploy, folder / "earlier")
-        result |= cycle(options, home, deploy, log, folder / "earlier")
+        port = serving_http.free_port()
+        log = home / "serving" / "deploy"
+        serve = [sys.executable, "-m", "cli", "serve", deploy, "--port", port, "--log", log, "--texts", "--home", home]
+        with serving_http.Server(list(map(str, serve)), port):
+            result |= Cycle(options, folder, port, log).run()
     print(json.dumps(result))
 
 
-def cycle(options: argparse.Namespace, home: Path, deploy: Path, log: Path, earlier: Path) -> dict[str, Any]:
-    """Before, after the change, tuned again."""
-    users, port = options.users, serving_http.free_port()
-    worlds = [make_world(seed, users, 4).dataset for seed in (11, 12, 13, 14, 15)]
-    new = [permuted(world) for world in worlds]
-    parts: list[tuple[str, list[float]]] = []
-    serve = [sys.executable, "-m", "cli", "serve", deploy, "--port", port, "--log", log, "--texts", "--home", home]
-    found: dict[str, Any] = {}
+class Cycle:
+    """What happens to one served deployment, group of users by group."""
 
-    def phase(name: str, dataset: Dataset) -> None:
-        parts.append((name, traffic(port, dataset, name)))
-        print(f"{name}: accuracy {np.mean(parts[-1][1]):.3f}", flush=True)
+    def __init__(self, options: argparse.Namespace, folder: Path, port: int, log: Path) -> None:
+        self.options, self.folder, self.port, self.log = options, folder, port, log
+        self.home, self.deploy = folder / "home", folder / "deploy"
+        self.parts: list[tuple[str, list[float]]] = []
+        self.found: dict[str, Any] = {}
 
-    with serving_http.Server(list(map(str, serve)), port):
-        phase("before", worlds[0])
-        found["monitor_before"] = said(command("monitor", log, "--home", home)[1])
-        changed_at = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
-        phase("the tags change", new[1])
-        phase("still", new[2])
-        found["monitor_after"] = said(command("monitor", log, "--home", home)[1])
-        print(found, flush=True)
-        again = ["--data", log, "--since", changed_at, "--trials", options.trials, "--home", home]
-        code, verdict = command("retune", deploy, *again)
-        found["retune"] = {"code": code, "reason": verdict["reason"], "generation": verdict.get("generation")}
-        print(found["retune"], flush=True)
-        if code == 0:
-            until_generation(port, verdict["generation"])
-            phase("tuned again", new[3])
-            code, report = command("monitor", log, "--baseline", earlier, "--home", home)
-            found["against_the_earlier"] = report["comparison"]
-            found["generation"] = read_config(deploy)["generation"]
-    found["accuracy"] = {name: round(float(np.mean(part)), 3) for name, part in parts}
-    draw(options.out, parts)
-    return found
+    def phase(self, name: str, seed: int, changed: bool = True) -> None:
+        """One group of users asks, and what `chamtune monitor` says then."""
+        world = make_world(seed, self.options.users, QUESTIONS).dataset
+        self.parts.append((name, traffic(self.port, permuted(world) if changed else world, f"{seed}")))
+        self.found[name] = {
+            "accuracy": round(float(np.mean(self.parts[-1][1])), 3),
+            **said(command("monitor", self.log, "--home", self.home)[1]),
+        }
+        print(name, self.found[name], flush=True)
+
+    def run(self) -> dict[str, Any]:
+        """Before, the change, tuned again, the first config by mistake, rolled back."""
+        self.phase("before", 11, changed=False)
+        for number in range(STUDIED):
+            self.phase(f"the tags change, {number + 1}", 12 + number)
+        trials = ("--trials", self.options.trials)
+        verdict = command("monitor", self.log, "--retune", *trials, "--home", self.home)[1]["retuned"]
+        kept = ("why", "reason", "promoted", "generation", "study")
+        self.found["retune"] = {key: verdict.get(key) for key in kept}
+        print(self.found["retune"], flush=True)
+        if verdict["promoted"]:
+            until_generation(self.port, verdict["generation"])
+            self.phase("tuned again", 21)
+            shutil.copytree(self.deploy, self.folder / "tuned")
+            self.mistake()
+        draw(self.options.out, self.parts)
+        return self.found
+
+    def mistake(self) -> None:
+        """The first config is published once more, found to be worse than what stood, and rolled back."""
+        earlier = Deployment.load(self.folder / "earlier")
+        left_out = ("generation", "chain", "folder", "files", "previous_generation", "previous_digest")
+        config = {key: value for key, value in earlier.config.items() if key not in left_out}
+        until_generation(self.port, publish(self.home, self.deploy, config, earlier.fitted))
+        self.phase("the first config", 22)
+        words = ("--baseline", self.folder / "tuned", "--rollback", "--home", self.home)
+        report = command("monitor", self.log, *words)[1]
+        self.found["rollback"] = {key: report[key] for key in ("comparison", "faults", "rolled_back")}
+        print(self.found["rollback"], flush=True)
+        if report["rolled_back"] is not None:
+            until_generation(self.port, report["rolled_back"]["generation"])
+            self.phase("rolled back", 23)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,10 @@ def monitor(
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Roll back where it is worse, or a constraint is broken.")
     ] = False,
+    again: Annotated[
+        bool, typer.Option("--retune", help="Tune again on the log where something drifted or is broken.")
+    ] = False,
+    trials: Annotated[int, typer.Option(min=1, help="Of --retune.")] = 100,
     home: HomeOption = HOME,
     storage: StorageOption = None,
     tracking: TrackingOption = None,
@@ -83,7 +87,9 @@ def monitor(
 ) -> None:
     """Say what a server's log says: constraints, calibration, drift, and which of two configs is better."""
     from personalization.errors import UsageError
-    from serving.monitor import faults, report
+    from serving.monitor import faults, reasons, report
+    from serving.retune import retune as tune
+    from serving.retune import spec_of_retune
     from serving.told import lines
     from serving.traffic import about
     from studies.shown.display import print_line
@@ -95,10 +101,14 @@ def monitor(
         raise UsageError(f"{log} does not say what it is of; give --deploy")
     with log_to(home):
         found = report(log, place, baseline, margin, users)
-        found["faults"], found["rolled_back"] = faults(found), None
+        found["faults"], found["rolled_back"], found["retuned"] = faults(found), None, None
         if rollback and found["faults"]:
             generation, restored = roll_back_deployment(home, place, storage, tracking)
             found["rolled_back"] = {"generation": generation, "restored_from": restored}
+        why, since = reasons(found)
+        if again and why:
+            spec = spec_of_retune(place, log, home, trials, since=since)
+            found["retuned"] = tune(spec, place, home, why=why)
     answer(as_json, found, lambda: print_line("\n".join(lines(found))))
     if found["faults"]:
         raise typer.Exit(1)
@@ -128,7 +138,7 @@ def retune(
     while True:
         spec = spec_of_retune(deploy, data, home, trials, "time" if split == "time" else "users", since)
         with log_to(home), RunDisplay(spec) as display:
-            result = run(spec, deploy, home, display)
+            result = run(spec, deploy, home, display, ["asked for" if every is None else f"every {every:g} hours"])
         answer(as_json, result, lambda found=result: print_promotion(found))  # type: ignore[misc]
         if every is None:
             break

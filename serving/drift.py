@@ -2,16 +2,16 @@
 
 ADWIN (Bifet, Gavalda 2007; river's) keeps a window of a stream and cuts it where two parts of it have different means,
 at a level that holds for the whole stream. Its streams here: log characters of a text, items of the history, top
-probability, and for each label whether it was the answer (these share one level). Of users: means over five answers in
-a row of a user, each seen against the user's first five, so that who asks does not matter; and user by user, whether
-the share of the user's most frequent answer and the length of the texts are the same in both halves of what was asked:
-Fisher's exact and the Mann-Whitney test, corrected over users by Holm.
+probability, for each label whether it was the answer (these share one level), and of the answers that got a label
+whether they were right and the probability of the right label. Of users: means over five answers in a row of a user,
+each seen against the user's first five, so that who asks does not matter; and user by user, whether the share of the
+user's most frequent answer and the length of the texts are the same in both halves of what was asked: Fisher's exact
+and the Mann-Whitney test, corrected over users by Holm.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,28 +30,38 @@ FEWEST = 20
 """Answers of a user who is tested alone."""
 ALARM = 0.01
 """Of the tests of single users together."""
+ACCURACY = "accuracy where labels came"
+
+
+Stream = tuple[str, NDArray[np.int64], NDArray[np.float64], float]
+"""Name, rows of the traffic [m], their values [m], level."""
 
 
 def drifts(traffic: Traffic) -> list[dict[str, Any]]:
-    """The streams that changed, JSON-able: what, at which answer it was seen, mean before and after."""
-    top = np.exp(traffic.log_probs.max(axis=1))
-    named: list[tuple[str, Iterable[float], float]] = [
-        ("text length (log)", np.log1p(traffic.chars), LEVEL),
-        ("history length (log)", np.log1p(traffic.known), LEVEL),
-        ("top probability", top, LEVEL),
-    ]
-    each = LEVEL / len(traffic.labels)
-    named += [(f"label {label}", traffic.predicted == k, each) for k, label in enumerate(traffic.labels)]
-    named += [
-        ("users' top probability", [value for _, value in _against_their_first(traffic, top)], LEVEL),
-        ("users' text length", [value for _, value in _against_their_first(traffic, np.log1p(traffic.chars))], LEVEL),
-    ]
-    found = [_cut(name, np.asarray(list(values), dtype=np.float64), level) for name, values, level in named]
+    """The streams that changed, JSON-able: what, when it was seen, since when it is so, mean before and after."""
+    found = [_cut(traffic, stream) for stream in _streams(traffic)]
     return [one for one in found if one is not None]
 
 
-def _cut(name: str, values: NDArray[np.float64], level: float) -> dict[str, Any] | None:
+def _streams(traffic: Traffic) -> list[Stream]:
+    rows, top, chars = np.arange(len(traffic)), np.exp(traffic.log_probs.max(axis=1)), np.log1p(traffic.chars)
+    labelled, each = traffic.labelled, LEVEL / len(traffic.labels)
+    gold = traffic.gold[labelled]
+    return [
+        ("text length (log)", rows, chars, LEVEL),
+        ("history length (log)", rows, np.log1p(traffic.known), LEVEL),
+        ("top probability", rows, top, LEVEL),
+        *((f"label {label}", rows, 1.0 * (traffic.predicted == k), each) for k, label in enumerate(traffic.labels)),
+        (ACCURACY, labelled, 1.0 * (traffic.predicted[labelled] == gold), LEVEL),
+        ("probability of the right label", labelled, np.exp(traffic.log_probs[labelled, gold]), LEVEL),
+        ("users' top probability", *_against_their_first(traffic, top), LEVEL),
+        ("users' text length", *_against_their_first(traffic, chars), LEVEL),
+    ]
+
+
+def _cut(traffic: Traffic, stream: Stream) -> dict[str, Any] | None:
     """The last change of a stream, None where there is none."""
+    name, rows, values, level = stream
     window: Any = ADWIN(delta=level)  # type: ignore[no-untyped-call]
     at = None
     for number, value in enumerate(values):
@@ -60,10 +70,11 @@ def _cut(name: str, values: NDArray[np.float64], level: float) -> dict[str, Any]
             at = number
     if at is None:
         return None
-    begin = max(1, len(values) - int(window.width))
+    begin = min(at, max(1, len(values) - int(window.width)))
     return {
         "what": name,
-        "seen_at": at,
+        "seen_at": traffic.times[rows[at]],
+        "since": traffic.times[rows[begin]],
         "before": round(float(values[:begin].mean()), 4),
         "after": round(float(values[begin:].mean()), 4),
     }
@@ -77,13 +88,16 @@ def _rows_by_user(traffic: Traffic) -> dict[str, list[int]]:
     return rows
 
 
-def _against_their_first(traffic: Traffic, values: NDArray[np.float64]) -> list[tuple[int, float]]:
-    """(row, mean of a user's block minus that of the user's first block), in the order in which blocks are full."""
+def _against_their_first(
+    traffic: Traffic, values: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rows, and the mean of a user's block minus that of the user's first block, in the order in which blocks fill."""
     found = []
     for rows in _rows_by_user(traffic).values():
         blocks = [rows[at : at + BLOCK] for at in range(0, len(rows) - BLOCK + 1, BLOCK)]
         found += [(block[-1], float(values[block].mean() - values[blocks[0]].mean())) for block in blocks[1:]]
-    return sorted(found)
+    ordered = sorted(found)
+    return np.array([row for row, _ in ordered], dtype=np.int64), np.array([value for _, value in ordered])
 
 
 def changed_users(traffic: Traffic) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 Of the config that serves now: each constraint of its study, with an interval over users; calibration: the mean top
 probability, an estimate of accuracy before a label has come, and of the answers with a label its distance from what was
 right; and how it does against the other config, by users (`tracking.sequence`): of a shadow or a baseline the paired
-difference of each question, of a split the two groups of users. Of the whole log: what drifted.
+difference of each question, of a split the two groups of users. And what drifted since it serves.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def report(
     own = np.flatnonzero(np.array(traffic.configs) == digest)
     if baseline is not None:
         traffic = replace(traffic, shadow=shadowed(folder, Deployment.load(baseline), traffic))
-    labelled = own[traffic.gold[own] >= 0]
+    labelled, since = own[traffic.gold[own] >= 0], traffic.only(own)
     return {
         "answers": len(traffic),
         "of_this_config": len(own),
@@ -63,8 +63,8 @@ def report(
         "ratio": ratio(traffic),
         "comparison": comparison(traffic, own, labelled, margin, most_users),
         "losers": losers(traffic, labelled),
-        "drift": drifts(traffic),
-        "changed_users": changed_users(traffic),
+        "drift": drifts(since),
+        "changed_users": changed_users(since),
     }
 
 
@@ -200,3 +200,9 @@ def faults(found: Mapping[str, Any]) -> list[str]:
     broken = [f"{one['metric']} {one['bound']} is broken" for one in found["constraints"] if one["state"] == "broken"]
     worse = found["comparison"] is not None and found["comparison"]["verdict"] == "worse"
     return broken + (["it is worse than the other config"] if worse else [])
+
+
+def reasons(found: Mapping[str, Any]) -> tuple[list[str], str | None]:
+    """What tuning again is for, faults and drift, and since when the latest drift is there; None without one."""
+    drift = [f"drift of {one['what']}: {one['before']} -> {one['after']}" for one in found["drift"]]
+    return [*faults(found), *drift], max((one["since"] for one in found["drift"]), default=None)

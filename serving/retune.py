@@ -1,15 +1,17 @@
 """A deployment, tuned again on new data: a study that begins with the deployed parameters.
 
 The data are LaMP files, or the log of a server with texts, of which every answer that got its label becomes a question.
-The study has the spec of the one that was promoted; its first trial is what stands. What it finds is tested like any
+The study has the spec of the one that was promoted; its first trial is what stands. Stages that the promoted study had
+fixed, since it started from another one, stay as they are deployed. What it finds is tested like any
 promotion: on confirm users, or by `split: time` on later questions, that no trial of it saw, against the baseline and
-against what stands; and it takes its place as a new generation, or does not.
+against what stands; and it takes its place as a new generation, or does not. The study remembers what it was begun for.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +20,22 @@ from personalization.data.dates import read_date
 from personalization.data.lamp import check_dataset, write_dataset
 from personalization.data.records import Dataset
 from personalization.deployment import read_config, task_of
-from personalization.errors import DataError
+from personalization.errors import DataError, UsageError
 from serving.log import records, segments
 from serving.replay import questions
 from studies.recovery import POINT
-from studies.runner import run_study
+from studies.runner import Watcher, run_study
 from studies.samplers import holds
 from studies.spec import StudySpec, parse_spec
-from studies.study import OpenStudy, open_study
+from studies.study import RECORD, OpenStudy, find_study, open_study
 from studies.verdict.promotion import promote
+from tracking.deployed import config_digest
+
+log = logging.getLogger(__name__)
 
 TRIALS = 100
+AGAIN = "again"
+"""Study attribute: which deployment it tunes again, and why."""
 
 Split = Literal["users", "time"]
 
@@ -81,9 +88,26 @@ def spec_of_retune(
     return parse_spec({**kept, **changes}, f"the spec of {deploy}")
 
 
+def deployed_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Full name -> value of what is deployed."""
+    return {f"{entry['stage']}.{key}": value for entry in config["chain"] for key, value in entry["params"].items()}
+
+
+def fixed_below(config: Mapping[str, Any], home: Path) -> dict[str, Any]:
+    """The deployed values of what the deployed study had from the one that it started from, by full name."""
+    provenance, storage = config["provenance"], config["provenance"]["spec"].get("storage")
+    try:
+        record = find_study(provenance["study"], home, storage).user_attrs[RECORD]
+    except UsageError as error:
+        log.warning("no stage stays fixed: %s", error)
+        return {}
+    values = deployed_values(config)
+    return {name: values[name] for name in record.get("started", {})}
+
+
 def begin_with(opened: OpenStudy, config: Mapping[str, Any]) -> dict[str, Any]:
     """Queue the deployed parameters as the first trial, as far as the space holds them; what was queued."""
-    full = {f"{entry['stage']}.{key}": value for entry in config["chain"] for key, value in entry["params"].items()}
+    full = deployed_values(config)
     inside: dict[str, Any] = {}
     for name, room in opened.space.items():
         values = [value for key, value in full.items() if name in (key, key.partition(".")[2])]
@@ -95,12 +119,21 @@ def begin_with(opened: OpenStudy, config: Mapping[str, Any]) -> dict[str, Any]:
     return inside
 
 
-def retune(spec: StudySpec, deploy: Path, home: Path, watcher: Any = None) -> dict[str, Any]:
-    """Run the study and promote what it finds over what stands; the promotion's verdict, and what it began with."""
+def retune(
+    spec: StudySpec, deploy: Path, home: Path, watcher: Watcher | None = None, why: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run the study and promote what it finds over what stands; the promotion's verdict, and what it began with.
+
+    `why`: what it was begun for, which the study remembers beside the generation that stood.
+    """
     config = read_config(deploy)
-    began = begin_with(open_study(spec, home), config)
-    result = run_study(spec, home) if watcher is None else run_study(spec, home, watcher)
-    told: dict[str, Any] = {"study": spec.name, "trials": result.trials, "began_with": began}
+    opened = open_study(spec, home, started=fixed_below(config, home))
+    began = begin_with(opened, config)
+    told: dict[str, Any] = {"study": spec.name, "began_with": began, "fixed": opened.record.get("started", {})}
+    of = {"generation": config["generation"], "config": config_digest(config), "deploy": str(deploy.resolve())}
+    opened.study.set_user_attr(AGAIN, {**of, "why": list(why), "began_with": began})
+    result = run_study(spec, home, watcher)
+    told |= {"trials": result.trials, "why": list(why)}
     if result.stopped_by is not None:
         return {**told, "promoted": False, "reason": f"signal {result.stopped_by} stopped the study"}
     return {**told, **promote(open_study(spec, home), deploy, with_cold_start=False)}

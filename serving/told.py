@@ -22,8 +22,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         out.append(f"split: {own['a']} and {own['b']} users, meant {own['share']:.1%}, p = {own['p']:.2g}{fault}")
     out.append(_comparison(found["comparison"]))
     out += [f"  user {one['user']}: loses {one['loss']:.3f} ({one['labels']} labels)" for one in found["losers"]]
-    moved = [f"drift: {one['what']}: {one['before']} -> {one['after']}" for one in found["drift"][:SHOWN]]
-    out += moved or ["no drift"]
+    out += [
+        f"drift: {one['what']} since {one['since'][:16]}: {one['before']} -> {one['after']}"
+        for one in found["drift"][:SHOWN]
+    ] or ["no drift"]
     changed = found["changed_users"]
     if changed:
         out.append(f"{len({one['user'] for one in changed})} users changed:")
@@ -35,6 +37,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if found["rolled_back"] is not None:
         own = found["rolled_back"]
         out.append(f"rolled back: generation {own['generation']}, with the content of {own['restored_from']}")
+    if found["retuned"] is not None:
+        own = found["retuned"]
+        said = f"generation {own['generation']} is promoted" if own["promoted"] else "nothing is promoted"
+        out.append(f"tuned again for {'; '.join(own['why'])}: {said}: {own['reason']}")
     return out
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from serving.log import records, segments
 class Traffic:
     """n logged answers. `gold`: int [n], -1 where no label came; `arms`, `configs`: str [n]; `log_probs`: [n, K].
 
-    `users`: str [n]; `named`, whether the user was given, bool [n]; `chars`, `known`: characters of the text and items
-    of the history, int [n]; `shadow`: row -> what the other config said, float [K];
+    `times`: ISO, UTC, str [n]; `users`: str [n]; `named`, whether the user was given, bool [n]; `chars`, `known`:
+    characters of the text and items of the history, int [n]; `shadow`: row -> what the other config said, float [K];
     `split`: the share of users that the other config was to answer, as it was said last.
     """
 
     labels: tuple[str, ...]
     requests: tuple[str, ...]
+    times: tuple[str, ...]
     users: tuple[str, ...]
     named: NDArray[np.bool_]
     log_probs: NDArray[np.float64]
@@ -56,6 +57,16 @@ class Traffic:
     def labelled(self) -> NDArray[np.int64]:
         """Rows with a label."""
         return np.flatnonzero(self.gold >= 0)
+
+    def only(self, rows: NDArray[np.int64]) -> Traffic:
+        """These rows alone."""
+        places = {int(row): place for place, row in enumerate(rows)}
+        shadow = {places[row]: said for row, said in self.shadow.items() if row in places}
+        texts = ("requests", "times", "users", "priors", "arms", "configs")
+        arrays = ("named", "log_probs", "gold", "generations", "chars", "known")
+        chosen: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in texts}
+        chosen |= {name: getattr(self, name)[rows] for name in arrays}
+        return replace(self, **chosen, shadow=shadow)
 
     def evaluation(self, rows: NDArray[np.int64], log_probs: NDArray[np.float64] | None = None) -> Evaluation:
         """These rows as an evaluation, with their own log-probabilities or others [len(rows), K]."""
@@ -97,6 +108,7 @@ def read_traffic(folder: Path) -> Traffic:
     return Traffic(
         labels,
         of("request"),
+        of("at"),
         of("user_id"),
         np.array(of("named"), dtype=np.bool_),
         np.array([_row(line, labels) for line in lines]),

@@ -73,18 +73,24 @@ class OpenStudy:
 
 
 def open_study(
-    spec: StudySpec, home: Path, progress: Progress | None = None, beside: OpenStudy | None = None
+    spec: StudySpec,
+    home: Path,
+    progress: Progress | None = None,
+    beside: OpenStudy | None = None,
+    started: Mapping[str, Any] | None = None,
 ) -> OpenStudy:
     """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume.
 
-    `beside`: an open study of the same data and model, which are not read again.
+    `beside`: an open study of the same data and model, which are not read again. `started`: of a new study the values,
+    by full name, that are fixed; without it those of the study that the spec starts from.
     """
     url = storage_url(home, spec.storage)
     stored = _stored_record(spec, url)
     if stored:  # shares that the spec does not say are those that the study began with
         spec = spec.with_shares(stored["spec"]["data"].get("shares", spec.shares))
     scorer = beside.scorer if beside is not None else _scorer(spec, home, stored)
-    started = stored["started"] if "started" in stored else _started(spec, url)
+    if "started" in stored or started is None:
+        started = stored["started"] if "started" in stored else _started(spec, url)
     rooms = spec.space_of.starting_from(started)
     try:
         space = rooms.overridden(scorer.kind, spec.space)

@@ -30,9 +30,10 @@ def made(n=2000, users=50, seed=0, sure=0.6, right=0.6):
     log_probs[np.arange(n), predicted] = np.log(sure)
     gold = np.where(rng.random(n) < right, predicted, (predicted + 1) % 5)
     names = tuple(f"u{number}" for number in rng.integers(0, users, n))
+    times = tuple(f"{row:05d}" for row in range(n))
     return Traffic(
-        LABELS, tuple(map(str, range(n))), names, np.ones(n, dtype=bool), log_probs, ("user",) * n, gold, ("a",) * n,
-        ("c",) * n, np.ones(n, dtype=int), rng.integers(20, 60, n), rng.integers(0, 9, n), {},
+        LABELS, tuple(map(str, range(n))), times, names, np.ones(n, dtype=bool), log_probs, ("user",) * n, gold,
+        ("a",) * n, ("c",) * n, np.ones(n, dtype=int), rng.integers(20, 60, n), rng.integers(0, 9, n), {},
     )  # fmt: skip
 
 
@@ -77,16 +78,31 @@ def test_planted_drift_is_found_in_length_labels_and_a_group_of_users():
     traffic = made()
     longer = replace(traffic, chars=traffic.chars + late(traffic, 40))
     (found,) = (one for one in drifts(longer) if one["what"] == "text length (log)")
-    assert found["seen_at"] > 1000
+    assert found["since"] <= found["seen_at"]
+    assert found["seen_at"] > "01000"
     assert found["after"] > found["before"] + 0.3
     shifted = np.where((np.arange(2000) >= 1000) & (traffic.predicted == 0))[0]
     moved = traffic.log_probs.copy()
     moved[np.ix_(shifted, [0, 3])] = moved[np.ix_(shifted, [3, 0])]
-    assert {one["what"] for one in drifts(replace(traffic, log_probs=moved))} == {"label 1", "label 4"}
+    assert {one["what"] for one in drifts(replace(traffic, log_probs=moved, gold=-np.ones(2000, int)))} == {
+        "label 1",
+        "label 4",
+    }
     group = replace(traffic, chars=traffic.chars + late(traffic, 200, share=0.1).astype(int))
     assert {one["user"] for one in changed_users(group)} == {f"u{number}" for number in range(5)}
     many = replace(traffic, chars=traffic.chars + late(traffic, 200, share=0.5).astype(int))
     assert "users' text length" in {one["what"] for one in drifts(many)}
+
+
+def test_an_accuracy_that_falls_is_found_where_the_answers_stay_what_they_were():
+    traffic = made()
+    wrong = np.where(late(traffic, 1).astype(bool), (traffic.predicted + 1) % 5, traffic.gold)
+    found = {one["what"]: one for one in drifts(replace(traffic, gold=wrong))}
+    assert set(found) == {"accuracy where labels came", "probability of the right label"}
+    told = found["accuracy where labels came"]
+    assert told["before"] == pytest.approx(0.6, abs=0.05)
+    assert told["after"] < 0.05
+    assert "00950" < told["since"] <= told["seen_at"] < "01200"
 
 
 def with_shadow(traffic, drop):
