@@ -87,7 +87,7 @@ def monitor(
 ) -> None:
     """Say what a server's log says: constraints, calibration, drift, and which of two configs is better."""
     from personalization.errors import UsageError
-    from serving.monitor import faults, reasons, report
+    from serving.monitor import faults, reasons, report, watched
     from serving.retune import retune as tune
     from serving.retune import spec_of_retune
     from serving.told import lines
@@ -100,7 +100,7 @@ def monitor(
     if place is None:
         raise UsageError(f"{log} does not say what it is of; give --deploy")
     with log_to(home):
-        found = report(log, place, baseline, margin, users)
+        found = report(watched(log, place, baseline), margin, users)
         found["faults"], found["rolled_back"], found["retuned"] = faults(found), None, None
         if rollback and found["faults"]:
             generation, restored = roll_back_deployment(home, place, storage, tracking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -136,9 +137,10 @@ def ui(
     port: Annotated[int, typer.Option(help="Of the start page and the insights.")] = 8081,
     dashboard_port: int = 8080,
     mlflow_port: int = 5000,
+    log: Annotated[list[Path] | None, typer.Option(help="A server's log outside the home; again for each.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Let the dashboard's page change and delete studies.")] = False,
 ) -> None:
-    """Serve a start page, insights, optuna-dashboard and MLflow on this machine until Ctrl-C."""
+    """Serve a start page, insights, what servers logged, optuna-dashboard and MLflow on this machine until Ctrl-C."""
     from studies.shown.ui import Pages, serve
     from studies.storage import storage_url
 
@@ -151,7 +153,9 @@ def ui(
         sys.stdout.flush()
 
     home.mkdir(parents=True, exist_ok=True)
-    serve(home, storage_url(home, storage), tracking, (port, dashboard_port, mlflow_port), ready, write)
+    os.environ["CHAMTUNE_LOGS"] = os.pathsep.join(str(path.resolve()) for path in log or ())
+    ports = (port, dashboard_port, mlflow_port)
+    serve(home, storage_url(home, storage), tracking, ports, "serving.pages.app", ready, write)
 
 
 def sync(study: str, home: HomeOption = HOME, storage: StorageOption = None, tracking: TrackingOption = None) -> None:

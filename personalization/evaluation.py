@@ -124,18 +124,23 @@ def gold_indices(dataset: Dataset) -> NDArray[np.int64]:
     return np.array([column[q.gold] for q in dataset.questions if q.gold is not None], dtype=np.int64)
 
 
-def changes(baseline: Evaluation, candidate: Evaluation) -> Mapping[str, float]:
-    """Against the baseline on the same questions: accuracy gain, and shares of answers changed, helped and hurt."""
+def changed(baseline: Evaluation, candidate: Evaluation) -> Mapping[str, NDArray[np.float64]]:
+    """Of each question against the baseline's answer to it, float [n]: what the metrics of a change are means of."""
     if baseline.question_ids != candidate.question_ids:
         raise ChamtuneError("two evaluations of different questions cannot be compared")
-    helped = float((~baseline.correct & candidate.correct).mean())
-    hurt = float((baseline.correct & ~candidate.correct).mean())
+    helped = (~baseline.correct & candidate.correct).astype(np.float64)
+    hurt = (baseline.correct & ~candidate.correct).astype(np.float64)
     return {
         "accuracy_gain": helped - hurt,
-        "changed_rate": float((baseline.predicted != candidate.predicted).mean()),
+        "changed_rate": (baseline.predicted != candidate.predicted).astype(np.float64),
         "helped": helped,
         "hurt": hurt,
     }
+
+
+def changes(baseline: Evaluation, candidate: Evaluation) -> Mapping[str, float]:
+    """Against the baseline on the same questions: accuracy gain, and shares of answers changed, helped and hurt."""
+    return {name: float(values.mean()) for name, values in changed(baseline, candidate).items()}
 
 
 def all_metrics(evaluation: Evaluation, baseline: Evaluation) -> dict[str, float]:

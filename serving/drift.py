@@ -60,7 +60,10 @@ def _streams(traffic: Traffic) -> list[Stream]:
 
 
 def _cut(traffic: Traffic, stream: Stream) -> dict[str, Any] | None:
-    """The last change of a stream, None where there is none."""
+    """What a stream changed from and to, None where it did not.
+
+    ADWIN says whether; since when, the place where the sum of deviations from the mean is farthest from 0 (CUSUM).
+    """
     name, rows, values, level = stream
     window: Any = ADWIN(delta=level)  # type: ignore[no-untyped-call]
     at = None
@@ -70,7 +73,7 @@ def _cut(traffic: Traffic, stream: Stream) -> dict[str, Any] | None:
             at = number
     if at is None:
         return None
-    begin = min(at, max(1, len(values) - int(window.width)))
+    begin = 1 + int(np.abs(np.cumsum(values - values.mean()))[:-1].argmax())
     return {
         "what": name,
         "seen_at": traffic.times[rows[at]],

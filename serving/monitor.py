@@ -8,16 +8,16 @@ difference of each question, of a split the two groups of users. And what drifte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from personalization.deployment import Deployment, read_config
-from personalization.evaluation import Evaluation, changes
+from personalization.evaluation import Evaluation, changed
 from personalization.metrics import metrics_of
 from serving.arms import ALARM, sample_ratio
 from serving.drift import changed_users, drifts
@@ -26,7 +26,7 @@ from serving.traffic import Traffic, read_traffic
 from studies.constraints import parse_constraint
 from studies.spec import RELATIVE_METRICS
 from tracking.deployed import config_digest
-from tracking.sequence import Interval, paired, tiers_of, unpaired, verdict
+from tracking.sequence import Interval, Tiers, paired, unpaired, verdict
 from tracking.significance import user_interval, user_totals
 
 ALONE = ("entropy", "top1_share")
@@ -40,28 +40,39 @@ MARGIN = 0.02
 LOSERS = 10
 
 
-def report(
-    folder: Path, deploy: Path, baseline: Path | None = None, margin: float = MARGIN, most_users: int | None = None
-) -> dict[str, Any]:
-    """What a log says of the deployment at a place; `baseline`: a config that answers its labelled questions anew."""
-    traffic = read_traffic(folder)
-    config = read_config(deploy)
-    digest = config_digest(config)
-    own = np.flatnonzero(np.array(traffic.configs) == digest)
+class Watched(NamedTuple):
+    """A log read for one deployment. `own`: rows that its present content answered; `labelled`: those with a label."""
+
+    traffic: Traffic
+    config: Mapping[str, Any]
+    own: NDArray[np.int64]
+    labelled: NDArray[np.int64]
+
+
+def watched(folder: Path, deploy: Path, baseline: Path | None = None) -> Watched:
+    """A log, and what of it the deployment at a place has answered; `baseline`: what answers its labels anew."""
+    traffic, config = read_traffic(folder), read_config(deploy)
+    own = np.flatnonzero(np.array(traffic.configs) == config_digest(config))
     if baseline is not None:
         traffic = replace(traffic, shadow=shadowed(folder, Deployment.load(baseline), traffic))
-    labelled, since = own[traffic.gold[own] >= 0], traffic.only(own)
+    return Watched(traffic, config, own, own[traffic.gold[own] >= 0])
+
+
+def report(found: Watched, margin: float = MARGIN, most_users: int | None = None) -> dict[str, Any]:
+    """What a log says of a deployment; JSON-able."""
+    traffic, config, own, labelled = found
+    since = traffic.only(own)
     return {
         "answers": len(traffic),
         "of_this_config": len(own),
         "labelled": len(labelled),
         "users": len({traffic.users[row] for row in own}),
         "generation": int(config["generation"]),
-        "config": digest,
+        "config": config_digest(config),
         "constraints": constraints(traffic, own, config["provenance"].get("spec", {}).get("constraints", {})),
         "calibration": calibration(traffic, own, labelled),
         "ratio": ratio(traffic),
-        "comparison": comparison(traffic, own, labelled, margin, most_users),
+        "comparison": comparison(compared(traffic, own, labelled), margin, most_users),
         "losers": losers(traffic, labelled),
         "drift": drifts(since),
         "changed_users": changed_users(since),
@@ -76,39 +87,44 @@ def constraints(traffic: Traffic, own: NDArray[np.int64], told: Mapping[str, str
 def _constraint(traffic: Traffic, own: NDArray[np.int64], metric: str, text: str) -> dict[str, Any]:
     named = {"metric": metric, "bound": text}
     rows = own if metric in ALONE else own[traffic.gold[own] >= 0]
-    compared = [row for row in rows if int(row) in traffic.shadow]
     if metric in RELATIVE_METRICS:
-        rows = np.array(compared, dtype=np.int64)
+        rows = np.array([row for row in rows if int(row) in traffic.shadow], dtype=np.int64)
     if len(rows) < FEWEST:
         return {**named, "value": None, "interval": None, "state": f"not measured: {len(rows)} answers of {FEWEST}"}
     found = traffic.evaluation(rows)
     other = None
-    if len(compared) == len(rows):
+    if metric in RELATIVE_METRICS:
         other = traffic.evaluation(rows, np.array([traffic.shadow[int(row)] for row in rows]))
     if metric not in metrics_of(traffic.labels) and metric not in RELATIVE_METRICS:
         return {**named, "value": None, "interval": None, "state": "not measured: no such metric of these labels"}
     bound = parse_constraint(metric, text)
-    value = _measure(found, other, metric)
-    low, high = _interval(found, other, metric)
+    measure = _measure(found, other, metric)
+    value, (low, high) = measure(np.arange(len(rows))), _interval(found, measure)
     safest, worst = (low, high) if bound.sign > 0 else (high, low)
     state = "broken" if bound.violation(safest) > 0 else "holds" if bound.violation(worst) <= 0 else "doubtful"
     return {**named, "value": round(value, 4), "interval": [round(low, 4), round(high, 4)], "state": state}
 
 
-def _measure(found: Evaluation, other: Evaluation | None, metric: str) -> float:
+Measure = Callable[[NDArray[np.int64]], float]
+
+
+def _measure(found: Evaluation, other: Evaluation | None, metric: str) -> Measure:
+    """A metric of some rows of answers, against others where it is one of a change."""
     if metric in RELATIVE_METRICS:
-        return changes(other or found, found)[metric]
-    return metrics_of(found.labels)[metric].measure(found.log_probs, found.predicted, found.gold)
+        assert other is not None
+        each = changed(other, found)[metric]
+        return lambda rows: float(each[rows].mean())
+    of = metrics_of(found.labels)[metric].measure
+    return lambda rows: of(found.log_probs[rows], found.predicted[rows], found.gold[rows])
 
 
-def _interval(found: Evaluation, other: Evaluation | None, metric: str) -> tuple[float, float]:
+def _interval(found: Evaluation, measure: Measure) -> tuple[float, float]:
     """Percentiles over resampled users."""
     users, of = found.users
     rows = [np.flatnonzero(of == number) for number in range(len(users))]
-    rng, values = np.random.default_rng(0), []
-    for _ in range(DRAWS):
-        chosen = np.concatenate([rows[number] for number in rng.integers(0, len(users), len(users))])
-        values.append(_measure(found.only(chosen), None if other is None else other.only(chosen), metric))
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(0, len(users), len(users)) for _ in range(DRAWS))
+    values = [measure(np.concatenate([rows[number] for number in drawn])) for drawn in draws]
     return float(np.percentile(values, 0.5)), float(np.percentile(values, 99.5))
 
 
@@ -137,25 +153,55 @@ def ratio(traffic: Traffic) -> dict[str, Any] | None:
     return {"a": first, "b": second, "share": traffic.split, "p": p, "fault": p < ALARM}
 
 
-def comparison(
-    traffic: Traffic, own: NDArray[np.int64], labelled: NDArray[np.int64], margin: float, most_users: int | None
-) -> dict[str, Any] | None:
-    """The deployment's accuracy minus the other config's, by users; None where there is no other one."""
+class Compared(NamedTuple):
+    """What is observed of two configs, in the order of the questions: users, values, bool [m] whether it is of arm b.
+
+    `paired`: a value is a difference on one question, and all are of arm a; `split`: whether an answer was right.
+    """
+
+    kind: Literal["paired", "split"]
+    users: tuple[str, ...]
+    values: NDArray[np.float64]
+    in_b: NDArray[np.bool_]
+
+
+def compared(traffic: Traffic, own: NDArray[np.int64], labelled: NDArray[np.int64]) -> Compared | None:
+    """The observations that a comparison is made of; None where there is no other config."""
     rows = np.array([row for row in labelled if int(row) in traffic.shadow], dtype=np.int64)
     right = (traffic.predicted == traffic.gold).astype(np.float64)
     if len(rows):
         theirs = np.array([traffic.shadow[int(row)].argmax() for row in rows])
-        differences = right[rows] - (theirs == traffic.gold[rows])
-        return _said(paired(tiers_of([traffic.users[row] for row in rows], differences)), "paired", margin, most_users)
+        values = right[rows] - (theirs == traffic.gold[rows])
+        return Compared("paired", _users(traffic, rows), values, np.zeros(len(rows), dtype=bool))
     if traffic.split == 0:
         return None
-    arms = {}
-    for arm in ("a", "b"):
-        mine = [row for row in traffic.labelled if traffic.arms[row] == arm and traffic.named[row]]
-        if arm == "a":
-            mine = [row for row in mine if row in set(own.tolist())]
-        arms[arm] = tiers_of([traffic.users[row] for row in mine], right[mine])
-    return _said(unpaired(arms["a"], arms["b"]), "split", margin, most_users)
+    mine, in_b = set(own.tolist()), np.array([arm == "b" for arm in traffic.arms])
+    known = traffic.labelled
+    rows = np.array([row for row in known if traffic.named[row] and (in_b[row] or row in mine)], dtype=np.int64)
+    return Compared("split", _users(traffic, rows), right[rows], in_b[rows])
+
+
+def _users(traffic: Traffic, rows: NDArray[np.int64]) -> tuple[str, ...]:
+    return tuple(traffic.users[row] for row in rows)
+
+
+def looks(found: Compared, places: Sequence[int]) -> list[Interval]:
+    """The interval after each of these numbers of observations, which rise."""
+    arms, out, wanted = (Tiers(), Tiers()), list[Interval](), set(places)
+    for number in range(len(found.users) + 1):
+        if number in wanted:
+            out.append(paired(arms[0]) if found.kind == "paired" else unpaired(*arms))
+        if number < len(found.users):
+            arms[int(found.in_b[number])].add(found.users[number], float(found.values[number]))
+    return out
+
+
+def comparison(found: Compared | None, margin: float, most_users: int | None) -> dict[str, Any] | None:
+    """The deployment's accuracy minus the other config's, by users; None where there is no other one."""
+    if found is None:
+        return None
+    (last,) = looks(found, [len(found.users)])
+    return _said(last, found.kind, margin, most_users)
 
 
 def _said(found: Interval, kind: str, margin: float, most_users: int | None) -> dict[str, Any]:

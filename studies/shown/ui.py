@@ -78,19 +78,20 @@ def serve(
     storage: str,
     tracking: str | None,
     ports: tuple[int, int, int],
+    pages: str,
     ready: Callable[[Pages], None],
     write: bool = False,
 ) -> None:
     """Run the servers until SIGINT or SIGTERM, or until one of them ends. `ready` is called once all answer.
 
-    `ports`: of our pages, the dashboard, MLflow. With `write` the dashboard may change studies. The URLs of the stores
-    go to the servers by their environment.
+    `pages`: the module that serves our pages; `ports`: of our pages, the dashboard, MLflow. With `write` the dashboard
+    may change studies. The URLs of the stores go to the servers by their environment.
     """
     studies = tracked_studies(home, storage)
     uri = store_of(home, studies, tracking)
     base = kept(uri).rstrip("/") if is_server(uri) else f"http://{HOST}:{ports[2]}"
     servers: dict[str, tuple[str, ...]] = {
-        "pages": ("studies.shown.pages.app", HOST, str(ports[0])),
+        "pages": (pages, HOST, str(ports[0])),
         "dashboard": ("studies.shown.dashboard", HOST, str(ports[1])),
     }
     if not is_server(uri):

@@ -50,6 +50,18 @@ def _generations(home: Path, out: Path) -> dict[int, Path]:
     return dict(sorted((int(path.name), path) for path in found))
 
 
+def generations(home: Path, out: Path) -> list[dict[str, Any]]:
+    """What stood at a place, oldest first, JSON-able: generation, study, when it was promoted, what it restored."""
+    found = []
+    for number, path in _generations(home, out).items():
+        config = read_config(path)
+        told = config["provenance"]
+        restored = config.get("restored_from")
+        row = {"generation": number, "study": told.get("study"), "at": told.get("promoted_at")}
+        found.append({**row, "restored_from": restored, "config": config_digest(config)})
+    return found
+
+
 def _write(home: Path, out: Path, config: dict[str, Any], files: Path, replaced: dict[str, Any] | None) -> int:
     """Put a config with its folder of files to a place, and keep it and what it replaces; its generation."""
     kept = _kept(home, out)

@@ -1,4 +1,4 @@
-"""The pages as a FastAPI application: `python -P -m studies.shown.pages.app HOST PORT`.
+"""The pages of the studies as a FastAPI application; `serving.pages` adds those of servers and runs it.
 
 It only reads: nothing but GET is answered, and only under a loopback name, so that no page elsewhere can reach
 it by another name of this machine. Pages are made on the server, every text escaped; a strict content policy lets in
@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,28 +52,31 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def pages() -> Environment:
-    """The templates: everything that is put in is escaped, and an unknown name is an error."""
+def pages(*further: Path, elsewhere: Mapping[str, str] | None = None) -> Environment:
+    """The templates: everything that is put in is escaped, and an unknown name is an error.
+
+    `further`: folders of more templates; `elsewhere`: name -> path of pages beside those of the studies.
+    """
     found = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
+        loader=FileSystemLoader([HERE / "templates", *further]),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     found.filters |= {"number": number, "title": title}
-    found.globals |= {"groups": GROUPS, "draw": drawing}
+    found.globals |= {"groups": GROUPS, "draw": drawing, "elsewhere": dict(elsewhere or {})}
     return found
 
 
-def application(house: House) -> FastAPI:
+def application(house: House, templates: Environment | None = None) -> FastAPI:
     """The application of a house."""
     app = FastAPI(
         title="chamtune", description="Studies and what they teach; read only.", docs_url=None, redoc_url=None
     )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
-    templates = pages()
+    templates = templates or pages()
 
     @app.middleware("http")
     async def _guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -150,20 +152,8 @@ def _safe(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t") else value
 
 
-def main() -> None:
-    """Serve until the process is ended."""
+def serve(app: FastAPI, house: House) -> None:
+    """Serve on the HOST and PORT of the command line until the process is ended."""
     host, port = sys.argv[1:]
-    given = os.environ
-    house = House(
-        Path(given["CHAMTUNE_HOME"]),
-        given["CHAMTUNE_STORAGE"],
-        given.get("CHAMTUNE_DASHBOARD"),
-        given.get("CHAMTUNE_MLFLOW"),
-        given.get("MLFLOW_BACKEND_STORE_URI"),
-    )
     threading.Thread(target=house.read_all, daemon=True).start()
-    uvicorn.run(application(house), host=host, port=int(port), log_level="warning", access_log=False)
-
-
-if __name__ == "__main__":
-    main()
+    uvicorn.run(app, host=host, port=int(port), log_level="warning", access_log=False)

@@ -27,7 +27,8 @@ def bar(row: Row) -> dict[str, float]:
     return {"x": min(50.0, at), "width": round(abs(at - 50), 2), "low": low, "high": high, "at": at}
 
 
-def _scaled(value: float, ends: tuple[float, float], places: tuple[float, float]) -> float:
+def scaled(value: float, ends: tuple[float, float], places: tuple[float, float]) -> float:
+    """Where a value stands between two places, as it stands between its ends."""
     span = ends[1] - ends[0] or 1.0
     return round(places[0] + (value - ends[0]) / span * (places[1] - places[0]), 1)
 
@@ -78,7 +79,7 @@ def waterfall(path: Row) -> dict[str, Any]:
     low, high = min(ends), max(ends)
     row, left = 34, 150
     for number, one in enumerate(bars):
-        at = {key: _scaled(one[key], (low, high), (left, WIDTH - 90)) for key in ("from", "to", "least", "most")}
+        at = {key: scaled(one[key], (low, high), (left, WIDTH - 90)) for key in ("from", "to", "least", "most")}
         one |= {
             "y": 10 + number * row,
             "x": min(at["from"], at["to"]),
@@ -87,7 +88,7 @@ def waterfall(path: Row) -> dict[str, Any]:
             "x_high": at["most"],
             "end": at["to"],
         }
-    zero = _scaled(0.0, (low, high), (left, WIDTH - 90))
+    zero = scaled(0.0, (low, high), (left, WIDTH - 90))
     return {"bars": bars, "height": 20 + len(bars) * row, "width": WIDTH, "zero": zero, "row": row}
 
 
@@ -99,16 +100,14 @@ def curve(points: Sequence[Row], across: str, up: str, mark: float | None = None
     xs, ys = [x for x, _ in known] + ([mark] if mark is not None else []), [y for _, y in known]
     ends_x, ends_y = (min(xs), max(xs)), (min(ys), max(ys))
     span_x, span_y = (MARGIN["left"], WIDTH - MARGIN["right"]), (HEIGHT - MARGIN["bottom"], MARGIN["top"])
-    at = [(_scaled(x, ends_x, span_x), _scaled(y, ends_y, span_y)) for x, y in known]
-    line = (
-        f"M{at[0][0]} {at[0][1]}" + "".join(f"H{x}V{y}" for x, y in at[1:]) + f"H{_scaled(ends_x[1], ends_x, span_x)}"
-    )
+    at = [(scaled(x, ends_x, span_x), scaled(y, ends_y, span_y)) for x, y in known]
+    line = f"M{at[0][0]} {at[0][1]}" + "".join(f"H{x}V{y}" for x, y in at[1:]) + f"H{scaled(ends_x[1], ends_x, span_x)}"
     return {
         "line": line,
         "points": [{"x": x, "y": y, "across": a, "up": u} for (x, y), (a, u) in zip(at, known, strict=True)],
-        "mark": None if mark is None else _scaled(mark, ends_x, span_x),
-        "x_ticks": [{"at": _scaled(t, ends_x, span_x), "said": f"{t:.4g}"} for t in ticks(*ends_x)],
-        "y_ticks": [{"at": _scaled(t, ends_y, span_y), "said": f"{t:.4g}"} for t in ticks(*ends_y)],
+        "mark": None if mark is None else scaled(mark, ends_x, span_x),
+        "x_ticks": [{"at": scaled(t, ends_x, span_x), "said": f"{t:.4g}"} for t in ticks(*ends_x)],
+        "y_ticks": [{"at": scaled(t, ends_y, span_y), "said": f"{t:.4g}"} for t in ticks(*ends_y)],
         "width": WIDTH,
         "height": HEIGHT,
     }

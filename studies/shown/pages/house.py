@@ -6,6 +6,7 @@ when a study has more finished trials than they were made of.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,6 +141,18 @@ class House:
             if (page := runs_page(self.mlflow, tracked, self.store)) is not None:
                 links["mlflow"] = page
         return links
+
+
+def house_of_environment() -> House:
+    """The house that the environment names."""
+    given = os.environ
+    return House(
+        Path(given["CHAMTUNE_HOME"]),
+        given["CHAMTUNE_STORAGE"],
+        given.get("CHAMTUNE_DASHBOARD"),
+        given.get("CHAMTUNE_MLFLOW"),
+        given.get("MLFLOW_BACKEND_STORE_URI"),
+    )
 
 
 def id_of(path: Mapping[str, Any] | None) -> tuple[Any, ...]:

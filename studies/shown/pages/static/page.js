@@ -20,18 +20,33 @@ function shown() {
   return [...document.querySelectorAll("[data-study]")].map((node) => [node.dataset.study, Number(node.dataset.trials)]);
 }
 
-async function follow() {
+async function renewed(what) {
+  const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
+  const focus = document.activeElement?.id, fresh = page.getElementById("main");
+  if (!fresh || fresh.isEqualNode(document.getElementById("main"))) return;
+  document.getElementById("main").replaceWith(fresh);
+  if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
+  said.textContent = what;
+}
+
+async function followStudies() {
   const before = shown();
-  if (document.hidden || !before.length || document.activeElement?.closest("form")) return;
+  if (!before.length || document.activeElement?.closest("form")) return;
   const rows = await (await fetch("/api/studies")).json();
   const now = new Map(rows.map((row) => [row.study, row.trials]));
   const single = new URLSearchParams(location.search).getAll("study").length === 1 || location.pathname === "/";
-  if (!single || !before.some(([name, trials]) => now.get(name) !== trials)) return;
-  const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
-  const focus = document.activeElement?.id, fresh = page.getElementById("main");
-  if (!fresh) return;
-  document.getElementById("main").replaceWith(fresh);
-  if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
-  said.textContent = "New trials";
+  if (single && before.some(([name, trials]) => now.get(name) !== trials)) await renewed("New trials");
 }
-setInterval(() => follow().catch(() => { said.textContent = "The server does not answer"; }), PAUSE);
+
+async function followLogs() {
+  const node = document.querySelector("[data-follow]");
+  if (!node) return;
+  const rows = await (await fetch(node.dataset.follow)).json();
+  const chosen = node.dataset.log ? rows.filter((row) => row.log === node.dataset.log) : rows;
+  if (chosen.map((row) => row.state).join(" ") !== node.dataset.state) await renewed("New answers");
+}
+
+setInterval(() => {
+  if (document.hidden) return;
+  Promise.all([followStudies(), followLogs()]).catch(() => { said.textContent = "The server does not answer"; });
+}, PAUSE);
