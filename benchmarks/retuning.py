@@ -7,6 +7,7 @@ A chain (head, calibration) on the demo's model is studied on three times `--use
 change their meaning: labels of histories and answers are exchanged by a fixed permutation. After the answers to each
 group of `--users` users `chamtune monitor` is asked; once three groups have come, as many as the first study had, it is
 called with `--retune`, tunes again on what was logged since the drift, and the server takes the new generation over.
+`unchanged`: what the first config says to the same users in the world as it was, which is what "back" would be.
 At last somebody publishes the first config once more, and `chamtune monitor --baseline --rollback` brings back the one
 that was better. Accuracy over time is drawn into `--out`; `--keep` holds home, deployment and log. The last line is
 JSON.
@@ -182,6 +183,7 @@ class Cycle:
     def __init__(self, options: argparse.Namespace, folder: Path, port: int, log: Path) -> None:
         self.options, self.folder, self.port, self.log = options, folder, port, log
         self.home, self.deploy = folder / "home", folder / "deploy"
+        self.first = Deployment.load(folder / "earlier")
         self.parts: list[tuple[str, list[float]]] = []
         self.found: dict[str, Any] = {}
 
@@ -189,8 +191,11 @@ class Cycle:
         """One group of users asks, and what `chamtune monitor` says then."""
         world = make_world(seed, self.options.users, QUESTIONS).dataset
         self.parts.append((name, traffic(self.port, permuted(world) if changed else world, f"{seed}")))
+        unchanged = self.first.predict(world.questions)
+        right = [found.label == q.gold for found, q in zip(unchanged, world.questions, strict=True)]
         self.found[name] = {
             "accuracy": round(float(np.mean(self.parts[-1][1])), 3),
+            "unchanged": round(float(np.mean(right)), 3),
             **said(command("monitor", self.log, "--home", self.home)[1]),
         }
         print(name, self.found[name], flush=True)
@@ -202,7 +207,7 @@ class Cycle:
             self.phase(f"the tags change, {number + 1}", 12 + number)
         trials = ("--trials", self.options.trials)
         verdict = command("monitor", self.log, "--retune", *trials, "--home", self.home)[1]["retuned"]
-        kept = ("why", "reason", "promoted", "generation", "study")
+        kept = ("why", "reason", "promoted", "generation", "study", "questions")
         self.found["retune"] = {key: verdict.get(key) for key in kept}
         print(self.found["retune"], flush=True)
         if verdict["promoted"]:
@@ -215,10 +220,9 @@ class Cycle:
 
     def mistake(self) -> None:
         """The first config is published once more, found to be worse than what stood, and rolled back."""
-        earlier = Deployment.load(self.folder / "earlier")
         left_out = ("generation", "chain", "folder", "files", "previous_generation", "previous_digest")
-        config = {key: value for key, value in earlier.config.items() if key not in left_out}
-        until_generation(self.port, publish(self.home, self.deploy, config, earlier.fitted))
+        config = {key: value for key, value in self.first.config.items() if key not in left_out}
+        until_generation(self.port, publish(self.home, self.deploy, config, self.first.fitted))
         self.phase("the first config", 22)
         words = ("--baseline", self.folder / "tuned", "--rollback", "--home", self.home)
         report = command("monitor", self.log, *words)[1]

@@ -130,6 +130,8 @@ def retune(
     opened = open_study(spec, home, started=fixed_below(config, home))
     began = begin_with(opened, config)
     told: dict[str, Any] = {"study": spec.name, "began_with": began, "fixed": opened.record.get("started", {})}
+    parts = (opened.splits.tune, opened.splits.select, opened.splits.confirm)
+    told["questions"] = sum(len(part) for part in parts if part is not None)
     of = {"generation": config["generation"], "config": config_digest(config), "deploy": str(deploy.resolve())}
     opened.study.set_user_attr(AGAIN, {**of, "why": list(why), "began_with": began})
     result = run_study(spec, home, watcher)
