@@ -19,6 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ class Deployment:
         """The model."""
         return self.tools.scorer
 
-    @property
+    @cached_property
     def terms(self) -> Terms:
         """The task and labels that the config answers."""
         return Terms(task_of(self.config), tuple(self.config["labels"]))

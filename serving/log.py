@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ Record = dict[str, Any]
 
 
 class Log:
-    """The files NAME-000001.jsonl, NAME-000002.jsonl, ... of a folder. One thread appends; any may read.
+    """The files NAME-000001.jsonl, NAME-000002.jsonl, ... of a folder. One thread appends; any may read, or sync.
 
     `keep`: how many files stay; None: all.
     """
@@ -41,6 +42,7 @@ class Log:
         found = segments(folder, name)
         self._open(found[-1][0] if found else 1)
         self._dirty = False
+        self._stays = threading.RLock()  # held while the present file must stay open
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{self.name}-{number:06d}.jsonl"
@@ -82,17 +84,19 @@ class Log:
 
     def sync(self) -> None:
         """Have what was appended on the disk; UnavailableError where it fails."""
-        if self._dirty:
-            self._dirty = False
-            try:
-                os.fsync(self._file)
-            except OSError as error:
-                raise UnavailableError(f"the log cannot be written: {error.strerror}") from None
+        with self._stays:
+            if self._dirty:
+                self._dirty = False
+                try:
+                    os.fsync(self._file)
+                except OSError as error:
+                    raise UnavailableError(f"the log cannot be written: {error.strerror}") from None
 
     def _rotate(self) -> None:
-        self.sync()
-        os.close(self._file)
-        self._open(self._number + 1)
+        with self._stays:
+            self.sync()
+            os.close(self._file)
+            self._open(self._number + 1)
         if self._keep is not None:
             for _, path in segments(self.folder, self.name)[: -self._keep]:
                 path.unlink()
@@ -113,8 +117,9 @@ class Log:
 
     def close(self) -> None:
         """Have everything on the disk, and give the file back."""
-        self.sync()
-        os.close(self._file)
+        with self._stays:
+            self.sync()
+            os.close(self._file)
 
 
 def _whole(file: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from personalization.data.dates import read_date
 from personalization.data.lamp import check_dataset, write_dataset
 from personalization.data.records import Dataset
+from personalization.data.splits import PARTS
 from personalization.deployment import read_config, task_of
 from personalization.errors import DataError, UsageError
 from serving.log import records, segments
@@ -130,8 +131,7 @@ def retune(
     opened = open_study(spec, home, started=fixed_below(config, home))
     began = begin_with(opened, config)
     told: dict[str, Any] = {"study": spec.name, "began_with": began, "fixed": opened.record.get("started", {})}
-    parts = (opened.splits.tune, opened.splits.select, opened.splits.confirm)
-    told["questions"] = sum(len(part) for part in parts if part is not None)
+    told["questions"] = sum(len(opened.splits.part(name)) for name in PARTS)
     of = {"generation": config["generation"], "config": config_digest(config), "deploy": str(deploy.resolve())}
     opened.study.set_user_attr(AGAIN, {**of, "why": list(why), "began_with": began})
     result = run_study(spec, home, watcher)

@@ -189,7 +189,7 @@ class Service:
                     await place.look()
             self._watched()
             with suppress(UnavailableError):  # a batch that cannot be logged says so itself
-                await self._batches.soon(self._sync)
+                await asyncio.to_thread(self._sync)  # beside the model, which goes on
 
     def _sync(self) -> None:
         self.questions.sync()

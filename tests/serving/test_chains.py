@@ -1,16 +1,26 @@
-"""Every kind of chain answers over HTTP as it does in a process, also beside a shadow that has the same model."""
+"""Every kind of chain answers over HTTP as it does in a process, beside a shadow of the same model and across swaps."""
+
+import http.client
+import json
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import uvicorn
 import yaml
 from starlette.testclient import TestClient
 
 from personalization.backbones.cached import CachedScorer
 from personalization.data.records import Dataset
 from personalization.deployment import CONFIG, FORMAT, Deployment, write_files
+from personalization.files import write_atomic
 from personalization.stages.work import Tools
 from serving.app import app_of
 from serving.place import Place
+from serving.run import LOCAL, listening
 from serving.service import Service, Terms
 from tests.personalization.stages.chains import ACTIVE, fitted_on, growing, params_of
 
@@ -67,3 +77,80 @@ def test_http_answers_are_the_chains_own_with_and_without_a_shadow(kind, tools, 
             assert answer["label"] == single["label"] == prediction.label
             for label, value in prediction.log_probs.items():
                 assert np.abs([answer["log_probs"][label] - value, single["log_probs"][label] - value]).max() < 1e-4
+
+
+SWAPS, CLIENTS, BETWEEN = 20, 8, 30
+"""Generations that take over, clients, and answers at least between two of them."""
+
+
+def as_generation(number, folder, deploy):
+    """Put a deployment in the place of another one, as a promotion does: files first, then the config at once."""
+    config = yaml.safe_load((folder / CONFIG).read_text())
+    shutil.copytree(folder / config["folder"], deploy / config["folder"], dirs_exist_ok=True)
+    write_atomic(deploy / CONFIG, yaml.safe_dump({**config, "generation": number}))
+
+
+def conversation(port, asks, first, found, going):
+    """One client on one connection; every answer is kept."""
+    line, at = http.client.HTTPConnection("127.0.0.1", port, timeout=60), first
+    while going():
+        place = at % len(asks)
+        line.request("POST", "/predict", json.dumps(asks[place]), {"content-type": "application/json"})
+        reply = line.getresponse()
+        found.append((reply.status, place, json.loads(reply.read())))
+        at += 1
+    line.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_twenty_swaps_between_all_kinds_under_load_drop_nothing_and_change_no_answer(tools, tmp_path, monkeypatch):
+    """Each answer is what `predict` of the generation that it names says to that question."""
+    monkeypatch.setattr("serving.service.LOOK_S", 0.05)
+    names = ["calibration", *KINDS]
+    folders = [deployed(tools, tmp_path / "calibration", ("calibration",))]
+    folders += [deployed(tools, tmp_path / kind, (kind, "calibration"), KINDS[kind]) for kind in KINDS]
+    asked = growing(5, 5)
+    wanted = [Deployment.load(folder).predict(asked.questions) for folder in folders]
+    asks = [
+        {"text": q.text, "user": q.user_id, "history": [{"text": h.text, "label": h.label} for h in q.history]}
+        for q in asked.questions
+    ]
+    deploy = tmp_path / "deploy"
+    deploy.mkdir()
+    as_generation(1, folders[0], deploy)
+    service = Service(Place(deploy), Terms(tmp_path / "log"))
+    server = uvicorn.Server(uvicorn.Config(app_of(service, LOCAL), log_config=None, lifespan="on"))
+    found, going = [], True
+    with listening("127.0.0.1", 0) as door, ThreadPoolExecutor(CLIENTS) as pool:
+        thread = threading.Thread(target=server.run, args=([door],), daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        port = door.getsockname()[1]
+        running = [pool.submit(conversation, port, asks, n, found, lambda: going) for n in range(CLIENTS)]
+        try:
+            for generation in range(2, SWAPS + 2):
+                as_generation(generation, folders[(generation - 1) % len(names)], deploy)
+                while service.place.now.generation != generation:
+                    assert service.place.failed is None
+                    time.sleep(0.01)
+                before = len(found)
+                while len(found) < before + BETWEEN and not any(one.done() for one in running):
+                    time.sleep(0.01)
+        finally:
+            going = False
+        for one in running:
+            one.result()
+        server.should_exit = True
+        thread.join()
+    assert {status for status, _, _ in found} == {200}
+    assert service.place.swaps == SWAPS
+    assert {answer["generation"] for _, _, answer in found} == set(range(1, SWAPS + 2))
+    for _, place, answer in found:
+        prediction = wanted[(answer["generation"] - 1) % len(names)][place]
+        assert answer["label"] == prediction.label
+        apart = [answer["log_probs"][label] - value for label, value in prediction.log_probs.items()]
+        assert np.abs(apart).max() < 1e-4
+    assert len({answer["request"] for _, _, answer in found}) == len(found)
+    assert len(found) > SWAPS * BETWEEN
