@@ -1,14 +1,23 @@
 """What does HTTP cost, and what do batches of many clients save?
 
-    python benchmarks/serving_http.py [--deploy FOLDER | --model demo|minilm|smollm2] [--requests 2000]
-                                      [--clients 1 8 64]
+    python benchmarks/serving_http.py [--requests 2000] [--clients 1 8 64] [--soak 0]
+                                      [--deploy FOLDER | --model demo|minilm|smollm2 [--data FOLDER]]
 
-The same questions, each another user's with a history, are answered (bare) in a loop by `Deployment.predict`, (plain)
-by a FastAPI handler that calls it, as FastAPI's guide has it: a plain function, which runs in FastAPI's pool of
+Without `--deploy` a calibration is fitted: of the planted world, or with `--data` of LaMP files, where a study of 20
+trials is run and promoted. For the three models of the results:
+
+    python benchmarks/serving_http.py --model demo
+    python benchmarks/serving_http.py --model minilm --data lamp2_news
+    python benchmarks/serving_http.py --model smollm2 --data lamp2_news --requests 400
+    python benchmarks/serving_http.py --model demo --requests 200 --clients 8 --soak 200000
+
+The same questions, each with a history and a text of its own, are answered (bare) in a loop by `Deployment.predict`,
+(plain) by a FastAPI handler that calls it, as FastAPI's guide has it: a plain function, which runs in FastAPI's pool of
 threads, and (ours) by `chamtune serve`, log included. Plain and ours are processes of their own behind uvicorn, driven
 by another process, which keeps `--clients` connections busy. p50 and p99 in milliseconds, questions a second.
 `forward_ms`: median of the model's pass alone. `late_over_early`: median latency of the last tenth of the requests over
-that of the first. `p50_in_turns`: one client of both servers, ten questions each in turns. The last line is JSON.
+that of the first. `p50_in_turns`: one client of both servers, ten questions each in turns. `--soak N`: N more requests
+of ours by the most clients, none like another, with latency, memory and log after each tenth. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,12 +35,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from personalization.data.demo.world import make_world
+from personalization.data.lamp import check_dataset
 from personalization.data.records import Dataset, Question
 from personalization.deployment import Deployment
 from personalization.stages.work import begin
@@ -66,10 +78,16 @@ uvicorn.run(app, port=int(sys.argv[2]), access_log=False, log_config=None)
 """
 
 
-def bodies(count: int) -> list[tuple[Question, bytes]]:
-    """Questions as records and as they are sent."""
+def bodies(count: int, data: Path | None, seed: int = 1) -> list[tuple[Question, bytes]]:
+    """Questions as records and as they are sent; those of a folder come again with another number at their end."""
+    known = make_world(seed, users=USERS, questions_per_user=-(-count // USERS)).dataset.questions[:count]
+    if data is not None:
+        again = check_dataset(data / "dev_questions.json").usable().questions
+        known = tuple(
+            replace(again[at % len(again)], text=f"{again[at % len(again)].text} {seed}.{at}") for at in range(count)
+        )
     found = []
-    for q in make_world(1, users=USERS, questions_per_user=-(-count // USERS)).dataset.questions[:count]:
+    for q in known:
         history = [{"text": item.text, "label": item.label} for item in q.history[-HISTORY:]]
         sent = {"text": q.text, "user": q.user_id, "history": history}
         found.append((Question(q.id, q.user_id, q.text, q.history[-HISTORY:]), json.dumps(sent).encode()))
@@ -130,7 +148,7 @@ class Server:
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def __enter__(self) -> Server:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while time.monotonic() < end:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -146,6 +164,17 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGINT)
         self._process.wait(60)
+
+
+def soaked(server: Server, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Latency and memory of many requests, after each tenth of them."""
+    found = []
+    for tenth in range(1, 11):
+        sent = [request_of(body, server.port) for _, body in bodies(options.soak // 10, options.data, 100 + tenth)]
+        told = {"requests": tenth * len(sent), **drive(server.port, sent, max(options.clients))}
+        found.append({**told, "mb": round(server.megabytes(), 1)})
+        print(f"soak {found[-1]}", flush=True)
+    return found
 
 
 def measured(server: Server, sent: list[bytes], clients: list[int], warm: list[bytes]) -> dict[str, Any]:
@@ -197,23 +226,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--deploy", type=Path, help="a deployment of the planted world's task")
     parser.add_argument("--model", default="demo", help="without --deploy: a calibration is fitted to it")
+    parser.add_argument("--data", type=Path, help="LaMP files to study, and to ask")
+    parser.add_argument("--soak", type=int, default=0)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     options = parser.parse_args()
-    asked = bodies(options.requests + WARM_UP)
+    asked = bodies(options.requests + WARM_UP, options.data)
     warm, questions = asked[:WARM_UP], asked[WARM_UP:]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        deploy = options.deploy or fitted(options.model, folder)
+        os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
+        deploy = options.deploy or fitted(options.model, options.data, folder)
         result: dict[str, Any] = {"model": str(options.deploy or options.model), "requests": options.requests}
         result["bare"] = bare(Deployment.load(deploy), [question for question, _ in questions])
         print(f"bare {result['bare']}", flush=True)
         (folder / "plain.py").write_text(PLAIN)
-        os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
         for which in ("plain", "ours"):
             with server_of(which, deploy, folder) as server:
                 first, sent = ([request_of(body, server.port) for _, body in some] for some in (warm, questions))
                 result[which] = measured(server, sent, options.clients, first)
+                if which == "ours" and options.soak:
+                    result["soak"] = soaked(server, options)
             print(f"{which} {result[which]}", flush=True)
         with server_of("plain", deploy, folder) as plain, server_of("ours", deploy, folder) as ours:
             result["p50_in_turns"] = in_turns({"plain": plain, "ours": ours}, [body for _, body in asked])
@@ -226,13 +259,35 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def fitted(model: str, folder: Path) -> Path:
-    """A deployment of the planted world with this model: a calibration."""
+def fitted(model: str, data: Path | None, folder: Path) -> Path:
+    """A deployment of a calibration with this model: of the planted world, or studied and promoted on a folder."""
     from personalization.tasks import task
 
+    if data is not None:
+        return promoted(model, data, folder)
     world = make_world(0, alone.TUNE_USERS, alone.PER_USER).dataset
     tune = Dataset(task("LaMP_2"), alone.scoring.LAMP_2_TAGS, world.questions)
     alone.deployed(model, "calibration", tune, folder)
+    return folder / "deploy"
+
+
+def promoted(model: str, data: Path, folder: Path) -> Path:
+    spec = {
+        "name": "served",
+        "data": {"path": str(data.resolve()), "split": "files", "shares": {"tune": 0.6, "select": 0.2, "confirm": 0.2}},
+        "model": {"path": model},
+        "chain": ["calibration"],
+        "warm_start": True,
+        "trials": 20,
+        "tracking": "none",
+    }
+    (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
+    home = ("--home", str(folder / "home"))
+    for words in (
+        ("run", str(folder / "spec.yaml")),
+        ("promote", "served", "--no-cold-start", "--out", str(folder / "deploy")),
+    ):
+        subprocess.run([sys.executable, "-m", "cli", *words, *home, "--quiet"], check=True)
     return folder / "deploy"
 
 

@@ -31,6 +31,8 @@ class Gauges:
         self._labels = tuple(labels)
         self.answers = Counter("chamtune_answers", "Questions answered", ["arm"], registry=of)
         self.feedback = Counter("chamtune_feedback", "Labels that came later", ["right"], registry=of)
+        for right in ("true", "false"):
+            self.feedback.labels(right)  # a rate needs a series from the start
         self.shadow_failures = Counter("chamtune_shadow_failures", "Batches that the shadow failed on", registry=of)
         self.batch = Histogram("chamtune_batch_questions", "Questions of a batch", buckets=SIZES, registry=of)
         self.seconds = Histogram("chamtune_batch_seconds", "Seconds of a batch", buckets=SECONDS, registry=of)

@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOM = Path(__file__).parents[2] / "docs" / "operations"
@@ -42,3 +45,26 @@ def test_unit_and_container_call_the_command_as_it_is():
         given = set(re.findall(r"--[a-z-]+", line))
         assert given
         assert given <= options
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on this machine")
+def test_prometheus_takes_the_config_and_the_rules():
+    done = subprocess.run(["promtool", "check", "config", ROOM / "prometheus.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "8 rules found" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx on this machine")
+def test_nginx_takes_its_file(tmp_path):
+    names = ["/etc/ssl/classify.pem", "/etc/ssl/classify.key"]
+    own = [str(tmp_path / Path(name).name) for name in names]
+    text = (ROOM / "nginx.conf").read_text()
+    for name, ours in zip(names, own, strict=True):
+        assert name in text
+        text = text.replace(name, ours)
+    key = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*key, "-keyout", own[1], "-out", own[0]], check=True, capture_output=True)
+    whole = f"pid {tmp_path}/nginx.pid; error_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{text}\n}}\n"
+    (tmp_path / "nginx.conf").write_text(whole)
+    done = subprocess.run(["nginx", "-t", "-c", tmp_path / "nginx.conf"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

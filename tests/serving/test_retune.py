@@ -1,15 +1,20 @@
 """A deployment is tuned again on what was logged, and begins with what stands."""
 
 import json
+from dataclasses import asdict
 
 import optuna
 import pytest
 
 from personalization.deployment import read_config
 from personalization.errors import DataError
-from serving.retune import labelled, spec_of_retune
+from serving.log import records
+from serving.retune import AGAIN, fixed_below, labelled, spec_of_retune
+from studies.runner import run_study
 from studies.storage import open_storage, storage_url
+from studies.study import open_study
 from tests.serving.conftest import items
+from tests.studies.test_chain_study import HEAD, made_with
 
 SPEC = {
     "name": "tiny",
@@ -76,3 +81,41 @@ def test_the_study_begins_with_what_stands_and_its_verdict_is_a_promotions(logge
     assert (first.params["gamma"], first.params["prior_mode"]) == (0.5, "user")
     assert read_config(deploy)["generation"] == (2 if found["promoted"] else 1)
     assert "better" in found["reason"] or not found["promoted"]
+    study = optuna.load_study(study_name=found["study"], storage=storage)
+    assert study.user_attrs[AGAIN]["why"] == found["why"] == ["asked for"]
+    assert (study.user_attrs[AGAIN]["generation"], found["questions"]) == (1, 120)
+
+
+@pytest.mark.usefixtures("no_results")
+def test_monitoring_begins_it_where_something_drifted_with_what_came_since(logged, tmp_path, command, monkeypatch):
+    _, log = logged
+    times = [line["at"] for line in records(log, "questions")]
+    moved = {"what": "accuracy where labels came", "seen_at": times[9], "since": times[0], "before": 0.6, "after": 0.2}
+    words = ("monitor", log, "--retune", "--trials", 2, "--home", tmp_path / "home", "--json")
+    found = json.loads(command(*words)[1].splitlines()[-1])
+    assert (found["faults"], found["drift"], found["retuned"]) == ([], [], None)
+    monkeypatch.setattr("serving.monitor.drifts", lambda _: [moved])
+    _, out, err = command(*words)
+    found = json.loads(out.splitlines()[-1])["retuned"]
+    assert found["why"] == ["drift of accuracy where labels came: 0.6 -> 0.2"], err
+    assert (found["trials"], found["questions"]) == (2, 120)
+    study = optuna.load_study(study_name=found["study"], storage=open_storage(storage_url(tmp_path / "home", None)))
+    assert study.user_attrs[AGAIN]["why"] == found["why"]
+
+
+@pytest.mark.usefixtures("no_results")
+def test_what_a_staged_study_started_from_stays_as_it_is_deployed(spec_of, tmp_path, caplog):
+    below = made_with(spec_of, name="below", chain=["head", "calibration"], space=HEAD, trials=2)
+    run_study(below, tmp_path)
+    above = made_with(spec_of, name="above", chain=["head", "calibration"], start_from="below", trials=1)
+    opened = open_study(above, tmp_path)
+    chain = [{"stage": name, "params": asdict(own)} for name, own in opened.rooms.decode({}).stages]
+    config = {"chain": chain, "provenance": {"study": "above", "spec": {}}}
+    fixed = fixed_below(config, tmp_path)
+    assert set(fixed) == {f"head.{name}" for name in chain[0]["params"]}
+    again = open_study(made_with(spec_of, name="again", chain=["head", "calibration"]), tmp_path, started=fixed)
+    assert "c" not in again.space
+    assert "gamma" in again.space
+    assert asdict(again.rooms.decode({})["head"]) == chain[0]["params"]
+    assert fixed_below({**config, "provenance": {"study": "elsewhere", "spec": {}}}, tmp_path) == {}
+    assert "no stage stays fixed" in caplog.text
