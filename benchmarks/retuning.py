@@ -108,7 +108,7 @@ def until_generation(port: int, generation: int) -> None:
         time.sleep(0.2)
 
 
-def draw(out: Path, parts: list[tuple[str, list[float]]]) -> None:
+def draw(out: Path, parts: list[tuple[str, list[float]]], unchanged: list[float]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -120,11 +120,15 @@ def draw(out: Path, parts: list[tuple[str, list[float]]]) -> None:
     smooth = np.convolve(values, np.ones(window) / window, "valid")
     axes.plot(np.arange(window - 1, len(values)), smooth, color="#1f5fa8")
     at = 0
-    for name, part in parts:
+    for (name, part), was in zip(parts, unchanged, strict=True):
         axes.axvline(at, color="#999999", linewidth=0.8)
         axes.text(at + 4, 0.98, name, va="top", fontsize=8, transform=axes.get_xaxis_transform())
         axes.hlines(np.mean(part), at, at + len(part), color="#c0392b", linewidth=1.2)
+        axes.hlines(was, at, at + len(part), color="#777777", linewidth=1.2, linestyle="--")
         at += len(part)
+    axes.plot([], [], color="#c0392b", label="mean of the part")
+    axes.plot([], [], color="#777777", linestyle="--", label="the first config on these users, had nothing changed")
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93), fontsize=8)
     axes.set(xlabel="question", ylabel=f"accuracy, mean of {window}", ylim=(0, 0.8))
     figure.tight_layout()
     figure.savefig(out / "retuning.png", dpi=110)
@@ -196,7 +200,7 @@ class Cycle:
         self.found[name] = {
             "accuracy": round(float(np.mean(self.parts[-1][1])), 3),
             "unchanged": round(float(np.mean(right)), 3),
-            **said(command("monitor", self.log, "--home", self.home)[1]),
+            "monitor": said(command("monitor", self.log, "--home", self.home)[1]),
         }
         print(name, self.found[name], flush=True)
 
@@ -204,7 +208,7 @@ class Cycle:
         """Before, the change, tuned again, the first config by mistake, rolled back."""
         self.phase("before", 11, changed=False)
         for number in range(STUDIED):
-            self.phase(f"the tags change, {number + 1}", 12 + number)
+            self.phase(f"tags changed, {number + 1}", 12 + number)
         trials = ("--trials", self.options.trials)
         verdict = command("monitor", self.log, "--retune", *trials, "--home", self.home)[1]["retuned"]
         kept = ("why", "reason", "promoted", "generation", "study", "questions")
@@ -215,7 +219,7 @@ class Cycle:
             self.phase("tuned again", 21)
             shutil.copytree(self.deploy, self.folder / "tuned")
             self.mistake()
-        draw(self.options.out, self.parts)
+        draw(self.options.out, self.parts, [self.found[name]["unchanged"] for name, _ in self.parts])
         return self.found
 
     def mistake(self) -> None:
