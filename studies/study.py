@@ -89,8 +89,7 @@ def open_study(
     if stored:  # shares that the spec does not say are those that the study began with
         spec = spec.with_shares(stored["spec"]["data"].get("shares", spec.shares))
     scorer = beside.scorer if beside is not None else _scorer(spec, home, stored)
-    if "started" in stored or started is None:
-        started = stored["started"] if "started" in stored else _started(spec, url)
+    started = _fixed(spec, url, stored, started)
     rooms = spec.space_of.starting_from(started)
     try:
         space = rooms.overridden(scorer.kind, spec.space)
@@ -167,6 +166,14 @@ def _stored_record(spec: StudySpec, url: str) -> dict[str, Any]:
     except KeyError:
         return {}
     return found
+
+
+def _fixed(spec: StudySpec, url: str, stored: Mapping[str, Any], given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Full name -> value of what is not searched: as it was stored, else as it is given, else by `start_from`."""
+    if "started" in stored:
+        found: Mapping[str, Any] = stored["started"]
+        return found
+    return _started(spec, url) if given is None else given
 
 
 def _started(spec: StudySpec, url: str) -> dict[str, Any]:

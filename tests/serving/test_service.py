@@ -212,6 +212,7 @@ def test_what_cannot_stand_beside_it_is_refused(deploy, write_deployment, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_kill_9_loses_no_answer_and_no_feedback(deploy, tmp_path, free_port):
     """Whatever a client has been told stands in the log, however the process ended."""
     log, base = tmp_path / "log", f"http://127.0.0.1:{free_port}"
@@ -244,7 +245,7 @@ def test_kill_9_loses_no_answer_and_no_feedback(deploy, tmp_path, free_port):
             return
 
     try:
-        until(up, 60)
+        until(up, 300)
         with ThreadPoolExecutor(4) as pool:
             running = [pool.submit(client, number) for number in range(4)]
             until(lambda: len(labelled) > 40)
