@@ -81,8 +81,7 @@ def open_study(
 ) -> OpenStudy:
     """Create or resume the study of a spec. Scores the tune users; refuses another spec, data or model on resume.
 
-    `beside`: an open study of the same data and model, which are not read again. `started`: of a new study the values,
-    by full name, that are fixed; without it those of the study that the spec starts from.
+    `beside`: an open study of the same data and model; `started`: what a new study fixes in the place of `start_from`.
     """
     url = storage_url(home, spec.storage)
     stored = _stored_record(spec, url)
