@@ -105,10 +105,7 @@ def open_study(
         "revision": scorer.commit,
         **({"started": started} if started else {}),
         "versions": versions(),
-        "terms": {
-            **spec.model_dump(mode="json", include={"promotion", "trials", "tracking"}),
-            "tracking": None if spec.tracking is None else kept(spec.tracking),
-        },
+        "terms": _terms(spec),
     }
     _refuse_unfit(spec, scorer.kind, splits.tune.labels)
     storage = open_storage(url)
