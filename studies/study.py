@@ -164,6 +164,12 @@ def _stored_record(spec: StudySpec, url: str) -> dict[str, Any]:
     return found
 
 
+def _terms(spec: StudySpec) -> dict[str, Any]:
+    """What of a spec may change later."""
+    told = spec.model_dump(mode="json", include={"promotion", "trials", "tracking"})
+    return {**told, "tracking": None if spec.tracking is None else kept(spec.tracking)}
+
+
 def _fixed(spec: StudySpec, url: str, stored: Mapping[str, Any], given: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Full name -> value of what is not searched: as it was stored, else as it is given, else by `start_from`."""
     if "started" in stored:
