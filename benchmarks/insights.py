@@ -1,7 +1,7 @@
 """What insights promise, simulated, and what they cost with many trials: `python benchmarks/insights.py`.
 
-Last line: JSON. `--runs N` (2,000), `--trials N` (10,000), `--seeds N` (10) and `--home DIR` (studies that are there
-are not run again) of warm starts, `--only coverage,planted,importance,speed,warm`.
+Last line: JSON. `--runs N` (2,000), `--trials N` (10,000), `--seeds N` (10), `--first` (1) and `--home DIR`
+(studies that are there are not run again) of warm starts, `--only coverage,planted,importance,speed,warm`.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def alone(opened: Any, target: float) -> int | None:
     return None
 
 
-def warm(home: Path, seeds: int) -> dict[str, Any]:
+def warm(home: Path, seeds: list[int]) -> dict[str, Any]:
     """The demo on users of each seed: when a study that was warm-started from that of other users (the seed before,
     the last for the first) has what the cold one of 200 trials has at its best. Warm studies end when they have it,
     looked at after 20, 50 and 100 trials. `alone`: the same of ten random settings whose strengths are solved again on
@@ -221,12 +221,12 @@ def warm(home: Path, seeds: int) -> dict[str, Any]:
 
     home.mkdir(parents=True, exist_ok=True)
     there = optuna.get_all_study_names(open_storage(storage_url(home, None)))
-    for seed in range(1, seeds + 1):
+    for seed in seeds:
         if f"cold-{seed}" not in there or len(find_study(f"cold-{seed}", home, None).trials) < 200:
             run_study(load_spec("demo", {"name": f"cold-{seed}", "seed": seed, "tracking": "none"}), home)
     rows = []
-    for seed in range(1, seeds + 1):
-        other = f"cold-{(seed - 2) % seeds + 1}"
+    for seed in seeds:
+        other = f"cold-{seeds[seeds.index(seed) - 1]}"
         cold = find_study(f"cold-{seed}", home, None)
         target, row = float(cold.best_trial.values[0]), dict[str, Any](seed=seed, origin=other)
         for trials in (20, 50, 100):
@@ -260,6 +260,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--only", default="coverage,planted,importance,speed")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--home", type=Path)
     given = parser.parse_args()
     wanted, found = given.only.split(","), dict[str, Any]()
@@ -276,7 +277,8 @@ def main() -> None:
         if "speed" in wanted:
             found["seconds"] = speed(Path(name), given.trials)
         if "warm" in wanted:
-            found["warm start"] = warm(given.home or Path(name) / "warm", given.seeds)
+            seeds = list(range(given.first, given.first + given.seeds))
+            found["warm start"] = warm(given.home or Path(name) / "warm", seeds)
     for name, value in found.items():
         print(name, json.dumps(value, indent=1))
     print(json.dumps(found))
