@@ -182,6 +182,7 @@ def test_confirm_users_are_not_shown(tmp_path, frame, tiny_model):
         ct.Study(spec, home=tmp_path).predictions("confirm")
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_from_an_earlier_one(tmp_path, frame, tiny_model):
     data = ct.Dataset.from_frame(frame, time="time", task="LaMP_2")
     told = {"data": data, "model": tiny_model, "chain": ["calibration"], "sampler": "random", "trials": 4}

@@ -86,6 +86,7 @@ def test_the_study_begins_with_what_stands_and_its_verdict_is_a_promotions(logge
     assert (study.user_attrs[AGAIN]["generation"], found["questions"]) == (1, 120)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_results")
 def test_monitoring_begins_it_where_something_drifted_with_what_came_since(logged, tmp_path, command, monkeypatch):
     _, log = logged
@@ -103,6 +104,7 @@ def test_monitoring_begins_it_where_something_drifted_with_what_came_since(logge
     assert study.user_attrs[AGAIN]["why"] == found["why"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_results")
 def test_what_a_staged_study_started_from_stays_as_it_is_deployed(spec_of, tmp_path, caplog):
     below = made_with(spec_of, name="below", chain=["head", "calibration"], space=HEAD, trials=2)

@@ -59,6 +59,7 @@ def test_a_new_parameter_has_its_baseline_in_what_is_kept(spec_of, tmp_path):
     assert {trial.params["beta"] for trial in find_study("more", tmp_path, None).trials} == {0.0}
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_carries_nothing_twice(first, spec_of, tmp_path):
     spec = spec_of(name="again")
     carry_over(spec, tmp_path, ["first"])
@@ -93,6 +94,7 @@ def test_the_likely_best_are_not_the_luckiest(first, monkeypatch):
     assert [t.number for t in found] != [t.number for t in luckiest]
 
 
+@pytest.mark.slow
 def test_what_is_queued_of_other_data_is_solved_again_where_accuracy_is_the_goal(first, spec_of, tmp_path):
     data = {"path": str(first.user_attrs[RECORD]["places"]["data.path"][0])}
     chosen = likely_best(first, first.trials)[0]

@@ -30,6 +30,7 @@ def test_stages_are_searched_together_and_the_study_goes_on(tmp_path, spec_of):
     assert {"blend", "beta", "prompt.ranking"} <= set(describe_study("small", tmp_path, None)["best"][0]["params"])
 
 
+@pytest.mark.slow
 def test_a_study_starts_from_the_best_of_another(tmp_path, spec_of):
     below = made_with(spec_of, name="below", chain=["head", "calibration"], space=HEAD, trials=6)
     run_study(below, tmp_path)

@@ -126,7 +126,9 @@ class Histories:
             return np.zeros(len(self.owners))
         if ranking == "mix":
             return mix * self.similarity + (1 - mix) * self.bm25
-        return {"similarity": self.similarity, "bm25": self.bm25}[ranking] if ranking in RANKINGS else _unknown(ranking)
+        if ranking not in RANKINGS:
+            raise ValueError(f"ranking must be one of {', '.join(RANKINGS)}, but got {ranking!r}")
+        return self.bm25 if ranking == "bm25" else self.similarity
 
     def top(self, ranking: str, mix: float, k: int) -> list[list[HistoryItem]]:
         """The k most relevant items of each question, best first."""
@@ -148,7 +150,3 @@ class Histories:
         cells = np.bincount(self.owners * k + np.maximum(self.labels, 0), weight, n * k).reshape(n, k)
         scale = np.divide(total, squares, out=np.zeros(n), where=squares > 0)
         return np.asarray(cells * scale[:, None], dtype=np.float64)
-
-
-def _unknown(ranking: str) -> NDArray[np.float64]:
-    raise ValueError(f"ranking must be one of {', '.join(RANKINGS)}, but got {ranking!r}")

@@ -55,6 +55,7 @@ def plan_of(home, encoder, minutes=2.0, stages=("prompt",), **spec):
     return Plan("race", {**data_of("tickets.csv", home), **raw}, minutes, stages)
 
 
+@pytest.mark.slow
 def test_from_a_table_to_a_page(table, tiny_encoder, capsys):
     app(["init", "tickets.csv"], "chamtune", standalone_mode=False)
     with open("tickets.yaml", "a", encoding="utf-8") as spec:
@@ -84,6 +85,7 @@ def test_from_a_table_to_a_page(table, tiny_encoder, capsys):
         app([*arguments, "--stage", "promt"], "chamtune", standalone_mode=False)
 
 
+@pytest.mark.slow
 def test_a_curve_that_the_time_does_not_hold_is_left_out(table, tiny_encoder, monkeypatch):
     monkeypatch.setattr("studies.auto.ending.describing_s", lambda *_: 1e9)
     course = Course(plan_of(table / "h", tiny_encoder, promotion={"beat_references": False}), table / "h")
@@ -143,6 +145,7 @@ def test_what_won_elsewhere_is_tried_first(table, tiny_encoder):
     assert mine >= max(t.value for t in first.entries["similar"].opened.study.get_trials() if t.value is not None)
 
 
+@pytest.mark.slow
 def test_what_won_in_our_own_studies_is_tried_first_and_once(table, tiny_encoder):
     home = table / "h"
     for minutes in (2.0, 2.5):

@@ -28,6 +28,7 @@ def test_where_an_arm_is_worse_for_all_nobody_is_moved():
     assert found == (0.0, (0.0, 0.0), 0.0)
 
 
+@pytest.mark.slow
 def test_equal_arms_gain_nothing_by_routing():
     random = np.random.default_rng(3)
     covered = 0

@@ -38,6 +38,7 @@ def test_every_parameter_that_differs_is_in_one_step(opened):
     assert sorted(steps) == sorted(name for name in end if end[name] != baseline[name])
 
 
+@pytest.mark.slow
 def test_a_strength_without_a_taste_is_changed_with_it(opened):
     names = ("calibration.gamma", "calibration.prior_mode")
     start = {f"{s}.{n}": getattr(own, n) for s, own in opened.rooms.BASELINE.stages for n in own.__slots__}

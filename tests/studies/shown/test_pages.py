@@ -133,6 +133,7 @@ def test_wrong_requests_are_told_and_no_fault(experiments, path, status):
     assert answer.status_code == status
 
 
+@pytest.mark.slow
 def test_a_study_of_chamtune_is_followed_while_it_runs(tmp_path, spec_of, kept_scores, no_results):
     run_study(spec_of(trials=8), tmp_path)
     house = house_of(tmp_path)

@@ -76,6 +76,7 @@ def test_a_study_without_a_feasible_trial_is_named(two, tmp_path, spec_of):
         compare([open_study(spec, tmp_path), two[0]])
 
 
+@pytest.mark.slow
 def test_holm_is_that_of_statsmodels():
     rng = np.random.default_rng(0)
     for n in (1, 2, 5, 20):

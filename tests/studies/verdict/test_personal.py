@@ -110,6 +110,7 @@ def test_a_personal_gain_passes_the_gate(tmp_path, make_study):
     assert not (opened.home / "results" / "planted" / "confirm" / "cold_start.json").exists()
 
 
+@pytest.mark.slow
 def test_a_general_gain_does_not(tmp_path, make_study):
     opened, general = make_study(name="bias", space={"gamma": 0.0}), {"alpha": 0.5, "beat_references": False}
     refused = promote(with_terms(opened, personal=True, **general), tmp_path / "deploy")
@@ -136,6 +137,7 @@ def test_the_curve_begins_without_history_and_ends_with_what_was_confirmed(tmp_p
     assert "not a test" in (folder / "cold_start.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.draws
 def test_the_curve_is_drawn(tmp_path, make_study):
     opened = make_study()

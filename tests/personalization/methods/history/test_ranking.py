@@ -118,6 +118,17 @@ def test_a_run_in_which_no_word_is_shared_says_so(caplog):
     assert "BM25 ranks nothing" not in caplog.text
 
 
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_only_what_ranks_by_similarity_embeds_anything(scorer, ranking):
+    Histories(scorer, world_of(question("a dog in paris", HISTORY))).relevance(ranking, 0.5)
+    assert bool(scorer.texts_asked) == (ranking in ("similarity", "mix"))
+
+
+def test_an_unknown_ranking_is_refused(scorer):
+    with pytest.raises(ValueError, match="ranking must be one of"):
+        Histories(scorer, world_of(question("a dog", HISTORY))).relevance("alphabet")
+
+
 def test_similarity_is_the_cosine_of_the_embeddings(scorer):
     histories = Histories(scorer, world_of(question("a dog in paris", HISTORY), question("war", HISTORY[:2])))
     for row, (text, items) in enumerate((("a dog in paris", HISTORY), ("war", HISTORY[:2]))):

@@ -54,6 +54,7 @@ def test_nothing_is_kept_that_the_model_gives_another_label(items, scorer, tmp_p
     assert (other | empty).all()
 
 
+@pytest.mark.slow
 def test_what_is_written_depends_on_the_item_alone_and_is_read_again(items, scorer, tmp_path, monkeypatch):
     before = torch.random.get_rng_state()
     told = with_paraphrases(items, 1.0, Asking(), scorer, tmp_path / "a")
@@ -76,6 +77,7 @@ def test_what_is_written_depends_on_the_item_alone_and_is_read_again(items, scor
     assert with_paraphrases(items, 0.0, Asking(), scorer, tmp_path / "c") is items
 
 
+@pytest.mark.slow
 def test_the_model_is_as_it_was(items, scorer, tmp_path):
     model, asked = scorer.backbone.model, torch.arange(3, 20)[None]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -109,6 +111,7 @@ def test_items_that_each_rate_changes_are_counted_by_user(tiny_model, tmp_path):
     assert twin.content == trained.content  # the same bits
 
 
+@pytest.mark.slow
 def test_the_stage_says_how_many(tiny_model, tmp_path):
     params = chain_space(("adapter", "calibration")).of_full(
         {
