@@ -69,7 +69,8 @@ def test_the_same_command_goes_on_and_carries_nothing_twice(first, spec_of, tmp_
 
 
 def test_of_other_data_the_best_settings_are_queued_by_rank(first, spec_of, tmp_path):
-    spec = spec_of(name="elsewhere", data={"path": str(first.user_attrs[RECORD]["places"]["data.path"][0])}, trials=3)
+    data = {"path": str(first.user_attrs[RECORD]["places"]["data.path"][0])}
+    spec = spec_of(name="elsewhere", data=data, trials=3, optimize={"nll": "minimize"})  # nothing is solved again
     row = carry_over(spec, tmp_path, ["first"])[0]  # other shares: other tune users
     assert (row["kept"], row["queued"]) == (0, min(QUEUED, sum(1 for _ in ranked(first.trials, {"a": "maximize"}))))
     run_study(spec, tmp_path)
