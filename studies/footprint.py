@@ -22,6 +22,8 @@ TRIAL = 60_000
 """Bytes of a trial in the storage and in MLflow."""
 BEGUN = 20_000_000
 """Bytes of a home in which a study has begun, tables and figures included."""
+LATER = 150_000_000
+"""Bytes of libraries that are loaded only now: those of training, of solvers and of figures."""
 SLACK = 1.15
 """What the allocator and Python's own objects take on top."""
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -46,7 +48,7 @@ def footprint(opened: OpenStudy) -> Footprint:
     weights = sum(path.stat().st_size for path in model_files(scorer.files) if path.suffix == ".safetensors")
     loaded = 0 if "backbone" in vars(scorer) else 2 * weights
     on_card = scorer.place != "cpu"
-    memory = SLACK * (_resident() + loaded + found.memory - (found.beside_model if on_card else 0))
+    memory = LATER + SLACK * (_resident() + loaded + found.memory - (found.beside_model if on_card else 0))
     return Footprint(
         BEGUN + spec.trials * TRIAL + found.disk,
         memory,
