@@ -17,7 +17,6 @@ from math import inf, log, sqrt
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 FEWEST_USERS = 20
 """Below this the estimated variance carries no interval."""
@@ -123,11 +122,3 @@ def verdict(found: Interval, margin: float, most_users: int | None = None) -> Ve
     if -margin < found.low and found.high < margin:
         return "equal"
     return "inconclusive" if most_users is not None and found.users >= most_users else "go on"
-
-
-def tiers_of(users: Sequence[str], values: NDArray[np.floating]) -> Tiers:
-    """Values [n] in the order in which they came."""
-    tiers = Tiers()
-    for user, value in zip(users, values, strict=True):
-        tiers.add(user, float(value))
-    return tiers

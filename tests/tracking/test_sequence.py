@@ -5,9 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from tracking.sequence import Interval, Tiers, paired, radius, rho_of, tiers_of, unpaired, verdict
+from tracking.sequence import Interval, Tiers, paired, radius, rho_of, unpaired, verdict
 
 USERS = [f"u{number}" for number in range(200)]
+
+
+def tiers_of(users, values):
+    """Values [n] in the order in which they came."""
+    tiers = Tiers()
+    for user, value in zip(users, values, strict=True):
+        tiers.add(user, float(value))
+    return tiers
 
 
 def test_the_formula_is_that_of_the_paper():
