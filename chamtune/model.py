@@ -20,7 +20,8 @@ class Model:
 
     `path`: demo, demo-null, minilm, smollm2, a folder, a GGUF file, or a hub id; `dtype`: float32, bfloat16 or float16;
     `device`: auto, cpu, cuda or cuda:N; `chat`: ask by the model's chat template; `revision` of a hub model; `blocks`:
-    path of the list of its blocks, where its length does not tell it. Loaded on first use.
+    path of the list of its blocks, where its length does not tell it; `retriever`: a sentence encoder that finds similar
+    items for a causal model. Loaded on first use.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Model:
         chat: bool = False,
         revision: str | None = None,
         blocks: str | None = None,
+        retriever: str | Path | None = None,
     ) -> None:
         self.spec: dict[str, Any] = {
             "path": str(path),
@@ -40,6 +42,7 @@ class Model:
             "chat": chat,
             "revision": revision,
             "blocks": blocks,
+            "retriever": None if retriever is None else str(retriever),
         }
         self._scorer = CachedScorer(str(path), None, dtype, device, blocks, chat, revision)
 

@@ -22,6 +22,9 @@ def auto(
     constraints: Annotated[
         list[str] | None, typer.Option("--constraint", help='Such as "entropy>=0.6"; may be repeated.')
     ] = None,
+    retriever: Annotated[
+        str | None, typer.Option(help="A sentence encoder that finds similar items for a causal model, such as minilm.")
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask by the model's chat template.")] = False,
     mix_users: Annotated[
         bool, typer.Option("--mix-users/--no-mix-users", help="Whether other users' items may answer a user.")
@@ -51,7 +54,7 @@ def auto(
         raise UsageError(f"--metric {metric}: there are {', '.join(DIRECTIONS)}")
     spec = {
         **data_of(data, home),
-        "model": {"path": model, "chat": chat},
+        "model": {"path": model, "chat": chat, "retriever": retriever},
         "optimize": {metric: DIRECTIONS[metric]},
         "constraints": bounds(constraints or []),
         "seed": seed,

@@ -44,6 +44,8 @@ from personalization.tasks import Task, Terms, load_task, task
 FORMAT = 6
 CONFIG = "deploy.yaml"
 
+SHARED = ("fingerprint", "dtype", "device", "blocks", "chat", "retriever")
+"""What makes two configs' models the same one."""
 _REQUIRED = ("format", "generation", "model", "task", "labels", "chain", "files", "provenance")
 
 
@@ -81,13 +83,8 @@ class Deployment:
         how = {name: told[name] for name in ("dtype", "device", "blocks", "chat")}
         if model is None:
             how["revision"] = told.get("revision")
-        scorer = CachedScorer(str(model or told["path"]), None, **how)
-        if scorer.fingerprint != told["fingerprint"]:
-            raise DataError(
-                f"{path}: model {scorer.model} is not the one of the promotion (fingerprint "
-                f"{scorer.fingerprint[:12]}, not {told['fingerprint'][:12]}); restore it, name its place, or promote "
-                "again"
-            )
+        scorer = CachedScorer(str(model or told["path"]), None, **how, retriever=_retriever(path, told))
+        _refuse_other(path, "model", scorer, told)
         if config["format"] != FORMAT:
             from personalization.upgrade import fitted_of_format_5
 
@@ -249,10 +246,30 @@ def _check_files(place: Path, config: Mapping[str, Any]) -> None:
             raise DataError(f"{path}: missing or changed; copy the whole folder, restore it, or promote again")
 
 
+def _retriever(path: Path, told: Mapping[str, Any]) -> CachedScorer | None:
+    """What embeds texts in the place of the model; None where the study had no retriever."""
+    own = told.get("retriever")
+    if own is None:
+        return None
+    found = CachedScorer(own["path"], None, device=own["device"], revision=own["revision"])
+    _refuse_other(path, "retriever", found, own)
+    return found
+
+
+def _refuse_other(path: Path, what: str, scorer: CachedScorer, told: Mapping[str, Any]) -> None:
+    """DataError where a model is not there, or not the one of the promotion."""
+    name = "name its place" if what == "model" else f"set model.retriever.path in {CONFIG}"
+    if scorer.fingerprint != told["fingerprint"]:
+        raise DataError(
+            f"{path}: {what} {scorer.model} is not the one of the promotion (fingerprint {scorer.fingerprint[:12]}, "
+            f"not {told['fingerprint'][:12]}); restore it, {name}, or promote again"
+        )
+
+
 def sharing(new: Deployment, old: Deployment) -> Deployment | None:
     """A deployment with the model that another one has loaded; None where that is not its model."""
     own, other = new.config["model"], old.config["model"]
-    if any(own[name] != other[name] for name in ("fingerprint", "dtype", "device", "blocks", "chat")):
+    if any(own.get(name) != other.get(name) for name in SHARED):
         return None
     return Deployment(new.config, new.fitted, Tools(old.scorer))
 

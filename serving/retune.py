@@ -81,12 +81,18 @@ def spec_of_retune(
     changes: dict[str, Any] = {
         "name": f"{base}-again-{dataset.fingerprint()[:8]}",
         "data": {"path": str(folder), "split": split, "shares": was["data"]["shares"]},
-        "model": {**was["model"], "path": config["model"]["path"]},
+        "model": {**was["model"], **_places(config["model"])},
         "task": config["task"],
         "trials": trials,
     }
     kept = {key: value for key, value in was.items() if key != "start_from"}
     return parse_spec({**kept, **changes}, f"the spec of {deploy}")
+
+
+def _places(model: Mapping[str, Any]) -> dict[str, str]:
+    """Where a config's model lies, and its retriever where there is one."""
+    retriever = model.get("retriever")
+    return {"path": model["path"], **({"retriever": retriever["path"]} if retriever else {})}
 
 
 def deployed_values(config: Mapping[str, Any]) -> dict[str, Any]:

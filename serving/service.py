@@ -134,8 +134,8 @@ class Service:
         own.batch.observe(len(asked))
         own.seconds.observe(seconds)
         scorer = self.place.now.deployment.scorer
-        own.texts.set(scorer.texts_asked)
-        own.hits.set(scorer.texts_asked - scorer.texts_embedded)
+        own.texts.set(scorer.embedder.texts_asked)
+        own.hits.set(scorer.embedder.texts_asked - scorer.embedder.texts_embedded)
 
     def _begin_shadow(self, questions: list[Question], names: list[str]) -> None:
         work = asyncio.ensure_future(self._batches.soon(partial(self._shadow, questions, names)))

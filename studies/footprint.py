@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import psutil
 
-from personalization.backbones.location import model_files
+from personalization.backbones.location import weights_of
 from personalization.stages.chain import holds
 from personalization.stages.holdings import sizes_of
 from studies.study import OpenStudy
@@ -45,8 +45,10 @@ def footprint(opened: OpenStudy) -> Footprint:
     tune = opened.objective.plain("tune")
     sizes = sizes_of(tune.dataset, tune.prompts, scorer.files, ITEMSIZES[scorer.dtype], spec.trials)
     found = holds(opened.rooms.chain, opened.rooms.reachable(opened.space), sizes)
-    weights = sum(path.stat().st_size for path in model_files(scorer.files) if path.suffix == ".safetensors")
+    weights = weights_of(scorer.files)
     loaded = 0 if "backbone" in vars(scorer) else 2 * weights
+    if scorer.retriever is not None and "backbone" not in vars(scorer.retriever):
+        loaded += 2 * weights_of(scorer.retriever.files)
     on_card = scorer.place != "cpu"
     memory = LATER + SLACK * (_resident() + loaded + found.memory - (found.beside_model if on_card else 0))
     return Footprint(

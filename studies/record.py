@@ -45,8 +45,8 @@ def _short(value: Any) -> str:
 
 def refuse_changes(study_name: str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """UsageError when a resumed study would mix two specs, data sets or models. Versions are recorded, not compared."""
-    compared = ("spec", "order", "data", "model")
-    found = differences({k: stored[k] for k in compared}, {k: current[k] for k in compared})
+    compared = ("spec", "order", "data", "model", "retriever")
+    found = differences({k: stored.get(k) for k in compared}, {k: current.get(k) for k in compared})
     if found:
         before = _places(stored)
         for key, place in _places(current).items():
@@ -65,6 +65,7 @@ def places_of(spec: Mapping[str, Any]) -> dict[str, str | list[str]]:
         ("data.path", spec["data"].get("path")),
         ("data.table", spec["data"].get("table")),
         ("model.path", spec["model"]["path"]),
+        ("model.retriever", spec["model"].get("retriever")),
     ):
         if value is not None:
             found[key] = value if _is_name(key, value) else _spellings(value)

@@ -42,7 +42,7 @@ SHARES = ("accuracy", "macro_f1", "balanced_accuracy", "top1_share", "changed_ra
 """Metrics between 0 and 1."""
 COLUMNS = ("user", "text", "label", "time", "id", "newest")
 """Keys of data that a table alone has; the first three it must have."""
-PLACES: dict[str, Any] = {"data": {"path", "table", "files"}, "model": {"path"}}
+PLACES: dict[str, Any] = {"data": {"path", "table", "files"}, "model": {"path", "retriever"}}
 """Keys that say where data and model lie; they are known by content."""
 ONE_OF = ("chain", "objective", "start_from", "task")
 """Keys that are left out of what is stored where they are not given."""
@@ -127,6 +127,11 @@ class ModelSpec(_Strict):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     blocks: str | None = Field(None, description="path of the list of its blocks, where its length does not tell it")
     chat: bool = Field(False, description="ask by the model's chat template, for a reply that ends its turn")
+    retriever: str | None = Field(
+        None,
+        description="a sentence encoder that finds similar items for a causal model, whose own states rank badly: "
+        "minilm, a folder, or a hub id; the study keeps to the commit that it began with",
+    )
 
 
 class PromotionSpec(_Strict):

@@ -103,11 +103,12 @@ def open_study(
         "model": scorer.fingerprint,
         "places": places_of(spec.model_dump()),
         "revision": scorer.commit,
+        **_record_of(scorer.retriever),
         **({"started": started} if started else {}),
         "versions": versions(),
         "terms": _terms(spec),
     }
-    _refuse_unfit(spec, scorer.kind, splits.tune.labels)
+    _refuse_unfit(spec, scorer, splits.tune.labels)
     storage = open_storage(url)
     study = _create_or_load(spec, storage, record)
     Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
@@ -133,8 +134,15 @@ def open_study(
     )
 
 
-def _refuse_unfit(spec: StudySpec, kind: str, labels: Sequence[str]) -> None:
-    """UsageError where a stage does not take this kind of model, or a metric not these labels."""
+def _refuse_unfit(spec: StudySpec, scorer: CachedScorer, labels: Sequence[str]) -> None:
+    """UsageError where a stage or a retriever does not take this kind of model, or a metric not these labels."""
+    kind = scorer.kind
+    if scorer.retriever is not None and (kind, scorer.retriever.kind) != ("causal", "encoder"):
+        raise UsageError(
+            f"model.retriever: {spec.model.retriever} is a model of kind {scorer.retriever.kind} and "
+            f"{spec.model.path} of kind {kind}; a retriever is an encoder and serves a causal model, and an encoder "
+            "needs none"
+        )
     for name in spec.space_of.chain:
         kinds = stage(name).kinds
         if kind not in kinds:
@@ -147,10 +155,21 @@ def _refuse_unfit(spec: StudySpec, kind: str, labels: Sequence[str]) -> None:
 
 def _scorer(spec: StudySpec, home: Path, stored: Mapping[str, Any]) -> CachedScorer:
     model, folder = spec.model, home / "cache" / "scores"
-    revision = spec.model.revision
-    if is_of_hub(model.path) and stored.get("revision") and spec_of(stored)["model"]["path"] == model.path:
+    revision, retriever, before = model.revision, None, spec_of(stored)["model"] if stored else {}
+    if is_of_hub(model.path) and stored.get("revision") and before["path"] == model.path:
         revision = str(stored["revision"])  # the commit that the study began with
-    return CachedScorer(model.path, folder, model.dtype, model.device, model.blocks, model.chat, revision)
+    if model.retriever is not None:
+        same = is_of_hub(model.retriever) and before.get("retriever") == model.retriever
+        commit = stored.get("retriever_revision") if same else None
+        retriever = CachedScorer(model.retriever, folder, device=model.device, revision=commit)
+    return CachedScorer(model.path, folder, model.dtype, model.device, model.blocks, model.chat, revision, retriever)
+
+
+def _record_of(retriever: CachedScorer | None) -> dict[str, Any]:
+    """What is recorded of a retriever."""
+    if retriever is None:
+        return {}
+    return {"retriever": retriever.fingerprint, "retriever_revision": retriever.commit}
 
 
 def _stored_record(spec: StudySpec, url: str) -> dict[str, Any]:

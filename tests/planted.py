@@ -32,10 +32,17 @@ class BiasedScorer:
     place = "cpu"
     files = locate_model("demo")
     lock = RLock()
+    retriever = None
     backbone = SimpleNamespace(forget=lambda: None)
 
-    def __init__(self, model, folder, dtype="float32", device="auto", blocks=None, chat=False, revision=None):
+    def __init__(
+        self, model, folder, dtype="float32", device="auto", blocks=None, chat=False, revision=None, retriever=None
+    ):
         self.fingerprint, self.model = "planted-model", model
+
+    @property
+    def embedder(self):
+        return self
 
     def unstored(self):
         return self

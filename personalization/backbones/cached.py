@@ -66,6 +66,7 @@ class CachedScorer:
     those read from the store. One thread uses the model at a time; what edits it for several passes holds `lock`
     meanwhile, as `Deployment.predict` does. `watch` is told the scores [n, K] of each pass. `recent`: how many
     tables stay in memory where nothing is stored; two configs with one model ask for the same ones in turn.
+    `retriever`: an encoder that embeds texts in the place of this model.
     """
 
     watch: Callable[[NDArray[np.float32]], None] | None = None
@@ -80,8 +81,10 @@ class CachedScorer:
         blocks: str | None = None,
         chat: bool = False,
         revision: str | None = None,
+        retriever: CachedScorer | None = None,
     ) -> None:
         self.model = model
+        self.retriever = retriever
         self.revision = revision
         self.folder = folder
         self.asked_dtype = dtype
@@ -96,6 +99,7 @@ class CachedScorer:
     def unstored(self) -> CachedScorer:
         """The same loaded model, with nothing in any store."""
         found = CachedScorer(self.model, None, self.asked_dtype, self.device, self.blocks, self.chat, self.revision)
+        found.retriever = None if self.retriever is None else self.retriever.unstored()
         found.backbone = self.backbone
         found.lock = self.lock
         if "_chat" in vars(self):
@@ -140,6 +144,11 @@ class CachedScorer:
     def kind(self) -> str:
         """Which of `BACKBONES` the model is."""
         return model_kind(self.files)
+
+    @property
+    def embedder(self) -> CachedScorer:
+        """What says how alike texts are: the retriever, else the model itself."""
+        return self.retriever or self
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -247,9 +256,11 @@ class CachedScorer:
     def embeddings(
         self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
     ) -> NDArray[np.float32]:
-        """Embeddings of length one, float32 [n, d]; each text is embedded once."""
+        """Embeddings of length one by `embedder`, float32 [n, d]; each text is embedded once."""
         if not texts:
             return np.empty((0, 0), dtype=np.float32)
+        if self.retriever is not None:
+            return self.retriever.embeddings(texts, progress)
         with self.lock:
             self.texts_asked += len(texts)
 

@@ -184,6 +184,11 @@ def model_files(folder: Path) -> list[Path]:
     return sorted(folder / name for name in found)
 
 
+def weights_of(folder: Path) -> int:
+    """Bytes of a model's weights."""
+    return sum(path.stat().st_size for path in model_files(folder) if path.suffix == ".safetensors")
+
+
 def usable_dtype(dtype: str, on_cpu: bool) -> str:
     """The dtype to compute with: float32 on a processor without instructions for a dtype of 16 bits.
 

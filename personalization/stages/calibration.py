@@ -46,7 +46,7 @@ KAPPA = 5.0
 WIDTHS = (0.05, 0.1, 0.3)
 """Kernel widths of the prior from similar items that a study starts from."""
 RANKED_BY = {"encoder": "similarity", "causal": "bm25"}
-"""How they are ranked there: a language model would read every history for it."""
+"""How they are ranked there, by the kind of what embeds: a language model would read every history for it."""
 
 
 class Numbers(NamedTuple):
@@ -236,7 +236,7 @@ class Calibration(Stage):
         for width in WIDTHS:
             weights = {
                 "prior_mode": "similar",
-                "ranking": RANKED_BY[tools.scorer.kind],
+                "ranking": RANKED_BY[tools.scorer.embedder.kind],
                 "width": width,
                 "half_life": 30.0,
             }
@@ -360,7 +360,7 @@ def _pool(params: Any, work: Work, tools: Tools) -> Pool | None:
     """The items of all tune users, where they answer others."""
     if not reach_of(params):
         return None
-    found: Pool = tools.once("pool", work.of, lambda: pooled(work.dataset, tools.scorer.kind, tools.embed))
+    found: Pool = tools.once("pool", work.of, lambda: pooled(work.dataset, tools.scorer.embedder.kind, tools.embed))
     return found
 
 

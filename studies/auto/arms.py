@@ -16,8 +16,8 @@ from personalization.stages import STAGES, stage
 PRIORS = ("similar", "user")
 """What the calibration on top of another stage may add of the user's taste."""
 RANKED: Mapping[str, tuple[str, ...]] = {"causal": ("bm25", "recency")}
-"""kind of model -> rankings of similar items; not listed: all. A language model's own embeddings rank badly and cost a
-pass over the items."""
+"""kind of what embeds -> rankings of similar items; not listed: all. A language model's own embeddings rank badly and
+cost a pass over the items."""
 EPOCHS = 3
 TRAINED: Mapping[str, Any] = {
     "blend": 1.0,
@@ -49,7 +49,8 @@ EXACT: Mapping[str, Any] = {"fit": "exact"}
 
 class Scene(NamedTuple):
     """What costs depend on: the kind of model, questions and labelled items of the tune users, a question's and an
-    item's length (in characters), seconds of one pass over the questions, and of a training's epoch over the items."""
+    item's length (in characters), seconds of one pass over the questions, and of a training's epoch over the items;
+    `embedding`: what a text costs the encoder that embeds it, as a share of a pass of the model, 0 without one."""
 
     kind: str
     questions: int
@@ -58,6 +59,7 @@ class Scene(NamedTuple):
     item_length: float
     pass_s: float
     epoch_s: float
+    embedding: float = 0.0
 
     def of_items(self, count: float) -> float:
         """Passes that so many items cost."""
@@ -74,7 +76,7 @@ def nothing(_: Scene) -> float:
 
 def ranked(scene: Scene) -> float:
     """An encoder embeds the items; words are ranked without a model."""
-    return scene.of_items(scene.items) if scene.kind == "encoder" else 0.0
+    return scene.embedding * scene.of_items(scene.items)
 
 
 def shown(scene: Scene) -> float:
@@ -129,11 +131,11 @@ class Arm:
         """Whether the arm can be made with this kind of model."""
         return all(kind in stage(name).kinds for name in self.chain) and self.name not in NOT_OF.get(kind, ())
 
-    def space_for(self, kind: str) -> dict[str, Any]:
-        """Overrides of the chain's space, by full name."""
+    def space_for(self, embedder: str) -> dict[str, Any]:
+        """Overrides of the chain's space, by full name, for this kind of what embeds."""
         prior: dict[str, Any] = {"prior_mode": list(PRIORS), **self.space.get("calibration", {})}
-        if "similar" in prior["prior_mode"] and kind in RANKED:
-            prior["ranking"] = list(RANKED[kind])
+        if "similar" in prior["prior_mode"] and embedder in RANKED:
+            prior["ranking"] = list(RANKED[embedder])
         spaces = {**self.space, "calibration": prior}
         return {f"{stage}.{name}": value for stage, own in spaces.items() for name, value in own.items()}
 
@@ -249,8 +251,8 @@ def together(one: Arm, other: Arm) -> Arm | None:
     """Two arms in one chain; None where both have the same stage, or neither has one beside the calibration.
 
     The arm whose stage stands lower is taken as it was found (`start_from`), and the other is searched on top of it. An
-    arm that is a calibration alone is searched on top of the other, if it brings what no other arm has. Of an encoder
-    the texts are embedded by then.
+    arm that is a calibration alone is searched on top of the other, if it brings what no other arm has. The texts are
+    embedded by then.
     """
     order = list(STAGES)
     lower, upper = sorted((one, other), key=lambda arm: order.index(arm.chain[0]))
@@ -267,7 +269,8 @@ def together(one: Arm, other: Arm) -> Arm | None:
     stages = {*lower.chain, *upper.chain}
 
     def passes(scene: Scene) -> float:
-        return 0.0 if scene.kind == "encoder" and upper.passes in (ranked, read) else upper.passes(scene)
+        embedded = (ranked, read) if scene.kind == "encoder" else (ranked,)
+        return 0.0 if upper.passes in embedded else upper.passes(scene)
 
     return Arm(
         f"{lower.name}+{upper.name}",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from personalization.backbones.cached import CachedScorer
+from personalization.backbones.location import weights_of
 from personalization.data.records import Dataset
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters
 from personalization.methods.history.labelled import labelled_items
@@ -35,7 +37,15 @@ def measured(opened: OpenStudy) -> Scene:
     texts = [item.text for history in items.values() for item in history if item.label is not None]
     asked_length = float(np.mean([len(prompt) for prompt in work.prompts]))
     item_length = float(np.mean([len(text) for text in texts])) if texts else 0.0
-    return Scene(scorer.kind, len(work), len(texts), asked_length, item_length, seconds, 0.0)
+    return Scene(scorer.kind, len(work), len(texts), asked_length, item_length, seconds, 0.0, _embedding(scorer))
+
+
+def _embedding(scorer: CachedScorer) -> float:
+    """What a text costs the encoder that embeds it, as a share of the model's pass over it, taken to go as their weights;
+    0 where words are ranked without a model."""
+    if scorer.embedder.kind != "encoder":
+        return 0.0
+    return weights_of(scorer.embedder.files) / max(1, weights_of(scorer.files))
 
 
 def epoch_s(opened: OpenStudy) -> float:

@@ -226,19 +226,19 @@ class Course:
                     raise Stopped(request.by)
 
             beside = self.base if self.entries else None
-            kind = "causal" if beside is None else beside.scorer.kind
-            spec = self.plan.spec_of(arm, kind, self._fixed(arm, kind))
+            embedder = "causal" if beside is None else beside.scorer.embedder.kind
+            spec = self.plan.spec_of(arm, embedder, self._fixed(arm))
             self.entries[arm.name] = Entry(arm, open_study(spec, self.home, progress, beside))
         return self.entries[arm.name]
 
-    def _fixed(self, arm: Arm, kind: str) -> dict[str, Any]:
+    def _fixed(self, arm: Arm) -> dict[str, Any]:
         """What the arm below found in its stages, by full name, as it was when this one was begun."""
         if arm.start_from is None:
             return {}
         kept, below = self.journal.arm(arm.name), self.entries[arm.start_from]
         if "fixed" not in kept:
             assert below.params is not None
-            kept["fixed"] = fixed_by(below.params, arm, kind)
+            kept["fixed"] = fixed_by(below.params, arm, below.opened.scorer.kind)
         fixed: dict[str, Any] = kept["fixed"]
         return fixed
 

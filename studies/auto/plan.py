@@ -43,9 +43,9 @@ class Plan:
             if name not in STAGES:
                 raise UsageError(f"--stage {name}: there is no such stage; there are {', '.join(STAGES)}")
 
-    def spec_of(self, arm: Arm, kind: str, fixed: Mapping[str, Any] | None = None) -> StudySpec:
-        """The study of an arm, whose users are those of every other arm. `fixed`: what was found in its lower stages,
-        by full name; the baseline stays the model itself."""
+    def spec_of(self, arm: Arm, embedder: str, fixed: Mapping[str, Any] | None = None) -> StudySpec:
+        """The study of an arm, whose users are those of every other arm. `embedder`: the kind of what embeds texts;
+        `fixed`: what was found in the arm's lower stages, by full name; the baseline stays the model itself."""
         raw: dict[str, Any] = {
             "sampler": "tpe",
             "warm_start": True,
@@ -53,7 +53,7 @@ class Plan:
             "data": {"shares": DEFAULT_SHARES, **self.spec["data"]},
             "name": self.study_of(arm.name),
             "chain": list(arm.chain),
-            "space": {**arm.space_for(kind), **(fixed or {})},
+            "space": {**arm.space_for(embedder), **(fixed or {})},
             "trials": arm.most,
         }
         return parse_spec(raw, f"auto {self.name}")

@@ -273,17 +273,29 @@ KEPT = (
 """What a deploy config says of its evidence; looks of earlier versions lack some."""
 
 
+def _lasting(model: str) -> str:
+    """The place of a model from any folder."""
+    return str(Path(model).resolve()) if is_path(model) else model
+
+
 def _config(opened: OpenStudy, confirm: dict[str, Any], state: str) -> dict[str, Any]:
     """The deploy config, without its generation and the chain."""
-    spec, tune = opened.spec, opened.splits.tune
-    path = spec.model.path
+    spec, tune, retriever = opened.spec, opened.splits.tune, opened.scorer.retriever
     return {
         "format": FORMAT,
         "model": {
             **spec.model.model_dump(),
-            "path": str(Path(path).resolve()) if is_path(path) else path,
+            "path": _lasting(spec.model.path),
             "revision": opened.record["revision"],
             "fingerprint": opened.record["model"],
+            "retriever": None
+            if retriever is None
+            else {
+                "path": _lasting(retriever.model),
+                "revision": retriever.commit,
+                "device": retriever.device,
+                "fingerprint": retriever.fingerprint,
+            },
         },
         "task": tune.task.model_dump(mode="json", exclude_defaults=True),
         "labels": list(tune.labels),

@@ -2,7 +2,7 @@
 
 Relevance r_i of item i, over what is known when the question is asked:
 
-    similarity   cos(E(question), E(item)), E the backbone's embedding
+    similarity   cos(E(question), E(item)), E the embedding of the retriever, without one of the backbone
     bm25         BM25 of the item for the question's words over that history, as a share of its largest (Robertson and
                  Zaragoza 2009, in Lucene's form, by bm25s)
     mix          m * similarity + (1 - m) * bm25

@@ -90,6 +90,25 @@ def encoded() -> list[ChainParams]:
     ]
 
 
+def retrieved() -> list[ChainParams]:
+    """Chains of a causal model in which a retriever finds similar items: the user's, others', for the prompt, for
+    groups."""
+    similar = {**ACTIVE["calibration"][1], "calibration.ranking": "similarity", "calibration.width": 0.2}
+    items = {"prompt.k": 2, "prompt.ranking": "similarity"}
+    groups = {
+        **ACTIVE["adapter"][0],
+        "adapter.level": "cluster",
+        "adapter.groups": 2,
+        "adapter.cluster_by": "embedding",
+    }
+    return [
+        params_of(("calibration",), similar),
+        params_of(("calibration",), similar, SHARED),
+        params_of(("prompt", "calibration"), similar, items),
+        params_of(("adapter", "calibration"), similar, groups),
+    ]
+
+
 def growing(seed: int, users: int, questions: int = 3) -> Dataset:
     """A world in which a user's later question knows one item more."""
     dataset = short_world(seed, users, questions, items=6)

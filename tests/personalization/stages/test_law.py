@@ -22,6 +22,7 @@ from tests.personalization.stages.chains import (
     fitted_on,
     growing,
     params_of,
+    retrieved,
     singles,
 )
 from tests.tiny import make_model, make_tokenizer
@@ -155,6 +156,16 @@ def test_the_law_holds_for_encoders(params, tune, asked, tiny_encoder, tmp_path_
     folder = tmp_path_factory.mktemp("encoder")
     tools = Tools(CachedScorer(str(tiny_encoder), folder / "scores"), folder=folder / "adapters")
     law_holds(params, tune, asked, tools, tmp_path)
+
+
+@pytest.mark.parametrize("params", retrieved(), ids="+".join)
+def test_the_law_holds_with_a_retriever(params, tune, asked, calm_model, tiny_encoder, tmp_path_factory, tmp_path):
+    folder = tmp_path_factory.mktemp("retriever")
+    encoder = CachedScorer(str(tiny_encoder), folder / "scores")
+    tools = Tools(CachedScorer(str(calm_model), folder / "scores", retriever=encoder), folder=folder / "adapters")
+    law_holds(params, tune, asked, tools, tmp_path)
+    assert encoder.texts_asked
+    assert not tools.scorer.texts_asked
 
 
 @pytest.mark.slow

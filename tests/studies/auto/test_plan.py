@@ -13,7 +13,7 @@ from studies.auto.plan import Plan, bounds, data_of, name_of
 from studies.samplers import holds
 
 KINDS = ("causal", "encoder")
-SCENE = {kind: Scene(kind, 100, 800, 200.0, 150.0, 10.0, 30.0) for kind in KINDS}
+SCENE = {kind: Scene(kind, 100, 800, 200.0, 150.0, 10.0, 30.0, float(kind == "encoder")) for kind in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS)
