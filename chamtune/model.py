@@ -20,8 +20,8 @@ class Model:
 
     `path`: demo, demo-null, minilm, smollm2, a folder, a GGUF file, or a hub id; `dtype`: float32, bfloat16 or float16;
     `device`: auto, cpu, cuda or cuda:N; `chat`: ask by the model's chat template; `revision` of a hub model; `blocks`:
-    path of the list of its blocks, where its length does not tell it; `retriever`: a sentence encoder that finds similar
-    items for a causal model. Loaded on first use.
+    path of the list of its blocks, where its length does not tell it; `retriever`: a sentence encoder that finds
+    similar items for a causal model. Loaded on first use.
     """
 
     def __init__(

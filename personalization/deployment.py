@@ -83,7 +83,8 @@ class Deployment:
         how = {name: told[name] for name in ("dtype", "device", "blocks", "chat")}
         if model is None:
             how["revision"] = told.get("revision")
-        scorer = CachedScorer(str(model or told["path"]), None, **how, retriever=_retriever(path, told))
+        scorer = CachedScorer(str(model or told["path"]), None, **how)
+        scorer.retriever = _retriever(path, told)
         _refuse_other(path, "model", scorer, told)
         if config["format"] != FORMAT:
             from personalization.upgrade import fitted_of_format_5

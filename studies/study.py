@@ -162,7 +162,9 @@ def _scorer(spec: StudySpec, home: Path, stored: Mapping[str, Any]) -> CachedSco
         same = is_of_hub(model.retriever) and before.get("retriever") == model.retriever
         commit = stored.get("retriever_revision") if same else None
         retriever = CachedScorer(model.retriever, folder, device=model.device, revision=commit)
-    return CachedScorer(model.path, folder, model.dtype, model.device, model.blocks, model.chat, revision, retriever)
+    found = CachedScorer(model.path, folder, model.dtype, model.device, model.blocks, model.chat, revision)
+    found.retriever = retriever
+    return found
 
 
 def _record_of(retriever: CachedScorer | None) -> dict[str, Any]:

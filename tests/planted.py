@@ -35,9 +35,7 @@ class BiasedScorer:
     retriever = None
     backbone = SimpleNamespace(forget=lambda: None)
 
-    def __init__(
-        self, model, folder, dtype="float32", device="auto", blocks=None, chat=False, revision=None, retriever=None
-    ):
+    def __init__(self, model, folder, dtype="float32", device="auto", blocks=None, chat=False, revision=None):
         self.fingerprint, self.model = "planted-model", model
 
     @property

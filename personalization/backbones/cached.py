@@ -71,6 +71,7 @@ class CachedScorer:
 
     watch: Callable[[NDArray[np.float32]], None] | None = None
     recent = 0
+    retriever: CachedScorer | None = None
 
     def __init__(
         self,
@@ -81,10 +82,8 @@ class CachedScorer:
         blocks: str | None = None,
         chat: bool = False,
         revision: str | None = None,
-        retriever: CachedScorer | None = None,
     ) -> None:
         self.model = model
-        self.retriever = retriever
         self.revision = revision
         self.folder = folder
         self.asked_dtype = dtype

@@ -41,8 +41,8 @@ def measured(opened: OpenStudy) -> Scene:
 
 
 def _embedding(scorer: CachedScorer) -> float:
-    """What a text costs the encoder that embeds it, as a share of the model's pass over it, taken to go as their weights;
-    0 where words are ranked without a model."""
+    """What a text costs the encoder that embeds it, as a share of the model's pass over it, taken to go as their
+    weights; 0 where words are ranked without a model."""
     if scorer.embedder.kind != "encoder":
         return 0.0
     return weights_of(scorer.embedder.files) / max(1, weights_of(scorer.files))

@@ -5,10 +5,10 @@ later than the question),
 
     n_y = sum_{i: y_i = y} exp((r_i - 1) / near) * t(u, v_i)^kin     over the MOST most relevant items with r_i >= floor
 
-r_i is the cosine of question and item: of the embeddings of an encoder or a retriever, else of TF-IDF vectors of their words (Salton and
-Buckley 1988), so that the same text counts as one item. t is how alike two users' tastes are, the Bhattacharyya
-coefficient sum_y sqrt(p_u(y) p_v(y)) of their label shares, each with one pseudo-count spread over the labels; with
-`kin` 0 all users count alike. The asked user's own items never count here: they are the user's own prior.
+r_i is the cosine of question and item: of the embeddings of an encoder or a retriever, else of TF-IDF vectors of their
+words (Salton and Buckley 1988), so that the same text counts as one item. t is how alike two users' tastes are, the
+Bhattacharyya coefficient sum_y sqrt(p_u(y) p_v(y)) of their label shares, each with one pseudo-count spread over the
+labels; with `kin` 0 all users count alike. The asked user's own items never count here: they are the user's own prior.
 
 Cost: a product of questions and items. A deployment holds the items' texts, or their embeddings, and their labels.
 """

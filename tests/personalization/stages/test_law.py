@@ -162,7 +162,8 @@ def test_the_law_holds_for_encoders(params, tune, asked, tiny_encoder, tmp_path_
 def test_the_law_holds_with_a_retriever(params, tune, asked, calm_model, tiny_encoder, tmp_path_factory, tmp_path):
     folder = tmp_path_factory.mktemp("retriever")
     encoder = CachedScorer(str(tiny_encoder), folder / "scores")
-    tools = Tools(CachedScorer(str(calm_model), folder / "scores", retriever=encoder), folder=folder / "adapters")
+    tools = Tools(CachedScorer(str(calm_model), folder / "scores"), folder=folder / "adapters")
+    tools.scorer.retriever = encoder
     law_holds(params, tune, asked, tools, tmp_path)
     assert encoder.texts_asked
     assert not tools.scorer.texts_asked
