@@ -76,7 +76,7 @@ def main() -> None:
         small += min(holm([sign_flip(right[arm] - right[0]) for arm in range(1, 6)])) < 0.05
         gains = right[1:] - right[0]
         best = int(gains.sum(axis=1).argmax())
-        told = np.column_stack([np.ones(USERS), random.normal(size=(USERS, 3))])
+        told = random.normal(size=(USERS, 2))
         low, high = routed(gains, SIZES, told).interval
         covered += low <= 0 <= high
         promised += float((gains.max(axis=0) - gains[best]).sum() / SIZES.sum())

@@ -24,6 +24,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from search_spaces.conditions import Needed, fits, is_read
 
 SPACES: dict[str, Any] = {
+    "route": "search_spaces.route",
     "prompt": "search_spaces.prompt",
     "adapter": "search_spaces.adapter",
     "steering": "search_spaces.steering",

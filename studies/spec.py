@@ -158,7 +158,9 @@ class StudySpec(_Strict):
         None, description="what is asked and how: a name, a YAML file or a mapping; without it the data say it"
     )
     chain: tuple[str, ...] | None = Field(
-        None, description="stages in their order: prompt, adapter, steering, head, calibration", min_length=1
+        None,
+        description="stages in their order: prompt, adapter, steering, head, calibration; or route alone",
+        min_length=1,
     )
     objective: Literal["calibration", "report_calibration", "steering", "retrieval", "adapter"] | None = Field(
         None, description="a chain by its earlier name; calibration where neither is given"

@@ -26,12 +26,13 @@ class Stage:
 
     Parameters are objects with the fields of the space of the same name. `kinds`: the backbones that the stage takes;
     `trains`: whether `train` tells of what it does; `learns`: whether it learns to answer from the labels of tune
-    users, so that a study gives it more of them.
+    users, so that a study gives it more of them; `alone`: whether it is a chain by itself.
     """
 
     kinds: tuple[str, ...] = ("causal", "encoder")
     trains = False
     learns = False
+    alone = False
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Any:  # noqa: ARG002
         """What the stage takes from the tune users, as the stages below leave them; no label where it can help it."""
@@ -98,6 +99,7 @@ class Stage:
 
 
 STAGES: dict[str, str | Stage] = {
+    "route": "personalization.stages.route:Route",
     "prompt": "personalization.stages.prompt:Prompt",
     "adapter": "personalization.stages.adapter:Adapter",
     "steering": "personalization.stages.steering:Steering",
@@ -141,4 +143,7 @@ def ordered(names: Sequence[str]) -> tuple[str, ...]:
     right = [name for name in STAGES if name in names]
     if list(names) != right:
         raise UsageError(f"chain: its order is {', '.join(right)}, each once, but it is {', '.join(names)}")
+    lone = next((name for name in names if stage(name).alone), None)
+    if lone is not None and len(names) > 1:
+        raise UsageError(f"chain: {lone} holds whole chains and stands alone; leave it out, or the others")
     return tuple(names)

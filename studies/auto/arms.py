@@ -133,10 +133,12 @@ class Arm:
 
     def space_for(self, embedder: str) -> dict[str, Any]:
         """Overrides of the chain's space, by full name, for this kind of what embeds."""
-        prior: dict[str, Any] = {"prior_mode": list(PRIORS), **self.space.get("calibration", {})}
-        if "similar" in prior["prior_mode"] and embedder in RANKED:
-            prior["ranking"] = list(RANKED[embedder])
-        spaces = {**self.space, "calibration": prior}
+        spaces = dict(self.space)
+        if "calibration" in self.chain:
+            prior: dict[str, Any] = {"prior_mode": list(PRIORS), **self.space.get("calibration", {})}
+            if "similar" in prior["prior_mode"] and embedder in RANKED:
+                prior["ranking"] = list(RANKED[embedder])
+            spaces["calibration"] = prior
         return {f"{stage}.{name}": value for stage, own in spaces.items() for name, value in own.items()}
 
 

@@ -29,6 +29,7 @@ from studies.auto.ending import promote_leader
 from studies.auto.first import queue_first
 from studies.auto.plan import Plan, fixed_by
 from studies.auto.race import Standing, following, hopeless, leader, mean_gain
+from studies.auto.routing import holds_up, kept_s, promised, routing_arm
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
@@ -66,7 +67,7 @@ class Entry:
 @dataclass
 class Course:
     """A race in progress. `say` is told what happens, a line each; `users` [U]: those that arms are judged
-    on, with `sizes`, their questions."""
+    on, with `sizes`, their questions; `routing_s`: seconds kept for sending users to different arms."""
 
     plan: Plan
     home: Path
@@ -76,6 +77,7 @@ class Course:
     scene: Scene | None = None
     users: list[str] = field(default_factory=list)
     sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    routing_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.home / "auto" / f"{self.plan.name}.json")
@@ -92,6 +94,7 @@ class Course:
                     self._begin(request)
                     while (entry := self._following()) is not None:
                         self._slice(entry, request)
+                    self._route(request)
             except TimeUp:
                 if self.scene is None:
                     raise UsageError(f"{self.plan.minutes:g} minutes {TOO_FEW}") from None
@@ -112,8 +115,8 @@ class Course:
 
     @property
     def left_s(self) -> float:
-        """Seconds left for the race, without what promotion will take."""
-        return self.limit_s - self.journal.spent_s - self.reserve_s
+        """Seconds left for the race, without what promotion will take, and routing where it is promising."""
+        return self.limit_s - self.journal.spent_s - self.reserve_s - self.routing_s
 
     @property
     def reserve_s(self) -> float:
@@ -265,6 +268,7 @@ class Course:
         """The arm that goes on; notes those that are out."""
         if self.left_s <= 0:
             return None
+        self.routing_s = kept_s(self)
         standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
         if not standings:
             return self._begun()
@@ -274,6 +278,27 @@ class Course:
                 self._out(standing.name, f"out: cannot overtake {best.name} any more")
         found = following(standings, self.sizes)
         return None if found is None else self.entries[found.name]
+
+    def _route(self, request: StopRequest) -> None:
+        """Where sending users to different arms promises more than the best arm, one more arm that does it. It stands
+        beside the others only if its own answers say so, too."""
+        told = promised(self)
+        if told is None or told[0].interval[0] <= 0:
+            return
+        arm = routing_arm(told[1])
+        kept = self.journal.arm(arm.name)
+        space = {**arm.space["route"], "arms": kept.setdefault("arms", arm.space["route"]["arms"])}
+        arm = replace(arm, space={"route": space})  # of its study, should the race be gone on with
+        self.routing_s = 0.0
+        self._enter(arm, request)
+        entry, best = self.entries.get(arm.name), told[1][0].standing
+        if entry is None or entry.standing is None or best is None:
+            return
+        found = holds_up(entry.standing.gains, best.gains, self.sizes)
+        if found.interval[0] <= 0:
+            entry.standing = None
+            low, high = found.interval
+            self._out(arm.name, f"out: {found.gain:+.3f} [{low:+.3f}, {high:+.3f}] over {best.name} is not enough")
 
     def _begun(self) -> Entry | None:
         """While no arm has a result: the first one, if its time was over before its first trial was."""

@@ -1,13 +1,17 @@
-"""Would it pay to answer some users by another arm? Learned from what is known before any answer, and cross-fitted.
+"""Users to different arms: what that would bring, estimated from the arms' standings, and the arm that does it.
 
-For every arm beside the best one, the difference of a user's gains is regressed on features of the user (how long and
-how concentrated the history is, how often the arms agree), by ridge with the constant penalised, too: with little to
-learn from, all users keep the best arm. A user is answered by the arm of the largest predicted difference above 0, as
-predicted from the other folds of users. Which arm is the best is told by the other folds, too: an arm that was chosen
-on a user is too good there, and whatever takes its place would seem to lose. So the gain is of users that the rule did
-not learn from. Its interval is Student's, over the users who are sent elsewhere (all others change
-nothing), and wider by sqrt(1 + K / (K - 1)), since rules of K folds learn from one another's users (Nadeau and Bengio
-2003).
+For every arm beside the best one, the difference of a user's gains is regressed on what is known of the user before any
+answer (`methods.history.routing.features`), by ridge: the larger the penalty, which is chosen by cross-validation, the
+nearer the prediction is to the mean difference, and so all users to the best arm. A user is answered by the arm of the
+largest predicted difference above 0, as predicted from the other folds of users. Which arm is the best is told by the
+other folds, too: an arm that was chosen on a user is too good there, and whatever takes its place would seem to lose.
+So the gain is of users that the rule did not learn from. Its interval is Student's, over the users who are sent
+elsewhere (all others change nothing), and wider by sqrt(1 + K / (K - 1)), since rules of K folds learn from one
+another's users (Nadeau and Bengio 2003).
+
+Where that interval lies above 0 the race ends with one more arm, whose chain is a `route` between the best arm and
+those whose users gain most by them; it leads only if its own answers, cross-fitted by the stage, gain over the best arm
+by an interval of that width.
 
 The rule of picking for each user whichever arm did better on the same questions is `oracle` in the table: it looks at
 the answers, promises a gain where there is none, and cannot be had.
@@ -17,23 +21,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
-from personalization.data.known import known_items
 from personalization.data.records import Dataset
-from personalization.evaluation import Evaluation
-from personalization.methods.taste.priors import history_counts
+from personalization.methods.history import routing
+from search_spaces.route import arms_of
+from studies.auto.arms import Arm, Scene
+from studies.auto.race import leader
 from tracking.significance import difference
+
+if TYPE_CHECKING:
+    from studies.auto.course import Course, Entry
 
 FOLDS = 5
 CORRELATED = sqrt(1 + FOLDS / (FOLDS - 1))
 """How much wider an interval over folds is than one over users that no rule learned from."""
 PENALTIES = np.logspace(0, 4, 9)
+NAME = "route"
+RESERVED = 2.6
+"""Times of its first trial that are kept: only half of what is left is begun on, and an estimate may be short."""
+BESIDE = 2
+"""Arms beside the best one between which users are routed."""
 
 
 class Routed(NamedTuple):
@@ -44,28 +57,14 @@ class Routed(NamedTuple):
     moved: float
 
 
-def features(dataset: Dataset, users: Sequence[str], answers: Sequence[Evaluation]) -> NDArray[np.float64]:
-    """Of each user [U, 4]: constant, log of the longest history, share of its most frequent label, how often the arms
-    agree with the first one. All standardised but the constant."""
-    longest = dict.fromkeys(users, 0)
-    for question in dataset.questions:
-        if question.user_id in longest:
-            longest[question.user_id] = max(longest[question.user_id], len(known_items(dataset.task, question)))
-    counts = history_counts(dataset)
-    top = counts.max(axis=1) / np.maximum(1, counts.sum(axis=1))
-    peak = {question.user_id: share for question, share in zip(dataset.questions, top, strict=True)}
-    first, *others = answers
-    same = (
-        np.mean([first.predicted == other.predicted for other in others], axis=0)
-        if others
-        else np.ones(len(first.gold))
-    )
-    names, rows = first.users
-    agree = dict(zip(names, np.bincount(rows, same) / np.bincount(rows), strict=True))
-    told = np.array([[np.log1p(longest[user]), peak.get(user, 0.0), agree.get(user, 1.0)] for user in users])
-    spread = told.std(axis=0)
-    told = (told - told.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    return np.column_stack([np.ones(len(users)), told])
+def features(dataset: Dataset, users: Sequence[str]) -> NDArray[np.float64]:
+    """Of each user [U, F]: those of the user's questions, in the mean, standardised."""
+    place = {user: row for row, user in enumerate(users)}
+    rows = np.array([place[question.user_id] for question in dataset.questions])
+    told, counts = routing.features(dataset), np.bincount(rows, minlength=len(users))
+    means = np.column_stack([np.bincount(rows, column, len(users)) / counts for column in told.T])
+    spread = means.std(axis=0)
+    return np.asarray((means - means.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
 
 
 def routed(gains: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray[np.float64]) -> Routed:
@@ -80,7 +79,7 @@ def routed(gains: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray
         for arm in range(arms):
             if arm != best and ask.any() and learn.sum() > told.shape[1]:
                 target = (gains[arm, learn] - gains[best, learn]) / sizes[learn]
-                model = RidgeCV(PENALTIES, fit_intercept=False).fit(told[learn], target, sizes[learn])
+                model = RidgeCV(PENALTIES).fit(told[learn], target, sizes[learn])
                 predicted[arm] = model.predict(told[ask])
         chosen = np.where(predicted.max(axis=0) > 0, predicted.argmax(axis=0), best)
         one[ask], picked[ask], moved[ask] = gains[best, ask], gains[chosen, np.flatnonzero(ask)], chosen != best
@@ -91,3 +90,73 @@ def routed(gains: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray
     reach = wide * error if sent.any() else 0.0
     low, high = max(-most, gain - reach), min(most, gain + reach)
     return Routed(share * gain, (share * low, share * high), float(moved.mean()))
+
+
+def promised(course: Course) -> tuple[Routed, list[Entry]] | None:
+    """What routing between the arms would bring, and those that are judged on all users, the best first; None where
+    they are fewer than two, or routing is not among the stages that may be used."""
+    if course.plan.stages and NAME not in course.plan.stages:
+        return None
+    entries = {
+        name: entry
+        for name, entry in course.entries.items()
+        if name != NAME and entry.standing is not None and not np.isnan(entry.standing.gains).any()
+    }
+    if len(entries) < 2:
+        return None
+    best = entries[leader([e.standing for e in entries.values() if e.standing is not None], course.sizes).name]
+
+    def ahead(entry: Entry) -> float:
+        assert entry.standing is not None
+        assert best.standing is not None
+        return float(np.maximum(entry.standing.gains - best.standing.gains, 0).sum())
+
+    others = sorted((entry for entry in entries.values() if entry is not best), key=ahead, reverse=True)
+    gains = np.stack([entry.standing.gains for entry in (best, *others) if entry.standing is not None])
+    return routed(gains, course.sizes, features(course.judged_dataset(), course.users)), [best, *others]
+
+
+def routing_arm(entries: Sequence[Entry]) -> Arm:
+    """The arm that sends users to the first of these or to one of the others, all as they were found."""
+    arms = entries[: 1 + BESIDE]
+
+    def all_of(scene: Scene) -> float:
+        return sum(entry.arm.answering(scene) for entry in arms)
+
+    def dearest(scene: Scene) -> float:
+        return max(entry.arm.answering(scene) for entry in arms)
+
+    return Arm(
+        NAME,
+        f"each user to one of {', '.join(entry.arm.name for entry in arms)}, by the history's length and concentration",
+        ("route",),
+        all_of,
+        {
+            "route": {
+                "arms": arms_of([entry.params for entry in arms if entry.params is not None]),
+                "penalty": [10.0, 100.0, 1000.0],
+            }
+        },
+        first=4,
+        most=4,
+        answers=dearest,
+        mixes=any(entry.arm.mixes for entry in arms),
+    )
+
+
+def kept_s(course: Course) -> float:
+    """Seconds of a race that are kept for routing, 0 where it is not promising."""
+    told = promised(course)
+    if told is None or told[0].interval[0] <= 0 or course.scene is None:
+        return 0.0
+    return RESERVED * course.scene.pass_s * routing_arm(told[1]).passes(course.scene)
+
+
+def holds_up(gains: NDArray[np.float64], best: NDArray[np.float64], sizes: NDArray[np.integer]) -> Routed:
+    """What a routing arm's own answers gain over the best arm, by user."""
+    moved = gains != best
+    if not moved.any():
+        return Routed(0.0, (0.0, 0.0), 0.0)
+    gain, error = difference(gains, best, sizes)
+    reach = CORRELATED * float(scipy.stats.t.ppf(0.975, max(1, int(moved.sum()) - 1))) * error
+    return Routed(gain, (gain - reach, gain + reach), float(moved.mean()))

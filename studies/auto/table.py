@@ -15,8 +15,7 @@ import numpy as np
 
 from personalization.data.exchange import exchange
 from studies.auto.course import Course, Entry
-from studies.auto.race import leader
-from studies.auto.routing import features, routed
+from studies.auto.routing import promised
 from studies.verdict.personal import answers_of, parts
 from tracking.significance import holm, paired, user_interval, user_totals
 from tracking.spool import OFF
@@ -193,23 +192,18 @@ def _helped_by(course: Course, user: str, least: float) -> str | None:
 
 def _routing(course: Course) -> dict[str, Any] | None:
     """Gain of the one arm that is best, of routing users between arms, and if every user had the arm that did best."""
-    entries = [
-        entry
-        for entry in course.entries.values()
-        if entry.standing is not None and entry.seen is not None and not np.isnan(entry.standing.gains).any()
-    ]
-    if len(entries) < 2:
+    told = promised(course)
+    if told is None:
         return None
-    standings = [entry.standing for entry in entries if entry.standing is not None]
-    best, total = leader(standings, course.sizes), float(course.sizes.sum())
-    table = np.stack([standing.gains for standing in standings])
-    answers = sorted(entries, key=lambda entry: entry.arm.name != best.name)
-    asked = course.judged_dataset()
-    told = features(asked, course.users, [entry.seen for entry in answers if entry.seen is not None])
-    found = routed(table, course.sizes, told)
-    every = np.maximum(table.max(axis=0), 0)
-    routing = {"gain": found.gain, "interval": list(found.interval), "moved": found.moved}
-    return {"one_arm": float(best.gains.sum() / total), "oracle": float(every.sum() / total), "routing": routing}
+    found, entries = told
+    total = float(course.sizes.sum())
+    gains = np.stack([entry.standing.gains for entry in entries if entry.standing is not None])
+    oracle = np.maximum(gains.max(axis=0), 0)
+    return {
+        "one_arm": float(gains[0].sum() / total),
+        "oracle": float(oracle.sum() / total),
+        "routing": {"gain": found.gain, "interval": list(found.interval), "moved": found.moved},
+    }
 
 
 def _confirm(verdict: Mapping[str, Any]) -> dict[str, Any] | None:

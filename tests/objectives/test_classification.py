@@ -92,7 +92,7 @@ def test_a_trial_repeats_exactly_without_a_scoring_pass(params, classified, scor
     first = objective.evaluate(params)
     calls = scorer.calls
     again = objective.evaluate(params)
-    objective.evaluate(params.changed(tau=2.0))
+    objective.evaluate(params.changed(**{"tau" if "calibration" in params else "route__penalty": 2.0}))
     assert (first.log_probs == again.log_probs).all()
     assert all(np.isfinite(v) for v in first.metrics.values())
     assert scorer.calls == calls

@@ -51,7 +51,8 @@ def test_a_study_starts_from_the_best_of_another(tmp_path, spec_of):
     [
         ({"chain": ["calibration", "prompt"]}, "its order is prompt, calibration, each once"),
         ({"chain": ["prompt", "prompt"]}, "its order is prompt, each once"),
-        ({"chain": ["magic"]}, "no stage 'magic'; there are prompt, adapter, steering, head, calibration"),
+        ({"chain": ["magic"]}, "no stage 'magic'; there are route, prompt, adapter, steering, head, calibration"),
+        ({"chain": ["route", "calibration"]}, "route holds whole chains and stands alone"),
         ({"chain": ["calibration"], "objective": "steering"}, "give chain or objective, not both"),
         ({"start_from": "below"}, "start_from needs chain"),
     ],

@@ -3,13 +3,17 @@
 import pytest
 
 from personalization.stages import STAGES
+from search_spaces import chain_space
+from search_spaces.route import arms_of
 from studies.footprint import Footprint, footprint, said, size
 from studies.runner import run_study
 from studies.study import open_study
 
+ARMS = arms_of([chain_space(("calibration",)).BASELINE, chain_space(("prompt",)).BASELINE.changed(prompt__k=2)])
 CHAINS = [
     ({"chain": ["calibration"]}, {}),
     ({"chain": ["prompt", "calibration"]}, {"k": [0, 2]}),
+    ({"chain": ["route"]}, {"arms": ARMS}),
     ({"chain": ["steering", "calibration"]}, {"alpha_personal": [0.5, 1.0]}),
     ({"chain": ["head", "calibration"]}, {"head": "logistic", "level": ["unified", "user"]}),
     ({"chain": ["adapter", "calibration"]}, {"adapter": "lora", "blend": 1.0, "epochs": 1, "rank": 2}),

@@ -9,10 +9,11 @@ from typing import Any
 from personalization.backbones.cached import CachedScorer
 from personalization.data.known import known_items
 from personalization.data.records import Dataset
-from personalization.stages import STAGES
+from personalization.stages import STAGES, stage
 from personalization.stages.chain import Fitted, answer, fit
 from personalization.stages.work import Tools, begin
 from search_spaces import ChainParams, chain_space
+from search_spaces.route import arms_of
 from tests.tiny import short_world
 
 TRAINED = {"adapter.blend": 1.0, "adapter.rank": 2, "adapter.epochs": 1, "adapter.start": 0.5, "adapter.lr": 0.02}
@@ -54,20 +55,34 @@ def params_of(chain: tuple[str, ...], *chosen: dict[str, Any]) -> ChainParams:
     return chain_space(chain).of_full({name: value for some in chosen for name, value in some.items()})
 
 
+ACTIVE["route"] = [
+    {
+        "route.arms": arms_of(
+            [
+                params_of(("calibration",), ACTIVE["calibration"][0]),
+                params_of(("prompt", "calibration"), ACTIVE["prompt"][0], ACTIVE["calibration"][0]),
+                params_of(("steering", "calibration"), ACTIVE["steering"][0], ACTIVE["calibration"][1]),
+            ]
+        ),
+        "route.penalty": 1.0,
+    }
+]
+
+
 def singles() -> list[ChainParams]:
     """Every stage alone under a calibration, at each of its settings."""
     plain = ACTIVE["calibration"][0]
     found = []
     for name in STAGES:
         for settings in ACTIVE.get(name, [{}]):
-            chain = tuple(dict.fromkeys((name, "calibration")))
-            found.append(params_of(chain, *([plain] if name != "calibration" else []), settings))
+            chain = (name,) if stage(name).alone else tuple(dict.fromkeys((name, "calibration")))
+            found.append(params_of(chain, *([plain] if len(chain) > 1 else []), settings))
     return found
 
 
 def combinations(size: int) -> list[ChainParams]:
     """Stages together, each at its first settings, under a calibration that is solved."""
-    below = [name for name in STAGES if name != "calibration"]
+    below = [name for name in STAGES if name != "calibration" and not stage(name).alone]
     exact = ACTIVE["calibration"][1]
     return [
         params_of((*names, "calibration"), exact, *(ACTIVE.get(name, [{}])[0] for name in names))

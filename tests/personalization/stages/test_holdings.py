@@ -1,11 +1,14 @@
 """What a chain says that it will hold: more of anything never holds less, and a known model fits a known card."""
 
+from dataclasses import asdict
+
 import pytest
 
-from personalization.stages import STAGES
+from personalization.stages import STAGES, stage
 from personalization.stages.chain import holds
 from personalization.stages.holdings import Sizes
 from search_spaces import chain_space
+from search_spaces.route import arms_of
 
 SIZES = Sizes(
     questions=3000, labels=15, users=600, histories=3000, known=300_000, items=60_000, prompt=700, item=90,
@@ -20,15 +23,24 @@ def held(chain, sizes, **overrides):
     return holds(chain, space.reachable(space.overridden("causal", overrides)), sizes)
 
 
-@pytest.mark.parametrize("stage", list(STAGES))
-def test_more_of_anything_never_holds_less(stage):
-    chain = tuple(dict.fromkeys((stage, "calibration")))
+@pytest.mark.parametrize("name", [name for name in STAGES if not stage(name).alone])
+def test_more_of_anything_never_holds_less(name):
+    chain = tuple(dict.fromkeys((name, "calibration")))
     before = held(chain, SIZES)
     assert min(before) >= 0
     assert before.memory > 0
-    for name, value in SIZES._asdict().items():
-        after = held(chain, SIZES._replace(**{name: 2 * value}))
-        assert all(new >= old for new, old in zip(after, before, strict=True)), name
+    for size, value in SIZES._asdict().items():
+        after = held(chain, SIZES._replace(**{size: 2 * value}))
+        assert all(new >= old for new, old in zip(after, before, strict=True)), size
+
+
+def test_a_route_holds_what_its_chains_hold():
+    chains = [chain_space(("prompt", "calibration")).BASELINE.changed(prompt__k=8), chain_space(("head",)).BASELINE]
+    apart = [
+        holds(tuple(params), {s: {k: [v] for k, v in asdict(own).items()} for s, own in params.items()}, SIZES)
+        for params in chains
+    ]
+    assert held(("route",), SIZES, arms=arms_of(chains)) == apart[0].plus(apart[1])
 
 
 def test_a_chain_holds_what_its_stages_do_and_states_for_each_adapter_below():

@@ -93,6 +93,8 @@ def asked():
 
 def blown_up(fitted):
     """By how much a calibration enlarges rounding of the scores."""
+    if "route" in fitted.learned:
+        return max(map(blown_up, fitted.learned["route"].arms))
     found = fitted.learned["calibration"]
     return max(1.0, *((1 + abs(numbers.beta)) / numbers.tau for numbers in (found.plain, found.moved)))
 

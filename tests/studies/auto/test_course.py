@@ -17,6 +17,7 @@ from studies.auto.clock import Journal
 from studies.auto.course import Course, Entry
 from studies.auto.first import listed
 from studies.auto.plan import Plan, data_of
+from studies.auto.routing import Routed
 from studies.auto.table import table as table_of
 from studies.recovery import POINT
 from tests.tickets import GERMAN, tickets
@@ -156,6 +157,42 @@ def test_what_won_in_our_own_studies_is_tried_first_and_once(table, tiny_encoder
     for trial, point in zip(trials, wanted, strict=False):
         assert point.items() <= trial.params.items()
     assert sum(trial.user_attrs.get(POINT) in wanted for trial in trials) == len(wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("holds", [True, False])
+def test_users_are_routed_only_where_that_is_promised_and_holds_up(table, tiny_encoder, monkeypatch, holds):
+    """The estimate is planted; what follows from it is not, but for the last test of it."""
+    promise = Routed(0.1, (0.05, 0.15), 0.3)
+    monkeypatch.setattr("studies.auto.routing.routed", lambda *_: promise)
+    monkeypatch.setattr("studies.auto.course.holds_up", lambda *_: promise if holds else Routed(0.0, (-0.1, 0.1), 0.3))
+    home = table / "h"
+    plan = plan_of(home, tiny_encoder, stages=("prompt", "route"), promotion={"beat_references": False})
+    course = Course(plan, home)
+    verdict = course.run(table / "deploy")
+    route = course.entries["route"]
+    assert route.opened.spec.chain == ("route",)
+    assert len(route.params["route"].chains) == 3
+    if holds:
+        assert route.standing is not None
+        assert course.journal.arm("route")["fate"] is None
+    else:
+        assert route.standing is None
+        assert course.journal.arm("route")["fate"].startswith("out: +0.000 [-0.100, +0.100] over ")
+        assert course.best().arm.name != "route"
+    again = Course(plan, home)
+    again.run(table / "deploy2")
+    assert again.entries["route"].opened.record["id"] == route.opened.record["id"]
+    assert verdict is not None
+
+
+@pytest.mark.slow
+def test_a_race_without_promise_routes_nobody(table, tiny_encoder, monkeypatch):
+    monkeypatch.setattr("studies.auto.routing.routed", lambda *_: Routed(0.1, (-0.01, 0.2), 0.3))
+    course = Course(plan_of(table / "h", tiny_encoder, stages=("prompt", "route")), table / "h")
+    course.run(table / "deploy")
+    assert "route" not in course.entries
+    assert "route" not in course.journal.content["arms"]
 
 
 def test_what_cannot_be_afforded_is_said(table, tiny_encoder, monkeypatch):

@@ -1,0 +1,55 @@
+"""Space of the route: the chains between which it chooses, as they were found, and how sure it must be of another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+
+from search_spaces import ChainParams, space_of
+from search_spaces.conditions import Read, other_than
+
+SPACE: Mapping[str, BaseDistribution] = {
+    "arms": CategoricalDistribution([""]),
+    "penalty": FloatDistribution(1.0, 10_000.0, log=True),
+}
+ONLY: Mapping[str, str] = {}
+OPEN = {"arms": r"\[.*\]"}
+"""A spec gives the chains, as `arms_of` writes them."""
+READ: Read = {"penalty": [{"arms": other_than("")}]}
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """`arms`: JSON, a list of stage -> parameters; the first answers where nothing speaks for another. `penalty`: of
+    the ridge that tells who is better off with another one."""
+
+    arms: str = ""
+    penalty: float = 100.0
+
+    @property
+    def chains(self) -> tuple[ChainParams, ...]:
+        """The chains with their parameters; ValueError where `arms` does not say them."""
+        try:
+            return tuple(
+                ChainParams(tuple((stage, space_of(stage).Params(**own)) for stage, own in arm.items()))
+                for arm in json.loads(self.arms or "[]")
+            )
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"route.arms is no list of stage -> parameters: {error}") from None
+
+
+def arms_of(chains: Sequence[ChainParams]) -> str:
+    """Chains as `Params.arms`, with all their parameters."""
+    return json.dumps([{stage: asdict(own) for stage, own in params.items()} for params in chains])
+
+
+BASELINE = Params()
+
+
+def complexity(params: Params) -> float:
+    """That of the chains, and one for choosing."""
+    chains = params.chains
+    return float(len(chains) + sum(space_of(name).complexity(own) for arm in chains for name, own in arm.items()))
