@@ -15,6 +15,8 @@ from tracking.parts import cost_said, sentences
 from tracking.report import Summary
 
 SHOWN = ("accuracy", "macro_f1", "nll", "brier", "calibration_error", "entropy", "top1_share")
+LONG = 60
+"""Characters of a parameter that are shown at most."""
 
 
 def print_line(text: str) -> None:
@@ -92,7 +94,9 @@ def _print_incidents(result: StudyResult) -> None:
 
 
 def _params(params: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())
+    """One line; of a long text the beginning."""
+    shown = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in params.items()}
+    return ", ".join(f"{name} {text if len(text) <= LONG else text[:LONG] + '...'}" for name, text in shown.items())
 
 
 def print_studies(rows: list[dict[str, Any]]) -> None:
