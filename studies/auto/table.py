@@ -43,7 +43,7 @@ def table(course: Course, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
         "minutes": course.plan.minutes,
         "spent_s": round(course.journal.spent_s, 1),
         "metric": next(iter(course.base.spec.optimize)),
-        "model": course.base.spec.model.path,
+        "model": _model(course),
         "tracked": course.base.spec.tracking != OFF,
         "users": {part: len({q.user_id for q in course.base.splits.part(part).questions}) for part in PARTS},
         "questions": {part: len(course.base.splits.part(part)) for part in PARTS},
@@ -58,6 +58,11 @@ def table(course: Course, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 PARTS = ("tune", "select", "confirm")
+
+
+def _model(course: Course) -> str:
+    told = course.base.spec.model
+    return told.path if told.retriever is None else f"{told.path} (similar items by {told.retriever})"
 
 
 def _reason(verdict: Mapping[str, Any] | None) -> str:
