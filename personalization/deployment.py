@@ -44,8 +44,8 @@ from personalization.tasks import Task, Terms, load_task, task
 FORMAT = 6
 CONFIG = "deploy.yaml"
 
-SHARED = ("fingerprint", "dtype", "device", "blocks", "chat", "retriever")
-"""What makes two configs' models the same one."""
+SHARED = ("fingerprint", "dtype", "device", "blocks", "chat")
+"""What makes two configs' models the same one, beside their retriever."""
 _REQUIRED = ("format", "generation", "model", "task", "labels", "chain", "files", "provenance")
 
 
@@ -253,7 +253,10 @@ def _retriever(path: Path, told: Mapping[str, Any]) -> CachedScorer | None:
     if own is None:
         return None
     found = CachedScorer(own["path"], None, device=own["device"], revision=own["revision"])
-    _refuse_other(path, "retriever", found, own)
+    try:
+        _refuse_other(path, "retriever", found, own)
+    except UsageError as error:
+        raise DataError(f"{path}: retriever: {error}; set model.retriever.path in {CONFIG}") from None
     return found
 
 
@@ -270,7 +273,10 @@ def _refuse_other(path: Path, what: str, scorer: CachedScorer, told: Mapping[str
 def sharing(new: Deployment, old: Deployment) -> Deployment | None:
     """A deployment with the model that another one has loaded; None where that is not its model."""
     own, other = new.config["model"], old.config["model"]
-    if any(own.get(name) != other.get(name) for name in SHARED):
+    retrievers = [told.get("retriever") or {} for told in (own, other)]
+    if any(own[name] != other[name] for name in SHARED):
+        return None
+    if any(retrievers[0].get(name) != retrievers[1].get(name) for name in ("fingerprint", "device")):
         return None
     return Deployment(new.config, new.fitted, Tools(old.scorer))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
@@ -43,7 +44,12 @@ class Params:
 
 def arms_of(chains: Sequence[ChainParams]) -> str:
     """Chains as `Params.arms`, with all their parameters."""
-    return json.dumps([{stage: asdict(own) for stage, own in params.items()} for params in chains])
+    return json.dumps([{stage: asdict(own) for stage, own in params.items()} for params in chains], default=_plain)
+
+
+def _plain(number: Any) -> Any:
+    """A number of numpy as one of Python."""
+    return number.item()
 
 
 BASELINE = Params()

@@ -108,7 +108,7 @@ def _compares(opened: OpenStudy, other: optuna.Study) -> bool:
     mine, theirs = opened.spec.identity(), stored_spec(other).identity()
     same = all(mine.get(key) == theirs.get(key) for key in SAME)
     started = record.get("started", {}) == opened.record.get("started", {})
-    return same and started and all(record[key] == opened.record[key] for key in ("data", "model"))
+    return same and started and all(record.get(key) == opened.record.get(key) for key in ("data", "model", "retriever"))
 
 
 def _kept(opened: OpenStudy, trial: FrozenTrial, name: str) -> tuple[FrozenTrial | None, str]:

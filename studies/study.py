@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid
 import warnings
@@ -23,8 +24,10 @@ from personalization.databases import kept, shown
 from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
 from personalization.metrics import metrics_of
-from personalization.stages import stage
+from personalization.stages import ordered, stage
 from search_spaces import ChainSpace
+from search_spaces.route import Params as RouteParams
+from search_spaces.route import arms_of
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
 from studies.pruning import make_pruner
@@ -109,6 +112,8 @@ def open_study(
         "terms": _terms(spec),
     }
     _refuse_unfit(spec, scorer, splits.tune.labels)
+    if "route" in rooms.chain:
+        _refuse_arms(spec, space["arms"], scorer.kind)
     storage = open_storage(url)
     study = _create_or_load(spec, storage, record)
     Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
@@ -151,6 +156,22 @@ def _refuse_unfit(spec: StudySpec, scorer: CachedScorer, labels: Sequence[str]) 
     for name in (*spec.optimize, *spec.constraints):
         if name not in measured:
             raise UsageError(f"metric {name} needs labels that are numbers in a row, and these are {labels}")
+
+
+def _refuse_arms(spec: StudySpec, choices: Any, kind: str) -> None:
+    """UsageError where what a route chooses between are no chains for this kind of model."""
+    for text in choices.choices:
+        try:
+            chains = RouteParams(text).chains
+            if json.loads(arms_of(chains)) != json.loads(text or "[]"):
+                raise ValueError("route.arms names not every parameter; search_spaces.route.arms_of writes them")
+            if len(chains) < 2:
+                raise ValueError(f"route.arms has {len(chains)} chains; it needs two or more")
+            for name in (name for arm in chains for name in ordered(tuple(arm))):
+                if stage(name).alone or kind not in stage(name).kinds:
+                    raise ValueError(f"route.arms: stage {name} cannot stand there, or takes no {kind} model")
+        except (ValueError, UsageError) as error:
+            raise UsageError(f"spec {spec.name}: {error}") from None
 
 
 def _scorer(spec: StudySpec, home: Path, stored: Mapping[str, Any]) -> CachedScorer:

@@ -96,11 +96,18 @@ class CachedScorer:
         self.texts_asked = self.texts_embedded = 0
 
     def unstored(self) -> CachedScorer:
-        """The same loaded model, with nothing in any store."""
-        found = CachedScorer(self.model, None, self.asked_dtype, self.device, self.blocks, self.chat, self.revision)
-        found.retriever = None if self.retriever is None else self.retriever.unstored()
+        """The same loaded model, with nothing in any store; a retriever is loaded when a text is embedded."""
+        found = self._apart()
         found.backbone = self.backbone
+        return found
+
+    def _apart(self) -> CachedScorer:
+        """The same model, loaded or not, with nothing in any store."""
+        found = CachedScorer(self.model, None, self.asked_dtype, self.device, self.blocks, self.chat, self.revision)
+        found.retriever = None if self.retriever is None else self.retriever._apart()
         found.lock = self.lock
+        if "backbone" in vars(self):
+            found.backbone = self.backbone
         if "_chat" in vars(self):
             found._chat = self._chat
         return found

@@ -174,7 +174,8 @@ def load(listed: list[Mapping[str, Any]], folder: Path) -> Fitted:
 def fit_in_blocks(params: Params, work: Work, tools: Tools, report: Callable[[Work], None]) -> Fitted:
     """`fit`, and told of the answers after each block of users but the last, before the next one is run.
 
-    What the last stage learns for these answers, it learns of the blocks so far.
+    What the last stage learns for these answers, it learns of the blocks so far. A stage that trains tells of its
+    training instead, and one that holds whole chains is fitted at once.
     """
     below, quiet = work, replace(tools, report=None)
     *lower, (name, own) = params.items()
@@ -182,6 +183,6 @@ def fit_in_blocks(params: Params, work: Work, tools: Tools, report: Callable[[Wo
         _, below = _step(stage_name, given, below, tools)
     if stage(name).trains:
         return fit(params, work, tools)
-    for count in range(1, len(below.blocks)):
+    for count in range(1, 0 if stage(name).alone else len(below.blocks)):
         report(_answered(_step(name, own, below.first(count), quiet)[1], quiet))
     return fit(params, work, quiet)

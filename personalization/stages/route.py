@@ -120,13 +120,20 @@ class Route(Stage):
             for number, (part, arm) in enumerate(zip(share, learned.arms, strict=True))
         ]
         remark = f"of the tune questions are answered: {', '.join(said)}"
-        return Facts(metrics={"sent_elsewhere": float(1 - share[0])}, remarks=[remark])
+        more = [
+            f"chain {number}: {line}"
+            for number, arm in enumerate(learned.arms)
+            for line in chain.facts(arm, tools).remarks
+        ]
+        return Facts(metrics={"sent_elsewhere": float(1 - share[0])}, remarks=[remark, *more])
 
     def export(self, params: Any, learned: Learned | None, work: Work, tools: Tools, folder: Path) -> Sequence[str]:  # noqa: ARG002
         """Of each chain in a folder of its own."""
         arms = () if learned is None else learned.arms
         return [
-            line for number, arm in enumerate(arms) for line in chain.export(arm, work, tools, folder / _folder(number))
+            f"{_folder(number)}: {line}"
+            for number, arm in enumerate(arms)
+            for line in chain.export(arm, work, tools, folder / _folder(number))
         ]
 
     def save(self, params: Any, learned: Learned | None, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002

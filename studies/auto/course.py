@@ -29,10 +29,10 @@ from studies.auto.ending import promote_leader
 from studies.auto.first import queue_first
 from studies.auto.plan import Plan, fixed_by
 from studies.auto.race import Standing, following, hopeless, leader, mean_gain
-from studies.auto.routing import holds_up, kept_s, promised, routing_arm
+from studies.auto.routing import holds_up, kept_s, promising, routing_arm
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
-from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
+from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec, study_names
 from studies.verdict.cost import TIMED, TIMES
 from studies.verdict.selection import settled
 from tracking.parts import mean_for
@@ -41,8 +41,9 @@ from tracking.spool import OFF, Spool
 
 log = logging.getLogger(__name__)
 
-HALF, GRACE = 0.5, 1.3
-"""Share of the time left that a slice may take, and times of it after which its running trial is interrupted."""
+HALF, GRACE, LATE = 0.5, 1.3, 0.9
+"""Share of the time left that a slice may take, times of it after which its running trial is interrupted, and the share
+where nothing else is left to do."""
 MARGIN_S, SPARE = 10.0, 1.3
 """What a promotion takes besides passes, and how much more than estimated is kept for it."""
 TOO_FEW = "are too few to score the tune users once; give more with --minutes. What was scored is kept"
@@ -67,7 +68,8 @@ class Entry:
 @dataclass
 class Course:
     """A race in progress. `say` is told what happens, a line each; `users` [U]: those that arms are judged
-    on, with `sizes`, their questions; `routing_s`: seconds kept for sending users to different arms."""
+    on, with `sizes`, their questions; `routing_s`: seconds kept for sending users to different arms; `arms`:
+    those that may be raced, cheapest first; `share` of the time left that a slice may take."""
 
     plan: Plan
     home: Path
@@ -78,6 +80,8 @@ class Course:
     users: list[str] = field(default_factory=list)
     sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     routing_s: float = 0.0
+    arms: list[Arm] = field(default_factory=list)
+    share: float = HALF
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.home / "auto" / f"{self.plan.name}.json")
@@ -92,8 +96,9 @@ class Course:
             try:
                 with ended_after(self._whole_s):
                     self._begin(request)
-                    while (entry := self._following()) is not None:
-                        self._slice(entry, request)
+                    while (entry := self._following()) is not None or self._late(request):
+                        if entry is not None:
+                            self._slice(entry, request)
                     self._route(request)
             except TimeUp:
                 if self.scene is None:
@@ -168,6 +173,7 @@ class Course:
         if any(arm.passes is trained for arm in arms):
             self.scene = self.scene._replace(epoch_s=epoch_s(first.opened))
         arms.sort(key=lambda arm: arm.passes(self._seen_scene))
+        self.arms = arms
         self.say(self._announced(arms))
         for arm in arms:
             self._enter(arm, request)
@@ -200,7 +206,7 @@ class Course:
         kept["says"] = arm.says
         if not kept["slices"]:
             cost = arm.passes(self._seen_scene) * self._seen_scene.pass_s
-            if cost > max(0.0, HALF * self.left_s):
+            if cost > max(0.0, self.share * self.left_s):
                 kept["fate"] = (
                     f"not afforded: a first trial takes about {spoken_time(cost)}, of {spoken_time(self.left_s)} left"
                 )
@@ -279,19 +285,31 @@ class Course:
         found = following(standings, self.sizes)
         return None if found is None else self.entries[found.name]
 
+    def _late(self, request: StopRequest) -> bool:
+        """With nothing else left to do: begin the cheapest arm that takes more than half of the time left, and no more
+        than is left; whether there was one."""
+        self.share, scene = LATE, self._seen_scene
+        for arm in self.arms:
+            if arm.name not in self.entries and arm.passes(scene) * scene.pass_s <= LATE * self.left_s:
+                self.journal.arm(arm.name)["fate"] = None
+                self._enter(arm, request)
+                return arm.name in self.entries
+        return False
+
     def _route(self, request: StopRequest) -> None:
         """Where sending users to different arms promises more than the best arm, one more arm that does it. It stands
         beside the others only if its own answers say so, too."""
-        told = promised(self)
-        if told is None or told[0].interval[0] <= 0:
+        arms = promising(self)
+        if not arms:
             return
-        arm = routing_arm(told[1])
+        arm = routing_arm(arms)
         kept = self.journal.arm(arm.name)
-        space = {**arm.space["route"], "arms": kept.setdefault("arms", arm.space["route"]["arms"])}
-        arm = replace(arm, space={"route": space})  # of its study, should the race be gone on with
+        if self.plan.study_of(arm.name) not in study_names(self.base.storage):
+            kept["arms"], kept["fate"] = arm.space["route"]["arms"], None
+        arm = replace(arm, space={"route": {**arm.space["route"], "arms": kept["arms"]}})
         self.routing_s = 0.0
         self._enter(arm, request)
-        entry, best = self.entries.get(arm.name), told[1][0].standing
+        entry, best = self.entries.get(arm.name), arms[0].standing
         if entry is None or entry.standing is None or best is None:
             return
         found = holds_up(entry.standing.gains, best.gains, self.sizes)
@@ -317,11 +335,11 @@ class Course:
         slices = self.journal.arm(entry.arm.name)["slices"]
         before = len(finished(entry.opened.study.get_trials(deepcopy=False)))
         total = min(entry.arm.most, max(entry.arm.first, 2 * before if slices else 0))
-        seconds = max(HALF * self.left_s, 1.0)
+        seconds = max(self.share * self.left_s, 1.0)
         spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": seconds})
         started, cut = self.journal.spent_s, False
         try:
-            with ended_after(GRACE * seconds):
+            with ended_after(min(GRACE * seconds, max(self.left_s, 1.0))):
                 work_on(replace(entry.opened, spec=spec), self.watcher, request, None, self._rival(entry))
         except TimeUp:
             cut = True

@@ -94,9 +94,7 @@ def routed(gains: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray
 
 def promised(course: Course) -> tuple[Routed, list[Entry]] | None:
     """What routing between the arms would bring, and those that are judged on all users, the best first; None where
-    they are fewer than two, or routing is not among the stages that may be used."""
-    if course.plan.stages and NAME not in course.plan.stages:
-        return None
+    they are fewer than two."""
     entries = {
         name: entry
         for name, entry in course.entries.items()
@@ -144,12 +142,20 @@ def routing_arm(entries: Sequence[Entry]) -> Arm:
     )
 
 
+def promising(course: Course) -> list[Entry]:
+    """The arms between which routing promises more than the best one, that first; none where it does not, or where a
+    route is not among the stages that may be used."""
+    told = promised(course)
+    allowed = not course.plan.stages or NAME in course.plan.stages
+    return told[1] if told is not None and allowed and told[0].interval[0] > 0 else []
+
+
 def kept_s(course: Course) -> float:
     """Seconds of a race that are kept for routing, 0 where it is not promising."""
-    told = promised(course)
-    if told is None or told[0].interval[0] <= 0 or course.scene is None:
+    arms = promising(course)
+    if not arms or course.scene is None:
         return 0.0
-    return RESERVED * course.scene.pass_s * routing_arm(told[1]).passes(course.scene)
+    return RESERVED * course.scene.pass_s * routing_arm(arms).passes(course.scene)
 
 
 def holds_up(gains: NDArray[np.float64], best: NDArray[np.float64], sizes: NDArray[np.integer]) -> Routed:

@@ -77,14 +77,27 @@ def test_a_deployment_answers_with_its_retriever(deployed):
 
 def test_a_deployment_refuses_another_retriever_and_says_how_to_name_its_place(deployed, models, tiny_model, tmp_path):
     _, _, out = deployed
-    config = yaml.safe_load((out / CONFIG).read_text())
+    config, with_one = yaml.safe_load((out / CONFIG).read_text()), Deployment.load(out)
     config["model"]["retriever"]["path"] = models["path"]
     (out / CONFIG).write_text(yaml.safe_dump(config))
     with pytest.raises(DataError, match=r"retriever .* is not the one .* set model.retriever.path in deploy.yaml"):
         Deployment.load(out)
+    config["model"]["retriever"]["path"] = str(tmp_path / "nowhere")
+    (out / CONFIG).write_text(yaml.safe_dump(config))
+    with pytest.raises(DataError, match=r"retriever: .*nowhere.* set model.retriever.path in deploy.yaml"):
+        Deployment.load(out)
     config["model"]["retriever"]["path"] = str(shutil.copytree(models["retriever"], tmp_path / "moved"))
     (out / CONFIG).write_text(yaml.safe_dump(config))
-    assert Deployment.load(out).scorer.retriever.kind == "encoder"
+    moved = Deployment.load(out)
+    assert moved.scorer.retriever.kind == "encoder"
+    assert sharing(moved, with_one).scorer is with_one.scorer
+
+
+def test_a_retriever_is_loaded_when_a_text_is_embedded(models, spec_of, tmp_path):
+    scorer = open_study(spec_of(model=models), tmp_path).scorer
+    assert "backbone" not in vars(scorer.unstored().retriever)
+    scorer.embeddings(["a dog"])
+    assert scorer.unstored().retriever.backbone is scorer.retriever.backbone
 
 
 def test_one_that_shares_no_retriever_shares_no_model(deployed):

@@ -136,7 +136,7 @@ class UserAdapters:
             "varied": self._prompts(items, plan, vary=True) if plan.varies else None,
             "labels": plan.asking.spoken(self.scorer, items), "groups": dict(groups),
             "origin": None if origin is None else origin.content,
-            "retriever": None if self.scorer.retriever is None else self.scorer.retriever.identity,
+            "embedder": self.scorer.embedder.identity if clusters and plan.cluster_by == "embedding" else None,
         }  # fmt: skip
         folder = self.folder / key_of(key)[:32]
         trained = Trained(folder, plan.level, first, count, groups, clusters)

@@ -195,6 +195,20 @@ def test_a_race_without_promise_routes_nobody(table, tiny_encoder, monkeypatch):
     assert "route" not in course.journal.content["arms"]
 
 
+def test_time_that_nothing_else_needs_is_given_to_an_arm_that_takes_most_of_it(table, tiny_encoder, monkeypatch):
+    for name in ("similar", "shared", "own"):
+        monkeypatch.setitem(ARMS, name, replace(ARMS[name], passes=lambda scene: 1e9))
+    monkeypatch.setitem(ARMS, "wording", replace(ARMS["wording"], passes=lambda scene: 66.0 / scene.pass_s))
+    said = []
+    course = Course(plan_of(table / "h", tiny_encoder), table / "h", say=said.append)  # of 120 s
+    course.run(table / "deploy")
+    first = next(at for at, line in enumerate(said) if line.startswith("wording: not afforded"))
+    assert any(line.startswith("wording: ") and "trials" in line for line in said[first:])
+    assert set(course.entries) == {"calibration", "wording"}
+    assert not str(course.journal.arm("wording")["fate"]).startswith("not afforded")
+    assert course.journal.arm("similar")["fate"].startswith("not afforded")
+
+
 def test_what_cannot_be_afforded_is_said(table, tiny_encoder, monkeypatch):
     for name in ("similar", "shared", "own", "wording"):
         monkeypatch.setitem(ARMS, name, replace(ARMS[name], passes=lambda scene: 1e9))
