@@ -33,7 +33,7 @@ from personalization.data.lamp import check_dataset
 from personalization.data.prompts import mismatch
 from personalization.data.records import Dataset, Question
 from personalization.data.table import Columns, is_table, read_table
-from personalization.errors import DataError, UsageError
+from personalization.errors import ChamtuneError, DataError, UsageError
 from personalization.files import sha256_of
 from personalization.methods.taste.calibration import Calibrated
 from personalization.stages import STAGES, chain
@@ -254,9 +254,10 @@ def _retriever(path: Path, told: Mapping[str, Any]) -> CachedScorer | None:
         return None
     found = CachedScorer(own["path"], None, device=own["device"], revision=own["revision"])
     try:
-        _refuse_other(path, "retriever", found, own)
-    except UsageError as error:
+        found.files  # noqa: B018
+    except ChamtuneError as error:
         raise DataError(f"{path}: retriever: {error}; set model.retriever.path in {CONFIG}") from None
+    _refuse_other(path, "retriever", found, own)
     return found
 
 

@@ -111,9 +111,7 @@ def open_study(
         "versions": versions(),
         "terms": _terms(spec),
     }
-    _refuse_unfit(spec, scorer, splits.tune.labels)
-    if "route" in rooms.chain:
-        _refuse_arms(spec, space["arms"], scorer.kind)
+    _refuse_unfit(spec, scorer, splits.tune.labels, space)
     storage = open_storage(url)
     study = _create_or_load(spec, storage, record)
     Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
@@ -139,9 +137,13 @@ def open_study(
     )
 
 
-def _refuse_unfit(spec: StudySpec, scorer: CachedScorer, labels: Sequence[str]) -> None:
+def _refuse_unfit(
+    spec: StudySpec, scorer: CachedScorer, labels: Sequence[str], space: Mapping[str, BaseDistribution]
+) -> None:
     """UsageError where a stage or a retriever does not take this kind of model, or a metric not these labels."""
     kind = scorer.kind
+    if "route" in spec.space_of.chain:
+        _refuse_arms(spec, space["arms"], kind)
     if scorer.retriever is not None and (kind, scorer.retriever.kind) != ("causal", "encoder"):
         raise UsageError(
             f"model.retriever: {spec.model.retriever} is a model of kind {scorer.retriever.kind} and "

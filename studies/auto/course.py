@@ -29,10 +29,10 @@ from studies.auto.ending import promote_leader
 from studies.auto.first import queue_first
 from studies.auto.plan import Plan, fixed_by
 from studies.auto.race import Standing, following, hopeless, leader, mean_gain
-from studies.auto.routing import holds_up, kept_s, promising, routing_arm
+from studies.auto.routing import kept_s, route
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
-from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec, study_names
+from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
 from studies.verdict.cost import TIMED, TIMES
 from studies.verdict.selection import settled
 from tracking.parts import mean_for
@@ -99,7 +99,7 @@ class Course:
                     while (entry := self._following()) is not None or self._late(request):
                         if entry is not None:
                             self._slice(entry, request)
-                    self._route(request)
+                    route(self, request)
             except TimeUp:
                 if self.scene is None:
                     raise UsageError(f"{self.plan.minutes:g} minutes {TOO_FEW}") from None
@@ -176,11 +176,11 @@ class Course:
         self.arms = arms
         self.say(self._announced(arms))
         for arm in arms:
-            self._enter(arm, request)
+            self.enter(arm, request)
         for lower, upper in self._pairs():
             both = together(lower.arm, upper.arm)
             if both is not None:
-                self._enter(both, request)
+                self.enter(both, request)
 
     def _part(self, part: str) -> Sequence[Any]:
         return self.base.splits.part(part).questions
@@ -200,7 +200,7 @@ class Course:
 
     # arms
 
-    def _enter(self, arm: Arm, request: StopRequest) -> None:
+    def enter(self, arm: Arm, request: StopRequest) -> None:
         """Open an arm and give it its first slice, unless a first trial would take too much of what is left."""
         kept = self.journal.arm(arm.name)
         kept["says"] = arm.says
@@ -223,7 +223,7 @@ class Course:
         except Stopped:
             raise
         except ChamtuneError as error:
-            self._out(arm.name, f"failed: {error}")
+            self.out(arm.name, f"failed: {error}")
 
     def _open(self, arm: Arm, request: StopRequest) -> Entry:
         if arm.name not in self.entries:
@@ -281,7 +281,7 @@ class Course:
         best = leader(standings, self.sizes)
         for standing in standings:
             if hopeless(standing, best, self.sizes):
-                self._out(standing.name, f"out: cannot overtake {best.name} any more")
+                self.out(standing.name, f"out: cannot overtake {best.name} any more")
         found = following(standings, self.sizes)
         return None if found is None else self.entries[found.name]
 
@@ -292,31 +292,9 @@ class Course:
         for arm in self.arms:
             if arm.name not in self.entries and arm.passes(scene) * scene.pass_s <= LATE * self.left_s:
                 self.journal.arm(arm.name)["fate"] = None
-                self._enter(arm, request)
+                self.enter(arm, request)
                 return arm.name in self.entries
         return False
-
-    def _route(self, request: StopRequest) -> None:
-        """Where sending users to different arms promises more than the best arm, one more arm that does it. It stands
-        beside the others only if its own answers say so, too."""
-        arms = promising(self)
-        if not arms:
-            return
-        arm = routing_arm(arms)
-        kept = self.journal.arm(arm.name)
-        if self.plan.study_of(arm.name) not in study_names(self.base.storage):
-            kept["arms"], kept["fate"] = arm.space["route"]["arms"], None
-        arm = replace(arm, space={"route": {**arm.space["route"], "arms": kept["arms"]}})
-        self.routing_s = 0.0
-        self._enter(arm, request)
-        entry, best = self.entries.get(arm.name), arms[0].standing
-        if entry is None or entry.standing is None or best is None:
-            return
-        found = holds_up(entry.standing.gains, best.gains, self.sizes)
-        if found.interval[0] <= 0:
-            entry.standing = None
-            low, high = found.interval
-            self._out(arm.name, f"out: {found.gain:+.3f} [{low:+.3f}, {high:+.3f}] over {best.name} is not enough")
 
     def _begun(self) -> Entry | None:
         """While no arm has a result: the first one, if its time was over before its first trial was."""
@@ -324,7 +302,7 @@ class Course:
         slices = self.journal.arm(name)["slices"]
         return entry if slices and slices[-1]["cut"] else None
 
-    def _out(self, name: str, why: str) -> None:
+    def out(self, name: str, why: str) -> None:
         kept = self.journal.arm(name)
         if kept["fate"] != why:
             kept["fate"] = why

@@ -20,6 +20,7 @@ the answers, promises a gain where there is none, and cannot be had.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,10 +34,12 @@ from personalization.methods.history import routing
 from search_spaces.route import arms_of
 from studies.auto.arms import Arm, Scene
 from studies.auto.race import leader
+from studies.study import study_names
 from tracking.significance import difference
 
 if TYPE_CHECKING:
     from studies.auto.course import Course, Entry
+    from studies.runner import StopRequest
 
 FOLDS = 5
 CORRELATED = sqrt(1 + FOLDS / (FOLDS - 1))
@@ -166,3 +169,25 @@ def holds_up(gains: NDArray[np.float64], best: NDArray[np.float64], sizes: NDArr
     gain, error = difference(gains, best, sizes)
     reach = CORRELATED * float(scipy.stats.t.ppf(0.975, max(1, int(moved.sum()) - 1))) * error
     return Routed(gain, (gain - reach, gain + reach), float(moved.mean()))
+
+
+def route(course: Course, request: StopRequest) -> None:
+    """Where sending users to different arms promises more than the best arm, one more arm that does it. It stands
+    beside the others only if its own answers say so, too."""
+    arms = promising(course)
+    if not arms:
+        return
+    arm = routing_arm(arms)
+    kept = course.journal.arm(arm.name)
+    if course.plan.study_of(arm.name) not in study_names(course.base.storage):
+        kept["arms"], kept["fate"] = arm.space["route"]["arms"], None
+    course.routing_s = 0.0
+    course.enter(replace(arm, space={"route": {**arm.space["route"], "arms": kept["arms"]}}), request)
+    entry, best = course.entries.get(arm.name), arms[0].standing
+    if entry is None or entry.standing is None or best is None:
+        return
+    found = holds_up(entry.standing.gains, best.gains, course.sizes)
+    if found.interval[0] <= 0:
+        entry.standing = None
+        low, high = found.interval
+        course.out(arm.name, f"out: {found.gain:+.3f} [{low:+.3f}, {high:+.3f}] over {best.name} is not enough")

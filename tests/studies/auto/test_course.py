@@ -165,7 +165,7 @@ def test_users_are_routed_only_where_that_is_promised_and_holds_up(table, tiny_e
     """The estimate is planted; what follows from it is not, but for the last test of it."""
     promise = Routed(0.1, (0.05, 0.15), 0.3)
     monkeypatch.setattr("studies.auto.routing.routed", lambda *_: promise)
-    monkeypatch.setattr("studies.auto.course.holds_up", lambda *_: promise if holds else Routed(0.0, (-0.1, 0.1), 0.3))
+    monkeypatch.setattr("studies.auto.routing.holds_up", lambda *_: promise if holds else Routed(0.0, (-0.1, 0.1), 0.3))
     home = table / "h"
     plan = plan_of(home, tiny_encoder, stages=("prompt", "route"), promotion={"beat_references": False})
     course = Course(plan, home)
