@@ -181,8 +181,8 @@ def fit_in_blocks(params: Params, work: Work, tools: Tools, report: Callable[[Wo
     *lower, (name, own) = params.items()
     for stage_name, given in lower:
         _, below = _step(stage_name, given, below, tools)
-    if stage(name).trains:
+    if stage(name).trains or stage(name).alone:
         return fit(params, work, tools)
-    for count in range(1, 0 if stage(name).alone else len(below.blocks)):
+    for count in range(1, len(below.blocks)):
         report(_answered(_step(name, own, below.first(count), quiet)[1], quiet))
     return fit(params, work, quiet)

@@ -23,7 +23,7 @@ class Prompt(Stage):
         """Other prompts, or other label texts."""
         asking = Asking(params.k, params.ranking, params.mix, params.template, params.wording)
         if asking == work.asking:
-            return work if params.scale == work.scale else replace(work, scale=params.scale, parent=None)
+            return work if params.scale == work.scale else replace(work, scale=params.scale)
         dataset = asking.worded(work.dataset)
         prompts, shortened = asking.prompts(tools.scorer, dataset)
         spoken = tuple(asking.spoken(tools.scorer, dataset))
@@ -35,7 +35,6 @@ class Prompt(Stage):
             spoken=spoken,
             scale=params.scale,
             shortened=shortened,
-            parent=None,
         )
 
     def holds(self, may: May, sizes: Sizes) -> Held:

@@ -189,10 +189,16 @@ def plain_scores(work: Work, tools: Tools) -> Scores:
     """What the model says to these prompts without edits, [n, K]."""
     if work.parent is not None and work.parent[0].of is not None:
         parent, rows = work.parent
-        return plain_scores(parent, tools)[rows]
+        if work.prompts == tuple(parent.prompts[row] for row in rows) and _same_labels(work, parent):
+            return plain_scores(parent, tools)[rows]
     key = None if work.of is None else (work.prompts, work.spoken, work.scale)
     found: Scores = tools.once("plain", key, lambda: asked(work.prompts, work, tools))
     return found
+
+
+def _same_labels(work: Work, other: Work) -> bool:
+    """Whether two works ask for the same labels in the same way."""
+    return work.spoken == other.spoken and work.scale == other.scale
 
 
 def asked(prompts: Sequence[str], work: Work, tools: Tools) -> Scores:
