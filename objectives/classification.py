@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from objectives import Report
 from personalization.backbones.cached import CachedScorer
@@ -58,7 +57,7 @@ class Classification:
         if self._tools.scorer.kind == "encoder":
             return None
         table = plain_scores(self._part("tune"), self._tools)
-        return float(np.exp(logsumexp(table, axis=1)).mean())
+        return float(np.exp(np.logaddexp.reduce(table, axis=1)).mean())
 
     def _everybody(self) -> Dataset:
         tune = self.splits.tune

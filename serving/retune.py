@@ -89,10 +89,10 @@ def spec_of_retune(
     return parse_spec({**kept, **changes}, f"the spec of {deploy}")
 
 
-def _places(model: Mapping[str, Any]) -> dict[str, str]:
-    """Where a config's model lies, and its retriever where there is one."""
-    retriever = model.get("retriever")
-    return {"path": model["path"], **({"retriever": retriever["path"]} if retriever else {})}
+def _places(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a config's model lies, the commit of a hub model, and where its retriever lies where there is one."""
+    told, retriever = {name: model.get(name) for name in ("path", "revision")}, model.get("retriever")
+    return {**told, **({"retriever": retriever["path"]} if retriever else {})}
 
 
 def deployed_values(config: Mapping[str, Any]) -> dict[str, Any]:

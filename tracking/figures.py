@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from personalization.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMED_LABELS = 60
 WITHOUT_NAMES = 10.0
 """Side in inches of a confusion matrix of more labels."""
 BLUE, ORANGE, GREY = "#1f5a9e", "#d9731a", "#b0b0b0"
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty one, in inches. Matplotlib takes .9 s to load, which commands without a figure do not pay."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
 
 
 def _png(figure: Figure) -> bytes:
@@ -33,7 +43,7 @@ def confusion_matrix(evaluation: Evaluation) -> bytes:
     np.add.at(counts, (evaluation.gold, evaluation.predicted), 1)
     named = k <= NAMED_LABELS
     size = 2.5 + 0.42 * k if named else WITHOUT_NAMES
-    figure = Figure(figsize=(size, size))
+    figure = _figure(size, size)
     axes = figure.add_subplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -56,7 +66,7 @@ def reliability_diagram(evaluation: Evaluation) -> bytes:
     confidence = np.exp(evaluation.log_probs.max(axis=1))
     order = np.argsort(confidence, kind="stable")
     bins = np.array_split(order, min(10, len(order)))
-    figure = Figure(figsize=(4.6, 4.4))
+    figure = _figure(4.6, 4.4)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="perfect")
     x = [confidence[b].mean() for b in bins]
@@ -73,7 +83,7 @@ def reliability_diagram(evaluation: Evaluation) -> bytes:
 
 def history(metric: str, values: Sequence[float], feasible: Sequence[bool], baseline: float, maximize: bool) -> bytes:
     """One metric over the trials, with the best feasible one so far."""
-    figure = Figure(figsize=(7, 4))
+    figure = _figure(7, 4)
     axes = figure.add_subplot()
     numbers, points, ok = np.arange(len(values)), np.asarray(values), np.asarray(feasible, dtype=bool)
     axes.scatter(numbers[~ok], points[~ok], s=14, color=GREY, label="infeasible")
@@ -91,7 +101,7 @@ def history(metric: str, values: Sequence[float], feasible: Sequence[bool], base
 
 def pareto(names: tuple[str, str], points: np.ndarray, feasible: Sequence[bool], front: Sequence[bool]) -> bytes:
     """Two metrics against each other; points float [n, 2]."""
-    figure = Figure(figsize=(5.5, 4.5))
+    figure = _figure(5.5, 4.5)
     axes = figure.add_subplot()
     ok, best = np.asarray(feasible, dtype=bool), np.asarray(front, dtype=bool)
     for chosen, color, label in (
@@ -107,7 +117,7 @@ def pareto(names: tuple[str, str], points: np.ndarray, feasible: Sequence[bool],
 
 def taste(gammas: NDArray[np.float64], accuracies: NDArray[np.float64], chosen: float, prior: float) -> bytes:
     """Accuracy over the weight of the user's taste: below 0 it is subtracted, above 0 added."""
-    figure = Figure(figsize=(5.2, 3.6))
+    figure = _figure(5.2, 3.6)
     axes = figure.add_subplot()
     axes.axvspan(gammas[0], 0, color=ORANGE, alpha=0.08, lw=0)
     axes.plot(gammas, accuracies, color=BLUE, lw=1.8, label="the best trial with another gamma")
@@ -127,7 +137,7 @@ def edits(
     hurt: NDArray[np.bool_],
 ) -> bytes:
     """Steering: AUC of the direction at each layer [L] with the edited ones; score changes of questions [n] in nats."""
-    figure = Figure(figsize=(9.6, 3.6))
+    figure = _figure(9.6, 3.6)
     left, right = figure.subplots(1, 2)
     left.plot(range(len(separations)), separations, "o-", color=BLUE, ms=4, label="AUC of the direction")
     for layer in layers:
@@ -151,7 +161,7 @@ def edits(
 
 def comparison(names: Sequence[str], accuracies: Sequence[float], intervals: Sequence[tuple[float, float]]) -> bytes:
     """Accuracy of several studies with its interval over users, the first on top."""
-    figure = Figure(figsize=(6.0, 1.0 + 0.42 * len(names)))
+    figure = _figure(6.0, 1.0 + 0.42 * len(names))
     axes = figure.add_subplot()
     rows = np.arange(len(names))
     low, high = np.array(intervals).T
@@ -169,7 +179,7 @@ def cold_start(
     items: Sequence[str], accuracies: Sequence[float], intervals: Sequence[tuple[float, float]], baseline: float | None
 ) -> bytes:
     """Accuracy by how many of the newest history items are given, with its interval over users."""
-    figure = Figure(figsize=(5.6, 3.8))
+    figure = _figure(5.6, 3.8)
     axes = figure.add_subplot()
     places, values = np.arange(len(items)), np.array(accuracies)
     if len(items):
@@ -187,7 +197,7 @@ def cold_start(
 
 def training(records: Sequence[Mapping[str, float]]) -> bytes:
     """A training: parts of the loss and the loss of held-out items; spread of the predictions on these."""
-    figure = Figure(figsize=(9.6, 3.6))
+    figure = _figure(9.6, 3.6)
     left, right = figure.subplots(1, 2)
     epochs = [record["epoch"] for record in records]
     learned = [record.get("train_loss", record["loss"]) for record in records]
@@ -217,7 +227,7 @@ def training(records: Sequence[Mapping[str, float]]) -> bytes:
 
 def groups(places: NDArray[np.floating], groups: NDArray[np.int64], silhouette: float) -> bytes:
     """Users [U, 2] on the two axes along which their histories differ most, by group [U]."""
-    figure = Figure(figsize=(5.6, 4.6))
+    figure = _figure(5.6, 4.6)
     axes = figure.add_subplot()
     for group in np.unique(groups):
         own = places[groups == group]
@@ -229,7 +239,7 @@ def groups(places: NDArray[np.floating], groups: NDArray[np.int64], silhouette: 
 
 def numbers(name: str, values: Mapping[int, float], metric: str) -> bytes:
     """The best value of a metric among the trials with each value of a whole number."""
-    figure = Figure(figsize=(5.2, 3.4))
+    figure = _figure(5.2, 3.4)
     axes = figure.add_subplot()
     axes.plot(list(values), list(values.values()), "o-", color=BLUE, label="best feasible trial")
     axes.set(xlabel=name, ylabel=f"{metric} (tune users)")

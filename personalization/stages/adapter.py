@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from personalization.data.records import Dataset
 from personalization.files import write_atomic
 from personalization.methods.adapters.edit import AdapterEdit
-from personalization.methods.adapters.trained import FILES, Trained
-from personalization.methods.adapters.user_adapters import KEPT_CHECKPOINTS, Plan, UserAdapters, placed
+from personalization.methods.adapters.trained import HELD, Trained
+from personalization.methods.adapters.user_adapters import KEPT_CHECKPOINTS, TOGETHER, Plan, UserAdapters, placed
 from personalization.methods.training.flags import flags
 from personalization.scoring.store import size_limit
 from personalization.stages import Stage
@@ -114,6 +114,8 @@ class Adapter(Stage):
             sizes = ", ".join(map(str, record["sizes"]))
             remarks.append(f"{record['groups']} groups of {sizes} users, silhouette {record['silhouette']:.3f}")
             pictures["groups"] = lambda: placed(done.dataset, learned, tools.embed)
+        if record.get("parts", 1) > 1:
+            remarks.append(f"the adapters of {record['groups']} users were trained in {record['parts']} parts")
         for rate, counts in record.get("varied", {}).items():  # trainings of earlier versions did not count
             changed = sorted(counts.values())
             middle = changed[len(changed) // 2]
@@ -142,23 +144,23 @@ class Adapter(Stage):
         """Adapters of users: the files of one."""
         if learned is None or params.level != "user":
             return 0
-        count = int(learned.count)
-        sizes = [(learned.folder / f"group-{n}" / name).stat().st_size for n in range(count) for name in FILES]
-        return int(sum(sizes)) // max(count, 1)
+        return int(learned.bytes) // max(int(learned.count), 1)
 
     def holds(self, may: May, sizes: Sizes) -> Held:
         """Of every trial the adapters, of the latest what a training goes on from; states of the items' tokens below
         the first adapted layer. In memory the training, its batch, the items, and the latest trials' adapters."""
         from personalization.scoring.fixed import BATCH_TOKENS
 
-        count = sizes.users if "user" in may["level"] else int(max(may["groups"])) if "cluster" in may["level"] else 1
+        groups = int(max(may["groups"])) if "cluster" in may["level"] else 1
+        count = sizes.users if "user" in may["level"] else groups
         lora = max(may["rank"]) * sizes.linear * sizes.depth * (1 - min(may["start"]))
         prefix = max(may["prefix_tokens"]) * 2 * sizes.depth * sizes.width if "prefix" in may["adapter"] else 0
-        one = 4 * count * max(lora, prefix)
-        disk = sizes.trials * 2 * one + min(sizes.trials, KEPT_CHECKPOINTS) * 4 * one
+        one = 4 * max(lora, prefix)
+        at_once = min(count * one, max(TOGETHER, groups * one))
+        disk = sizes.trials * 2 * count * one + min(sizes.trials, KEPT_CHECKPOINTS) * 4 * at_once
         views = 2 * sizes.settings(may["word_dropout"])
         stored = min(sizes.settings(may["start"], may["word_dropout"]) * sizes.states(sizes.items), size_limit())
-        beside = one * (IN_TRAINING + KEPT_OF["fitted adapter"])
+        beside = at_once * IN_TRAINING + min(count * one, HELD) * KEPT_OF["fitted adapter"]
         batch = BATCH_TOKENS["cpu"] * sizes.depth * ACTIVATIONS * sizes.width * sizes.itemsize
         return Held(disk + stored, beside + batch + views * sizes.items * (RECORD + 3 * sizes.prompt), beside)
 

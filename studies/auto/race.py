@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from tracking.significance import difference
 
@@ -65,7 +65,7 @@ def chance(arm: Standing, best: Standing, sizes: NDArray[np.integer]) -> float:
     mean += max(0.0, arm.lift)
     if error == 0:
         return float(mean > 0)
-    return float(ndtr(mean / error)) if np.isfinite(error) else 0.5
+    return float(scipy.special.ndtr(mean / error)) if np.isfinite(error) else 0.5
 
 
 def following(arms: Sequence[Standing], sizes: NDArray[np.integer]) -> Standing | None:

@@ -15,6 +15,7 @@ from personalization.scoring.edits import Batch, Sharing
 
 if TYPE_CHECKING:
     from personalization.methods.adapters.prefix import Adapters
+    from personalization.methods.adapters.stored import StoredAdapters
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class AdapterEdit:
     `dropout` is for training. Prompts of no prefix have the adapters below it, where there are any.
     """
 
-    adapters: Adapters | None
+    adapters: Adapters | StoredAdapters | None
     groups: NDArray[np.int64]
     owners: Sequence[str]
     after: int = -1
@@ -58,9 +59,10 @@ class AdapterEdit:
         without = self.groups < 0
         if not self.prefix or not without.any():
             return [(everything, self)]
-        from personalization.methods.adapters.prefix import GroupedPrefix
+        from personalization.methods.adapters.lora import GroupedLora
 
-        assert isinstance(self.adapters, GroupedPrefix)
+        assert self.adapters is not None
+        assert not isinstance(self.adapters, GroupedLora)
         mine, others = everything[~without], everything[without]
         bare = replace(
             self.only(others), adapters=self.adapters.below, groups=np.zeros(len(others), np.int64), prefix=0

@@ -156,6 +156,11 @@ def load_lora(model: PreTrainedModel, folders: Sequence[Path]) -> GroupedLora:
     return lora
 
 
+def bytes_of_one(model: PreTrainedModel, modules: Sequence[str], rank: int) -> int:
+    """Of the adapter of one group."""
+    return 4 * rank * sum(sum(_sizes(model.get_submodule(path))) for path in modules)
+
+
 def _sizes(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear map."""
     rows, columns = module.weight.shape

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from personalization.methods.history.clusters import Clusters, Embed
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 USERS, GROUPS = "users.json", "groups.safetensors"
+HELD = 2e9
+"""Bytes of adapters up to which all of them are held where the model is."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,21 @@ class Trained:
         found = [f"{group} {name} {sha256_of(self.folder / f'group-{group}' / name)}" for group, name in names]
         return "\n".join([*found, "" if self.below is None else self.below.content])
 
+    @cached_property
+    def bytes(self) -> int:
+        """Of the adapters of all groups."""
+        return sum((self.folder / f"group-{n}" / name).stat().st_size for n in range(self.count) for name in FILES)
+
     def on(self, model: Any) -> Any:
         """The adapters, to be applied to this model."""
         from personalization.methods.adapters.lora import load_lora
         from personalization.methods.adapters.prefix import load_prefix
+        from personalization.methods.adapters.stored import StoredAdapters
 
         folders = [self.folder / f"group-{group}" for group in range(self.count)]
-        return load_lora(model, folders) if self.below is None else load_prefix(self.below.on(model), folders)
+        below = None if self.below is None else self.below.on(model)
+        read = partial(load_lora, model) if below is None else partial(load_prefix, below)
+        return StoredAdapters(model, folders, read, below) if self.count > 1 and self.bytes > HELD else read(folders)
 
     def assigned(self, dataset: Dataset, embed: Embed) -> NDArray[np.int64]:
         """The adapter of each question, [n]: by what is known when it is asked, -1 for none."""

@@ -7,7 +7,9 @@ In a sentence encoder a text is asked alone, and LoRA moves its embedding (`enco
 
     unified   one adapter for all users
     cluster   one for each group of users (`clusters`); a new user gets that of the nearest group
-    user      one for each user, from that user's items alone; a user without one is answered by the model itself
+    user      one for each user, from that user's items alone; a user without one is answered by the model itself.
+              As many users train side by side as `TOGETHER` holds, one such part after another; a training in parts
+              has one record, the mean over them, and tells no pruner of its evaluations
 
 `adapter` is lora, or prefix: a prefix on top of the frozen LoRA of all users. `anchor` > 0 starts groups and users at
 that LoRA and penalises the distance to it (constrained LoRA). It is trained by the plain recipe, once for all that
@@ -27,7 +29,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,7 +53,9 @@ from personalization.methods.training.judged import Judged, Report
 from personalization.methods.training.recipe import Recipe
 from personalization.scoring.store import key_of
 
-RECORD, CHECKPOINT = "record.json", "checkpoint.safetensors"
+RECORD, CHECKPOINT, PART = "record.json", "checkpoint.safetensors", "part-{}.json"
+TOGETHER = 2e9
+"""Bytes of users' adapters that are trained side by side; training holds them seven times."""
 OF_TEXT, OF_ITEMS = ("word_dropout", "paraphrase"), ("history_dropout", "history_swap", "history_order")
 """Rates of the second view, of an item and of those in front of it."""
 KEPT_CHECKPOINTS = 64
@@ -95,6 +99,14 @@ class Plan(Recipe):
         """Names of the rates that change something."""
         of_items = [rate for rate in OF_ITEMS if getattr(self, rate)] if self.asking.k else []
         return [*(rate for rate in OF_TEXT if getattr(self, rate)), *of_items]
+
+
+class _Part(NamedTuple):
+    """What is trained at once: adapters from number `first` on, and their items."""
+
+    first: int
+    trained: Trained
+    items: Dataset
 
 
 @cache
@@ -155,20 +167,18 @@ class UserAdapters:
 
     def _train(self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged) -> None:
         """Train into the folder of `trained`."""
-        from personalization.methods.training.loop import kept
-        from personalization.scoring.passes import shrinking
+        from personalization.methods.training.loop import kept, merged
 
-        adapters, records = shrinking(self._backbone, lambda: self._fitted(items, plan, trained, origin, told))
-        folder = trained.folder
-        for group in range(trained.count):
-            adapters.save(folder / f"group-{group}", group, self.scorer.model)
+        folder, parts = trained.folder, self._parts(items, plan, trained)
+        found = [self._part(part, folder, plan, origin, told if len(parts) == 1 else None) for part in parts]
+        records = merged([part["records"] for part in found], [len(part.items) for part in parts])
         learned, judged = held_out(items, plan.level)
         clusters, numbers = trained.clusters, list(trained.groups.values())
         record = {
             "plan": asdict(plan), "records": records, "kept": kept(records),
-            "trainable": adapters.trainable,
+            "trainable": sum(part["trainable"] for part in found),
             "total": sum(p.numel() for p in self._backbone.model.parameters()), "items": len(learned),
-            "held_out_items": len(judged), "groups": trained.count,
+            "held_out_items": len(judged), "groups": trained.count, "parts": len(parts),
             "sizes": np.bincount(numbers, minlength=trained.count).tolist(),
             "silhouette": None if clusters is None else clusters.silhouette,
             "varied": {rate: self._varied(learned, plan, rate) for rate in plan.rates},
@@ -179,15 +189,56 @@ class UserAdapters:
                 folder / "cluster_map.json", json.dumps({"users": dict(trained.groups), "kind": clusters.kind})
             )
         write_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        for part in parts:
+            (folder / PART.format(part.first)).unlink(missing_ok=True)
+
+    def _parts(self, items: Dataset, plan: Plan, trained: Trained) -> list[_Part]:
+        """What is trained at once, as its items allow: everything, but for too many users."""
+        size = max(1, int(TOGETHER // self._bytes_of_one(plan, trained)))
+        if plan.level != "user" or trained.count <= size:
+            return [_Part(0, trained, items)]
+        parts = []
+        for first in range(0, trained.count, size):
+            own = {user: n - first for user, n in trained.groups.items() if first <= n < first + size}
+            asked = tuple(question for question in items.questions if question.user_id in own)
+            part = replace(trained, groups=own, count=len(own))
+            parts.append(_Part(first, part, Dataset(items.task, items.labels, asked)))
+        return parts
+
+    def _bytes_of_one(self, plan: Plan, trained: Trained) -> int:
+        """Of one adapter; of a prefix at most, as if every head had keys and values of its own."""
+        from personalization.methods.adapters.lora import bytes_of_one
+
+        model, depth = self._backbone.model, int(self._backbone.depth)
+        if plan.adapter == "prefix":
+            return 4 * plan.prefix_tokens * 2 * depth * int(model.config.get_text_config().hidden_size)
+        return bytes_of_one(model, self._modules(plan, trained), plan.rank)
+
+    def _part(
+        self, part: _Part, folder: Path, plan: Plan, origin: Trained | None, told: Judged | None
+    ) -> dict[str, Any]:
+        """Train a part, and write its adapters: its records, and how much was trained; read where that was done."""
+        from personalization.scoring.passes import shrinking
+
+        place, first, trained = folder / PART.format(part.first), part.first, part.trained
+        if not place.exists():
+            fitted = shrinking(self._backbone, lambda: self._fitted(part.items, plan, trained, origin, told))
+            for group in range(trained.count):
+                fitted[0].save(folder / f"group-{first + group}", group, self.scorer.model)
+            write_atomic(place, json.dumps({"records": fitted[1], "trainable": fitted[0].trainable}))
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        found: dict[str, Any] = json.loads(place.read_text())
+        return found
 
     def _fitted(
-        self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged
+        self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged | None
     ) -> tuple[Any, list[dict[str, float]]]:
         """(trained adapters, the records of their training), from a checkpoint where there is one."""
         from personalization.methods.training.loop import train
 
         learned, judged = held_out(items, plan.level)
+        if not learned.questions:  # a part whose users have no labelled item
+            return self._new(plan, trained, origin, None), []
         views = [self._items(learned, plan, trained)]
         if plan.varies:
             views.append(self._items(learned, plan, trained, vary=True))
@@ -204,21 +255,28 @@ class UserAdapters:
 
     def _new(self, plan: Plan, trained: Trained, origin: Trained | None, rows: Any) -> Any:
         """Adapters that have learned nothing yet, or what `origin` has; a prefix begins as the first of `rows` does."""
-        from personalization.methods.adapters.lora import GroupedLora, LoraShape, adapted_modules
+        from personalization.methods.adapters.lora import GroupedLora, LoraShape
         from personalization.methods.adapters.prefix import GroupedPrefix, first_tokens
 
         model = self._backbone.model
         if trained.below is not None:
             below, tokens = trained.below.on(model), first_tokens(rows.route.prompts[0], plan.prefix_tokens)
             return GroupedPrefix.begun(below, tokens, trained.count)
-        modules = adapted_modules(model, self._backbone.layers[trained.first :], plan.targets)
-        if not modules:
-            raise DataError(f"targets: {plan.targets} names no linear map in this model's layers; use targets: all")
-        lora = GroupedLora(model, LoraShape(modules, plan.rank, plan.alpha * plan.rank, trained.count))
+        shape = LoraShape(self._modules(plan, trained), plan.rank, plan.alpha * plan.rank, trained.count)
+        lora = GroupedLora(model, shape)
         if origin is not None:
             one = origin.on(model).state()
             lora.load({name: tensor.expand(trained.count, -1, -1) for name, tensor in one.items()})
         return lora
+
+    def _modules(self, plan: Plan, trained: Trained) -> tuple[str, ...]:
+        """The linear maps that get a LoRA."""
+        from personalization.methods.adapters.lora import adapted_modules
+
+        modules = adapted_modules(self._backbone.model, self._backbone.layers[trained.first :], plan.targets)
+        if not modules:
+            raise DataError(f"targets: {plan.targets} names no linear map in this model's layers; use targets: all")
+        return modules
 
     @property
     def _backbone(self) -> Any:

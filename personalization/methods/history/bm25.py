@@ -10,11 +10,14 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import bm25s
 import numpy as np
 import regex
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import bm25s
 
 INDEXED = 1024
 """Histories whose index stays in memory."""
@@ -44,6 +47,8 @@ def _words_of(piece: str) -> list[str]:
 @lru_cache(INDEXED)
 def _index(corpus: tuple[str, ...]) -> tuple[bm25s.BM25 | None, frozenset[str]]:
     """(the index, its words); no index where there are no words."""
+    import bm25s  # brings scipy.sparse, which most commands do without
+
     tokens = [words(text) for text in corpus]
     known = frozenset(word for text in tokens for word in text)
     if not known:

@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 
 from personalization.methods.taste.calibration import PriorTables, calibrate
 
@@ -97,7 +96,7 @@ def between(table: Floats, name: str) -> Between:
     best, found = -np.inf, Between(name, 0.0, 0.0)
     for spread in SPREADS:
         for centre in GRIDS[name]:
-            value = float(logsumexp(table + _log_prior(name, centre, spread), axis=1).sum())
+            value = float(np.logaddexp.reduce(table + _log_prior(name, centre, spread), axis=1).sum())
             if value > best + 1e-9:
                 best, found = value, Between(name, float(centre), spread)
     return found
@@ -107,7 +106,7 @@ def deviations(table: Floats, about: Between) -> NDArray[np.float64]:
     """E[t | L_u] less its mean without any item, float [U]."""
     prior = _log_prior(about.name, about.centre, about.spread)
     log_weights = table + prior
-    posterior = np.exp(log_weights - logsumexp(log_weights, axis=1, keepdims=True))
+    posterior = np.exp(log_weights - np.logaddexp.reduce(log_weights, axis=1, keepdims=True))
     return np.asarray(posterior @ GRIDS[about.name] - np.exp(prior) @ GRIDS[about.name])
 
 
@@ -148,4 +147,4 @@ def _log_prior(name: str, centre: float, spread: float) -> NDArray[np.float64]:
     if spread == 0:
         return np.where(np.isclose(grid, centre), 0.0, -np.inf)
     log_density = -((grid - centre) ** 2) / (2 * spread**2)
-    return np.asarray(log_density - logsumexp(log_density))
+    return np.asarray(log_density - np.logaddexp.reduce(log_density))

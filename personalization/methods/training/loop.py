@@ -279,6 +279,24 @@ def kept(records: Sequence[Record]) -> int:
     return values.index(min(known)) if known else len(records) - 1
 
 
+def merged(trainings: Sequence[Sequence[Record]], sizes: Sequence[int]) -> list[Record]:
+    """The course of trainings of different adapters as one: the mean over them, weighted by their items `sizes`.
+
+    One that has ended stays as what of it is kept. What not all of them measured is left out.
+    """
+    if len(trainings) == 1:
+        return list(trainings[0])
+    ran = [(records, size) for records, size in zip(trainings, sizes, strict=True) if records]
+    weights, found = [size for _, size in ran], list[Record]()
+    for longest in max((records for records, _ in ran), key=len):
+        step = len(found)
+        now = [records[step if step < len(records) else kept(records)] for records, _ in ran]
+        names = [name for name in longest if all(name in record for record in now)]
+        means = {name: float(np.average([record[name] for record in now], weights=weights)) for name in names}
+        found.append({**means, "epoch": longest["epoch"]})
+    return found
+
+
 def _over(records: Sequence[Record], recipe: Recipe) -> bool:
     return len(records) - 1 - kept(records) >= recipe.patience if records else False
 

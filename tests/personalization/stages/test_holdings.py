@@ -56,8 +56,13 @@ def test_a_smaller_space_holds_less():
     assert held(("steering", "calibration"), LLAMA_3B, place="start", start=0.5).disk < all_layers.disk
 
 
-def test_a_model_of_3b_with_adapters_of_groups_fits_a_card_of_80_gb():
-    found = held(("prompt", "adapter", "steering", "calibration"), LLAMA_3B, level=["unified", "cluster"])
+@pytest.mark.parametrize("level", [["unified", "cluster"], "user"])
+def test_a_model_of_3b_with_adapters_fits_a_card_of_80_gb(level):
+    found = held(("prompt", "adapter", "steering", "calibration"), LLAMA_3B, level=level)
     assert WEIGHTS_3B + found.beside_model < 80e9
-    each = held(("prompt", "adapter", "calibration"), LLAMA_3B, level="user")
-    assert WEIGHTS_3B + each.beside_model > 80e9  # 600 adapters of rank 16 on all maps
+
+
+def test_ten_times_the_users_need_no_larger_card_but_a_larger_disk():
+    few, many = (held(("adapter",), LLAMA_3B._replace(users=n), level="user", adapter="lora") for n in (600, 6000))
+    assert many.beside_model == few.beside_model
+    assert many.disk > 5 * few.disk
