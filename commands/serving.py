@@ -120,6 +120,9 @@ def retune(
     trials: Annotated[int, typer.Option(min=1, help="Finished trials in all.")] = 100,
     split: Annotated[str, typer.Option(help="users: confirmed on other users; time: on later questions.")] = "users",
     since: Annotated[str | None, typer.Option(help="Of a log: what was asked since then (UTC).")] = None,
+    own: Annotated[
+        bool, typer.Option("--by-user", help="Try strengths of each user's own, for users who lose by the common ones.")
+    ] = False,
     every: Annotated[float | None, typer.Option(min=0.01, help="Hours after which it begins again, until stopped.")] = (
         None
     ),
@@ -129,14 +132,15 @@ def retune(
     """Tune a deployment again on new data; what is better takes its place."""
     import time
 
+    from serving.retune import by_user, spec_of_retune
     from serving.retune import retune as run
-    from serving.retune import spec_of_retune
     from studies.shown.display import print_promotion
     from studies.shown.logs import log_to
     from studies.shown.progress import RunDisplay
 
     while True:
         spec = spec_of_retune(deploy, data, home, trials, "time" if split == "time" else "users", since)
+        spec = by_user(spec) if own else spec
         with log_to(home), RunDisplay(spec) as display:
             result = run(spec, deploy, home, display, ["asked for" if every is None else f"every {every:g} hours"])
         answer(as_json, result, lambda found=result: print_promotion(found))  # type: ignore[misc]

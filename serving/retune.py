@@ -2,9 +2,11 @@
 
 The data are LaMP files, or the log of a server with texts, of which every answer that got its label becomes a question.
 The study has the spec of the one that was promoted; its first trial is what stands. Stages that the promoted study had
-fixed, since it started from another one, stay as they are deployed. What it finds is tested like any
-promotion: on confirm users, or by `split: time` on later questions, that no trial of it saw, against the baseline and
-against what stands; and it takes its place as a new generation, or does not. The study remembers what it was begun for.
+fixed, since it started from another one, stay as they are deployed. `by_user` adds overrides: strengths of the taste
+that are each user's own, shrunk (`methods.taste.own`), for users who lose by what all have. What it finds is tested
+like any promotion: on confirm users, or by `split: time` on later questions, that no trial of it saw, against the
+baseline and against what stands; and it takes its place as a new generation, or does not. The study remembers what it
+was begun for.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from personalization.data.records import Dataset
 from personalization.data.splits import PARTS
 from personalization.deployment import read_config, task_of
 from personalization.errors import DataError, UsageError
+from search_spaces.calibration import ON_REQUEST
 from serving.log import records, segments
 from serving.replay import questions
 from studies.recovery import POINT
@@ -35,6 +38,7 @@ from tracking.deployed import config_digest
 log = logging.getLogger(__name__)
 
 TRIALS = 100
+PER_USER = "calibration.per_user"
 AGAIN = "again"
 """Study attribute: which deployment it tunes again, and why."""
 
@@ -68,7 +72,7 @@ def spec_of_retune(
     """The spec of the deployed study with other data, which are written into the home folder where they are a log."""
     config = read_config(deploy)
     was = dict(config["provenance"]["spec"])
-    base = re.sub(r"-again-[0-9a-f]{8}$", "", str(was["name"]))
+    base = re.sub(r"-again-[0-9a-f]{8}(-by-user)?$", "", str(was["name"]))
     if segments(data, "questions"):
         dataset = labelled(data, config, since)
         folder = home / "serving" / "again" / dataset.fingerprint()[:16]
@@ -87,6 +91,21 @@ def spec_of_retune(
     }
     kept = {key: value for key, value in was.items() if key != "start_from"}
     return parse_spec({**kept, **changes}, f"the spec of {deploy}")
+
+
+def by_user(spec: StudySpec) -> StudySpec:
+    """The study with strengths of each user's own among what is tried; UsageError where its chain has none."""
+    others = [name for name in spec.space_of.chain if name not in ("prompt", "calibration")]
+    if others or "calibration" not in spec.space_of.chain:
+        raise UsageError(
+            "--by-user: strengths of each user's own are for a calibration of the model's own scores, and the deployed "
+            f"chain is {', '.join(spec.space_of.chain)}"
+        )
+    space = {name: value for name, value in spec.space.items() if name not in (PER_USER, PER_USER.partition(".")[2])}
+    choices = list(ON_REQUEST["per_user"].choices)
+    raw = spec.model_dump(mode="json", exclude_none=True, exclude={"objective"})
+    changes = {"name": f"{spec.name}-by-user", "chain": list(spec.space_of.chain)}
+    return parse_spec({**raw, **changes, "space": {**space, PER_USER: choices}}, f"the spec of {spec.name}")
 
 
 def _places(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +132,10 @@ def fixed_below(config: Mapping[str, Any], home: Path) -> dict[str, Any]:
 
 
 def begin_with(opened: OpenStudy, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Queue the deployed parameters as the first trial, as far as the space holds them; what was queued."""
+    """Queue the deployed parameters as the first trial, as far as the space holds them; what was queued.
+
+    Where strengths of each user's own are tried, the same with these is the second one.
+    """
     full = deployed_values(config)
     inside: dict[str, Any] = {}
     for name, room in opened.space.items():
@@ -123,6 +145,10 @@ def begin_with(opened: OpenStudy, config: Mapping[str, Any]) -> dict[str, Any]:
     if inside:
         attributes: dict[str, Any] = {POINT: inside, "deployed": True}
         opened.study.enqueue_trial(inside, user_attrs=attributes, skip_if_exists=True)
+    own = next((name for name in opened.space if PER_USER.endswith(name)), None)
+    if inside and own is not None:
+        point = {**inside, own: "all"}
+        opened.study.enqueue_trial(point, user_attrs={POINT: point}, skip_if_exists=True)
     return inside
 
 

@@ -22,6 +22,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         out.append(f"split: {own['a']} and {own['b']} users, meant {own['share']:.1%}, p = {own['p']:.2g}{fault}")
     out.append(_comparison(found["comparison"]))
     out += [f"  user {one['user']}: loses {one['loss']:.3f} ({one['labels']} labels)" for one in found["losers"]]
+    if found["losers"]:
+        out.append("  `chamtune retune DEPLOY --data LOG --by-user` tries strengths of each user's own for them")
     out += [
         f"drift: {one['what']} since {one['since'][:16]}: {one['before']} -> {one['after']}"
         for one in found["drift"][:SHOWN]

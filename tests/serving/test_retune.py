@@ -7,9 +7,9 @@ import optuna
 import pytest
 
 from personalization.deployment import read_config
-from personalization.errors import DataError
+from personalization.errors import DataError, UsageError
 from serving.log import records
-from serving.retune import AGAIN, fixed_below, labelled, spec_of_retune
+from serving.retune import AGAIN, by_user, fixed_below, labelled, spec_of_retune
 from studies.runner import run_study
 from studies.storage import open_storage, storage_url
 from studies.study import open_study
@@ -84,6 +84,25 @@ def test_the_study_begins_with_what_stands_and_its_verdict_is_a_promotions(logge
     study = optuna.load_study(study_name=found["study"], storage=storage)
     assert study.user_attrs[AGAIN]["why"] == found["why"] == ["asked for"]
     assert (study.user_attrs[AGAIN]["generation"], found["questions"]) == (1, 120)
+
+
+@pytest.mark.usefixtures("no_results")
+def test_strengths_of_each_user_are_tried_when_asked_for(logged, tmp_path, command):
+    deploy, log = logged
+    home = tmp_path / "home"
+    words = ("retune", deploy, "--data", log, "--trials", 3, "--home", home, "--json")
+    _, out, err = command(*words, "--by-user")
+    assert out, err
+    found = json.loads(out.splitlines()[-1])
+    assert found["study"].endswith("-by-user")
+    study = optuna.load_study(study_name=found["study"], storage=open_storage(storage_url(home, None)))
+    first, second, _ = study.get_trials()
+    assert (first.params["per_user"], second.params["per_user"]) == ("none", "all")
+    assert first.params == {**second.params, "per_user": "none"}
+    spec = spec_of_retune(deploy, log, home)
+    assert spec.name == found["study"].removesuffix("-by-user")
+    with pytest.raises(UsageError, match=r"the deployed chain is head, calibration"):
+        by_user(spec.model_copy(update={"objective": None, "chain": ["head", "calibration"]}))
 
 
 @pytest.mark.slow
