@@ -3,9 +3,10 @@
     python benchmarks/auto_demo.py [--minutes 20] [--seeds 101 102 103] [--alone steering lora-groups]
     python benchmarks/auto_demo.py --world demo-null [--minutes 3] [--seeds 101 102 ... 110]
 
-Each seed draws its own users. `--alone`: each of these arms is also run by itself, an ordinary study of as many minutes
-and its promotion, to be compared with in hindsight. `order`: of two arms that the world was planted to tell apart,
-whether the report has them so; null where one of them has no result. The last line is JSON.
+Each seed draws its own users, and each world has the model that knows it. `--alone`: each of these arms is also run by
+itself, an ordinary study of as many minutes and its promotion, to be compared with in hindsight. `order`: of two arms
+that the world was planted to tell apart, whether the report has them so; null where one of them has no result. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ insider cues are learned from many."""
 def raced(world: str, seed: int, minutes: float, home: Path) -> tuple[Auto, dict[str, Any]]:
     """(the race, what it came to)."""
     started = time.monotonic()
-    auto = Auto(world, "demo", minutes, home=home, more={"seed": seed, "tracking": "none"})
+    auto = Auto(world, world, minutes, home=home, more={"seed": seed, "tracking": "none"})
     found = auto.run(home / "deploy", say=lambda line: print(line, flush=True)).result
     assert found is not None
     gains = {arm["arm"]: arm["gain"] for arm in found["arms"]}

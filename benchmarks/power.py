@@ -12,7 +12,8 @@ model beats; a promotion refuses these, and it is left out here, where the rule 
 
 Rules: `before` is what chamtune did until November 2026 (50/20/30; on select, the simplest within one standard error of
 the best, refused where it is no better than the baseline there). `default` is the rule of today with the method's own
-shares, each of `--shares` the same rule with others.
+shares, each of `--shares` the same rule with others: what was chosen is learned anew from tune and select users
+together before it is tested. `without refit` leaves that out.
 """
 
 from __future__ import annotations
@@ -211,8 +212,9 @@ def rule_before(pool: Pool, parts: Parts, short: list[tuple[float, Setting]]) ->
     return short[chosen][1] if means[chosen] > baseline else None
 
 
-Rule = tuple[dict[str, float], Callable[[Pool, Parts, list[tuple[float, Setting]]], Setting | None]]
-"""Shares, and how one of a shortlist is chosen."""
+Choice = Callable[[Pool, Parts, list[tuple[float, Setting]]], Setting | None]
+Rule = tuple[dict[str, float], Choice, bool]
+"""Shares, how one of a shortlist is chosen, and whether it then learns from the select users, too."""
 Outcomes = list[tuple[bool, float, bool]]
 """Of each split: whether something was promoted, its gain, and whether guessing does better."""
 
@@ -220,11 +222,12 @@ Outcomes = list[tuple[bool, float, bool]]
 def rules(own: dict[str, float], others: Sequence[dict[str, float]]) -> dict[str, Rule]:
     """name -> shares and the choice, of a method with these default shares."""
     return {
-        "before": (BEFORE, rule_before),
-        "before's shares, the default's choice": (BEFORE, default_rule),
-        "the default's shares, before's choice": (own, rule_before),
-        "default": (own, default_rule),
-        **{"/".join(f"{100 * shares[part]:.0f}" for part in PARTS): (shares, default_rule) for shares in others},
+        "before": (BEFORE, rule_before, False),
+        "before's shares, the default's choice": (BEFORE, default_rule, False),
+        "the default's shares, before's choice": (own, rule_before, False),
+        "without refit": (own, default_rule, False),
+        "default": (own, default_rule, True),
+        **{"/".join(f"{100 * shares[part]:.0f}" for part in PARTS): (shares, default_rule, True) for shares in others},
     }
 
 
@@ -236,11 +239,19 @@ def row(pool: Pool, users: int, method: str, splits: int, others: Sequence[dict[
     for _ in range(splits):
         drawn, seed = rng.permutation(pool.users)[:users], int(rng.integers(2**31))
         settings: dict[bytes, list[tuple[float, Setting]]] = {}
-        for name, (shares, rule) in rules(own, others).items():
+
+        def learned(rows: np.ndarray, seed: int = seed, settings: Any = settings) -> list[tuple[float, Setting]]:
+            if (key := rows.tobytes()) not in settings:
+                settings[key] = settings_of(pool, rows, np.random.default_rng(seed))
+            return settings[key]
+
+        for name, (shares, rule, refit) in rules(own, others).items():
             parts = dealt(pool, drawn, shares)
-            if (key := parts.tune.tobytes()) not in settings:
-                settings[key] = settings_of(pool, parts.tune, np.random.default_rng(seed))
-            setting = rule(pool, parts, shortlisted(pool, parts, settings[key]))
+            tried = learned(parts.tune)
+            setting = rule(pool, parts, shortlisted(pool, parts, tried))
+            if setting is not None and refit:
+                place = next(i for i, (_, one) in enumerate(tried) if one is setting)
+                setting = learned(np.sort(np.concatenate([parts.tune, parts.select])))[place][1]
             found[name].append((False, 0.0, False) if setting is None else outcome(pool, parts.confirm, setting))
     before = deployed(found["before"])
     return {name: {**summary(outcomes), **compared(deployed(outcomes) - before)} for name, outcomes in found.items()}

@@ -1,6 +1,7 @@
 """Classification by a chain of stages: fitted on tune users, measured on any part.
 
-Trials fit and answer the tune users; the other parts are answered by the same fitted chain, as it would be served.
+Trials fit and answer the tune users; the other parts are answered by the same fitted chain, as it would be served. Once
+a trial is chosen, the select users have nothing left to decide: what is tested and served may learn from them, too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from personalization.stages import chain, stage
 from personalization.stages.calibration import resolved
 from personalization.stages.chain import Fitted
 from personalization.stages.facts import Facts, Field, joined
-from personalization.stages.work import Tools, Work, begin, plain_scores
+from personalization.stages.work import Tools, Work, begin, keep_plain, plain_scores
 from search_spaces import ChainParams, ChainSpace
 
 
@@ -42,6 +43,23 @@ class Classification:
         self.space, self.splits = space, splits
         self._tools = Tools(scorer, progress, folder)
         self._work: dict[str, Work] = {}
+        self._refitted: Classification | None = None
+
+    def refitting(self, refit: bool) -> Classification:
+        """The same chain on the users of tune and select together as its tune users; itself where `refit` is not asked
+        for, or nobody selects."""
+        tune, select = self.splits.tune, self.splits.select
+        if not refit or not select.questions:
+            return self
+        if self._refitted is None:
+            both = Dataset(tune.task, tune.labels, (*tune.questions, *select.questions))
+            nobody = Dataset(tune.task, tune.labels, ())
+            splits = replace(self.splits, tune=both, select=nobody)
+            found = Classification(self.space, splits, self._tools.scorer, self._tools.progress)
+            asked = [plain_scores(self._part(part), self._tools) for part in ("tune", "select")]
+            keep_plain(found.plain("tune"), np.concatenate(asked), found._tools)
+            self._refitted = found
+        return self._refitted
 
     def _part(self, part: str) -> Work:
         if part not in self._work:

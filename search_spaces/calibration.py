@@ -25,12 +25,14 @@ SPACE: Mapping[str, BaseDistribution] = {
     "alpha": FloatDistribution(0.1, 10.0, log=True),
     "fit": CategoricalDistribution(["searched", "exact"]),
 }
+OWN = ("none", "gamma", "kappa", "tau", "all")
+"""Which strengths are each user's own."""
 ON_REQUEST: Mapping[str, BaseDistribution] = {
     "reach": FloatDistribution(0.0, 4.0),
     "floor": FloatDistribution(0.0, 1.0),
     "near": FloatDistribution(0.02, 1.0, log=True),
     "kin": FloatDistribution(0.0, 8.0),
-    "per_user": CategoricalDistribution(["none", "gamma", "kappa", "tau", "all"]),
+    "per_user": CategoricalDistribution(OWN),
 }
 """Other users' items answer a user, and strengths are each user's own, only where a spec says so."""
 ONLY: Mapping[str, str] = {}

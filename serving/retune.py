@@ -24,7 +24,7 @@ from personalization.data.records import Dataset
 from personalization.data.splits import PARTS
 from personalization.deployment import read_config, task_of
 from personalization.errors import DataError, UsageError
-from search_spaces.calibration import ON_REQUEST
+from search_spaces.calibration import OWN
 from serving.log import records, segments
 from serving.replay import questions
 from studies.recovery import POINT
@@ -102,10 +102,9 @@ def by_user(spec: StudySpec) -> StudySpec:
             f"chain is {', '.join(spec.space_of.chain)}"
         )
     space = {name: value for name, value in spec.space.items() if name not in (PER_USER, PER_USER.partition(".")[2])}
-    choices = list(ON_REQUEST["per_user"].choices)
     raw = spec.model_dump(mode="json", exclude_none=True, exclude={"objective"})
     changes = {"name": f"{spec.name}-by-user", "chain": list(spec.space_of.chain)}
-    return parse_spec({**raw, **changes, "space": {**space, PER_USER: choices}}, f"the spec of {spec.name}")
+    return parse_spec({**raw, **changes, "space": {**space, PER_USER: list(OWN)}}, f"the spec of {spec.name}")
 
 
 def _places(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,6 +143,11 @@ class PromotionSpec(_Strict):
         default={}, description="further goal -> how much worse it may be; without one, no significant loss"
     )
     beat_references: bool = Field(True, description="refuse where an answer without a model does better")
+    refit: bool | None = Field(
+        None,
+        description="learn what was chosen from tune and select users together, before confirm users test it; without "
+        "a word, where no adapter has to be trained for it",
+    )
     personal: bool = Field(
         False, description="refuse a gain that is not shown to be more than with another user's history"
     )

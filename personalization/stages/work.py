@@ -196,6 +196,11 @@ def plain_scores(work: Work, tools: Tools) -> Scores:
     return found
 
 
+def keep_plain(work: Work, scores: Scores, tools: Tools) -> None:
+    """Note what `plain_scores` of a named work are, where its parts have been asked already."""
+    tools.once("plain", (work.prompts, work.spoken, work.scale), lambda: scores)
+
+
 def _same_labels(work: Work, other: Work) -> bool:
     """Whether two works ask for the same labels in the same way."""
     return work.spoken == other.spoken and work.scale == other.scale

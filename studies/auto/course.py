@@ -34,6 +34,7 @@ from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
 from studies.verdict.cost import TIMED, TIMES
+from studies.verdict.promotion import refits
 from studies.verdict.selection import settled
 from tracking.parts import mean_for
 from tracking.significance import user_totals
@@ -125,15 +126,17 @@ class Course:
 
     @property
     def reserve_s(self) -> float:
-        """Seconds that the promotion of the present leader will take: a pass over the confirm users, and with what the
-        leader adds once with their own and once with exchanged histories."""
+        """Seconds that the promotion of the present leader will take: what it learns anew, a pass over the confirm
+        users, and with what the leader adds once with their own and once with exchanged histories."""
         if self.scene is None:
             return MARGIN_S
-        confirm = len(self.base.splits.confirm) / max(1, self.scene.questions)
+        confirm, select = (len(self.base.splits.part(p)) / max(1, self.scene.questions) for p in ("confirm", "select"))
         best = self.best()
         passes = 0.0 if best is None else best.arm.answering(self.scene)
         timed = 2 * TIMED * TIMES / max(1, self.scene.questions) * (1 + passes)
-        return MARGIN_S + SPARE * self.scene.pass_s * (confirm * (1 + 2 * passes) + timed)
+        refit = best is not None and best.params is not None and refits(best.opened, best.params)
+        anew = (1 + select) * best.arm.passes(self.scene) if best is not None and refit else 0.0
+        return MARGIN_S + SPARE * self.scene.pass_s * (anew + confirm * (1 + 2 * passes) + timed)
 
     @property
     def remaining_s(self) -> float:

@@ -34,18 +34,20 @@ Full = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """The setting that a path leads to, its trial, and the part that steps are measured on."""
+    """The setting that a path leads to, its trial, the part that steps are measured on, and whether what answers it is
+    fitted on select users, too."""
 
     params: ChainParams
     trial: int
     part: str
+    refit: bool = False
 
 
 def target_of(opened: OpenStudy, metric: str) -> Target:
     """What was last looked at on the confirm users, measured there; else the best feasible trial by a goal, on tune."""
     looks = [look for look in Evidence(opened.storage).looks() if look.study_id == opened.record["id"] and look.found]
     if looks and (found := looks[-1].found) is not None:
-        return Target(opened.rooms.of_flat(found["params"]), int(found["trial"]), "confirm")
+        return Target(opened.rooms.of_flat(found["params"]), int(found["trial"]), "confirm", found.get("refit", False))
     goals: dict[str, str] = {**opened.spec.optimize}
     place, sign = list(goals).index(metric), -1.0 if goals[metric] == "maximize" else 1.0
     best = min(
@@ -69,10 +71,10 @@ def path_of(opened: OpenStudy, metric: str | None = None, target: Target | None 
     target = target or target_of(opened, metric)
     start, end = (_full(params) for params in (opened.rooms.BASELINE, target.params))
     order = ordered(opened, start, end, metric)
-    names = short_names(opened.rooms.chain)
+    names, objective = short_names(opened.rooms.chain), opened.objective.refitting(target.refit)
 
     def measured(values: Full, part: str = target.part) -> Evaluation:
-        return opened.objective.evaluate(opened.rooms.of_full(values), part)
+        return objective.evaluate(opened.rooms.of_full(values), part)
 
     steps, values = list[dict[str, Any]](), dict(start)
     first, last = measured(start), measured(end)

@@ -185,6 +185,8 @@ def _print_confirm(confirm: dict[str, Any]) -> None:
         f"exact {test['p_exact']:.4f}, mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, "
         f"hurt {confirm['hurt']}; use {confirm['use']} of this set"
     )
+    if confirm.get("refit"):
+        answers.print("what was chosen learned anew from tune and select users together before it was tested")
     _print_parts(confirm)
     for name, test in confirm["tests"].items():
         if name != "accuracy":

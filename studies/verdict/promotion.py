@@ -1,10 +1,10 @@
 """From a study to a deploy config, if the evidence carries it.
 
-A trial is chosen (`selection`) and looked at once on the confirm users, beside the baseline and beside the config that
-is deployed at the same place, if there is one. With exchanged histories, both say what of the gain is personal
-(`personal`). What the look gave is kept with the studies (`evidence`) before anything else is done with it. The gates
-(`judgement`) are applied to it each time, by the terms that the spec states now; a study that was looked at in this
-state is not looked at again.
+A trial is chosen (`selection`), learns from the users of tune and select together (`promotion.refit`), and is looked at
+once on the confirm users, beside the baseline and beside the config that is deployed at the same place, if there is
+one. With exchanged histories, both say what of the gain is personal (`personal`). What the look gave is kept with the
+studies (`evidence`) before anything else is done with it. The gates (`judgement`) are applied to it each time, by the
+terms that the spec states now; a study that was looked at in this state is not looked at again.
 """
 
 from __future__ import annotations
@@ -86,11 +86,15 @@ def promote(
             return {**result, "reason": refused}
         look = evidence.open(opened.record["id"], state, opened.spec.name, opened.splits.confirm, terms.alpha)
         level = evidence.granted(look, terms.alpha)
-        look.found = _measure(opened, chosen.trial, chosen.params, result["shortlist"], (out, incumbent), level)
+        refit = refits(opened, chosen.params)
+        opened = replace(opened, objective=opened.objective.refitting(refit))
+        measured = _measure(opened, chosen.trial, chosen.params, result["shortlist"], (out, incumbent), level)
+        look.found = {**measured, "refit": refit}
         evidence.close(look, look.found, look.found["tests"][goals(opened)[0]]["delta"])
         _report(opened, look.found)
     else:
         result["recorded"] = True
+        opened = replace(opened, objective=opened.objective.refitting(look.found.get("refit", False)))
         level = evidence.granted(look, terms.alpha)
     result |= _judged(opened, evidence, look, level)
     if not result["promoted"]:
@@ -98,6 +102,13 @@ def promote(
     if with_cold_start:
         result["cold_start"] = cold_start(opened, _params(opened, look.found), state, _folder(opened))
     return _finish(opened, out, incumbent, result, state)
+
+
+def refits(opened: OpenStudy, params: ChainParams) -> bool:
+    """Whether these parameters are fitted on the select users, too, before they are tested."""
+    told = opened.spec.promotion.refit
+    wanted = not opened.objective.learned_labels(params) if told is None else told
+    return wanted and bool(opened.splits.select.questions)
 
 
 def _judged(opened: OpenStudy, evidence: Evidence, look: Look, level: float) -> dict[str, Any]:
@@ -307,6 +318,7 @@ def _config(opened: OpenStudy, confirm: dict[str, Any], state: str) -> dict[str,
             "spec": opened.record["spec"],
             "data": opened.record["data"],
             "versions": versions(),
+            "refit": confirm.get("refit", False),
             "promoted_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "confirm": {key: confirm[key] for key in KEPT if key in confirm},
         },

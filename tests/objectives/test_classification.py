@@ -13,7 +13,8 @@ import yaml
 from objectives.classification import Classification
 from personalization.backbones.cached import CachedScorer
 from personalization.data.lamp import write_dataset
-from personalization.data.splits import split_users
+from personalization.data.records import Dataset
+from personalization.data.splits import Splits, split_users
 from personalization.deployment import CONFIG, FORMAT, Deployment, write_files
 from personalization.scoring.fixed import FixedRows
 from personalization.stages import calibration as calibration_stage
@@ -24,12 +25,14 @@ from tracking import figures
 
 
 class CountingScorer(CachedScorer):
-    """Counts its calls."""
+    """Counts its calls, and the prompts of each."""
 
     calls = 0
+    sizes: list[int]
 
     def label_logprobs(self, prompts, continuations, progress=None):
         self.calls += 1
+        self.sizes = [*getattr(self, "sizes", []), len(prompts)]
         return super().label_logprobs(prompts, continuations, progress)
 
 
@@ -167,6 +170,26 @@ def test_parts_are_measured_on_their_own_users_and_leave_tune_alone(params, clas
         evaluation = objective.evaluate(params, part)
         assert evaluation.question_ids == tuple(q.id for q in splits.part(part).questions)
     assert (objective.evaluate(params).log_probs == before).all()
+
+
+@every
+def test_what_is_served_learns_from_the_select_users_too_when_asked_to(params, classified, splits, scorer):
+    objective = classified(params)
+    tune = objective.evaluate(params).log_probs
+    apart, select = (objective.evaluate(params, part).log_probs for part in ("confirm", "select"))
+    calls, refit = scorer.calls, objective.refitting(True)
+    both = Dataset(splits.tune.task, splits.tune.labels, (*splits.tune.questions, *splits.select.questions))
+    found = refit.evaluate(params, "confirm").log_probs
+    if tuple(params) == ("calibration",):
+        assert np.abs(found - apart).max() > 1e-4
+        assert len(both) not in scorer.sizes[calls:]  # they have been asked in two parts
+    learned = Splits(both, Dataset(both.task, both.labels, ()), splits.confirm)
+    alone = Classification(objective.space, learned, scorer)
+    assert np.abs(found - alone.evaluate(params, "confirm").log_probs).max() <= 1e-5
+    assert (objective.evaluate(params).log_probs == tune).all()
+    assert (objective.evaluate(params, "select").log_probs == select).all()
+    assert (objective.evaluate(params, "confirm").log_probs == apart).all()
+    assert objective.refitting(False) is objective
 
 
 def test_a_training_reports_the_items_held_out_twice_an_epoch(classified, splits):

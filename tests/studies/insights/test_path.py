@@ -47,16 +47,18 @@ def test_a_strength_without_a_taste_is_changed_with_it(opened):
     assert set(order) == {names, ("calibration.beta",)}
 
 
-def test_a_look_is_what_the_path_leads_to_and_is_measured_on(opened):
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_look_is_what_the_path_leads_to_and_is_measured_on(opened, refit):
     from studies.verdict.evidence import Evidence
 
     evidence = Evidence(opened.storage)
     params = opened.rooms.decode({"beta": 1.0})
     look = evidence.open(opened.record["id"], "state", opened.spec.name, opened.splits.confirm, 0.05)
     assert target_of(opened, "accuracy").part == "tune"  # opened and not closed: nothing was seen
-    evidence.close(look, {"trial": 3, "params": params.flat()}, 0.0)
-    assert target_of(opened, "accuracy") == (params, 3, "confirm")
+    evidence.close(look, {"trial": 3, "params": params.flat(), "refit": refit}, 0.0)
+    assert target_of(opened, "accuracy") == (params, 3, "confirm", refit)
     found = path_of(opened)
     assert [step["step"] for step in found["steps"]] == ["beta"]
-    before, after = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
+    learned = opened.objective.refitting(refit)
+    before, after = (learned.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
     assert found["gain"] == pytest.approx(after.metrics["accuracy"] - before.metrics["accuracy"])

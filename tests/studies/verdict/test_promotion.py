@@ -53,6 +53,30 @@ def test_promoting_again_looks_at_nothing_and_returns_the_same(tmp_path, make_st
     assert read_config(out)["chain"] == config["chain"]
 
 
+def test_what_was_chosen_learns_from_tune_and_select_before_it_is_tested_and_stays_so(tmp_path, make_study):
+    opened, out = make_study(), tmp_path / "deploy"
+    first = promote(opened, out)
+    params = opened.rooms.of_flat(first["params"])
+    learned, apart = (opened.objective.refitting(refit) for refit in (True, False))
+    served = Deployment.load(out).aligned(opened.splits.confirm)
+    assert first["confirm"]["refit"]
+    assert np.abs(served - learned.evaluate(params, "confirm").log_probs).max() <= 1e-5
+    assert np.abs(served - apart.evaluate(params, "confirm").log_probs).max() > 1e-4
+    shutil.rmtree(out)
+    again = promote(with_terms(opened, refit=False), out)  # looked at already: what was tested is what stands
+    assert again["recorded"]
+    assert (Deployment.load(out).aligned(opened.splits.confirm) == served).all()
+
+
+def test_a_study_may_keep_its_select_users_out_of_what_is_learned(tmp_path, make_study):
+    opened, out = with_terms(make_study(), refit=False), tmp_path / "deploy"
+    found = promote(opened, out)
+    served = Deployment.load(out).aligned(opened.splits.confirm)
+    answered = opened.objective.evaluate(opened.rooms.of_flat(found["params"]), "confirm")
+    assert not found["confirm"]["refit"]
+    assert np.abs(served - answered.log_probs).max() <= 1e-5
+
+
 def with_terms(opened, **terms):
     opened.spec = opened.spec.model_copy(update={"promotion": PromotionSpec(**terms)})
     return opened
