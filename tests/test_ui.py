@@ -147,6 +147,7 @@ def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_p
     page.screenshot(path=str(tmp_path / "mlflow.png"))
     assert page.locator("[data-assistant-ui]:visible").count() == 0
     assert page.get_by_text("Welcome to MLflow Assistant").count() == 0
+    assert page.get_by_text("this is off in the MLflow").count() == 0
     experiment = addresses[2].partition("experiments/")[2].partition("/")[0]
     request = urllib.request.Request(
         f"{addresses[1]}/api/2.0/mlflow/runs/search",
@@ -191,7 +192,7 @@ def test_the_dashboard_only_shows(addresses, home):
 @pytest.mark.parametrize(
     "path",
     [
-        "/ajax-api/3.0/mlflow/assistant/config",
+        "/ajax-api/3.0/mlflow/assistant/sessions/x",
         "/ajax-api/3.0/mlflow/gateway/secrets/list",
         "/ajax-api/2.0/mlflow/gateway-proxy?gateway_path=x",
         "/gateway/mlflow/v1/models",
@@ -202,6 +203,13 @@ def test_the_dashboard_only_shows(addresses, home):
 )
 def test_mlflow_has_no_assistant_gateway_jobs_or_mcp(addresses, path):
     assert status(addresses[1] + path) == status(addresses[1] + path, method="POST") == 404
+
+
+@pytest.mark.slow
+def test_what_the_page_asks_of_the_assistant_is_answered_with_nothing(addresses):
+    for what in ("config", "providers"):
+        asked = f"{addresses[1]}/ajax-api/3.0/mlflow/assistant/{what}"
+        assert (status(asked), status(asked, method="POST"), status(asked, method="PUT")) == (200, 404, 404)
 
 
 @pytest.mark.slow

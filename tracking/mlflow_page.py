@@ -29,6 +29,8 @@ CLOSED = re.compile(
 """Paths that are answered with 404, as if MLflow had no such route."""
 
 
+ASKED = re.compile(r"/+(ajax-)?api/+[\d.]+/+mlflow/+assistant/+(config|providers)$")
+"""What the page asks about the assistant when it opens: an empty answer, for a refusal is shown in red."""
 START = b"""<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")</script>
 <style>[data-assistant-ui] { display: none !important }</style>"""
 
@@ -37,7 +39,9 @@ def guarded(app: App) -> App:
     """MLflow without the closed paths, without writes from another origin, and with no assistant on its page."""
 
     async def checked(scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (status := _refusal(scope)):
+        if scope["type"] == "http" and scope["method"] == "GET" and ASKED.match(scope["path"]):
+            await _answer(send, {"status": 200, "headers": [(b"content-type", b"application/json")]}, b"{}")
+        elif scope["type"] == "http" and (status := _refusal(scope)):
             await _answer(send, {"status": status, "headers": []}, b"this is off in the MLflow of chamtune ui\n")
         elif scope["type"] == "http" and scope["path"] == "/":
             held: list[Message] = []

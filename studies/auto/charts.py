@@ -60,9 +60,9 @@ def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
-def by_gain(counts: Sequence[int], edges: Sequence[float]) -> str:
-    """How many users gain how much: a histogram, losses and gains in their colours."""
-    most = max(1, *counts)
+def by_gain(counts: Sequence[int], edges: Sequence[float], unchanged: int) -> str:
+    """How many users gain how much: a histogram, losses and gains in their colours; `unchanged`: who neither."""
+    most = max(1, unchanged, *counts)
     width = (WIDTH - LEFT - RIGHT) / len(counts)
     bars = []
     for at, count in enumerate(counts):
@@ -73,12 +73,19 @@ def by_gain(counts: Sequence[int], edges: Sequence[float]) -> str:
             f'<rect class="{kind}" x="{LEFT + at * width + 1:.1f}" y="{top:.1f}" width="{width - 2:.1f}" '
             f'height="{_y(0) - top:.1f}"><title>{edges[at]:+.1f} to {edges[at + 1]:+.1f}: {count} users</title></rect>'
         )
+    top = _y(unchanged / most)
+    bars.append(
+        f'<rect class="same" x="{_x(0.5) - 5:.1f}" y="{top:.1f}" width="10" height="{_y(0) - top:.1f}">'
+        f"<title>no change: {unchanged} users</title></rect>"
+    )
     floor = [(0.02 + 0.95 * float(place), f"{-1 + 2 * place:+.1f}") for place in np.linspace(0, 1, 5)]
     return _frame("".join(bars), "Users by gain", [(0.0, "0"), (1.0, str(most))], floor)
 
 
-def by_arm(names: Sequence[str], gains: Sequence[float], intervals: Sequence[Sequence[float]]) -> str:
-    """Gains of arms with their intervals, one under the other."""
+def by_arm(
+    names: Sequence[str], gains: Sequence[float], intervals: Sequence[Sequence[float]], fewer: Sequence[bool]
+) -> str:
+    """Gains of arms with their intervals, one under the other; hollow where they are of fewer users than the others."""
     if not names:
         return ""
     ends = [0.0, *(end for pair in intervals for end in pair)]
@@ -90,12 +97,13 @@ def by_arm(names: Sequence[str], gains: Sequence[float], intervals: Sequence[Seq
         return left + (gain - low) / span * (WIDTH - left - 20)
 
     marks = [f'<line class="axis" x1="{at(0):.1f}" x2="{at(0):.1f}" y1="{top}" y2="{height - 22}"/>']
-    for place, (name, gain, (below, above)) in enumerate(zip(names, gains, intervals, strict=True)):
-        y = top + row * (place + 0.5)
+    rows = zip(names, gains, intervals, fewer, strict=True)
+    for place, (name, gain, (below, above), some) in enumerate(rows):
+        y, kind = top + row * (place + 0.5), "hollow" if some else "mark"
         marks.append(
             f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>'
             f'<line class="line" x1="{at(below):.1f}" x2="{at(above):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<circle class="mark" cx="{at(gain):.1f}" cy="{y:.1f}" r="4"><title>{gain:+.3f}</title></circle>'
+            f'<circle class="{kind}" cx="{at(gain):.1f}" cy="{y:.1f}" r="4"><title>{gain:+.3f}</title></circle>'
         )
     for value in (low, low + span):
         marks.append(f'<text x="{at(value):.1f}" y="{height - 6}" text-anchor="middle">{value:+.2f}</text>')

@@ -210,9 +210,8 @@ class Course:
         if not kept["slices"]:
             cost = arm.passes(self._seen_scene) * self._seen_scene.pass_s
             if cost > max(0.0, self.share * self.left_s):
-                kept["fate"] = (
-                    f"not afforded: a first trial takes about {spoken_time(cost)}, of {spoken_time(self.left_s)} left"
-                )
+                part = f"more than {self.share:.0%} of the {spoken_time(self.left_s)} left"
+                kept["fate"] = f"not afforded: a first trial takes about {spoken_time(cost)}, {part}"
                 self.say(f"{arm.name}: {kept['fate']}")
                 return
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
@@ -24,7 +25,7 @@ def write_page(course: Course, verdict: Mapping[str, Any] | None, out: Path) -> 
     found = table(course, verdict)
     folder = course.home / "results" / course.plan.name
     folder.mkdir(parents=True, exist_ok=True)
-    steps = next_steps(found, out)
+    steps = next_steps(found, out, course.home)
     found |= {"page": str(folder / "auto.html"), "deploy": str(out) if found["promoted"] else None, "next": steps}
     write_atomic(folder / "auto.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     write_atomic(folder / "auto.md", markdown(found))
@@ -32,29 +33,34 @@ def write_page(course: Course, verdict: Mapping[str, Any] | None, out: Path) -> 
     return found
 
 
-def next_steps(found: Mapping[str, Any], out: Path) -> list[dict[str, str | None]]:
-    """What somebody who reads this would do."""
+def next_steps(found: Mapping[str, Any], out: Path, home: Path) -> list[dict[str, str | None]]:
+    """What somebody who reads this would do, wherever it is read."""
     steps: list[dict[str, str | None]] = []
+    out, here = out.resolve(), f" --home {quote(str(home.resolve()))}"
+    place = quote(str(out))
     if found["promoted"]:
-        command = f"chamtune predict --config {out} --questions QUESTIONS --out ANSWERS"
+        command = f"chamtune predict --config {place} --questions QUESTIONS --out ANSWERS"
         steps.append({"says": f"It stands in {out} and answers with:", "command": command})
         if found["cold_start"] is None:
-            says = "No time was left to tell what it is worth to somebody who has just come. That is told by:"
-            steps.append({"says": says, "command": f"chamtune promote {found['study']} --out {out}"})
+            says = (
+                "What it is worth to somebody who has just come would have taken more than half of the time that was "
+                "left. That is told by:"
+            )
+            steps.append({"says": says, "command": f"chamtune promote {found['study']} --out {place}{here}"})
     elif found["study"] is not None:
         says = "More users, or more minutes, may show what these could not. The leader is tested again with:"
-        steps.append({"says": says, "command": f"chamtune promote {found['study']} --out {out}"})
+        steps.append({"says": says, "command": f"chamtune promote {found['study']} --out {place}{here}"})
     dropped = [arm["arm"] for arm in found["arms"] if str(arm["fate"]).startswith("not afforded")]
     if dropped:
         steps.append({"says": f"More minutes would buy: {', '.join(dropped)}.", "command": None})
     cut = [arm["arm"] for arm in found["arms"] if arm["fate"] == "raced to the end" and arm["trials"]]
     if cut:
         steps.append({"says": f"Still in the race when it ended: {', '.join(cut)}.", "command": None})
-    steps.append({"says": "Every arm is a study of its own; look at its trials with:", "command": "chamtune ui"})
+    steps.append({"says": "Every arm is a study of its own; look at its trials with:", "command": f"chamtune ui{here}"})
     if found["tracked"] and found["study"] is not None:
         arms = [arm["study"] for arm in found["arms"] if arm["gain"] is not None]
         steps.append(
-            {"says": "MLflow gets an arm with:", "command": "\n".join(f"chamtune sync {name}" for name in arms)}
+            {"says": "MLflow gets an arm with:", "command": "\n".join(f"chamtune sync {name}{here}" for name in arms)}
         )
     return steps
 
@@ -68,10 +74,13 @@ def html(found: Mapping[str, Any]) -> str:
     measured = [arm for arm in found["arms"] if arm["gain"] is not None]
     drawn = {
         "arms": charts.by_arm(
-            [arm["arm"] for arm in measured], [arm["gain"] for arm in measured], [arm["interval"] for arm in measured]
+            [arm["arm"] for arm in measured],
+            [arm["gain"] for arm in measured],
+            [arm["interval"] for arm in measured],
+            [_fewer(arm) for arm in measured],
         ),
         "gain": charts.over_time([one["at_s"] for one in found["gains"]], [one["best"] for one in found["gains"]]),
-        "impact": charts.by_gain(impact["counts"], impact["edges"]) if impact else "",
+        "impact": charts.by_gain(impact["counts"], impact["edges"], impact["unchanged"]) if impact else "",
         "cold": charts.by_items(
             [str(row["items"]) for row in cold["rows"]],
             [row["accuracy"] for row in cold["rows"]],
@@ -90,6 +99,7 @@ def html(found: Mapping[str, Any]) -> str:
         charts=drawn,
         steps=found["next"],
         untried=[arm for arm in found["arms"] if arm["gain"] is None],
+        fewer=_fewer,
         tested=sum(arm["select"] is not None for arm in found["arms"]),
         number=_number,
         signed=_signed,
@@ -97,6 +107,11 @@ def html(found: Mapping[str, Any]) -> str:
         p=_p,
         duration=spoken_time,
     )
+
+
+def _fewer(arm: Mapping[str, Any]) -> bool:
+    """Whether an arm is judged on select users alone, since it has learned from those of tune."""
+    return bool(arm["judged_on"] == "select")
 
 
 def sentence(found: Mapping[str, Any]) -> str:
@@ -176,6 +191,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     for arm in found["arms"]:
         measured = arm["gain"] is not None
         gain = f"{arm['gain']:+.3f}, {_interval(arm['interval'])}" if measured else ""
+        gain += " (select users alone)" if measured and _fewer(arm) else ""
         select = f"{arm['select']['delta']:+.3f}, p {_p(arm['select']['p_corrected'])}" if arm["select"] else ""
         accuracy = _number(arm["accuracy"]) if measured else ""
         lines.append(
@@ -184,7 +200,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        "Accuracies and gains are of tune and select users, on whom arms were chosen: optimistic, no evidence.",
+        "Accuracies and gains are of tune and select users, on whom arms were chosen: optimistic, no evidence. Arms "
+        "that learned from the tune users' labels have theirs on select users alone: compare by the column of these.",
         "",
     ]
     for step in found["next"]:

@@ -111,6 +111,7 @@ def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[st
     row |= {
         "judged_on": "select" if _learned(entry) else "tune and select",
         **_metrics(course, entry),
+        "baseline_accuracy": float(before.metrics["accuracy"]),
         "gain": float(gains.sum() / sizes.sum()),
         "interval": list(user_interval(gains, sizes)),
         "gain_by_user": float((gains / sizes).mean()),
@@ -170,7 +171,7 @@ def _impact(course: Course, best: Entry) -> dict[str, Any] | None:
     before = course.baseline(best.seen)
     gains, sizes = user_totals(best.seen, best.seen.correct.astype(int) - before.correct.astype(int))
     shares = gains / sizes
-    counts, edges = np.histogram(shares, bins=np.linspace(-1, 1, 11))
+    counts, edges = np.histogram(shares[shares != 0], bins=np.linspace(-1, 1, 11))
     order = np.argsort(shares, kind="stable")
     names = best.seen.users[0]
     losing = [
@@ -178,7 +179,12 @@ def _impact(course: Course, best: Entry) -> dict[str, Any] | None:
     ]
     for one in losing:
         one["helped_by"] = _helped_by(course, one["user"], one["gain"])
-    return {"counts": counts.tolist(), "edges": [round(float(edge), 2) for edge in edges], "losing": losing}
+    return {
+        "counts": counts.tolist(),
+        "edges": [round(float(edge), 2) for edge in edges],
+        "unchanged": int((shares == 0).sum()),
+        "losing": losing,
+    }
 
 
 def _helped_by(course: Course, user: str, least: float) -> str | None:

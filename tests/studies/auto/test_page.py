@@ -1,6 +1,7 @@
 """The page of a race: what it says, that it escapes what comes from data, and how it looks in a browser."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from studies.auto import charts
 from studies.auto.page import html, markdown, next_steps
 
 CHROMIUM = shutil.which("chromium")
+HERE = f" --home '{Path('a home').resolve()}'"
 TEST = {"delta": 0.1, "interval": [0.02, 0.18], "p_value": 0.01}
 
 
@@ -22,6 +24,8 @@ def arm(name, gain, fate, **more):
         "users_worse": 2,
         "users_equal": 3,
         "about_ms": 12.5,
+        "judged_on": "tune and select",
+        "baseline_accuracy": 0.4,
         "select": {"delta": 0.08, "p_corrected": 0.04, "personal": TEST},
     }
     row = {
@@ -61,6 +65,7 @@ def found_of(**changes):
         "impact": {
             "counts": [0, 0, 1, 0, 2, 5, 1, 1, 0, 0],
             "edges": [round(-1 + 0.2 * i, 2) for i in range(11)],
+            "unchanged": 7,
             "losing": [{"user": "<script>alert(1)</script>", "gain": -0.5, "questions": 4, "helped_by": "similar"}],
         },
         "routing": {"one_arm": 0.1, "oracle": 0.2, "routing": {"gain": 0.0, "interval": [-0.01, 0.01], "moved": 0.0}},
@@ -86,7 +91,7 @@ def found_of(**changes):
         },
         **changes,
     }
-    return {**found, "next": next_steps(found, "deploy")}
+    return {**found, "next": next_steps(found, Path("deploy"), Path("a home"))}
 
 
 def test_the_page_says_what_was_found_and_what_to_do():
@@ -98,18 +103,36 @@ def test_the_page_says_what_was_found_and_what_to_do():
         "not afforded: a first trial takes about 5 min",
         "no reason to",
         "That is an oracle",
-        "chamtune predict --config deploy",
+        f"chamtune predict --config {Path('deploy').resolve()}",
         "More minutes would buy: lora.",
         "0.01235",
-        "chamtune sync race.head\nchamtune sync race.similar",
+        f"chamtune sync race.head{HERE}\nchamtune sync race.similar{HERE}".replace("'", "&#39;"),
     ):
         assert said in page
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
 
+def test_an_arm_on_fewer_users_is_told_apart():
+    apart = arm("lora", 0.3, "raced to the end", judged_on="select", baseline_accuracy=0.335)
+    whole, with_fewer = found_of(), found_of(arms=[arm("head", 0.1, "promoted"), apart])
+    for said in ("over 0.335, on select users alone", "hollow: on select users alone"):
+        assert said in html(with_fewer)
+        assert said not in html(whole)
+    assert html(with_fewer).count('class="hollow"') == 1
+    assert [line.split(" | ")[0] for line in markdown(with_fewer).splitlines() if "(select users alone)" in line] == [
+        "| lora"
+    ]
+
+
+def test_users_in_whom_nothing_changes_are_no_winners():
+    drawn = charts.by_gain([0] * 10, [round(-1 + 0.2 * i, 2) for i in range(11)], 7)
+    assert "no change: 7 users" in drawn
+    assert drawn.count("<rect") == 11
+
+
 def test_without_a_curve_the_page_says_what_makes_it():
-    told = "chamtune promote race.head --out deploy"
+    told = f"chamtune promote race.head --out {Path('deploy').resolve()}{HERE}".replace("'", "&#39;")
     assert told in html(found_of(cold_start=None))
     assert told not in html(found_of())
 
@@ -137,7 +160,7 @@ def test_markdown_has_a_row_for_every_arm():
 def test_charts_keep_what_they_draw_inside():
     for drawn in (
         charts.over_time([1, 2], [-0.1, 0.3]),
-        charts.by_arm(["a"], [-0.2], [[-0.4, 0.1]]),
+        charts.by_arm(["a"], [-0.2], [[-0.4, 0.1]], [False]),
         charts.by_items(["0", "all"], [0.4, 0.4], [[0.4, 0.4], [0.4, 0.4]]),
     ):
         assert "nan" not in drawn
