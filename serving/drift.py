@@ -1,18 +1,20 @@
 """What has changed in the traffic: inputs, answers, and users.
 
 ADWIN (Bifet, Gavalda 2007; river's) keeps a window of a stream and cuts it where two parts of it have different means,
-at a level that holds for the whole stream. Its streams here: log characters of a text, items of the history, top
-probability, for each label whether it was the answer (these share one level), and of the answers that got a label
-whether they were right and the probability of the right label. Of users: means over five answers in a row of a user,
-each seen against the user's first five, so that who asks does not matter; and user by user, whether the share of the
-user's most frequent answer and the length of the texts are the same in both halves of what was asked: Fisher's exact
-and the Mann-Whitney test, corrected over users by Holm.
+at a level that holds for the whole stream. Its streams here: characters of a text and items of the history (tested on
+the log scale, and shown as the mean log undone, so that one long text is no drift), top probability, for each label
+whether it was the answer (these share one level), and of the answers that got a label whether they were right and the
+probability of the right label. Of users: means over five answers in a row of a user, each seen against the user's first
+five, so that who asks does not matter; and user by user, whether the share of the user's most frequent answer and the
+length of the texts are the same in both halves of what was asked: Fisher's exact and the Mann-Whitney test, corrected
+over users by Holm.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +35,28 @@ ALARM = 0.01
 ACCURACY = "accuracy where labels came"
 
 
-Stream = tuple[str, NDArray[np.int64], NDArray[np.float64], float]
-"""Name, rows of the traffic [m], their values [m], level."""
+def _rounded(mean: float) -> float:
+    return round(mean, 4)
+
+
+def _counted(mean: float) -> float:
+    """A mean of log(1 + count) as a count."""
+    return round(float(np.expm1(mean)), 1)
+
+
+def _times(mean: float) -> float:
+    """A mean difference of logs as a factor."""
+    return round(float(np.exp(mean)), 3)
+
+
+class Stream(NamedTuple):
+    """Name, rows of the traffic [m], their values [m] as they are tested, level, and how a mean of them is shown."""
+
+    name: str
+    rows: NDArray[np.int64]
+    values: NDArray[np.float64]
+    level: float
+    shown: Callable[[float], float] = _rounded
 
 
 def drifts(traffic: Traffic) -> list[dict[str, Any]]:
@@ -48,14 +70,14 @@ def _streams(traffic: Traffic) -> list[Stream]:
     labelled, each = traffic.labelled, LEVEL / len(traffic.labels)
     gold = traffic.gold[labelled]
     return [
-        ("text length (log)", rows, chars, LEVEL),
-        ("history length (log)", rows, np.log1p(traffic.known), LEVEL),
-        ("top probability", rows, top, LEVEL),
-        *((f"label {label}", rows, 1.0 * (traffic.predicted == k), each) for k, label in enumerate(traffic.labels)),
-        (ACCURACY, labelled, 1.0 * (traffic.predicted[labelled] == gold), LEVEL),
-        ("probability of the right label", labelled, np.exp(traffic.log_probs[labelled, gold]), LEVEL),
-        ("users' top probability", *_against_their_first(traffic, top), LEVEL),
-        ("users' text length", *_against_their_first(traffic, chars), LEVEL),
+        Stream("text length (characters)", rows, chars, LEVEL, _counted),
+        Stream("history length (items)", rows, np.log1p(traffic.known), LEVEL, _counted),
+        Stream("top probability", rows, top, LEVEL),
+        *(Stream(f"label {said}", rows, 1.0 * (traffic.predicted == k), each) for k, said in enumerate(traffic.labels)),
+        Stream(ACCURACY, labelled, 1.0 * (traffic.predicted[labelled] == gold), LEVEL),
+        Stream("probability of the right label", labelled, np.exp(traffic.log_probs[labelled, gold]), LEVEL),
+        Stream("users' top probability", *_against_their_first(traffic, top), LEVEL),
+        Stream("users' text length (times their first)", *_against_their_first(traffic, chars), LEVEL, _times),
     ]
 
 
@@ -64,8 +86,8 @@ def _cut(traffic: Traffic, stream: Stream) -> dict[str, Any] | None:
 
     ADWIN says whether; since when, the place where the sum of deviations from the mean is farthest from 0 (CUSUM).
     """
-    name, rows, values, level = stream
-    window: Any = ADWIN(delta=level)  # type: ignore[no-untyped-call]
+    rows, values = stream.rows, stream.values
+    window: Any = ADWIN(delta=stream.level)  # type: ignore[no-untyped-call]
     at = None
     for number, value in enumerate(values):
         window.update(float(value))
@@ -75,11 +97,11 @@ def _cut(traffic: Traffic, stream: Stream) -> dict[str, Any] | None:
         return None
     begin = 1 + int(np.abs(np.cumsum(values - values.mean()))[:-1].argmax())
     return {
-        "what": name,
+        "what": stream.name,
         "seen_at": traffic.times[rows[at]],
         "since": traffic.times[rows[begin]],
-        "before": round(float(values[:begin].mean()), 4),
-        "after": round(float(values[begin:].mean()), 4),
+        "before": stream.shown(float(values[:begin].mean())),
+        "after": stream.shown(float(values[begin:].mean())),
     }
 
 

@@ -1,9 +1,10 @@
 """Is what was promised still so? One JSON-able report of a log.
 
-Of the config that serves now: each constraint of its study, with an interval over users; calibration: the mean top
-probability, an estimate of accuracy before a label has come, and of the answers with a label its distance from what was
-right; and how it does against the other config, by users (`tracking.sequence`): of a shadow or a baseline the paired
-difference of each question, of a split the two groups of users. And what drifted since it serves.
+Of the config that serves now: each constraint of its study, with an interval over users, of all its answers and of what
+came lately; calibration: the mean top probability, an estimate of accuracy before a label has come, and of the answers
+with a label its distance from what was right; and how it does against the other config, by users (`tracking.sequence`):
+of a shadow or a baseline the paired difference of each question, of a split the two groups of users. And what drifted
+since it serves.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from personalization.deployment import Deployment, read_config
 from personalization.evaluation import Evaluation, changed
@@ -22,11 +24,11 @@ from personalization.metrics import metrics_of
 from serving.arms import ALARM, sample_ratio
 from serving.drift import changed_users, drifts
 from serving.replay import shadowed
-from serving.traffic import Traffic, read_traffic
-from studies.constraints import parse_constraint
+from serving.traffic import Traffic, about, read_traffic
+from studies.constraints import Constraint, parse_constraint
 from studies.spec import RELATIVE_METRICS
 from tracking.deployed import config_digest
-from tracking.sequence import Interval, Tiers, paired, unpaired, verdict
+from tracking.sequence import FEWEST_USERS, Interval, Tiers, paired, unpaired, verdict
 from tracking.significance import user_interval, user_totals
 
 ALONE = ("entropy", "top1_share")
@@ -35,18 +37,27 @@ DRAWS = 200
 """Resamples of users for a constraint's interval."""
 FEWEST = 100
 """Answers below which a constraint is not judged."""
+NEWEST = 0.25
+"""Share of the answers that came lately, where nothing drifted."""
+LATELY = 0.001
+"""Level of the interval of what came lately, for many looks: of simulated deployments whose answers stay at the bound,
+2 % are ever called broken."""
 MARGIN = 0.02
 """Of accuracy: what is as good as equal."""
 LOSERS = 10
 
 
 class Watched(NamedTuple):
-    """A log read for one deployment. `own`: rows that its present content answered; `labelled`: those with a label."""
+    """A log read for one deployment. `own`: rows that its present content answered; `labelled`: those with a label.
+
+    `other`: the folder of the config that it is compared with; None without one.
+    """
 
     traffic: Traffic
     config: Mapping[str, Any]
     own: NDArray[np.int64]
     labelled: NDArray[np.int64]
+    other: str | None
 
 
 def watched(folder: Path, deploy: Path, baseline: Path | None = None) -> Watched:
@@ -55,13 +66,15 @@ def watched(folder: Path, deploy: Path, baseline: Path | None = None) -> Watched
     own = np.flatnonzero(np.array(traffic.configs) == config_digest(config))
     if baseline is not None:
         traffic = replace(traffic, shadow=shadowed(folder, Deployment.load(baseline), traffic))
-    return Watched(traffic, config, own, own[traffic.gold[own] >= 0])
+    other = about(folder).get("other") if baseline is None else str(baseline)
+    return Watched(traffic, config, own, own[traffic.gold[own] >= 0], other)
 
 
 def report(found: Watched, margin: float = MARGIN, most_users: int | None = None) -> dict[str, Any]:
     """What a log says of a deployment; JSON-able."""
-    traffic, config, own, labelled = found
+    traffic, config, own, labelled, other = found
     since = traffic.only(own)
+    drift, told = drifts(since), config["provenance"].get("spec", {}).get("constraints", {})
     return {
         "answers": len(traffic),
         "of_this_config": len(own),
@@ -69,63 +82,112 @@ def report(found: Watched, margin: float = MARGIN, most_users: int | None = None
         "users": len({traffic.users[row] for row in own}),
         "generation": int(config["generation"]),
         "config": config_digest(config),
-        "constraints": constraints(traffic, own, config["provenance"].get("spec", {}).get("constraints", {})),
+        "constraints": constraints(traffic, own, told, drift),
         "calibration": calibration(traffic, own, labelled),
         "ratio": ratio(traffic),
+        "other": other,
         "comparison": comparison(compared(traffic, own, labelled), margin, most_users),
         "losers": losers(traffic, labelled),
-        "drift": drifts(since),
+        "drift": drift,
         "changed_users": changed_users(since),
     }
 
 
-def constraints(traffic: Traffic, own: NDArray[np.int64], told: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each constraint: metric, bound, value, interval (99 %), state: holds, doubtful, broken, or why not measured."""
-    return [_constraint(traffic, own, metric, bound) for metric, bound in told.items()]
+def constraints(
+    traffic: Traffic, own: NDArray[np.int64], told: Mapping[str, str], drift: Sequence[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """Each constraint: metric, bound, value, interval (99 %), state: holds, doubtful, broken, or why not measured.
+
+    `lately`: the same of what came since the latest drift, None where that is everything.
+    """
+    return [_constraint(traffic, own, metric, bound, drift) for metric, bound in told.items()]
 
 
-def _constraint(traffic: Traffic, own: NDArray[np.int64], metric: str, text: str) -> dict[str, Any]:
-    named = {"metric": metric, "bound": text}
+def _constraint(
+    traffic: Traffic, own: NDArray[np.int64], metric: str, text: str, drift: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    named = {"metric": metric, "bound": text, "value": None, "interval": None, "lately": None}
     rows = own if metric in ALONE else own[traffic.gold[own] >= 0]
     if metric in RELATIVE_METRICS:
         rows = np.array([row for row in rows if int(row) in traffic.shadow], dtype=np.int64)
     if len(rows) < FEWEST:
-        return {**named, "value": None, "interval": None, "state": f"not measured: {len(rows)} answers of {FEWEST}"}
-    found = traffic.evaluation(rows)
-    other = None
-    if metric in RELATIVE_METRICS:
-        other = traffic.evaluation(rows, np.array([traffic.shadow[int(row)] for row in rows]))
+        return {**named, "state": f"not measured: {len(rows)} answers of {FEWEST}"}
     if metric not in metrics_of(traffic.labels) and metric not in RELATIVE_METRICS:
-        return {**named, "value": None, "interval": None, "state": "not measured: no such metric of these labels"}
+        return {**named, "state": "not measured: no such metric of these labels"}
     bound = parse_constraint(metric, text)
-    measure = _measure(found, other, metric)
-    value, (low, high) = measure(np.arange(len(rows))), _interval(found, measure)
+    found, measure = _measured(traffic, rows, metric)
+    all_of_it = _judged(bound, measure(np.arange(len(rows))), _interval(found, measure))
+    return {**named, **all_of_it, "lately": _lately(traffic, rows, bound, [one["since"] for one in drift])}
+
+
+def _judged(bound: Constraint, value: float, ends: tuple[float, float]) -> dict[str, Any]:
+    low, high = ends
     safest, worst = (low, high) if bound.sign > 0 else (high, low)
     state = "broken" if bound.violation(safest) > 0 else "holds" if bound.violation(worst) <= 0 else "doubtful"
-    return {**named, "value": round(value, 4), "interval": [round(low, 4), round(high, 4)], "state": state}
+    return {"value": round(value, 4), "interval": [round(low, 4), round(high, 4)], "state": state}
+
+
+def _lately(
+    traffic: Traffic, rows: NDArray[np.int64], bound: Constraint, begins: Sequence[str]
+) -> dict[str, Any] | None:
+    """A constraint on what came since the latest drift that left `FEWEST` answers; JSON-able.
+
+    Without such a drift: on the newest `NEWEST` of the answers, `FEWEST` at least. None where that is all there is.
+    Fewer than `FEWEST_USERS` users are not judged.
+    """
+    times = np.array([traffic.times[row] for row in rows])
+    since = max((begin for begin in begins if (times >= begin).sum() >= FEWEST), default=None)
+    newest = rows[-max(FEWEST, int(NEWEST * len(rows))) :] if since is None else rows[times >= since]
+    if len(newest) == len(rows):
+        return None
+    found, measure = _measured(traffic, newest, bound.metric)
+    named = {"since": traffic.times[newest[0]], "drifted": since is not None, "answers": len(newest)}
+    value, users = measure(np.arange(len(newest))), len(found.users[0])
+    if users < FEWEST_USERS:
+        state = f"not measured: {users} users of {FEWEST_USERS}"
+        return {**named, "value": round(value, 4), "interval": None, "state": state}
+    return {**named, **_judged(bound, value, _wide_interval(found, measure, value))}
 
 
 Measure = Callable[[NDArray[np.int64]], float]
 
 
-def _measure(found: Evaluation, other: Evaluation | None, metric: str) -> Measure:
-    """A metric of some rows of answers, against others where it is one of a change."""
+def _measured(traffic: Traffic, rows: NDArray[np.int64], metric: str) -> tuple[Evaluation, Measure]:
+    """These answers, and a metric of some of them, against the other config's where it is one of a change."""
+    found = traffic.evaluation(rows)
     if metric in RELATIVE_METRICS:
-        assert other is not None
+        other = traffic.evaluation(rows, np.array([traffic.shadow[int(row)] for row in rows]))
         each = changed(other, found)[metric]
-        return lambda rows: float(each[rows].mean())
+        return found, lambda some: float(each[some].mean())
     of = metrics_of(found.labels)[metric].measure
-    return lambda rows: of(found.log_probs[rows], found.predicted[rows], found.gold[rows])
+    return found, lambda some: of(found.log_probs[some], found.predicted[some], found.gold[some])
 
 
-def _interval(found: Evaluation, measure: Measure) -> tuple[float, float]:
-    """Percentiles over resampled users."""
+def _resampled(found: Evaluation, measure: Measure) -> NDArray[np.float64]:
+    """The metric of resampled users, float [`DRAWS`]."""
     users, of = found.users
     rows = [np.flatnonzero(of == number) for number in range(len(users))]
     rng = np.random.default_rng(0)
     draws = (rng.integers(0, len(users), len(users)) for _ in range(DRAWS))
-    values = [measure(np.concatenate([rows[number] for number in drawn])) for drawn in draws]
-    return float(np.percentile(values, 0.5)), float(np.percentile(values, 99.5))
+    return np.array([measure(np.concatenate([rows[number] for number in drawn])) for drawn in draws])
+
+
+def _interval(found: Evaluation, measure: Measure) -> tuple[float, float]:
+    """Percentiles over resampled users."""
+    low, high = np.percentile(_resampled(found, measure), (0.5, 99.5))
+    return float(low), float(high)
+
+
+def _wide_interval(found: Evaluation, measure: Measure, value: float) -> tuple[float, float]:
+    """For few answers and many looks, at `LATELY`: Student's t over users, around the value less its bias.
+
+    Entropy of few answers is too small, and its percentiles smaller still; users who ask more count as fewer users.
+    """
+    sizes, values = np.bincount(found.users[1]), _resampled(found, measure)
+    counted = sizes.sum() ** 2 / (sizes**2).sum()
+    far = stats.t.isf(LATELY / 2, max(1.0, counted - 1)) * values.std() * np.sqrt(len(sizes) / (len(sizes) - 1))
+    middle = 2 * value - values.mean()
+    return float(middle - far), float(middle + far)
 
 
 def calibration(traffic: Traffic, own: NDArray[np.int64], labelled: NDArray[np.int64]) -> dict[str, Any]:
@@ -218,10 +280,11 @@ def _said(found: Interval, kind: str, margin: float, most_users: int | None) -> 
 
 
 def losers(traffic: Traffic, labelled: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Users who are answered worse than by the other config, the worst first: JSON-able, with their shrunken loss.
+    """Users who are answered worse than by the other config, the worst first; JSON-able.
 
-    A user's mean difference d over n labels is drawn to the mean of all, m + (d - m) T / (T + s / n), where s is the
-    variance inside users and T that between them (normal-normal, by moments).
+    `own` is what a user lost, `loss` the same shrunken; who lost nothing is not listed, whatever all lose. A user's
+    mean difference d over n labels is drawn to the mean of all, m + (d - m) T / (T + s / n), where s is the variance
+    inside users and T that between them (normal-normal, by moments).
     """
     rows = np.array([row for row in labelled if int(row) in traffic.shadow], dtype=np.int64)
     if not len(rows):
@@ -236,16 +299,63 @@ def losers(traffic: Traffic, labelled: NDArray[np.int64]) -> list[dict[str, Any]
     middle = float(means.mean())
     weight = between / (between + inside / sizes) if between > 0 else np.zeros(len(users))
     shrunken = middle + weight * (means - middle)
-    order = [number for number in np.argsort(shrunken, kind="stable") if shrunken[number] < 0][:LOSERS]
-    loss = -shrunken
-    return [{"user": users[n], "labels": int(sizes[n]), "loss": round(float(loss[n]), 4)} for n in order]
+    worst = [n for n in np.lexsort((means, shrunken)) if shrunken[n] < 0 and means[n] < 0][:LOSERS]
+    return [
+        {
+            "user": users[n],
+            "labels": int(sizes[n]),
+            "own": round(float(-means[n]), 4),
+            "loss": round(float(-shrunken[n]), 4),
+        }
+        for n in worst
+    ]
 
 
 def faults(found: Mapping[str, Any]) -> list[str]:
-    """What a rollback is for: broken constraints, and a deployment that is worse."""
-    broken = [f"{one['metric']} {one['bound']} is broken" for one in found["constraints"] if one["state"] == "broken"]
+    """What a rollback is for: constraints broken over all or since a drift, and a deployment that is worse.
+
+    Where nothing changes, a bound can be broken since a drift only if a drift is seen by chance: its levels add up to
+    less than 0.02 for all looks. Where something else changed, the interval at `LATELY` must lie beyond the bound. The
+    newest answers without a drift have no such guard over many looks, and are no fault: `doubts`.
+    """
+    broken = [f"{_bound(one)} is broken" for one in found["constraints"] if one["state"] == "broken"]
+    since = [
+        f"{_bound(one)} is broken since {minute(one['lately']['since'])}" for one in _lately_broken(found, drifted=True)
+    ]
     worse = found["comparison"] is not None and found["comparison"]["verdict"] == "worse"
-    return broken + (["it is worse than the other config"] if worse else [])
+    return [*broken, *since, *(["it is worse than the other config"] if worse else [])]
+
+
+def doubts(found: Mapping[str, Any]) -> list[str]:
+    """Bounds that the newest answers break where no drift is long enough ago: to be looked at, and no fault."""
+    return [
+        f"the newest {one['lately']['answers']} answers break {_bound(one)}"
+        for one in _lately_broken(found, drifted=False)
+    ]
+
+
+def _lately_broken(found: Mapping[str, Any], *, drifted: bool) -> list[Mapping[str, Any]]:
+    """Constraints that are not broken over all, and are of what came lately."""
+    kept = [one for one in found["constraints"] if one["state"] != "broken" and one["lately"] is not None]
+    return [one for one in kept if one["lately"]["state"] == "broken" and one["lately"]["drifted"] == drifted]
+
+
+def _bound(one: Mapping[str, Any]) -> str:
+    return f"{one['metric']} {one['bound']}"
+
+
+def standing(one: Mapping[str, Any]) -> str:
+    """A constraint's state, over all and, where that says something else for certain, of what came lately."""
+    lately = one["lately"]
+    if lately is None or lately["state"] not in ("holds", "broken") or lately["state"] == one["state"]:
+        return str(one["state"])
+    when = f"since {minute(lately['since'])}" if lately["drifted"] else f"in the newest {lately['answers']} answers"
+    return f"{one['state']} over all; {lately['state']} {when}"
+
+
+def minute(time: str) -> str:
+    """A time of a log for readers."""
+    return f"{time[:16].replace('T', ' ')} UTC"
 
 
 def reasons(found: Mapping[str, Any]) -> tuple[list[str], str | None]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from serving.monitor import doubts, minute, standing
+
 SHOWN = 10
 """Users and streams that are listed."""
 
@@ -20,12 +22,15 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         own = found["ratio"]
         fault = "; this is no chance: look for what loses users of one arm" if own["fault"] else ""
         out.append(f"split: {own['a']} and {own['b']} users, meant {own['share']:.1%}, p = {own['p']:.2g}{fault}")
-    out.append(_comparison(found["comparison"]))
-    out += [f"  user {one['user']}: loses {one['loss']:.3f} ({one['labels']} labels)" for one in found["losers"]]
+    out.append(_comparison(found["comparison"], found["other"]))
+    out += [
+        f"  user {one['user']}: loses {one['own']:.3f} on {one['labels']} labels, {one['loss']:.3f} shrunken"
+        for one in found["losers"]
+    ]
     if found["losers"]:
         out.append("  `chamtune retune DEPLOY --data LOG --by-user` tries strengths of each user's own for them")
     out += [
-        f"drift: {one['what']} since {one['since'][:16]}: {one['before']} -> {one['after']}"
+        f"drift: {one['what']} since {minute(one['since'])}: {one['before']} -> {one['after']}"
         for one in found["drift"][:SHOWN]
     ] or ["no drift"]
     changed = found["changed_users"]
@@ -35,6 +40,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         f"  user {one['user']}: {one['what']}: {one['before']} -> {one['after']}, p = {one['p']:.2g}"
         for one in changed[:SHOWN]
     ]
+    out += [f"no fault yet: {doubt}" for doubt in doubts(found)]
     out += [f"FAULT: {fault}" for fault in found["faults"]]
     if found["rolled_back"] is not None:
         own = found["rolled_back"]
@@ -50,7 +56,12 @@ def _constraint(one: Mapping[str, Any]) -> str:
     if one["value"] is None:
         return f"constraint {one['metric']} {one['bound']}: {one['state']}"
     low, high = one["interval"]
-    return f"constraint {one['metric']} {one['bound']}: {one['value']} [{low}, {high}], {one['state']}"
+    said = f"constraint {one['metric']} {one['bound']}: {one['value']} [{low}, {high}], {standing(one)}"
+    lately = one["lately"]
+    if standing(one) == one["state"]:
+        return said
+    low, high = lately["interval"]
+    return f"{said}: {lately['value']} [{low}, {high}], {lately['answers']} answers"
 
 
 def _calibration(one: Mapping[str, Any]) -> str:
@@ -64,9 +75,13 @@ def _calibration(one: Mapping[str, Any]) -> str:
     return f"{said}; {seen}, too high by {one['gap']:+.3f} [{low}, {high}]: {one['state']}"
 
 
-def _comparison(one: Mapping[str, Any] | None) -> str:
+def _comparison(one: Mapping[str, Any] | None, other: str | None) -> str:
     if one is None:
         return "no other config to compare with"
-    told = f"{one['users']} users with {one['labels_by_user']} labels or more"
+    told = f"{one['kind']}, {one['users']} users with {one['labels_by_user']} labels or more"
     between = "no interval yet" if one["interval"] is None else "[{:+.3f}, {:+.3f}]".format(*one["interval"])
-    return f"against the other config ({one['kind']}, {told}): {one['mean']:+.3f} {between}: {one['verdict']}"
+    undecided = ", no decision yet" if one["verdict"] == "go on" else ""
+    return (
+        f"accuracy of this one minus that of {other or 'the other config'}: {one['mean']:+.3f} {between} ({told}): "
+        f"{one['verdict']}{undecided}"
+    )

@@ -13,7 +13,8 @@ from fastapi import FastAPI, Query
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment
 
-from personalization.errors import DataError
+from personalization.errors import DataError, UsageError
+from serving.monitor import doubts, standing
 from serving.pages import drawing
 from serving.pages.logs import Logs
 from studies.shown.pages.app import application as of_studies
@@ -24,12 +25,13 @@ HERE = Path(__file__).parent
 LOGS = "CHAMTUNE_LOGS"
 """The environment variable with further folders of logs, parted as in PATH."""
 Name = Annotated[str, Query(max_length=300, description="A log by its name.")]
+Asked = Annotated[str | None, Query()]
 
 
 def application(house: House, logs: Logs) -> FastAPI:
     """The pages of the studies of a house, and of its servers."""
     templates = pages(HERE / "templates", elsewhere={"Served": "/served"})
-    templates.globals["traffic"] = drawing
+    templates.globals |= {"traffic": drawing, "standing": standing, "doubts": doubts}
     app = of_studies(house, templates)
     _add_pages(app, logs, templates)
     _add_api(app, logs)
@@ -42,7 +44,9 @@ def _add_pages(app: FastAPI, logs: Logs, templates: Environment) -> None:
         return templates.get_template("served.html").render(logs=logs.overview(), home=str(logs.home))
 
     @app.get("/monitor", response_class=HTMLResponse, include_in_schema=False)
-    def monitor(log: Name) -> str:
+    def monitor(log: Asked = None) -> str:
+        if log is None:
+            raise UsageError("Choose a log of a server: /monitor?log=NAME. They are under Served, above.")
         state = logs.state(log)
         try:
             found = logs.report(log)

@@ -38,7 +38,10 @@ def _frame(across: Ends, up: Ends) -> dict[str, Any]:
 
 
 def accuracy(parts: Sequence[Row]) -> dict[str, Any] | None:
-    """Estimate and accuracy over the answers, and where a generation took over; None below two parts."""
+    """Estimate and accuracy over the answers, and where a generation took over; None below two parts.
+
+    `of`: answers that a point is of.
+    """
     if len(parts) < 2:
         return None
     seen = [value for part in parts for value in (part["estimate"], part["accuracy"]) if value is not None]
@@ -54,7 +57,7 @@ def accuracy(parts: Sequence[Row]) -> dict[str, Any] | None:
         name: _path(list(zip(middles, [part[name] for part in parts], strict=True)), across, up)
         for name in ("estimate", "accuracy")
     }
-    return {**_frame(across, up), **lines, "swaps": swaps}
+    return {**_frame(across, up), **lines, "swaps": swaps, "of": round(across[1] / len(parts))}
 
 
 def sequence(looks: Sequence[Row], margin: float) -> dict[str, Any] | None:

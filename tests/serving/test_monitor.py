@@ -13,8 +13,22 @@ from personalization.deployment import Deployment, read_config
 from personalization.errors import DataError
 from serving.drift import changed_users, drifts
 from serving.log import Log
-from serving.monitor import calibration, compared, comparison, constraints, faults, losers, ratio, watched
+from serving.monitor import (
+    calibration,
+    compared,
+    comparison,
+    constraints,
+    doubts,
+    faults,
+    losers,
+    ratio,
+    reasons,
+    report,
+    standing,
+    watched,
+)
 from serving.replay import replay
+from serving.told import lines
 from serving.traffic import Traffic, read_traffic
 from studies.verdict.deployments import publish
 from tests.serving.conftest import ask, items
@@ -53,6 +67,79 @@ def test_constraints_hold_are_broken_or_are_not_measured():
     assert low < found["accuracy"]["value"] < high
 
 
+def answering(traffic, predicted):
+    """The same traffic with these answers."""
+    log_probs = np.full((len(traffic), 5), np.log(0.1))
+    log_probs[np.arange(len(traffic)), predicted] = np.log(0.6)
+    return replace(traffic, log_probs=log_probs)
+
+
+def told_of(traffic, drift, **told):
+    """A report's part on constraints, as faults are made of it."""
+    return {"constraints": constraints(traffic, everything(traffic), told, drift), "comparison": None, "drift": drift}
+
+
+def test_a_bound_that_is_broken_since_a_drift_is_a_fault_though_it_holds_over_all():
+    """Of 800 answers the last 200 are nearly all alike; of all of them no label has a half."""
+    traffic = made(n=800)
+    alike = answering(
+        traffic, np.where((everything(traffic) >= 600) & (everything(traffic) % 10 > 0), 0, traffic.predicted)
+    )
+    drift = drifts(alike)
+    assert "label 1" in {one["what"] for one in drift}
+    found = told_of(alike, drift, top1_share="<= 0.55", entropy=">= 0.1")
+    share, entropy = found["constraints"]
+    begin = max(one["since"] for one in drift)
+    assert (share["state"], share["lately"]["state"], share["lately"]["since"]) == ("holds", "broken", begin)
+    assert share["lately"]["interval"][0] > 0.55 > share["interval"][1]
+    assert share["lately"]["answers"] == 800 - int(begin)
+    assert standing(share) == f"holds over all; broken since {begin} UTC"
+    assert (standing(entropy), entropy["lately"]["state"]) == ("holds", "holds")
+    assert faults(found) == [f"top1_share <= 0.55 is broken since {begin} UTC"]
+    assert reasons(found)[0][0] == faults(found)[0]
+    assert doubts(found) == []
+
+
+def test_a_later_drift_with_few_answers_hides_no_broken_bound():
+    traffic = made(n=800)
+    alike = answering(traffic, np.where(everything(traffic) >= 600, 0, traffic.predicted))
+    found = told_of(alike, [{"since": "00600"}, {"since": "00790"}], top1_share="<= 0.55")
+    assert faults(found) == ["top1_share <= 0.55 is broken since 00600 UTC"]
+    few = replace(alike, users=tuple(f"u{row % 19}" for row in range(800)))
+    (one,) = told_of(few, [{"since": "00600"}], top1_share="<= 0.55")["constraints"]
+    assert (standing(one), one["lately"]["state"]) == ("holds", "not measured: 19 users of 20")
+
+
+def test_without_a_drift_the_newest_quarter_is_shown_and_is_no_fault():
+    traffic = made(n=800)
+    alike = answering(traffic, np.where(everything(traffic) >= 600, 0, traffic.predicted))
+    found = told_of(alike, [], top1_share="<= 0.55")
+    assert faults(found) == []
+    assert doubts(found) == ["the newest 200 answers break top1_share <= 0.55"]
+    assert standing(found["constraints"][0]) == "holds over all; broken in the newest 200 answers"
+    assert told_of(made(n=100), [], top1_share="<= 0.55")["constraints"][0]["lately"] is None
+    over = told_of(alike, [], top1_share="<= 0.2")
+    assert (faults(over), doubts(over)) == (["top1_share <= 0.2 is broken"], [])
+
+
+@pytest.mark.slow
+def test_at_its_bound_a_metric_is_rarely_called_broken_however_often_one_looks():
+    """Something else drifts, users differ, and entropy is as it was: at the bound, look after look."""
+    alarms = 0
+    for seed in range(12):
+        traffic, rng = made(n=750, users=60, seed=seed), np.random.default_rng(seed)
+        taste = rng.dirichlet([5, 4.5, 4, 3.5, 3], 60)
+        asks = np.array([int(user[1:]) for user in traffic.users])
+        picks = (rng.random(750)[:, None] > taste.cumsum(axis=1)[asks]).sum(axis=1).clip(0, 4)
+        shares, whole = taste.mean(axis=0), answering(traffic, picks)
+        bound = f">= {-(shares * np.log2(shares)).sum():.6f}"
+        looks = (
+            told_of(whole.only(np.arange(n)), [{"since": "00150"}], entropy=bound) for n in (250, 300, 400, 550, 750)
+        )
+        alarms += any(look["constraints"][0]["lately"]["state"] == "broken" for look in looks)
+    assert alarms <= 1
+
+
 @pytest.mark.parametrize(("sure", "state"), [(0.6, "holds"), (0.8, "too sure"), (0.4, "not sure enough")])
 def test_the_estimate_of_accuracy_is_checked_against_the_labels(sure, state):
     traffic = made(sure=sure)
@@ -81,10 +168,13 @@ def test_no_drift_where_there_is_none():
 def test_planted_drift_is_found_in_length_labels_and_a_group_of_users():
     traffic = made()
     longer = replace(traffic, chars=traffic.chars + late(traffic, 40))
-    (found,) = (one for one in drifts(longer) if one["what"] == "text length (log)")
+    (found,) = (one for one in drifts(longer) if one["what"] == "text length (characters)")
     assert found["since"] <= found["seen_at"]
     assert found["seen_at"] > "01000"
-    assert found["after"] > found["before"] + 0.3
+    assert (found["before"], found["after"]) == (pytest.approx(38, abs=2), pytest.approx(78, abs=2))
+    known = replace(traffic, known=np.where(late(traffic, 1), 8, 20))
+    (found,) = drifts(known)
+    assert (found["what"], found["before"], found["after"]) == ("history length (items)", 20.0, 8.0)
     shifted = np.where((np.arange(2000) >= 1000) & (traffic.predicted == 0))[0]
     moved = traffic.log_probs.copy()
     moved[np.ix_(shifted, [0, 3])] = moved[np.ix_(shifted, [3, 0])]
@@ -95,7 +185,9 @@ def test_planted_drift_is_found_in_length_labels_and_a_group_of_users():
     group = replace(traffic, chars=traffic.chars + late(traffic, 200, share=0.1).astype(int))
     assert {one["user"] for one in changed_users(group)} == {f"u{number}" for number in range(5)}
     many = replace(traffic, chars=traffic.chars + late(traffic, 200, share=0.5).astype(int))
-    assert "users' text length" in {one["what"] for one in drifts(many)}
+    (own,) = (one for one in drifts(many) if one["what"] == "users' text length (times their first)")
+    assert own["before"] == pytest.approx(1, abs=0.1)
+    assert own["after"] > 2
 
 
 def test_an_accuracy_that_falls_is_found_where_the_answers_stay_what_they_were():
@@ -151,6 +243,34 @@ def test_users_who_lose_are_listed_shrunken():
     found = losers(replace(traffic, shadow=shadow), everything(traffic))
     assert {one["user"] for one in found[:2]} == {"u3", "u7"}
     assert 0.1 < found[0]["loss"] < 0.4
+    assert all(one["own"] > 0 for one in found)
+    assert {one["user"] for one in found} == {"u3", "u7"}
+    worst = max(found, key=lambda one: one["own"])
+    assert 0.2 < worst["loss"] < worst["own"] < 0.4
+
+
+def test_the_lines_name_the_other_config_what_is_undecided_and_what_is_broken_lately(
+    asking, write_deployment, deploy, tmp_path
+):
+    with asking(other=write_deployment(tmp_path / "other", favourite=2), texts=True) as client:
+        for number in range(4):
+            answer = client.post("/predict", json=ask(f"a lamp {number}", user=f"u{number}")).json()
+            client.post("/feedback", json={"request": answer["request"], "label": "2"})
+    found = report(watched(tmp_path / "log", deploy))
+    said = lines({**found, "faults": [], "rolled_back": None, "retuned": None})
+    (line,) = (one for one in said if one.startswith("accuracy of this one minus"))
+    assert f"that of {tmp_path / 'other'}: -1.000 no interval yet" in line
+    assert line.endswith("go on, no decision yet")
+    assert "  user u0: loses 1.000 on 1 labels, 1.000 shrunken" in said
+    late = {"since": "2026-11-29T10:43:53", "answers": 200, "value": 0.79, "interval": [0.6, 0.9], "state": "broken"}
+    row = {"metric": "top1_share", "bound": "<= 0.55", "value": 0.23, "interval": [0.2, 0.3], "state": "holds"}
+    newest = {**found, "constraints": [{**row, "lately": {**late, "drifted": False}}], "faults": []}
+    told = lines({**newest, "rolled_back": None, "retuned": None})
+    row_told = "0.23 [0.2, 0.3], holds over all; broken in the newest 200 answers: 0.79 [0.6, 0.9], 200 answers"
+    assert f"constraint top1_share <= 0.55: {row_told}" in told
+    assert "no fault yet: the newest 200 answers break top1_share <= 0.55" in told
+    anew = report(watched(tmp_path / "log", deploy, baseline=tmp_path / "other"))["other"]
+    assert anew == str(tmp_path / "other")
 
 
 def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, write_deployment, tmp_path, command):

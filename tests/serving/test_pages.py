@@ -52,6 +52,9 @@ def test_a_home_that_serves_nothing_says_how_to_begin(tmp_path):
     assert f"chamtune serve deploy --home {tmp_path}" in page.text
     assert '<a href="/served">Served</a>' in client.get("/").text
     assert client.get("/monitor?log=gone").status_code == 404
+    bare = client.get("/monitor")
+    assert (bare.status_code, bare.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "Choose a log of a server" in bare.text
     assert client.get("/api/monitor?log=gone").json()["detail"].startswith("no log 'gone'")
 
 
@@ -69,7 +72,8 @@ def test_the_page_says_what_monitoring_says(logged, tmp_path):
     page = client.get("/monitor?log=log").text
     assert (told["answers"], told["labelled"], told["generation"]) == (120, 120, 1)
     assert told["comparison"]["verdict"] == "better"
-    assert "<strong>better</strong>: accuracy +1.000" in page
+    assert f"<strong>better</strong>: accuracy of this one minus <code>{tmp_path / 'other'}</code> +1.000" in page
+    assert "A point is of about 10 answers" in page
     assert told["faults"] == ["entropy >= 0.5 is broken"]
     assert "entropy &gt;= 0.5 is broken" in page
     assert f"chamtune monitor {logged} --rollback" in page
@@ -81,6 +85,33 @@ def test_the_page_says_what_monitoring_says(logged, tmp_path):
     assert "No user is known to lose" in page
     row = client.get("/api/served").json()[0]
     assert (row["log"], row["generation"], row["state"]) == ("log", 1, told["state"])
+
+
+def test_times_are_said_to_be_utc(logged, tmp_path):
+    client = client_of(tmp_path / "home", logged)
+    last = client.get("/api/served").json()[0]["last"]
+    assert f"{last[:16].replace('T', ' ')} UTC</time>" in client.get("/served").text
+    assert (
+        f'<time datetime="{client.get("/api/monitor?log=log").json()["last"]}">' in client.get("/monitor?log=log").text
+    )
+
+
+def test_what_is_broken_lately_stands_beside_what_holds_over_all(logged, tmp_path, monkeypatch):
+    """As a report says it: since a drift, it is a fault; in the newest answers, a doubt."""
+    of = {"metric": "top1_share", "bound": "<= 0.55", "value": 0.23, "interval": [0.2, 0.3], "state": "holds"}
+    lately = {"since": "2026-11-29T10:43:53+00:00", "answers": 200, "value": 0.79, "interval": [0.6, 0.9]}
+    for drifted, tag, verdict in (
+        (True, "broken since 2026-11-29 10:43 UTC", "top1_share &lt;= 0.55 is broken since 2026-11-29 10:43 UTC"),
+        (False, "broken in the newest 200 answers", "the newest 200 answers break top1_share &lt;= 0.55"),
+    ):
+        one = {**of, "lately": {**lately, "state": "broken", "drifted": drifted}}
+        monkeypatch.setattr("serving.monitor.constraints", lambda *_, one=one: [one])
+        page = client_of(tmp_path / "home", logged).get("/monitor?log=log").text
+        assert '<span class="tag good">holds over all</span>' in page
+        assert f'<span class="tag bad">{tag}</span>' in page
+        assert verdict in page
+        assert "Nothing is broken" not in page
+        assert ("<strong>Broken:</strong>" in page) == drifted
 
 
 def test_a_report_follows_the_log_and_rests_where_it_took_long(logged, tmp_path, monkeypatch):
