@@ -8,7 +8,8 @@ D is what PED-ANOVA takes as importance (Watanabe, Bansal, Hutter 2023, "PED-ANO
 Hyperparameter Importance in Arbitrary Subspaces"), here over the values that are shown instead of a kernel density, so
 that resampling costs a matrix product. D r / (1 - r) is the variance of goodness between values in units of its whole
 variance; what V values of an unrelated parameter explain by chance is taken off. The interval is that of 200 resamples
-of the trials, from which chance is taken off twice: once for the trials, once for their resampling.
+of the trials, from which chance is taken off twice: once for the trials, once for their resampling. Where nothing can
+be estimated the importance is 0 and its interval NaN, and `unjudged` says why.
 
 Among feasible trials *good* is the top 30 %. The same function says what decides whether a trial is feasible, or keeps
 one constraint, among all complete trials. `of_optuna` has Optuna's own evaluators, which use no interval.
@@ -16,6 +17,7 @@ one constraint, among all complete trials. `of_optuna` has Optuna's own evaluato
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from optuna.trial import TrialState
 
 from personalization.errors import UsageError
 from studies.insights.history import History
-from studies.insights.values import TOP, Levels, good, levels
+from studies.insights.values import TOP, Levels, good, levels, short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +42,9 @@ ENOUGH = 10
 """Trials below which nothing is said."""
 FEW = 3
 """Trials with other values than the most frequent below which a parameter hardly varied."""
-COLUMNS = ("parameter", "group", "importance", "low", "high", "share", "trials", "warning")
+COLUMNS = ("parameter", "group", "importance", "low", "high", "share", "trials", "warning", "unjudged", "only")
+FIXED, UNREAD, SCARCE = "fixed", "never read", "too few trials"
+"""Why nothing was estimated (`unjudged`): all trials have one value, `only`; no trial reads it; under `ENOUGH` do."""
 
 
 @lru_cache(maxsize=4)
@@ -85,8 +89,10 @@ def _ranked(history: History, kept: pd.DataFrame, chosen: NDArray[np.bool_]) -> 
         found = levels(parameter, kept[f"params_{parameter.name}"])
         read = found.member.any(axis=1) if found.labels else np.zeros(len(kept), dtype=bool)
         number = int(read.sum())
-        point, low, high = 0.0, 0.0, 1.0
-        if number >= ENOUGH and len(found.labels) > 1:
+        only = found.labels[0] if len(found.labels) == 1 and _alike(kept[f"params_{parameter.name}"]) else None
+        unjudged = UNREAD if not number else FIXED if only is not None else SCARCE if number < ENOUGH else ""
+        point, low, high = 0.0, math.nan, math.nan
+        if not unjudged and len(found.labels) > 1:
             point, low, high = with_interval(*explained(found.member[read], chosen[read], weights[:, read]))
         rows.append(
             {
@@ -97,12 +103,19 @@ def _ranked(history: History, kept: pd.DataFrame, chosen: NDArray[np.bool_]) -> 
                 "high": high,
                 "trials": number,
                 "warning": _warning(found, number, len(kept)),
+                "unjudged": unjudged,
+                "only": only,
             }
         )
     frame = pd.DataFrame(rows, columns=[name for name in COLUMNS if name != "share"])
     total = frame["importance"].sum()
     frame.insert(5, "share", frame["importance"] / total if total > 0 else 0.0)
     return frame.sort_values(["importance", "high"], ascending=False, kind="stable", ignore_index=True)
+
+
+def _alike(column: pd.Series) -> bool:
+    """Whether all trials that read a parameter had one value, and not several within a bin."""
+    return int(column.nunique()) == 1
 
 
 def _warning(found: Levels, read: int, trials: int) -> str:
@@ -112,10 +125,11 @@ def _warning(found: Levels, read: int, trials: int) -> str:
     if read < ENOUGH:
         return f"too few trials to tell: {read} of {trials} read it"
     if len(found.labels) == 1:
-        return f"cannot matter: {found.labels[0]} in every trial"
+        return f"cannot matter: {short(found.labels[0])} in every trial"
     most = int(found.member.sum(axis=0).max())
     if read - most < FEW:
-        return f"hardly varied: {found.labels[int(found.member.sum(axis=0).argmax())]} in {most} of {read} trials"
+        label = found.labels[int(found.member.sum(axis=0).argmax())]
+        return f"hardly varied: {short(label)} in {most} of {read} trials"
     if read < trials / 2:
         return f"read in {read} of {trials} trials only"
     return ""

@@ -31,7 +31,8 @@ COLUMNS = ("number", "value", "likely", "error", "rank", "likely_rank")
 
 
 def likely(history: History) -> pd.DataFrame:
-    """A row a feasible trial, the likely best first; `COLUMNS`. Under ten trials nothing is shrunk."""
+    """A row a feasible trial, the likely best first; `COLUMNS`, after `study` where there are several. Under ten trials
+    nothing is shrunk."""
     kept = history.feasible
     values = kept["value"].to_numpy(dtype=float)
     found = [levels(p, kept[f"params_{name}"]).member for name, p in history.parameters.items()]
@@ -41,11 +42,12 @@ def likely(history: History) -> pd.DataFrame:
         scale = float(values.std())
         given, spread = ridge(effects, (values - values.mean()) / scale)
         mean, error = values.mean() + scale * given, scale * spread
-    frame = kept[["number", "value"]].assign(likely=mean, error=error)
+    told = [name for name in ("study", "number", "value") if name in kept]
+    frame = kept[told].assign(likely=mean, error=error)
     frame["rank"] = (-kept["gain"]).rank(method="first").astype(int)
     sign = 1.0 if history.maximize else -1.0
     frame["likely_rank"] = (-sign * frame["likely"]).rank(method="first").astype(int)
-    return frame.sort_values("likely_rank", ignore_index=True)[list(COLUMNS)]
+    return frame.sort_values("likely_rank", ignore_index=True)[[*told[:-2], *COLUMNS]]
 
 
 def ridge(effects: NDArray[np.float64], gains: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 CURVE = 40
 """Most points of a curve."""
-PRICES = ("constraint", "bound", "with_it", "without_it", "price", "binds")
+PRICES = ("constraint", "bound", "side", "with_it", "without_it", "price", "binds")
 CURVES = ("constraint", "violation", "bound", "best")
 
 
@@ -28,7 +28,8 @@ def _reached(history: History, name: str) -> pd.DataFrame:
 
 
 def constraint_prices(history: History) -> pd.DataFrame:
-    """A row a constraint: the best value with it and without it, among the trials; `price` is the gain it costs."""
+    """A row a constraint: the best value with it and without it, among the trials; `price` is the gain it costs,
+    `side` whether the bound is an upper (<=) or a lower one (>=)."""
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
@@ -44,6 +45,7 @@ def constraint_prices(history: History) -> pd.DataFrame:
             {
                 "constraint": name,
                 "bound": None if bound is None else bound.bound,
+                "side": None if bound is None else "<=" if bound.sign > 0 else ">=",
                 "with_it": sign * with_it,
                 "without_it": sign * without,
                 "price": without - with_it,

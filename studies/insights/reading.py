@@ -25,8 +25,8 @@ FOREIGN = "foreign"
 
 
 def read_histories(names: Sequence[str], home: Path, url: str | None = None, goal: str | None = None) -> list[History]:
-    """The histories of stored studies by name, of any origin; of all of them where none is named. UsageError for an
-    unknown study or goal."""
+    """The histories of stored studies by name, each once, of any origin; of all of them where none is named.
+    UsageError for an unknown study or goal."""
     where = storage_url(home, url)
     if not may_exist(where):
         raise UsageError(
@@ -41,7 +41,7 @@ def read_histories(names: Sequence[str], home: Path, url: str | None = None, goa
         raise UsageError(f"no studies in {home}; start one with `chamtune run demo --home {home}`")
     return [
         history_of(optuna.load_study(study_name=name, storage=storage), finished_trials(storage, name), goal)
-        for name in names or there
+        for name in dict.fromkeys(names or there)
     ]
 
 

@@ -13,7 +13,7 @@ from studies.insights.likely import likely
 from studies.insights.pairs import cells, interactions
 from studies.insights.price import box, constraint_prices, price_curve
 from studies.insights.suggestions import suggestions
-from studies.insights.trends import course, trends
+from studies.insights.trends import course, points, trends
 from studies.insights.values import COLUMNS, TOP, good, value_scores
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Frames = dict[str, "pd.DataFrame"]
 BEST = 10
 """Likely values that are shown."""
+STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
+"""How a trial ends: what it is called -> Optuna's name."""
 NAMES = (
     "scores", "course", "importance", "feasibility", "interactions", "cells", "trends", "likely", "prices", "curve",
     "box", "suggestions",
@@ -69,7 +71,7 @@ def insights_of(
 
 
 def summary(found: History, top: float = TOP) -> dict[str, Any]:
-    """Counts, the threshold from which a trial is good, and the best trial."""
+    """Counts, in all and by how trials ended, the threshold from which a trial is good, and the best trial."""
     kept = found.feasible
     chosen, limit = good(kept["gain"].to_numpy(dtype=float), top)
     sign = 1.0 if found.maximize else -1.0
@@ -78,6 +80,8 @@ def summary(found: History, top: float = TOP) -> dict[str, Any]:
         row = kept.loc[kept["gain"].idxmax()]
         named = {name: row[f"params_{name}"] for name in found.parameters}
         best = {"trial": int(row["number"]), "value": float(row["value"]), "params": _there(named)}
+        best |= {"study": row["study"]} if "study" in row else {}
+    ended = found.trials["state"].value_counts()
     return {
         "study": found.name,
         "metric": found.metric,
@@ -85,6 +89,7 @@ def summary(found: History, top: float = TOP) -> dict[str, Any]:
         "foreign": found.foreign,
         "goals": list(found.goals),
         "total_experiments": len(found.trials),
+        **{f"{state}_experiments": int(ended.get(name, 0)) for state, name in STATES.items()},
         "feasible_experiments": len(kept),
         "good_experiments": int(chosen.sum()),
         "good_threshold": sign * limit if len(kept) else None,
@@ -98,7 +103,8 @@ def _there(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_json(found: History, frames: Frames, top: float = TOP) -> dict[str, Any]:
-    """One object: `summary`, `analysis` (group -> parameters -> values), and every other table as a list of rows."""
+    """One object: `summary`, `analysis` (group -> parameters -> values), and every other table as a list of
+    rows, with the complete trials as `points`."""
     analysis: dict[str, list[dict[str, Any]]] = {}
     for name, own in frames["scores"].groupby("parameter", sort=False):
         values = own[[column for column in COLUMNS if column not in ("parameter", "group")]].to_dict("records")
@@ -108,6 +114,7 @@ def as_json(found: History, frames: Frames, top: float = TOP) -> dict[str, Any]:
     ordered = {group: analysis[group] for group in sorted(analysis, key=_place)}
     tables = {name: frames[name].to_dict("records") for name in NAMES if name != "scores"}
     tables["likely"] = tables["likely"][:BEST]
+    tables["points"] = points(found).to_dict("records")
     result: dict[str, Any] = plain({"success": True, **summary(found, top), "analysis": ordered, **tables})
     return result
 

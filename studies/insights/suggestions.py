@@ -16,7 +16,7 @@ import pandas as pd
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from studies.insights.history import History, Parameter
-from studies.insights.values import EXACT, levels, said
+from studies.insights.values import EXACT, levels, said, short
 
 
 class Suggestion(NamedTuple):
@@ -110,8 +110,8 @@ def _improvements(
             continue
         value = _example(parameter, kept, lead["value"])
         reason = (
-            f"{lead['good_count']} of {lead['count']} trials with {name} {lead['value']} are good: score "
-            f"{lead['score']:.2g} [{lead['low']:.2g}, {lead['high']:.2g}]; the best trial has {said(base[name])}"
+            f"{lead['good_count']} of {lead['count']} trials with {name} {short(lead['value'])} are good: score "
+            f"{lead['score']:.2g} [{lead['low']:.2g}, {lead['high']:.2g}]; the best trial has {short(said(base[name]))}"
         )
         found.append(Suggestion("improve", {name: value}, reason, {**base, name: value}))
     return found
@@ -124,7 +124,10 @@ def _between(
     if not len(likely) or likely.iloc[0]["rank"] == 1:
         return []
     top = likely.iloc[0]
-    row = history.feasible[history.feasible["number"] == top["number"]].iloc[0]
+    kept = history.feasible
+    mine = kept["number"] == top["number"]
+    of_which = f" of {top['study']}" if "study" in top else ""
+    row = kept[mine & (kept["study"] == top["study"]) if of_which else mine].iloc[0]
     params = dict(base)
     for name, parameter in searched.items():
         other = row[f"params_{name}"]
@@ -137,8 +140,8 @@ def _between(
             params[name] = float(np.sqrt(other * base[name]) if log else (other + base[name]) / 2)
     change = {name: value for name, value in params.items() if base.get(name) != value}
     reason = (
-        f"trial {int(top['number'])} is the likely best ({top['likely']:.4g} after shrinking, {top['value']:.4g} "
-        "measured); the trial with the best measured value was partly lucky"
+        f"trial {int(top['number'])}{of_which} is the likely best ({top['likely']:.4g} after shrinking, "
+        f"{top['value']:.4g} measured); the trial with the best measured value was partly lucky"
     )
     return [Suggestion("likely", change, reason, params)]
 
@@ -154,6 +157,7 @@ def _unexplored(history: History, scores: pd.DataFrame, base: Mapping[str, Any])
             tried = int(own.get(said(choice), 0))
             if tried < 3 and choice != value:
                 times = {0: "never", 1: "once", 2: "twice"}[tried]
-                reason = f"{name} {said(choice)} was tried {times} in a feasible trial, so nothing is known of it"
+                label = short(said(choice))
+                reason = f"{name} {label} was tried {times} in a feasible trial, so nothing is known of it"
                 found.append(Suggestion("explore", {name: choice}, reason, {**base, name: choice}))
     return found

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POINTS = 8
+DOTS = 500
+"""Most trials that are drawn one by one."""
 COLUMNS = ("trials", "parameter", "group", "value", "score", "low", "high", "confidence", "best")
 
 
@@ -57,9 +59,9 @@ def trends(history: History, points: int = POINTS, top: float = TOP) -> pd.DataF
 
 
 def course(history: History) -> pd.DataFrame:
-    """The best feasible value until then: a row where it changed, and the last finished trial; columns trials, best.
+    """The best feasible value until then: a row where it changed, and the last finished trial; trials, number, best.
 
-    `trials`: how many trials had ended.
+    `trials`: how many trials had ended; `number`: of the last of them, counted from 0.
     """
     import pandas as pd
 
@@ -70,4 +72,13 @@ def course(history: History) -> pd.DataFrame:
         changed.iloc[-1] = True
     sign = 1.0 if history.maximize else -1.0
     ended = np.arange(1, len(trials) + 1)[changed.to_numpy(dtype=bool)]
-    return pd.DataFrame({"trials": ended, "best": sign * best[changed].to_numpy(dtype=float)})
+    told = {"trials": ended, "number": trials.loc[changed, "number"].to_numpy()}
+    return pd.DataFrame({**told, "best": sign * best[changed].to_numpy(dtype=float)})
+
+
+def points(history: History) -> pd.DataFrame:
+    """Every complete trial, in order; columns number, value, feasible. At most `DOTS` of them, evenly."""
+    complete = history.trials[history.trials["value"].notna()]
+    if len(complete) > DOTS:
+        complete = complete.iloc[np.unique(np.linspace(0, len(complete) - 1, DOTS).round().astype(int))]
+    return complete[["number", "value", "feasible"]]

@@ -48,6 +48,8 @@ CATEGORIES: dict[str, tuple[tuple[float, str], ...]] = {
 """Word in a parameter's name -> upper ends of ranges and what they are called."""
 WHOLE = 1e12
 """Numbers below which what is whole is written out."""
+LONG = 48
+"""Characters of a value that are shown at most."""
 COLUMNS = (
     "parameter", "group", "value", "score", "low", "high", "ratio_raw", "confidence", "best", "mean", "count",
     "good_count",
@@ -131,6 +133,11 @@ def said(value: Any) -> str:
         whole = number.is_integer() and abs(number) < WHOLE
         return str(int(number)) if whole else f"{number:.3g}"
     return str(value)
+
+
+def short(text: str, most: int = LONG) -> str:
+    """A text of at most so many characters, cut where it is longer."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def confidence(count: int) -> str:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from studies.insights.history import GROUPS, History
-from studies.insights.report import BEST, summary, title
+from studies.insights.importance import FIXED, SCARCE
+from studies.insights.report import BEST, STATES, summary, title
+from studies.insights.values import short
 from studies.shown.consoles import answers
 
 if TYPE_CHECKING:
@@ -23,13 +25,16 @@ SHOWN = 4
 def print_insights(found: History, frames: dict[str, pd.DataFrame], path: dict[str, Any] | None) -> None:
     """Everything, the most useful first."""
     told = summary(found)
+    states = ", ".join(f"{told[f'{state}_experiments']} {state}" for state in STATES)
     answers.print(
         f"{told['study']}: {told['total_experiments']} trials, {told['feasible_experiments']} feasible, "
         f"{told['good_experiments']} good ({found.metric} {'from' if found.maximize else 'to'} "
-        f"{_number(told['good_threshold'])})"
+        f"{_number(told['good_threshold'])}); {states}"
     )
     if told["best"] is not None:
-        answers.print(f"best: trial {told['best']['trial']}, {found.metric} {_number(told['best']['value'])}")
+        of_which = _of(told["best"])
+        value = _number(told["best"]["value"])
+        answers.print(f"best: trial {told['best']['trial']}{of_which}, {found.metric} {value}")
     if path is not None:
         print_path(path)
     _print_importance(frames)
@@ -59,7 +64,8 @@ def _table(heading: str, *columns: str) -> Table:
 
 
 def _print_importance(frames: dict[str, pd.DataFrame]) -> None:
-    matters = frames["importance"]
+    whole = frames["importance"]
+    matters = whole[whole["unjudged"] == ""]
     more = [name for name in ("ped_anova", "fanova", "mdi") if name in matters]
     heading = "what good trials hang on: share that a parameter explains alone"
     table = _table(heading, "parameter", "importance", "interval", *more, "note")
@@ -69,6 +75,16 @@ def _print_importance(frames: dict[str, pd.DataFrame]) -> None:
     answers.print(table, soft_wrap=False)
     if len(matters) > MATTERS:
         answers.print(f"and {len(matters) - MATTERS} more, each {matters['importance'].iloc[MATTERS]:.3f} or less")
+    for why, own in whole[whole["unjudged"] != ""].groupby("unjudged", sort=False):
+        named = ", ".join(
+            f"{row['parameter']} = {short(row['only'])}"
+            if why == FIXED
+            else f"{row['parameter']} ({row['trials']})"
+            if why == SCARCE
+            else row["parameter"]
+            for row in own.to_dict("records")
+        )
+        answers.print(f"importance not estimated, {why}: {named}")
     decided = frames["feasibility"]
     for name, own in decided[decided["low"] > 0].groupby("constraint", sort=False):
         by = ", ".join(f"{row['parameter']} {row['importance']:.2f}" for row in own.head(3).to_dict("records"))
@@ -88,7 +104,7 @@ def _print_scores(scores: pd.DataFrame) -> None:
                 faded = "• " if row["confidence"] == "low" else ""
                 cells = [f"{row['score']:.2f}", _interval(row), f"({row['count']})", str(row["good_count"])]
                 told = "" if place else title(str(name))
-                table.add_row(told, faded + row["value"], *cells, _number(row["mean"]), _number(row["best"]))
+                table.add_row(told, faded + short(row["value"]), *cells, _number(row["mean"]), _number(row["best"]))
             if len(rows) > SHOWN:
                 table.add_row("", f"and {len(rows) - SHOWN} more")
         answers.print(table, soft_wrap=False)
@@ -105,15 +121,20 @@ def _print_rest(found: History, frames: dict[str, pd.DataFrame]) -> None:
         answers.print(f"the bound on {row['constraint']} {said} among these trials")
     top = frames["likely"].head(min(BEST, 3)).to_dict("records")
     if top:
-        said = "; ".join(f"trial {r['number']} {r['likely']:.4g} (measured {r['value']:.4g})" for r in top)
+        said = "; ".join(f"trial {r['number']}{_of(r)} {r['likely']:.4g} (measured {r['value']:.4g})" for r in top)
         answers.print(f"likely best: {said}")
     for place, row in enumerate(frames["suggestions"].to_dict("records"), start=1):
         change = ", ".join(f"{name} {_value(value)}" for name, value in row["change"].items())
         answers.print(f"suggestion {place} ({row['kind']}): {change}: {row['reason']}")
 
 
+def _of(row: dict[str, Any]) -> str:
+    """Of which study a trial is, where there are several."""
+    return f" of {row['study']}" if "study" in row else ""
+
+
 def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else short(str(value))
 
 
 def print_path(path: dict[str, Any]) -> None:

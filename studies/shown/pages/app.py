@@ -30,6 +30,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from personalization.errors import ChamtuneError
 from studies.insights.history import GROUPS
 from studies.insights.report import title
+from studies.insights.values import short
 from studies.shown.pages import drawing
 from studies.shown.pages.house import House
 
@@ -64,7 +65,7 @@ def pages(*further: Path, elsewhere: Mapping[str, str] | None = None) -> Environ
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": number, "title": title}
+    found.filters |= {"number": number, "title": title, "short": short}
     found.globals |= {"groups": GROUPS, "draw": drawing, "elsewhere": dict(elsewhere or {})}
     return found
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from studies.insights.importance import FIXED, SCARCE, UNREAD
+
 Row = Mapping[str, Any]
 WIDTH, HEIGHT = 640, 220
 MARGIN = {"left": 56, "right": 16, "top": 12, "bottom": 34}
@@ -33,16 +35,26 @@ def scaled(value: float, ends: tuple[float, float], places: tuple[float, float])
     return round(places[0] + (value - ends[0]) / span * (places[1] - places[0]), 1)
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers between two."""
+def ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
+    """Round numbers between two, at least three of them unless the two are one; `whole`: no fractions, maybe fewer."""
     span = high - low
     if span <= 0:
         return [low]
     rough = span / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    step = max(1.0, step) if whole else step
     first = math.ceil(low / step) * step
-    return [round(first + i * step, 10) for i in range(int((high - first) / step + 1e-9) + 1)]
+    found = [round(first + i * step, 10) for i in range(int((high - first) / step + 1e-9) + 1)]
+    return found if len(found) > 2 or count > 8 or (whole and step == 1) else ticks(low, high, count + 1, whole)
+
+
+def _axis(ends: tuple[float, float], places: tuple[float, float], whole: bool = False) -> list[dict[str, Any]]:
+    """Where the ticks between two ends stand, with texts that differ."""
+    found = ticks(*ends, whole=whole)
+    texts = ([f"{tick:.{digits}g}" for tick in found] for digits in range(4, 12))
+    said = next((told for told in texts if len(set(told)) == len(found)), [str(tick) for tick in found])
+    return [{"at": scaled(tick, ends, places), "said": text} for tick, text in zip(found, said, strict=True)]
 
 
 def waterfall(path: Row) -> dict[str, Any]:
@@ -92,25 +104,62 @@ def waterfall(path: Row) -> dict[str, Any]:
     return {"bars": bars, "height": 20 + len(bars) * row, "width": WIDTH, "zero": zero, "row": row}
 
 
-def curve(points: Sequence[Row], across: str, up: str, mark: float | None = None) -> dict[str, Any] | None:
-    """A stair through points, with ticks and a marked place; None where there is nothing to draw."""
+def padded(values: Sequence[float], share: float) -> tuple[float, float]:
+    """The ends of values with room of a share of their span on both sides; of one value with room all the same."""
+    low, high = min(values), max(values)
+    room = share * (high - low) if high > low else 0.05 * abs(low) or 1.0
+    return low - room, high + room
+
+
+def curve(
+    points: Sequence[Row],
+    across: str,
+    up: str,
+    mark: float | None = None,
+    left: bool = False,
+    dots: Sequence[Row] = (),
+) -> dict[str, Any] | None:
+    """A stair through points, with ticks and a marked place; None where there is nothing to draw.
+
+    The points are in the order in which `up` gets better; each level holds until the next point, the last one to the
+    end of the axis, which is the left one where larger numbers bind (`left`). `dots` (number, value, feasible) stand
+    beside a stair by whole numbers; the outermost twentieth of them has no say in the axis, and stands at its end.
+    """
     known = [(float(p[across]), float(p[up])) for p in points if p[across] is not None and p[up] is not None]
     if len(known) < 2:
         return None
-    xs, ys = [x for x, _ in known] + ([mark] if mark is not None else []), [y for _, y in known]
-    ends_x, ends_y = (min(xs), max(xs)), (min(ys), max(ys))
+    seen = [(float(d["number"]), float(d["value"]), bool(d["feasible"])) for d in dots if d["value"] is not None]
+    xs = [x for x, _ in known] + ([mark] if mark is not None else []) + [x for x, _, _ in seen]
+    inner, cut = sorted(y for _, y, _ in seen), len(seen) // 20
+    ends_y = padded([y for _, y in known] + inner[cut : len(inner) - cut], 0.06)
+    ends_x = padded(xs, 0.04 if mark is not None else 0.02)
     span_x, span_y = (MARGIN["left"], WIDTH - MARGIN["right"]), (HEIGHT - MARGIN["bottom"], MARGIN["top"])
     at = [(scaled(x, ends_x, span_x), scaled(y, ends_y, span_y)) for x, y in known]
-    line = f"M{at[0][0]} {at[0][1]}" + "".join(f"H{x}V{y}" for x, y in at[1:]) + f"H{scaled(ends_x[1], ends_x, span_x)}"
+    last = at[-1][0] if dots else span_x[0] if left else span_x[1]
+    line = f"M{at[0][0]} {at[0][1]}" + "".join(f"H{x}V{y}" for x, y in at[1:]) + f"H{last}"
+    bounded = [(x, min(max(y, ends_y[0]), ends_y[1]), fine) for x, y, fine in seen]
     return {
         "line": line,
         "points": [{"x": x, "y": y, "across": a, "up": u} for (x, y), (a, u) in zip(at, known, strict=True)],
+        "dots": [
+            {"x": scaled(x, ends_x, span_x), "y": scaled(y, ends_y, span_y), "feasible": fine} for x, y, fine in bounded
+        ],
+        "beyond": sum(one[1] != other[1] for one, other in zip(seen, bounded, strict=True)),
         "mark": None if mark is None else scaled(mark, ends_x, span_x),
-        "x_ticks": [{"at": scaled(t, ends_x, span_x), "said": f"{t:.4g}"} for t in ticks(*ends_x)],
-        "y_ticks": [{"at": scaled(t, ends_y, span_y), "said": f"{t:.4g}"} for t in ticks(*ends_y)],
+        "x_ticks": _axis(ends_x, span_x, bool(dots)),
+        "y_ticks": _axis(ends_y, span_y),
         "width": WIDTH,
         "height": HEIGHT,
     }
+
+
+def unjudged(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Parameters whose importance was not estimated, a row a reason: why, and each one's name, value and trials."""
+    found: dict[str, list[dict[str, Any]]] = {why: [] for why in (FIXED, UNREAD, SCARCE)}
+    for row in rows:
+        if row["unjudged"]:
+            found[row["unjudged"]].append({"name": row["parameter"], "only": row["only"], "trials": row["trials"]})
+    return [{"why": why, "parameters": parameters} for why, parameters in found.items() if parameters]
 
 
 def heat(pairs: Sequence[Row]) -> dict[str, Any] | None:

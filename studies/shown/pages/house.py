@@ -15,15 +15,15 @@ from typing import Any
 
 import optuna
 import yaml
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from personalization.errors import UsageError
-from studies.constraints import feasible
 from studies.insights.history import together
 from studies.insights.reading import FOREIGN, goals_of, history_of, kept_path
-from studies.insights.report import as_json, insights_of
+from studies.insights.report import as_json, insights_of, plain
+from studies.shown.pages.heads import best_of, counts_of, failures_of, winners_of
 from studies.storage import open_storage, trials_of
-from studies.study import RECORD, finished, ranked, stored_spec, study_names
+from studies.study import RECORD, finished, stored_spec, study_names
 from studies.verdict.evidence import LOOKS, Evidence
 from studies.verdict.judgement import judge
 from tracking.spool import OFF, Spool, tracking_uri
@@ -64,8 +64,10 @@ class House:
         return self._studies[name][1]
 
     def insights(self, names: Sequence[str], goal: str | None = None) -> dict[str, Any]:
-        """The insights of studies by their first goal or the named one, as one object, with the path where it was
-        measured; made again as trials end."""
+        """The insights of studies, each taken once, by their first goal or the named one, as one object, with the path
+        where it was measured; made again as trials end. `heads`: a row a study; `winners`: of one study the trials
+        that lead; `failures`: why trials failed; `compare`: the command that tests several of our studies."""
+        names = list(dict.fromkeys(names))
         with self._lock:
             studies = [self.study(name) for name in names]
             goals = list(goals_of(studies[0]))
@@ -79,23 +81,45 @@ class House:
                 found = [history_of(study, trials, goal) for study, trials in zip(studies, read, strict=True)]
                 history = found[0] if len(found) == 1 else together(found)
                 self._made[key] = (ended, as_json(history, insights_of(history, path=path)))
-        return {**self._made[key][1], "studies": list(names), "goal": goal, "path": path}
+        told, verdicts = self._made[key][1], self._verdicts()
+        heads = [self._row(name, trials, verdicts, {}) for name, trials in zip(names, read, strict=True)]
+        own = [name for name, study in zip(names, studies, strict=True) if RECORD in study.user_attrs]
+        one = len(names) == 1
+        return {
+            **told,
+            "studies": names,
+            "goal": goal,
+            "path": path,
+            "heads": heads,
+            "failures": [
+                {"study": n, **row} for n, known in zip(names, read, strict=True) for row in failures_of(known)
+            ],
+            "winners": winners_of(studies[0], read[0], told, heads[0]["verdict"]) if one else None,
+            "compare": f"chamtune compare {' '.join(own)}" if len(own) > 1 else None,
+        }
 
     def overview(self) -> list[dict[str, Any]]:
         """A row a study: counts, best feasible value, activity, verdict, deployments, pages elsewhere."""
         verdicts, deployed = self._verdicts(), self._deployments()
-        rows = []
-        for name in self.names():
-            study = self.study(name)
-            trials = trials_of(study)
-            record = study.user_attrs.get(RECORD)
-            row = {**_counts(name, trials), **_best(study, trials), "foreign": FOREIGN in study.user_attrs}
-            row |= {
-                "verdict": None if record is None else verdicts.get(record["id"]),
-                "deployments": deployed.get(name, []),
-            }
-            rows.append({**row, "links": self._links(name, record)})
-        return rows
+        return [self._row(name, trials_of(self.study(name)), verdicts, deployed) for name in self.names()]
+
+    def _row(
+        self,
+        name: str,
+        trials: Sequence[FrozenTrial],
+        verdicts: Mapping[str, dict[str, Any]],
+        deployed: Mapping[str, list[dict[str, Any]]],
+    ) -> dict[str, Any]:
+        study = self.study(name)
+        record = study.user_attrs.get(RECORD)
+        row = {**counts_of(name, trials), **best_of(study, trials), "foreign": FOREIGN in study.user_attrs}
+        row |= {
+            "verdict": None if record is None else verdicts.get(record["id"]),
+            "deployments": deployed.get(name, []),
+            "links": self._links(name, record),
+        }
+        found: dict[str, Any] = plain(row)
+        return found
 
     def _verdicts(self) -> dict[str, dict[str, Any]]:
         """Study id -> what its last look at confirm users gave, by the terms that its spec states now."""
@@ -112,7 +136,7 @@ class House:
             if spec is None or look.found is None:
                 continue
             verdict = judge(look.found, spec.parsed_constraints(), spec.promotion, list(spec.optimize), look.level)
-            found[look.study_id] = {**verdict._asdict(), "trial": look.found["trial"]}
+            found[look.study_id] = {**verdict._asdict(), "trial": look.found["trial"], "metrics": look.found["metrics"]}
         return found
 
     def _deployments(self) -> dict[str, list[dict[str, Any]]]:
@@ -158,35 +182,3 @@ def house_of_environment() -> House:
 def id_of(path: Mapping[str, Any] | None) -> tuple[Any, ...]:
     """What tells one measured path from another."""
     return () if path is None else (path["trial"], path["measured_on"], path.get("error"))
-
-
-def _counts(name: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    ended = finished(list(trials))
-    last = max((t.datetime_complete for t in ended if t.datetime_complete is not None), default=None)
-    complete = sum(t.state == TrialState.COMPLETE for t in ended)
-    return {
-        "study": name,
-        "trials": len(ended),
-        "complete": complete,
-        "running": sum(t.state == TrialState.RUNNING for t in trials),
-        "waiting": sum(t.state == TrialState.WAITING for t in trials),
-        "feasible": sum(map(feasible, ended)),
-        "last": None if last is None else last.isoformat(timespec="seconds"),
-    }
-
-
-def _best(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """Metric, direction, method, and the best feasible value of the first goal."""
-    goals = goals_of(study)
-    method = "imported" if FOREIGN in study.user_attrs else "Optuna"
-    if RECORD in study.user_attrs:
-        method = stored_spec(study).method
-    metric = next(iter(goals))
-    best = next(ranked(finished(list(trials)), goals), None)
-    return {
-        "metric": metric,
-        "direction": goals[metric],
-        "method": method,
-        "best": None if best is None else best.values[0],
-        "best_trial": None if best is None else best.number,
-    }

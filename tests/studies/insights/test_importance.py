@@ -6,8 +6,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from personalization.errors import UsageError
 from studies.insights.history import history
-from studies.insights.importance import feasibility_importance, importance, of_optuna
-from tests.studies.insights.worlds import planted, trial
+from studies.insights.importance import FIXED, SCARCE, UNREAD, feasibility_importance, importance, of_optuna
+from tests.studies.insights.worlds import of_values, planted, trial
 from tests.tiny import of_table
 
 
@@ -80,5 +80,30 @@ def test_what_cannot_matter_is_said():
 def test_few_trials_are_no_ground():
     found = importance(planted(6))
     assert (found["importance"] == 0).all()
-    assert (found["high"] == 1).all()
+    assert found[["low", "high"]].isna().all(axis=None)
+    assert (found["unjudged"] == SCARCE).all()
     assert found["warning"].str.startswith("too few trials to tell: 6 of 6").all()
+
+
+def test_what_was_not_estimated_has_no_interval_and_comes_last():
+    space = {"one": CategoricalDistribution(["a", "b"]), "rare": FloatDistribution(0, 1), "y": FloatDistribution(0, 1)}
+    never = {**space, "never": CategoricalDistribution(["a"])}
+    trials = []
+    for i in range(20):
+        params = {"one": "a", "y": (7 * i % 20) / 20} | ({"rare": i / 20} if i < 4 else {})
+        trials.append(trial(params, i, {name: space[name] for name in params}))
+    trials.append(trial({"one": "a", "y": 0.1, "rare": 0.2, "never": "a"}, 1, never, {"c": 1.0}))
+    found = importance(history("h", trials, ("v", "maximize"))).set_index("parameter")
+    assert found.index[0] == "y"
+    told = found.loc[["one", "never", "rare"]]
+    assert list(told["unjudged"]) == [FIXED, UNREAD, SCARCE]
+    assert list(told["only"].fillna("")) == ["a", "", ""]
+    assert (told["importance"] == 0).all()
+    assert told[["low", "high"]].isna().all(axis=None)
+    assert found.loc["y", "unjudged"] == ""
+    assert 0 <= found.loc["y", "low"] <= found.loc["y", "high"]
+
+
+def test_several_values_within_a_bin_are_not_fixed():
+    found = importance(of_values("x", [(0.1 * i, i) for i in range(3)])).set_index("parameter")
+    assert found.loc["x", "unjudged"] == SCARCE

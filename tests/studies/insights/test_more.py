@@ -1,18 +1,23 @@
 """Interactions, trends, likely values, prices, boxes, suggestions."""
 
+from dataclasses import replace
+
 import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState
 
+from studies.constraints import parse_constraint
 from studies.insights.history import _Idle, history, together
 from studies.insights.importance import importance
 from studies.insights.likely import likely, ridge
 from studies.insights.pairs import cells, interactions
 from studies.insights.price import box, constraint_prices, price_curve
+from studies.insights.report import summary
 from studies.insights.suggestions import suggestions
-from studies.insights.trends import course, trends
-from studies.insights.values import value_scores
+from studies.insights.trends import DOTS, course, points, trends
+from studies.insights.values import short, value_scores
 from tests.studies.insights.worlds import SPACE, of_values, planted, trial
 
 
@@ -156,6 +161,57 @@ def test_studies_of_other_scales_are_compared_by_rank():
     assert next(iter(importance(both)["parameter"])) == "strong"
 
 
+def test_of_several_studies_each_trial_says_which_it_is_of():
+    one, other = planted(40, seed=1), replace(planted(40, seed=2), name="other")
+    both = together([one, other])
+    shrunken = likely(both)
+    assert list(shrunken)[:2] == ["study", "number"]
+    assert len(shrunken[["study", "number"]].drop_duplicates()) == 80
+    assert "study" not in likely(one)
+    assert summary(both)["best"]["study"] in ("planted", "other")
+    lucky = shrunken.iloc[0]
+    mine = both.trials[(both.trials["study"] == lucky["study"]) & (both.trials["number"] == lucky["number"])].iloc[0]
+    found = [one for one in suggested(both) if one.kind == "likely"]
+    assert all(one.params["weak"] == mine["params_weak"] for one in found)
+    assert all(f"of {lucky['study']} is the likely best" in one.reason for one in found)
+    assert len(found) == (lucky["rank"] != 1)
+
+
+def test_a_summary_counts_trials_by_how_they_ended():
+    made = [trial({"x": 0.5}, 1.0, {"x": FloatDistribution(0, 1)})]
+    made += [optuna.create_trial(state=state) for state in (TrialState.PRUNED, TrialState.PRUNED, TrialState.FAIL)]
+    found = history("h", made, ("v", "maximize"))
+    told = summary(found)
+    assert [told[f"{name}_experiments"] for name in ("total", "complete", "pruned", "failed")] == [4, 1, 2, 1]
+    assert points(found)["value"].tolist() == [1.0]
+
+
+def test_many_trials_are_thinned_to_points_with_both_ends():
+    found = points(planted(2000))
+    assert len(found) == DOTS
+    assert (found["number"].iloc[0], found["number"].iloc[-1]) == (0, 1999)
+
+
+@pytest.mark.parametrize(("text", "side"), [(">= 0.5", ">="), ("<= 0.5", "<=")])
+def test_a_price_says_which_side_its_bound_is_on(text, side):
+    bound = parse_constraint("size", text)
+    trials = [trial({"x": x}, x, {"x": FloatDistribution(0, 1)}, {"size": bound.violation(x)}) for x in (0.2, 0.4, 0.8)]
+    found = replace(history("h", trials, ("v", "maximize")), bounds={"size": bound})
+    assert constraint_prices(found)["side"].tolist() == [side]
+    bounds = price_curve(found)["bound"].tolist()
+    assert bounds == pytest.approx([0.8] if side == ">=" else [0.2, 0.4, 0.8])
+
+
+def test_long_values_are_cut_in_reasons_and_warnings_alone():
+    long = '[{"head": {"kind": "logistic", "c": 0.1}}, {"adapter": {"rank": 8}}]'
+    found = of_values("arms", [(long, i % 7) for i in range(12)])
+    assert value_scores(found)["value"].tolist() == [long]
+    warning = importance(found)["warning"].iloc[0]
+    assert long not in warning
+    assert long[:40] in warning
+    assert (short(long, 10), short("0123456789", 10)) == (long[:9] + "…", "0123456789")
+
+
 def test_what_nothing_reads_is_missing_and_asked_once_for_points_alike():
     from search_spaces import chain_space
 
@@ -183,6 +239,7 @@ def test_the_course_is_the_best_feasible_value_so_far(direction, sign):
         made.number = number
     found = course(history("h", trials, ("v", direction)))
     assert list(found["trials"]) == [2, 6]
+    assert list(found["number"]) == [1, 5]
     assert list(found["best"]) == [sign * 9, sign * 9]
     assert len(course(history("h", trials[:1], ("v", direction)))) == 0
     assert len(course(history("h", [], ("v", direction)))) == 0

@@ -1,0 +1,114 @@
+"""What stands at the head of a study's page: how its trials ended, why some failed, and the trials that lead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from studies.constraints import feasible
+from studies.insights.reading import FOREIGN, goals_of
+from studies.insights.report import plain
+from studies.recovery import FAILURE, INTERRUPTED, REPEATED, SURPLUS, WORKER_LOST
+from studies.results import changed
+from studies.study import RECORD, finished, ranked, stored_spec
+
+REASONS = {
+    WORKER_LOST: "its worker died",
+    INTERRUPTED: "interrupted",
+    SURPLUS: "given back: one trial too many",
+    REPEATED: "given back: queued twice",
+}
+"""What the loop writes of a failure that is not the parameters' -> how it is said."""
+
+
+def counts_of(name: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    """Trials that count, how they ended, and what is under way; `uncounted`: ended by no fault of their parameters."""
+    ended = finished(list(trials))
+    last = max((t.datetime_complete for t in ended if t.datetime_complete is not None), default=None)
+    states = [t.state for t in ended]
+    return {
+        "study": name,
+        "trials": len(ended),
+        "complete": states.count(TrialState.COMPLETE),
+        "pruned": states.count(TrialState.PRUNED),
+        "failed": states.count(TrialState.FAIL),
+        "uncounted": sum(t.state.is_finished() for t in trials) - len(ended),
+        "running": sum(t.state == TrialState.RUNNING for t in trials),
+        "waiting": sum(t.state == TrialState.WAITING for t in trials),
+        "feasible": sum(map(feasible, ended)),
+        "last": None if last is None else last.isoformat(timespec="seconds"),
+    }
+
+
+def best_of(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    """Metric, direction, method, whose answers the values are of (`users`, where known), and the best feasible value of
+    the first goal."""
+    goals = goals_of(study)
+    ours = RECORD in study.user_attrs
+    method = "imported" if FOREIGN in study.user_attrs else stored_spec(study).method if ours else "Optuna"
+    metric = next(iter(goals))
+    best = next(ranked(finished(list(trials)), goals), None)
+    return {
+        "metric": metric,
+        "direction": goals[metric],
+        "method": method,
+        "users": "tune users" if ours else None,
+        "best": None if best is None else best.values[0],
+        "best_trial": None if best is None else best.number,
+    }
+
+
+def failures_of(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
+    """A row a reason: the last line of it, the numbers of the trials, and whether they count; the frequent first."""
+    counted = {trial.number for trial in finished(list(trials))}
+    found: dict[tuple[str, bool], list[int]] = {}
+    for trial in trials:
+        if trial.state != TrialState.FAIL:
+            continue
+        lines = str(trial.user_attrs.get(FAILURE) or "no reason is recorded").strip().splitlines()
+        reason = REASONS.get(lines[-1], lines[-1]) if lines else "no reason is recorded"
+        found.setdefault((reason, trial.number in counted), []).append(trial.number)
+    rows = [{"reason": why, "counted": counts, "trials": numbers} for (why, counts), numbers in found.items()]
+    return sorted(rows, key=lambda row: -len(row["trials"]))
+
+
+def winners_of(
+    study: optuna.Study, trials: Sequence[FrozenTrial], told: Mapping[str, Any], tested: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """The trials that lead, and the parameters in which one of them is not the baseline; None without a feasible trial.
+
+    `told`: the insights; `tested`: the verdict on the trial that was tested, with its metrics on confirm users.
+    """
+    if told["best"] is None:
+        return None
+    users = "tune users" if RECORD in study.user_attrs else None
+    best, likely = told["best"], told["likely"]
+    extreme = "largest" if told["direction"] == "maximize" else "smallest"
+    rows = [_row(f"{extreme} measured", best["trial"], best["value"], users)]
+    if any(row["error"] for row in likely):
+        rows.append(_row("likely best", int(likely[0]["number"]), likely[0]["likely"], users, likely[0]["error"]))
+    if tested is not None:
+        what = "promoted" if tested["promoted"] else "tested, refused"
+        rows.append(_row(what, tested["trial"], tested["metrics"].get(told["metric"]), "confirm users"))
+    by_number = {trial.number: trial for trial in trials}
+    own = [_moved(study, by_number[row["trial"]]) for row in rows]
+    names = list(dict.fromkeys(name for moved in own for name in moved))
+    lines = [{"parameter": name, "values": [moved.get(name) for moved in own]} for name in names]
+    found: dict[str, Any] = plain({"trials": rows, "parameters": lines})
+    return found
+
+
+def _row(what: str, trial: int, value: float | None, users: str | None, error: float | None = None) -> dict[str, Any]:
+    return {"what": what, "trial": trial, "value": value, "error": error, "users": users}
+
+
+def _moved(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters of a trial that are not the baseline's; of a study without one, all."""
+    record = study.user_attrs.get(RECORD)
+    if record is None:
+        return dict(trial.params)
+    rooms = stored_spec(study).space_of.starting_from(record.get("started", {}))
+    return changed(rooms.decode(trial.params), rooms.BASELINE)
