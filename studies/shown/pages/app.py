@@ -38,6 +38,8 @@ HERE = Path(__file__).parent
 POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; " + (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
+OF_RACE = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+"""The page of a race is one file, with its style in it and no script."""
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 Names = Annotated[list[str], Query(alias="study", min_length=1, max_length=20, description="Several by repeating it.")]
 Goal = Annotated[
@@ -78,13 +80,15 @@ def application(house: House, templates: Environment | None = None) -> FastAPI:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     templates = templates or pages()
+    templates.globals["here"] = house.here
 
     @app.middleware("http")
     async def _guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         if request.method != "GET":
             return JSONResponse({"detail": "this page only shows"}, 405, {"Allow": "GET", **HEADERS})
         response = await answer(request)
-        response.headers.update(HEADERS)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
         return response
 
     @app.exception_handler(ChamtuneError)
@@ -102,16 +106,23 @@ def application(house: House, templates: Environment | None = None) -> FastAPI:
         return HTMLResponse(page, 422)
 
     _add_api(app, house)
+    _add_pages(app, house, templates)
+    return app
 
+
+def _add_pages(app: FastAPI, house: House, templates: Environment) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def start() -> str:
-        return templates.get_template("start.html").render(studies=house.overview(), home=str(house.home))
+        shown = {"studies": house.overview(), "races": house.races(), "home": str(house.home)}
+        return templates.get_template("start.html").render(shown)
+
+    @app.get("/race", response_class=HTMLResponse, include_in_schema=False)
+    def race(name: Annotated[str, Query(max_length=200)]) -> Response:
+        return HTMLResponse(house.race(name), headers={"Content-Security-Policy": OF_RACE})
 
     @app.get("/insights", response_class=HTMLResponse, include_in_schema=False)
     def insights(names: Names, goal: Goal = None) -> str:
         return templates.get_template("insights.html").render(found=house.insights(names, goal))
-
-    return app
 
 
 def _add_api(app: FastAPI, house: House) -> None:
@@ -119,6 +130,11 @@ def _add_api(app: FastAPI, house: House) -> None:
     def studies() -> list[Answer]:
         """A row a study: counts, best feasible value, activity, verdict, deployments, links."""
         return house.overview()
+
+    @app.get("/api/races")
+    def races() -> list[Answer]:
+        """A row a race: leader, its study, whether it was promoted and why, accuracy on confirm users."""
+        return house.races()
 
     @app.get("/api/insights", responses={404: {"description": "no such study"}})
     def insights(names: Names, goal: Goal = None) -> Answer:

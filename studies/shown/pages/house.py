@@ -6,11 +6,13 @@ when a study has more finished trials than they were made of.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import optuna
@@ -27,6 +29,9 @@ from studies.study import RECORD, finished, stored_spec, study_names
 from studies.verdict.evidence import LOOKS, Evidence
 from studies.verdict.judgement import judge
 from tracking.spool import OFF, Spool, tracking_uri
+
+RACE = "auto"
+"""Name of what a race leaves in its result folder."""
 
 
 @dataclass
@@ -95,13 +100,33 @@ class House:
                 {"study": n, **row} for n, known in zip(names, read, strict=True) for row in failures_of(known)
             ],
             "winners": winners_of(studies[0], read[0], told, heads[0]["verdict"]) if one else None,
-            "compare": f"chamtune compare {' '.join(own)}" if len(own) > 1 else None,
+            "compare": f"chamtune compare {' '.join(own)}{self.here}" if len(own) > 1 else None,
         }
 
     def overview(self) -> list[dict[str, Any]]:
         """A row a study: counts, best feasible value, activity, verdict, deployments, pages elsewhere."""
         verdicts, deployed = self._verdicts(), self._deployments()
         return [self._row(name, trials_of(self.study(name)), verdicts, deployed) for name in self.names()]
+
+    def races(self) -> list[dict[str, Any]]:
+        """A row a race of `chamtune auto`, the latest first: name, leader, its study, whether promoted and why, minutes
+        given, and what confirm users said."""
+        pages = sorted((self.home / "results").glob(f"*/{RACE}.json"), key=lambda path: -path.stat().st_mtime)
+        kept = ("name", "leader", "study", "promoted", "reason", "minutes", "confirm")
+        told = [json.loads(path.read_text(encoding="utf-8")) for path in pages]
+        return [{key: found.get(key) for key in kept} for found in told]
+
+    def race(self, name: str) -> str:
+        """The page that a race left; UsageError where there is none."""
+        names = [row["name"] for row in self.races()]
+        if name not in names:
+            raise UsageError(f"no race {name!r}; there are: {', '.join(names) or 'none'}")
+        return (self.home / "results" / name / f"{RACE}.html").read_text(encoding="utf-8")
+
+    @property
+    def here(self) -> str:
+        """What says in a command that these studies are meant."""
+        return f" --home {quote(str(self.home.resolve()))}"
 
     def _row(
         self,

@@ -139,7 +139,8 @@ def test_the_trials_that_lead_stand_together_with_what_they_were_measured_on(
     assert "best accuracy, tune users" in client.get("/").text
     assert '<a href="http://127.0.0.1:8080/dashboard/studies/' in page[: page.index('id="winners"')]
     several = client.get("/insights?study=small&study=other").text
-    assert "<code>chamtune compare small other</code>" in several
+    assert f"<code>chamtune compare small other --home {tmp_path}</code>" in several
+    assert f"chamtune insights small --home {tmp_path} --path" in page
     assert several.count("<td>tune users</td>") == 2
     assert several.count(">not promoted</td>") == 2
 

@@ -52,6 +52,35 @@ def test_an_empty_home_says_how_to_begin(tmp_path):
     assert f"chamtune run demo --home {tmp_path}" in answer.text
 
 
+def test_a_race_stands_on_the_start_page_and_its_page_is_one_click_away(experiments, tmp_path):
+    home = shutil.copytree(experiments, tmp_path / "a home")
+    folder = home / "results" / "race"
+    folder.mkdir(parents=True)
+    told = {
+        "name": "race",
+        "leader": "head",
+        "study": "experiments",
+        "promoted": True,
+        "reason": "better",
+        "minutes": 3.0,
+    }
+    said = {"baseline_accuracy": 0.25, "accuracy": 0.5}
+    (folder / "auto.json").write_text(json.dumps({**told, "confirm": said, "arms": []}))
+    (folder / "auto.html").write_text("<style>p { color: red }</style><p>all arms</p>")
+    client = client_of(House(home, storage_url(home, None), None, None, None))
+    start = client.get("/").text
+    assert "head is worth it" in start
+    assert '<a href="/race?name=race">' in start
+    assert client.get("/api/races").json() == [{**told, "confirm": said}]
+    page = client.get("/race", params={"name": "race"})
+    assert "all arms" in page.text
+    assert "style-src 'unsafe-inline'" in page.headers["content-security-policy"]
+    assert "script-src" not in page.headers["content-security-policy"]
+    assert "unsafe-inline" not in client.get("/").headers["content-security-policy"]
+    for other in ("../race", "nothing", "race/auto"):
+        assert client.get("/race", params={"name": other}).status_code == 404
+
+
 def test_the_api_covers_what_the_report_answers(experiments):
     client = client_of(house_of(experiments))
     told = client.get("/api/insights", params={"study": "experiments"}).json()
@@ -66,7 +95,7 @@ def test_the_api_covers_what_the_report_answers(experiments):
     assert (row["study"], row["trials"], row["complete"], row["foreign"]) == ("experiments", 25, 24, True)
     assert row["links"]["dashboard"] == "http://127.0.0.1:8080/dashboard/studies/1"
     described = client.get("/openapi.json").json()["paths"]
-    assert {"/api/studies", "/api/insights", "/api/suggestions", "/insights.csv"} == set(described)
+    assert {"/api/studies", "/api/races", "/api/insights", "/api/suggestions", "/insights.csv"} == set(described)
 
 
 def test_the_page_has_a_card_for_each_parameter_in_two_rows_where_two_are_compared(experiments):
