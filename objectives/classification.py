@@ -25,7 +25,7 @@ from personalization.stages import chain, stage
 from personalization.stages.calibration import resolved
 from personalization.stages.chain import Fitted
 from personalization.stages.facts import Facts, Field, joined
-from personalization.stages.work import Tools, Work, begin, keep_plain, plain_scores
+from personalization.stages.work import Tools, Work, begin, plain_scores
 from search_spaces import ChainParams, ChainSpace
 
 
@@ -55,10 +55,8 @@ class Classification:
             both = Dataset(tune.task, tune.labels, (*tune.questions, *select.questions))
             nobody = Dataset(tune.task, tune.labels, ())
             splits = replace(self.splits, tune=both, select=nobody)
-            found = Classification(self.space, splits, self._tools.scorer, self._tools.progress)
-            asked = [plain_scores(self._part(part), self._tools) for part in ("tune", "select")]
-            keep_plain(found.plain("tune"), np.concatenate(asked), found._tools)
-            self._refitted = found
+            found = self._refitted = Classification(self.space, splits, self._tools.scorer, self._tools.progress)
+            found._work["tune"] = replace(begin(both, found._tools, "tune"), seams=(len(tune),))
         return self._refitted
 
     def _part(self, part: str) -> Work:

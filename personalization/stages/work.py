@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +53,8 @@ class Work:
     `of`: names the questions, None where nothing is kept in memory; `done`: the stages so far with their parameters.
     `blend`: the weight of what the model says under its edits beside what it says without; `partial`: an edit may leave
     a question alone; `scale`: of an encoder's similarities. `blocks`: rows that are run together, by name. `parent`:
-    the work that this is a part of.
+    the work that this is a part of; `seams`: where the questions of one part end, if they are asked part by part, as
+    they have been before.
     """
 
     dataset: Dataset
@@ -70,6 +72,7 @@ class Work:
     answer: Calibrated | None = None
     blocks: tuple[tuple[Hashable, Rows], ...] = ()
     parent: tuple[Work, Rows] | None = None
+    seams: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -98,6 +101,7 @@ class Work:
             own=None if self.own is None else Own(self.own.table[rows], self.own.weight),
             blocks=(),
             parent=(self, rows),
+            seams=(),
         )
 
     def first(self, count: int) -> Work:
@@ -192,13 +196,11 @@ def plain_scores(work: Work, tools: Tools) -> Scores:
         if work.prompts == tuple(parent.prompts[row] for row in rows) and _same_labels(work, parent):
             return plain_scores(parent, tools)[rows]
     key = None if work.of is None else (work.prompts, work.spoken, work.scale)
-    found: Scores = tools.once("plain", key, lambda: asked(work.prompts, work, tools))
+    parts = pairwise((0, *work.seams, len(work)))
+    found: Scores = tools.once(
+        "plain", key, lambda: np.concatenate([asked(work.prompts[begin:end], work, tools) for begin, end in parts])
+    )
     return found
-
-
-def keep_plain(work: Work, scores: Scores, tools: Tools) -> None:
-    """Note what `plain_scores` of a named work are, where its parts have been asked already."""
-    tools.once("plain", (work.prompts, work.spoken, work.scale), lambda: scores)
 
 
 def _same_labels(work: Work, other: Work) -> bool:
