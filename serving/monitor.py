@@ -39,9 +39,9 @@ FEWEST = 100
 """Answers below which a constraint is not judged."""
 NEWEST = 0.25
 """Share of the answers that came lately, where nothing drifted."""
-LATELY = 0.001
-"""Level of the interval of what came lately, for many looks: of simulated deployments whose answers stay at the bound,
-2 % are ever called broken."""
+LEVEL = 0.001
+"""Of a constraint's interval, for many looks: of simulated deployments whose answers stay at the bound, 2 % are ever
+called broken since a drift elsewhere. Percentiles of resampled users alarmed in 8 to 47 %."""
 MARGIN = 0.02
 """Of accuracy: what is as good as equal."""
 LOSERS = 10
@@ -96,7 +96,7 @@ def report(found: Watched, margin: float = MARGIN, most_users: int | None = None
 def constraints(
     traffic: Traffic, own: NDArray[np.int64], told: Mapping[str, str], drift: Sequence[Mapping[str, Any]] = ()
 ) -> list[dict[str, Any]]:
-    """Each constraint: metric, bound, value, interval (99 %), state: holds, doubtful, broken, or why not measured.
+    """Each constraint: metric, bound, value, interval (99.9 %), state: holds, doubtful, broken, or why not measured.
 
     `lately`: the same of what came since the latest drift, None where that is everything.
     """
@@ -115,13 +115,18 @@ def _constraint(
     if metric not in metrics_of(traffic.labels) and metric not in RELATIVE_METRICS:
         return {**named, "state": "not measured: no such metric of these labels"}
     bound = parse_constraint(metric, text)
-    found, measure = _measured(traffic, rows, metric)
-    all_of_it = _judged(bound, measure(np.arange(len(rows))), _interval(found, measure))
-    return {**named, **all_of_it, "lately": _lately(traffic, rows, bound, [one["since"] for one in drift])}
+    lately = _lately(traffic, rows, bound, [one["since"] for one in drift])
+    return {**named, **_judged(traffic, rows, bound), "lately": lately}
 
 
-def _judged(bound: Constraint, value: float, ends: tuple[float, float]) -> dict[str, Any]:
-    low, high = ends
+def _judged(traffic: Traffic, rows: NDArray[np.int64], bound: Constraint) -> dict[str, Any]:
+    """Value, interval and state of a constraint on some answers; fewer than `FEWEST_USERS` users are not judged."""
+    found, measure = _measured(traffic, rows, bound.metric)
+    value, users = measure(np.arange(len(rows))), len(found.users[0])
+    if users < FEWEST_USERS:
+        state = f"not measured: {users} users of {FEWEST_USERS}"
+        return {"value": round(value, 4), "interval": None, "state": state}
+    low, high = _interval(found, measure, value)
     safest, worst = (low, high) if bound.sign > 0 else (high, low)
     state = "broken" if bound.violation(safest) > 0 else "holds" if bound.violation(worst) <= 0 else "doubtful"
     return {"value": round(value, 4), "interval": [round(low, 4), round(high, 4)], "state": state}
@@ -133,20 +138,14 @@ def _lately(
     """A constraint on what came since the latest drift that left `FEWEST` answers; JSON-able.
 
     Without such a drift: on the newest `NEWEST` of the answers, `FEWEST` at least. None where that is all there is.
-    Fewer than `FEWEST_USERS` users are not judged.
     """
     times = np.array([traffic.times[row] for row in rows])
     since = max((begin for begin in begins if (times >= begin).sum() >= FEWEST), default=None)
     newest = rows[-max(FEWEST, int(NEWEST * len(rows))) :] if since is None else rows[times >= since]
     if len(newest) == len(rows):
         return None
-    found, measure = _measured(traffic, newest, bound.metric)
     named = {"since": traffic.times[newest[0]], "drifted": since is not None, "answers": len(newest)}
-    value, users = measure(np.arange(len(newest))), len(found.users[0])
-    if users < FEWEST_USERS:
-        state = f"not measured: {users} users of {FEWEST_USERS}"
-        return {**named, "value": round(value, 4), "interval": None, "state": state}
-    return {**named, **_judged(bound, value, _wide_interval(found, measure, value))}
+    return {**named, **_judged(traffic, newest, bound)}
 
 
 Measure = Callable[[NDArray[np.int64]], float]
@@ -172,20 +171,14 @@ def _resampled(found: Evaluation, measure: Measure) -> NDArray[np.float64]:
     return np.array([measure(np.concatenate([rows[number] for number in drawn])) for drawn in draws])
 
 
-def _interval(found: Evaluation, measure: Measure) -> tuple[float, float]:
-    """Percentiles over resampled users."""
-    low, high = np.percentile(_resampled(found, measure), (0.5, 99.5))
-    return float(low), float(high)
-
-
-def _wide_interval(found: Evaluation, measure: Measure, value: float) -> tuple[float, float]:
-    """For few answers and many looks, at `LATELY`: Student's t over users, around the value less its bias.
+def _interval(found: Evaluation, measure: Measure, value: float) -> tuple[float, float]:
+    """For few answers and many looks, at `LEVEL`: Student's t over users, around the value less its bias.
 
     Entropy of few answers is too small, and its percentiles smaller still; users who ask more count as fewer users.
     """
     sizes, values = np.bincount(found.users[1]), _resampled(found, measure)
     counted = sizes.sum() ** 2 / (sizes**2).sum()
-    far = stats.t.isf(LATELY / 2, max(1.0, counted - 1)) * values.std() * np.sqrt(len(sizes) / (len(sizes) - 1))
+    far = stats.t.isf(LEVEL / 2, max(1.0, counted - 1)) * values.std() * np.sqrt(len(sizes) / (len(sizes) - 1))
     middle = 2 * value - values.mean()
     return float(middle - far), float(middle + far)
 
@@ -315,7 +308,7 @@ def faults(found: Mapping[str, Any]) -> list[str]:
     """What a rollback is for: constraints broken over all or since a drift, and a deployment that is worse.
 
     Where nothing changes, a bound can be broken since a drift only if a drift is seen by chance: its levels add up to
-    less than 0.02 for all looks. Where something else changed, the interval at `LATELY` must lie beyond the bound. The
+    less than 0.02 for all looks. Where something else changed, the interval at `LEVEL` must lie beyond the bound. The
     newest answers without a drift have no such guard over many looks, and are no fault: `doubts`.
     """
     broken = [f"{_bound(one)} is broken" for one in found["constraints"] if one["state"] == "broken"]

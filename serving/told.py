@@ -53,7 +53,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def _constraint(one: Mapping[str, Any]) -> str:
-    if one["value"] is None:
+    if one["interval"] is None:
         return f"constraint {one['metric']} {one['bound']}: {one['state']}"
     low, high = one["interval"]
     said = f"constraint {one['metric']} {one['bound']}: {one['value']} [{low}, {high}], {standing(one)}"

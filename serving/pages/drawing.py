@@ -82,7 +82,7 @@ def sequence(looks: Sequence[Row], margin: float) -> dict[str, Any] | None:
 
 def bound(constraint: Row) -> dict[str, float] | None:
     """A constraint's interval and bound on one line, from 0 to 100; None where it is not measured."""
-    if constraint["value"] is None:
+    if constraint["interval"] is None:
         return None
     edge = parse_constraint(constraint["metric"], constraint["bound"]).bound
     low, high = constraint["interval"]

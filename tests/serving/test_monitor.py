@@ -28,7 +28,7 @@ from serving.monitor import (
     watched,
 )
 from serving.replay import replay
-from serving.told import lines
+from serving.told import _constraint, lines
 from serving.traffic import Traffic, read_traffic
 from studies.verdict.deployments import publish
 from tests.serving.conftest import ask, items
@@ -105,9 +105,13 @@ def test_a_later_drift_with_few_answers_hides_no_broken_bound():
     alike = answering(traffic, np.where(everything(traffic) >= 600, 0, traffic.predicted))
     found = told_of(alike, [{"since": "00600"}, {"since": "00790"}], top1_share="<= 0.55")
     assert faults(found) == ["top1_share <= 0.55 is broken since 00600 UTC"]
-    few = replace(alike, users=tuple(f"u{row % 19}" for row in range(800)))
+    few = replace(alike, users=(*alike.users[:600], *(f"u{row % 19}" for row in range(200))))
     (one,) = told_of(few, [{"since": "00600"}], top1_share="<= 0.55")["constraints"]
     assert (standing(one), one["lately"]["state"]) == ("holds", "not measured: 19 users of 20")
+    nobody = replace(alike, users=tuple(f"u{row % 19}" for row in range(800)))
+    (one,) = told_of(nobody, [], top1_share="<= 0.55")["constraints"]
+    assert (one["interval"], one["state"]) == (None, "not measured: 19 users of 20")
+    assert _constraint(one) == f"constraint top1_share <= 0.55: {one['state']}"
 
 
 def test_without_a_drift_the_newest_quarter_is_shown_and_is_no_fault():
