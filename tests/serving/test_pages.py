@@ -66,7 +66,7 @@ def test_a_log_without_an_answer_is_told(asking, tmp_path):
     assert "nothing was asked yet" in page.text
 
 
-def test_the_page_says_what_monitoring_says(logged, tmp_path):
+def test_the_page_says_what_monitoring_says(logged, tmp_path, monkeypatch):
     client = client_of(tmp_path / "home", logged)
     told = client.get("/api/monitor?log=log").json()
     page = client.get("/monitor?log=log").text
@@ -76,8 +76,12 @@ def test_the_page_says_what_monitoring_says(logged, tmp_path):
     assert "A point is of about 10 answers" in page
     assert told["faults"] == ["entropy >= 0.5 is broken"]
     assert "entropy &gt;= 0.5 is broken" in page
-    assert f"chamtune monitor {logged} --rollback" in page
+    assert "It is the first generation, and none stands before it." in page
+    assert "--rollback" not in page
     assert f">{told['calibration']['state']}</span>" in page
+    monkeypatch.setattr("serving.pages.logs.Logs.report", lambda *_: {**told, "generation": 2})
+    assert f"chamtune monitor {logged} --rollback" in client.get("/monitor?log=log").text
+    monkeypatch.undo()
     assert [part["accuracy"] for part in told["parts"]] == [1.0] * 12
     assert {part["constraints"]["entropy"] for part in told["parts"]} == {0.0}
     assert told["looks"][-1]["low"] == pytest.approx(told["comparison"]["interval"][0])
