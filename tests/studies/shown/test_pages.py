@@ -178,7 +178,7 @@ def test_a_study_of_chamtune_is_followed_while_it_runs(tmp_path, spec_of, kept_s
     enqueue(find_study("small", tmp_path, None), {})
     row = client.get("/api/studies").json()[0]
     assert (row["trials"], row["waiting"], row["running"]) == (12, 1, 0)
-    assert "chamtune insights small --path" in client.get("/insights?study=small").text
+    assert "chamtune insights small --home" in client.get("/insights?study=small").text
     (tmp_path / "results" / "small" / "insights").mkdir(parents=True)
     step = {"gain": 0.1, "low": 0.0, "high": 0.2, "alone": 0.1, "without": 0.1, "droppable": True, "users": None}
     path = {
