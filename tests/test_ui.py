@@ -139,6 +139,8 @@ def test_dashboard_marks_feasibility_and_names_the_best_feasible_trial(home, add
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_path):
+    refused = []
+    page.on("response", lambda one: refused.append(one) if one.status == 404 and "off" in one.text() else None)
     page.goto(addresses[2])
     page.get_by_text("15 matching runs").wait_for(timeout=60_000)
     for metric in ("accuracy", "entropy", "top1_share"):
@@ -162,6 +164,7 @@ def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_p
     page.get_by_text("Comparing 2 Runs").first.wait_for(timeout=60_000)
     page.get_by_text("accuracy").first.wait_for(timeout=30_000)
     page.screenshot(path=str(tmp_path / "compare.png"))
+    assert [one.url for one in refused] == []
 
 
 @pytest.mark.slow
@@ -206,9 +209,13 @@ def test_mlflow_has_no_assistant_gateway_jobs_or_mcp(addresses, path):
 
 
 @pytest.mark.slow
-def test_what_the_page_asks_of_the_assistant_is_answered_with_nothing(addresses):
-    for what in ("config", "providers"):
-        asked = f"{addresses[1]}/ajax-api/3.0/mlflow/assistant/{what}"
+def test_what_the_page_asks_of_closed_parts_is_answered_with_nothing(addresses):
+    for what in (
+        "3.0/mlflow/assistant/config",
+        "3.0/mlflow/assistant/providers",
+        "2.0/mlflow/gateway-proxy?gateway_path=api%2F2.0%2Fendpoints%2F",
+    ):
+        asked = f"{addresses[1]}/ajax-api/{what}"
         assert (status(asked), status(asked, method="POST"), status(asked, method="PUT")) == (200, 404, 404)
 
 

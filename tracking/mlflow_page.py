@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -29,8 +30,12 @@ CLOSED = re.compile(
 """Paths that are answered with 404, as if MLflow had no such route."""
 
 
-ASKED = re.compile(r"/+(ajax-)?api/+[\d.]+/+mlflow/+assistant/+(config|providers)$")
-"""What the page asks about the assistant when it opens: an empty answer, for a refusal is shown in red."""
+ASKED: tuple[tuple[re.Pattern[str], bytes], ...] = (
+    (re.compile(r"/ajax-api/[\d.]+/mlflow/assistant/(config|providers)\?"), b"{}"),
+    (re.compile(r"/ajax-api/[\d.]+/mlflow/gateway-proxy\?gateway_path=api/2\.0/endpoints/$"), b'{"endpoints": []}'),
+)
+"""What the page asks of closed parts when it opens, and the answer: that there is nothing. The page shows a refusal
+in red."""
 START = b"""<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")</script>
 <style>[data-assistant-ui] { display: none !important }</style>"""
 
@@ -39,8 +44,8 @@ def guarded(app: App) -> App:
     """MLflow without the closed paths, without writes from another origin, and with no assistant on its page."""
 
     async def checked(scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "GET" and ASKED.match(scope["path"]):
-            await _answer(send, {"status": 200, "headers": [(b"content-type", b"application/json")]}, b"{}")
+        if scope["type"] == "http" and (nothing := _nothing(scope)) is not None:
+            await _answer(send, {"status": 200, "headers": [(b"content-type", b"application/json")]}, nothing)
         elif scope["type"] == "http" and (status := _refusal(scope)):
             await _answer(send, {"status": status, "headers": []}, b"this is off in the MLflow of chamtune ui\n")
         elif scope["type"] == "http" and scope["path"] == "/":
@@ -56,6 +61,13 @@ def guarded(app: App) -> App:
             await app(scope, receive, send)
 
     return checked
+
+
+def _nothing(scope: Message) -> bytes | None:
+    """The answer to what the page asks of closed parts; None to anything else."""
+    asked = f"{scope['path']}?{unquote(scope['query_string'].decode('latin-1'))}"
+    known = ASKED if scope["method"] == "GET" else ()
+    return next((answer for question, answer in known if question.match(asked)), None)
 
 
 async def _answer(send: Send, start: Message, body: bytes) -> None:
