@@ -82,10 +82,10 @@ def options(
 
 def main() -> None:
     """Run the command line; every error is one line and an exit code, with the traceback where --debug is given."""
-    from personalization.threads import wait_asleep
+    from personalization.threads import wait_briefly
     from studies.shown.consoles import speak
 
-    wait_asleep()
+    wait_briefly()
     given = {ANYWHERE[argument] for argument in sys.argv[1:] if argument in ANYWHERE}
     arguments = [argument for argument in sys.argv[1:] if argument not in ANYWHERE]
     try:

@@ -43,7 +43,7 @@ RUN = "from personalization import threads\n{}\nimport cli\ncli.main()"
 CHANGES = {
     "shipped": "",
     "unshared": "threads.share_cores = lambda: None",
-    "spinning": "threads.share_cores = threads.wait_asleep = lambda: None",
+    "spinning": "threads.share_cores = threads.wait_briefly = lambda: None",
 }
 
 

@@ -26,19 +26,22 @@ log = logging.getLogger(__name__)
 
 CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SPINS = "1000"
+"""Rounds of waiting: longer than between two steps of a pass, shorter than anybody else's turn on the core."""
 LOOK_S = 1.0
 """Others are counted this often."""
 IDLE_S = 600.0
 """Longer than any batch takes."""
 
 
-def wait_asleep() -> None:
-    """Let OpenMP threads sleep while they wait, unless the user says otherwise. Call before torch is imported.
+def wait_briefly() -> None:
+    """Let OpenMP threads spin for some microseconds while they wait and then sleep, unless the user says otherwise.
 
-    Threads that spin are some microseconds faster on a machine of their own, and many times slower on a shared one.
+    Call before torch is imported. Threads that spin on are many times slower on a machine that others share; those that
+    sleep at once cost a lone process a third of its speed (`benchmarks/workers.py`).
     """
     if not any(name in os.environ for name in WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def share_cores() -> None:

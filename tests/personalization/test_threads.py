@@ -10,7 +10,7 @@ import torch
 import cli
 from personalization import threads
 from personalization.scoring.products import fast_products
-from personalization.threads import Share, Slots, wait_asleep
+from personalization.threads import Share, Slots, wait_briefly
 
 HOLD = """
 import os, sys, time
@@ -155,18 +155,18 @@ def test_a_folder_that_others_may_write_is_not_used(tmp_path, monkeypatch, kind,
 
 
 @pytest.mark.parametrize("chosen", threads.WAITING)
-def test_threads_wait_asleep_unless_the_user_says_how(monkeypatch, chosen):
-    for given, wanted in (({chosen: "7"}, {chosen: "7"}), ({}, {"OMP_WAIT_POLICY": "PASSIVE"})):
+def test_threads_wait_briefly_unless_the_user_says_how(monkeypatch, chosen):
+    for given, wanted in (({chosen: "7"}, {chosen: "7"}), ({}, {"GOMP_SPINCOUNT": threads.SPINS})):
         monkeypatch.setattr(os, "environ", given)
-        wait_asleep()
+        wait_briefly()
         assert os.environ == wanted
 
 
-def test_the_command_lets_threads_wait_asleep(monkeypatch):
+def test_the_command_lets_threads_wait_briefly(monkeypatch):
     seen = []
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(cli, "app", lambda *_, **__: seen.append(dict(os.environ)))
     monkeypatch.setattr(cli.app, "registered_groups", [], raising=False)
     with pytest.raises(SystemExit):
         cli.main()
-    assert seen == [{"OMP_WAIT_POLICY": "PASSIVE"}]
+    assert seen == [{"GOMP_SPINCOUNT": threads.SPINS}]
