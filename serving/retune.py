@@ -38,7 +38,8 @@ from tracking.deployed import config_digest
 log = logging.getLogger(__name__)
 
 TRIALS = 100
-PER_USER = "calibration.per_user"
+PER_USER = ("calibration.per_user", "per_user")
+"""The parameter for overrides, by its full and its short name."""
 AGAIN = "again"
 """Study attribute: which deployment it tunes again, and why."""
 
@@ -101,10 +102,10 @@ def by_user(spec: StudySpec) -> StudySpec:
             "--by-user: strengths of each user's own are for a calibration of the model's own scores, and the deployed "
             f"chain is {', '.join(spec.space_of.chain)}"
         )
-    space = {name: value for name, value in spec.space.items() if name not in (PER_USER, PER_USER.partition(".")[2])}
+    space = {name: value for name, value in spec.space.items() if name not in PER_USER}
     raw = spec.model_dump(mode="json", exclude_none=True, exclude={"objective"})
     changes = {"name": f"{spec.name}-by-user", "chain": list(spec.space_of.chain)}
-    return parse_spec({**raw, **changes, "space": {**space, PER_USER: list(OWN)}}, f"the spec of {spec.name}")
+    return parse_spec({**raw, **changes, "space": {**space, PER_USER[0]: list(OWN)}}, f"the spec of {spec.name}")
 
 
 def _places(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def begin_with(opened: OpenStudy, config: Mapping[str, Any]) -> dict[str, Any]:
     if inside:
         attributes: dict[str, Any] = {POINT: inside, "deployed": True}
         opened.study.enqueue_trial(inside, user_attrs=attributes, skip_if_exists=True)
-    own = next((name for name in opened.space if PER_USER.endswith(name)), None)
+    own = next((name for name in opened.space if name in PER_USER), None)
     if inside and own is not None:
         point = {**inside, own: "all"}
         opened.study.enqueue_trial(point, user_attrs={POINT: point}, skip_if_exists=True)

@@ -194,9 +194,12 @@ class UserAdapters:
 
     def _parts(self, items: Dataset, plan: Plan, trained: Trained) -> list[_Part]:
         """What is trained at once, as its items allow: everything, but for too many users."""
+        whole = [_Part(0, trained, items)]
+        if plan.level != "user":
+            return whole
         size = max(1, int(TOGETHER // self._bytes_of_one(plan, trained)))
-        if plan.level != "user" or trained.count <= size:
-            return [_Part(0, trained, items)]
+        if trained.count <= size:
+            return whole
         parts = []
         for first in range(0, trained.count, size):
             own = {user: n - first for user, n in trained.groups.items() if first <= n < first + size}
