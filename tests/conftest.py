@@ -55,6 +55,12 @@ def undrawn(request, monkeypatch):
         monkeypatch.setattr("tracking.figures._png", lambda _: b"\x89PNG")
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals and p-values of a tenth of the draws, where a test does not set their number itself."""
+    monkeypatch.setattr("tracking.significance.RESAMPLES", 999)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a random Llama with its tokenizer."""

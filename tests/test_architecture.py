@@ -1,8 +1,11 @@
 """Rules of the house that no linter holds."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,30 @@ def test_only_three_places_catch_everything():
         if isinstance(node, ast.ExceptHandler) and (node.type is None or getattr(node.type, "id", "") == "Exception")
     }
     assert broad == {"studies/trial.py", "personalization/backbones/loading.py", "cli.py"}
+
+
+def test_every_library_that_is_imported_is_declared():
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    declared = {_plain(re.match(r"[\w.-]+", line)[0]) for line in lines}
+    own, makers = {"cli", *ROOMS}, packages_distributions()
+    missing = {
+        name
+        for path in SOURCES
+        for name in _imported(path) - own - sys.stdlib_module_names
+        if not {_plain(maker) for maker in makers.get(name, [name])} & declared
+    }
+    assert missing == set()
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _imported(path: Path) -> set[str]:
+    """The first part of the name of each module that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name.split(".")[0] for name in names | {n.module for n in nodes if isinstance(n, ast.ImportFrom)}}
 
 
 def test_help_loads_no_heavy_library():

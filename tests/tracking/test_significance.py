@@ -65,8 +65,7 @@ def test_sign_flip_keeps_its_level_with_correlated_questions_where_mcnemar_does_
     assert mcnemars > 2 * flips
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says(monkeypatch):
-    monkeypatch.setattr("tracking.significance.RESAMPLES", 999)
+def test_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(200):
@@ -127,7 +126,8 @@ def test_exchanging_answers_keeps_its_level():
     assert below <= 12
 
 
-def test_p_is_as_fine_as_the_level_needs():
+def test_p_is_as_fine_as_the_level_needs(monkeypatch):
+    monkeypatch.setattr("tracking.significance.RESAMPLES", 9999)
     everybody_gains = np.full(20, 3)
     level = 1e-4
     assert sign_flip(everybody_gains) > level
@@ -176,8 +176,7 @@ def test_impact_counts_every_user_once(evaluations):
 
 
 @pytest.mark.parametrize("metric", ["mae", "rmse"])
-def test_scores_in_a_row_are_judged_by_their_distance(metric, monkeypatch):
-    monkeypatch.setattr("tracking.significance.RESAMPLES", 999)
+def test_scores_in_a_row_are_judged_by_their_distance(metric):
     rng = np.random.default_rng(0)
     gold, users = rng.integers(0, 5, 200), tuple(f"u{i // 4}" for i in range(200))
 

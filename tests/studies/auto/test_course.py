@@ -95,6 +95,7 @@ def test_a_curve_that_the_time_does_not_hold_is_left_out(table, tiny_encoder, mo
     assert verdict["cold_start"] is None
 
 
+@pytest.mark.slow
 def test_a_race_goes_on_where_it_was(table, tiny_encoder):
     class Killed(Exception):
         pass
@@ -195,6 +196,7 @@ def test_a_race_without_promise_routes_nobody(table, tiny_encoder, monkeypatch):
     assert "route" not in course.journal.content["arms"]
 
 
+@pytest.mark.slow
 def test_time_that_nothing_else_needs_is_given_to_an_arm_that_takes_most_of_it(table, tiny_encoder, monkeypatch):
     for name in ("similar", "shared", "own"):
         monkeypatch.setitem(ARMS, name, replace(ARMS[name], passes=lambda scene: 1e9))

@@ -224,8 +224,7 @@ def test_another_study_on_the_same_confirm_users_is_a_second_look(tmp_path, make
 
 
 @pytest.mark.parametrize(("metric", "direction"), [("nll", "minimize"), ("macro_f1", "maximize")])
-def test_a_study_is_judged_by_what_it_optimises_in_its_own_units(tmp_path, make_study, metric, direction, monkeypatch):
-    monkeypatch.setattr("tracking.significance.RESAMPLES", 999)
+def test_a_study_is_judged_by_what_it_optimises_in_its_own_units(tmp_path, make_study, metric, direction):
     result = promote(make_study(optimize={metric: direction}, trials=10), tmp_path / "deploy")
     test = result["confirm"]["tests"][metric]
     sign = 1 if direction == "maximize" else -1
