@@ -7,7 +7,7 @@ a trial is chosen, the select users have nothing left to decide: what is tested 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -211,8 +211,7 @@ class Classification:
     def warm_start(self) -> list[dict[str, Any]]:
         """Raw values worth trying first: the calibration's exact optima alone, then each other stage's plainest
         settings on top of one."""
-        baseline, work = self.space.BASELINE, self._part("tune")
-        full = {f"{name}.{key}": value for name, own in baseline.items() for key, value in asdict(own).items()}
+        full, work = self.space.BASELINE.full(), self._part("tune")
         optima = self._starts("calibration", work)
         own_taste = [point for point in optima if point["calibration.prior_mode"] == "user"]
         points = [{**full, **point} for point in optima]

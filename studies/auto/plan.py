@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,7 @@ class Plan:
 
 def fixed_by(params: ChainParams, arm: Arm, kind: str) -> dict[str, Any]:
     """What parameters of an arm below say of the stages of this one, by full name, but for the calibration."""
-    found = {f"{name}.{key}": value for name, own in params.items() for key, value in asdict(own).items()}
-    space = chain_space(arm.chain)
+    found, space = params.full(), chain_space(arm.chain)
     names = [space.names[name].targets[0] for name in space.distributions(kind)]
     return {name: found[name] for name in names if name in found and not name.startswith("calibration.")}
 
