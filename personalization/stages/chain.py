@@ -73,7 +73,8 @@ def _step(name: str, params: Any, work: Work, tools: Tools) -> tuple[Any, Work]:
 
     key = None if work.key is None else (work.key, name, params)
     if tools.report is not None:
-        stage(name).train(params, work, tools)
+        if stage(name).trains:
+            stage(name).learn(params, work, tools)
         tools = replace(tools, report=None)
     made: tuple[Any, Work] = tools.once(f"fitted {name}", key, make)
     return made

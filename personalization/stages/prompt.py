@@ -12,7 +12,7 @@ from typing import Any
 from personalization.methods.history.asking import Asking
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
-from personalization.stages.holdings import INDEXED, ITEM_FRAME, Held, May, Sizes
+from personalization.stages.holdings import FRAME_BYTES, INDEXED, Held, May, Sizes
 from personalization.stages.work import KEPT, Tools, Work
 
 
@@ -42,7 +42,7 @@ class Prompt(Stage):
         most = max(may["k"])
         ranked = [may["ranking"], may["mix"]] if most else []
         settings = sizes.settings(may["wording"], may["template"], may["k"], *ranked)
-        texts = sizes.questions * (sizes.prompt + most * (sizes.item + ITEM_FRAME))
+        texts = sizes.questions * (sizes.prompt + most * (sizes.item + FRAME_BYTES))
         embedded = sizes.known * sizes.width * 4 if most and {"similarity", "mix"} & set(may["ranking"]) else 0
         kept = min(settings, KEPT)
         memory = 2 * kept * texts + 3 * embedded + (sizes.known * INDEXED if most else 0)

@@ -27,7 +27,7 @@ from personalization.methods.steering.moves import Firings, cosine_gate, product
 from personalization.scoring.store import size_limit
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
-from personalization.stages.holdings import ITEM_FRAME, Held, May, Sizes
+from personalization.stages.holdings import FRAME_BYTES, Held, May, Sizes
 from personalization.stages.work import KEPT_OF, Tools, Work, scores_of, states_of
 
 COLLAPSED = 0.9
@@ -84,7 +84,7 @@ class Steering(Stage):
         prompts that they are read from; states of the questions' tokens below the first edited layer."""
         ways, read = len(may["front"]), PAIRS * sizes.histories
         pairs = 2 * read * sizes.depth * sizes.width * 4 * len(may["site"])
-        texts = 2 * read * (sizes.prompt + LONGEST * (sizes.item + ITEM_FRAME) / 2)
+        texts = 2 * read * (sizes.prompt + LONGEST * (sizes.item + FRAME_BYTES) / 2)
         firsts = 1 if len(may["start"]) == 1 and set(may["place"]) == {"start"} else min(sizes.depth, sizes.trials)
         kept = min(KEPT_OF["directions"], ways * sizes.below)
         stored = min(firsts * sizes.below * sizes.states(sizes.questions), size_limit())

@@ -30,7 +30,6 @@ from personalization.methods.history.bm25 import words
 Floats = NDArray[np.floating]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
-KINDS = ("words", "labels", "embedding")
 VOCABULARY = 2000
 """Words that count: those that most users have."""
 STARTS = 10

@@ -150,7 +150,7 @@ def test_texts_without_a_token_have_equal_scores(tiny_encoder):
 
 
 def test_a_prefix_is_refused(adapters, world):
-    with pytest.raises(UsageError, match="a prefix needs a causal model; give adapter: head or lora"):
+    with pytest.raises(UsageError, match="a prefix needs a causal model; give adapter: lora, or the stage head"):
         adapters.learn(world, replace(PLAN, adapter="prefix"))
 
 
