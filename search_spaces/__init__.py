@@ -13,7 +13,6 @@ of the chain has it. An objective of earlier versions is a chain under other nam
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -23,6 +22,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces.conditions import Needed, fits, is_read
+from search_spaces.overrides import Override, replaced
 
 SPACES: dict[str, Any] = {
     "route": "search_spaces.route",
@@ -34,7 +34,6 @@ SPACES: dict[str, Any] = {
 }
 """stage -> module of its space, or an object with the same names."""
 
-Override = float | int | str | list[Any] | dict[str, Any]
 Distributions = Mapping[str, BaseDistribution]
 
 
@@ -159,7 +158,7 @@ class ChainSpace:
         baseline = self._baseline_values
         if unknown := set(given) - set(baseline):
             raise ValueError(f"{min(unknown)}: no such parameter; stages are {', '.join(self.chain)}")
-        values = {**baseline, **self.fixed, **given}
+        values = {**self._still, **given}
         for _ in range(len(values)):
             before = dict(values)
             for stage, space in self.spaces.items():
@@ -211,6 +210,11 @@ class ChainSpace:
     def _baseline_values(self) -> dict[str, Any]:
         return {f"{s}.{n}": getattr(space.BASELINE, n) for s, space in self.spaces.items() for n in _own(s)}
 
+    @cached_property
+    def _still(self) -> dict[str, Any]:
+        """What every parameter is where nothing is searched."""
+        return {**self._baseline_values, **self.fixed}
+
     def _value(self, values: Mapping[str, Any], stage: str, name: str) -> Any:
         """Of a parameter that a condition of a stage names; one of a stage that is not here has its baseline."""
         full = name if "." in name else f"{stage}.{name}"
@@ -226,7 +230,7 @@ class ChainSpace:
             for value in _values(found):
                 for full, meant in self.names[name].values(value).items():
                     values.setdefault(full, []).append(meant)
-        fixed = {full: [value] for full, value in {**self._baseline_values, **self.fixed}.items()}
+        fixed = {full: [value] for full, value in self._still.items()}
         return {stage: {own: {**fixed, **values}[f"{stage}.{own}"] for own in _own(stage)} for stage in self.chain}
 
     def complexity(self, params: ChainParams) -> float:
@@ -264,7 +268,7 @@ class ChainSpace:
         result = {**self.distributions(kind), **{name: result[name] for name in named}}
         for name, override in named.items():
             try:
-                result[name] = _replacement(result[name], override, _told(self.names[name].targets[0], "OPEN"))
+                result[name] = replaced(result[name], override, _told(self.names[name].targets[0], "OPEN"))
             except (TypeError, ValueError, KeyError) as error:
                 raise ValueError(f"space.{name}: {override!r} does not fit: {error}") from None
         return self._needed(result, named)
@@ -300,14 +304,13 @@ class ChainSpace:
 
     def _may_be(self, stage: str, other: str, needed: Needed, chosen: Distributions) -> bool:
         full = other if "." in other else f"{stage}.{other}"
-        values = {**self._baseline_values, **self.fixed}
         for name, found in chosen.items():
             known = self.names[name]
             if full in known.targets:
                 if not isinstance(found, CategoricalDistribution):
                     return True
                 return any(fits(known.values(choice)[full], needed) for choice in found.choices)
-        return fits(self._value(values, stage, other), needed)
+        return fits(self._value(self._still, stage, other), needed)
 
 
 def chain_space(chain: Sequence[str]) -> ChainSpace:
@@ -327,27 +330,3 @@ def _values(found: BaseDistribution) -> list[Any]:
         return list(found.choices)
     assert isinstance(found, IntDistribution | FloatDistribution)
     return list(range(found.low, found.high + 1)) if isinstance(found, IntDistribution) else [found.low, found.high]
-
-
-def _replacement(original: BaseDistribution, override: Override, pattern: str | None) -> BaseDistribution:
-    choices: list[Any] = override if isinstance(override, list) else [override]
-    if isinstance(original, CategoricalDistribution):
-        wrong = [c for c in choices if c not in original.choices and not (pattern and re.fullmatch(pattern, str(c)))]
-        if isinstance(override, dict) or not choices or wrong:
-            raise ValueError(f"allowed are {', '.join(map(str, original.choices))}")
-        return CategoricalDistribution(choices)
-    number = int if isinstance(original, IntDistribution) else float
-    if isinstance(override, dict):
-        unknown = sorted(set(override) - {"low", "high", "log", "step"})
-        if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}; allowed are low, high, log, step")
-        kind = type(original)
-        if not isinstance(original, IntDistribution | FloatDistribution):
-            raise TypeError("not a range")
-        log = bool(override.get("log", original.log and "step" not in override))
-        step = override.get("step")
-        step = {"step": number(step)} if step is not None else {}
-        return kind(number(override["low"]), number(override["high"]), log=log, **step)  # type: ignore[call-arg]
-    if any(isinstance(c, bool | str) for c in choices) or not choices:
-        raise TypeError("must be a number or numbers")
-    return CategoricalDistribution([number(c) for c in choices])
