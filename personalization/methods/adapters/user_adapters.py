@@ -40,7 +40,7 @@ from personalization.files import locked, sha256_of, write_atomic
 from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.trained import Trained
 from personalization.methods.history.asking import Asking
-from personalization.methods.history.clusters import Clusters, Embed, cluster
+from personalization.methods.history.clusters import Clusters, Embed, grouped
 from personalization.methods.history.labelled import (
     held_out,
     labelled_items,
@@ -327,10 +327,8 @@ class UserAdapters:
             return None, dict.fromkeys(histories, 0), 1
         if plan.level == "user":
             return None, {user: number for number, user in enumerate(histories)}, len(histories)
-        known = list(histories.values())
-        clusters = cluster(plan.cluster_by, known, dataset.labels, self.scorer.embeddings, plan.groups)
-        numbers = clusters.assign(clusters.features(known, self.scorer.embeddings)).tolist()
-        return clusters, dict(zip(histories, numbers, strict=True)), len(clusters.centres)
+        clusters, groups = grouped(plan.cluster_by, histories, dataset.labels, self.scorer.embeddings, plan.groups)
+        return clusters, groups, len(clusters.centres)
 
 
 def placed(dataset: Dataset, trained: Trained, embed: Embed) -> dict[str, Any]:

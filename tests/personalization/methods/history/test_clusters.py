@@ -29,7 +29,7 @@ def test_words_find_the_planted_groups(world):
     assert found.silhouette == pytest.approx(silhouette_score(features, groups), abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ("words", "labels", "embedding"))
+@pytest.mark.parametrize("kind", ["words", "labels", "embedding"])
 def test_new_users_go_to_the_nearest_centre_after_a_round_trip(world, kind, tmp_path):
     histories = list(learned_histories(world.dataset).values())
     found = cluster(kind, histories[:80], world.dataset.labels, embed, 3)
