@@ -158,13 +158,18 @@ def save(fitted: Fitted, folder: Path) -> list[dict[str, Any]]:
     return listed
 
 
+def saved_params(name: str, told: Mapping[str, Any]) -> SimpleNamespace:
+    """A stage's parameters as they were saved, by whatever version."""
+    return SimpleNamespace(**{**stage(name).earlier, **told})
+
+
 def load(listed: list[Mapping[str, Any]], folder: Path) -> Fitted:
     """What `save` wrote; DataError where a stage or a file is not there."""
     params: dict[str, Any] = {}
     learned: dict[str, Any] = {}
     for entry in listed:
         name = entry["stage"]
-        params[name] = SimpleNamespace(**entry["params"])
+        params[name] = saved_params(name, entry["params"])
         try:
             learned[name] = stage(name).load(params[name], entry["learned"], folder)
         except (KeyError, OSError) as error:

@@ -6,10 +6,11 @@ with. Cost: one scoring pass for each (k, ranking, mix), or label text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from personalization.methods.history.asking import Asking
+from personalization.methods.history.asking import OWN, Asking
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
 from personalization.stages.holdings import FRAME_BYTES, INDEXED, Held, May, Sizes
@@ -18,6 +19,8 @@ from personalization.stages.work import KEPT, Tools, Work
 
 class Prompt(Stage):
     """k items of the history in front of a causal model's question; an encoder's label text and scale."""
+
+    earlier: Mapping[str, Any] = {"wording": OWN}
 
     def act(self, params: Any, learned: Any, work: Work, tools: Tools) -> Work:  # noqa: ARG002
         """Other prompts, or other label texts."""

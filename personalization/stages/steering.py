@@ -38,6 +38,7 @@ class Steering(Stage):
     """The forward pass of each question with its user's direction added."""
 
     kinds = ("causal",)
+    earlier: Mapping[str, Any] = {"front": "others", "centred": False}
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Learned | None:
         """Directions of all users and groups, norms, and the gate's threshold."""
@@ -259,8 +260,7 @@ def _directions(work: Work, tools: Tools, front: str) -> Directions:
 
 
 def _settings(params: Any) -> Settings:
-    """Configs of earlier versions lack what came later."""
-    return Settings(**{own.name: getattr(params, own.name) for own in fields(Settings) if hasattr(params, own.name)})
+    return Settings(**{own.name: getattr(params, own.name) for own in fields(Settings)})
 
 
 def _steers(params: Any) -> bool:
