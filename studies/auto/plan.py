@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from personalization.data.lamp import question_files
 from personalization.data.splits import DEFAULT_SHARES
 from personalization.data.table import is_table
 from personalization.errors import UsageError
+from personalization.files import read_mapping
 from personalization.stages import STAGES
 from search_spaces import ChainParams, chain_space
 from studies.auto.arms import Arm
-from studies.beginning import begin
+from studies.beginning import begin, slug
 from studies.data import WORLDS
 from studies.spec import StudySpec, parse_spec
 
@@ -93,10 +92,10 @@ def data_of(place: str, home: Path) -> dict[str, Any]:
 
 def _of_spec(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--data {path}: not a spec that can be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(raw, dict) or "data" not in raw:
+        raw = read_mapping(path, "a spec")
+    except UsageError as error:
+        raise UsageError(f"--data {error}") from None
+    if "data" not in raw:
         raise UsageError(f"--data {path}: a spec has a section data; this one has none")
     return {key: raw[key] for key in ("data", "task", "promotion") if key in raw}
 
@@ -115,5 +114,4 @@ def bounds(texts: Sequence[str]) -> dict[str, str]:
 
 def name_of(place: str) -> str:
     """A name for a race over these data."""
-    kept = "".join(char if char.isascii() and char.isalnum() else "-" for char in Path(place).stem).strip("-")
-    return f"auto-{kept}" if kept else "auto"
+    return f"auto-{slug(place)}".rstrip("-")
