@@ -6,8 +6,8 @@ a trial is chosen, the select users have nothing left to decide: what is tested 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from personalization.evaluation import Evaluation, gold_indices
 from personalization.methods.taste.calibration import Calibrated
 from personalization.methods.taste.priors import log_softmax
 from personalization.methods.taste.solvers import fit_temperature
+from personalization.scoring.store import Progress
 from personalization.stages import chain, stage
 from personalization.stages.calibration import resolved
 from personalization.stages.chain import Fitted
@@ -37,7 +38,7 @@ class Classification:
         space: ChainSpace,
         splits: Splits,
         scorer: CachedScorer,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         folder = None if scorer.folder is None else scorer.folder.parent / "adapters"
         self.space, self.splits = space, splits
@@ -59,20 +60,17 @@ class Classification:
             found._work["tune"] = replace(begin(both, found._tools, "tune"), seams=(len(tune),))
         return self._refitted
 
-    def _part(self, part: str) -> Work:
+    def work(self, part: str) -> Work:
+        """A part's questions, to which nothing was done yet."""
         if part not in self._work:
             self._work[part] = begin(self.splits.part(part), self._tools, part)
         return self._work[part]
-
-    def plain(self, part: str) -> Work:
-        """A part's questions, to which nothing was done yet."""
-        return self._part(part)
 
     def label_mass(self) -> float | None:
         """Mean probability that a causal model gives to the labels together, on tune; of an encoder None."""
         if self._tools.scorer.kind == "encoder":
             return None
-        table = plain_scores(self._part("tune"), self._tools)
+        table = plain_scores(self.work("tune"), self._tools)
         return float(np.exp(np.logaddexp.reduce(table, axis=1)).mean())
 
     def _everybody(self) -> Dataset:
@@ -88,7 +86,7 @@ class Classification:
         return evaluation(self.splits.tune, fitted.answers)
 
     def _answered(self, params: ChainParams, part: str) -> Evaluation:
-        work = self._part(part)
+        work = self.work(part)
 
         def make() -> Calibrated:
             found = chain.answer(self.fitted(params), work, self._tools).answer
@@ -109,7 +107,7 @@ class Classification:
         return evaluation(self.splits.part(part), answers)
 
     def _fit(self, params: ChainParams) -> Fitted:
-        return chain.fit(params, self._part("tune"), self._tools)
+        return chain.fit(params, self.work("tune"), self._tools)
 
     def _fit_reporting(self, params: ChainParams, report: Report) -> Fitted:
         """Fit, telling of held-out items where a stage trains, else of blocks of users."""
@@ -126,7 +124,7 @@ class Classification:
                 report(evaluation(work.dataset, work.answer))
 
         tools = replace(self._tools, report=of_items)
-        return chain.fit_in_blocks(params, self._part("tune"), tools, of_users)
+        return chain.fit_in_blocks(params, self.work("tune"), tools, of_users)
 
     def fitted(self, params: ChainParams) -> Fitted:
         """The chain as it is served: with what belongs to each user alone, of every user whose history is known."""
@@ -149,7 +147,7 @@ class Classification:
         }
         if dates:
             told["data.dates"] = f"{dates[0]:%Y-%m-%d} to {dates[-1]:%Y-%m-%d}"
-        before, after = (round(float(np.mean([len(p) for p in w.prompts]))) for w in (self._part("tune"), work))
+        before, after = (round(float(np.mean([len(p) for p in w.prompts]))) for w in (self.work("tune"), work))
         parts = [f"question {before}"]
         if work.asking.k:
             parts.append(f"{work.asking.k} items {after - before}")
@@ -172,7 +170,7 @@ class Classification:
     def groups(self, params: ChainParams, part: str) -> Mapping[str, int]:
         """The group of each user of a part, of stages that have groups."""
         fitted = self.fitted(params)
-        below, found = self._part(part), dict[str, int]()
+        below, found = self.work(part), dict[str, int]()
         for name, own in params.items():
             learned = fitted.learned[name]
             found |= stage(name).groups(own, learned, below, self._tools)
@@ -205,14 +203,13 @@ class Classification:
             return params
         if "calibration" not in self.space.chain:
             return params
-        found = stage("calibration").solved(params["calibration"], self._part("tune"), self._tools)
+        found = stage("calibration").solved(params["calibration"], self.work("tune"), self._tools)
         return params.with_stage("calibration", found)
 
     def warm_start(self) -> list[dict[str, Any]]:
         """Raw values worth trying first: the calibration's exact optima alone, then each other stage's plainest
         settings on top of one."""
-        baseline, work = self.space.BASELINE, self._part("tune")
-        full = {f"{name}.{key}": value for name, own in baseline.items() for key, value in asdict(own).items()}
+        full, work = self.space.BASELINE.full(), self.work("tune")
         optima = self._starts("calibration", work)
         own_taste = [point for point in optima if point["calibration.prior_mode"] == "user"]
         points = [{**full, **point} for point in optima]

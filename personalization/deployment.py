@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
@@ -34,7 +33,7 @@ from personalization.data.prompts import mismatch
 from personalization.data.records import Dataset, Question
 from personalization.data.table import Columns, is_table, read_table
 from personalization.errors import ChamtuneError, DataError, UsageError
-from personalization.files import sha256_of
+from personalization.files import read_mapping, sha256_of
 from personalization.methods.taste.calibration import Calibrated
 from personalization.stages import STAGES, chain
 from personalization.stages.chain import Fitted
@@ -200,20 +199,19 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     place = path / CONFIG if path.is_dir() else path
     try:
-        config = yaml.safe_load(place.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{place}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{place}: not a deploy config: {str(error).splitlines()[0]}") from None
-    if isinstance(config, dict) and config.get("format") == 5:
+        config = read_mapping(place, "a deploy config")
+    except UsageError as error:
+        raise DataError(f"not a deploy config: {error}") from None
+    if config.get("format") == 5:
         if config["model"]["chat"]:
             raise DataError(
                 f"{place}: a chat config of an earlier version asks as no chat model answers; promote again"
             )
         return config
-    if not isinstance(config, dict) or (missing := [key for key in _REQUIRED if key not in config]):
-        lacks = "it is no mapping" if not isinstance(config, dict) else f"it lacks {', '.join(missing)}"
-        raise DataError(f"{place}: not a deploy config: {lacks}; write one with `chamtune promote`")
+    if missing := [key for key in _REQUIRED if key not in config]:
+        raise DataError(
+            f"{place}: not a deploy config: it lacks {', '.join(missing)}; write one with `chamtune promote`"
+        )
     if config["format"] != FORMAT:
         raise DataError(f"{place}: format {config['format']} is not known here; known are 5 and {FORMAT}")
     if unknown := [entry["stage"] for entry in config["chain"] if entry["stage"] not in STAGES]:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never a mix."""
+"""Files: written so that a reader sees the old content or the new, never a mix; locked; read as YAML."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from personalization.errors import UsageError
 
 
 @contextmanager
@@ -58,12 +60,42 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], told: Mapping[s
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is made where there is none; waits for the process that has it."""
+def locked(path: Path, patience: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock of a file, which is made where there is none; waits for the process that has it.
+
+    `patience` is called again and again meanwhile, and may raise.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while patience is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                patience()
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The keys of a YAML file, which should be `what`; UsageError where it has none."""
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark is not None else ""
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        raise UsageError(f"{path}: {place}not YAML: {problem}") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: {what} is a mapping of keys, but this is a {type(raw).__name__}")
+    return raw
 
 
 def sha256_of(path: Path) -> str:

@@ -18,18 +18,14 @@ from personalization.errors import DataError
 from personalization.files import sha256_of
 from personalization.methods.adapters.trained import Trained
 from personalization.methods.adapters.user_heads import HeadPlan, Heads
-from personalization.methods.history.asking import OWN
 from personalization.methods.history.clusters import Clusters
 from personalization.methods.steering import learned as steering
-from personalization.stages.calibration import Learned, Numbers
-from personalization.stages.chain import Fitted
+from personalization.stages.calibration import Calibration, Learned, Numbers
+from personalization.stages.chain import Fitted, saved_params
 from personalization.tasks import Task, task
 
-CALIBRATION: dict[str, Any] = {
-    "formula": "adjusted", "ranking": "recency", "mix": 0.0, "width": 1.0, "half_life": 1000.0,
-    "gamma": 0.0, "kappa": 1.0, "source": "batch", "alpha": 1.0, "fit": "searched",
-}  # fmt: skip
-PROMPT: dict[str, Any] = {"template": "{label}", "scale": 20.0, "k": 0, "ranking": "recency", "mix": 0.0}
+CALIBRATION = ("beta", "tau", "prior_mode", *Calibration.earlier)
+PROMPT = ("template", "scale", "k", "ranking", "mix")
 Stages = tuple[dict[str, Any], dict[str, Any]]
 """(stage -> parameters, stage -> what it learned)."""
 
@@ -43,12 +39,10 @@ def fitted_of_format_5(config: Mapping[str, Any]) -> Fitted:
     own = dict(config["params"])
     if method == "report_calibration":
         own |= {"formula": "report"}
-    params["calibration"] = {
-        **CALIBRATION,
-        **{key: own[key] for key in (*CALIBRATION, "beta", "tau", "prior_mode") if key in own},
-    }
-    learned["calibration"] = _calibration(config, params["calibration"])
-    return Fitted({name: SimpleNamespace(**values) for name, values in params.items()}, learned)
+    params["calibration"] = {key: own[key] for key in CALIBRATION if key in own}
+    found = {name: saved_params(name, values) for name, values in params.items()}
+    learned["calibration"] = _calibration(config, found["calibration"])
+    return Fitted(found, learned)
 
 
 def task_of_format_5(name: str) -> Task:
@@ -61,9 +55,9 @@ def task_of_format_5(name: str) -> Task:
     return known.model_copy(update={"history": known.history.model_copy(update=own)})
 
 
-def _calibration(config: Mapping[str, Any], params: Mapping[str, Any]) -> Learned:
+def _calibration(config: Mapping[str, Any], params: SimpleNamespace) -> Learned:
     priors = config["priors"]
-    strengths = {name: params[name] for name in ("beta", "gamma", "tau")}
+    strengths = {name: getattr(params, name) for name in ("beta", "gamma", "tau")}
     plain = Numbers({source: _array(table) for source, table in priors["log_model"].items()}, **strengths)
     moved = plain
     if "steering" in config:
@@ -87,8 +81,7 @@ def _bare(_: Mapping[str, Any]) -> Stages:
 
 
 def _prompt(config: Mapping[str, Any]) -> Stages:
-    own = {key: config["params"][key] for key in PROMPT} | {"wording": OWN}
-    return {"prompt": own}, {"prompt": None}
+    return {"prompt": {key: config["params"][key] for key in PROMPT}}, {"prompt": None}
 
 
 def _steering(config: Mapping[str, Any]) -> Stages:

@@ -3,8 +3,9 @@
 A space module holds, for one stage, `SPACE` (name -> Optuna distribution; static), a frozen `Params` whose defaults
 change nothing (`BASELINE`), `complexity(params)` (how far from doing nothing; smaller is simpler), and where wanted
 `READ` (when a parameter is read at all; see `conditions`), `ONLY` (parameter, or parameter=choice -> the one kind of
-backbone that reads it), `OPEN` (parameter -> the pattern of further choices that a spec may give) and
-`canonical(values)` (equal settings become equal). To add one: write the file, list it in `SPACES`.
+backbone that reads it), `ON_REQUEST` (parameters, as in `SPACE`, that are searched only where a spec names them),
+`OPEN` (parameter -> the pattern of further choices that a spec may give) and `canonical(values)` (equal settings become
+equal). To add one: write the file, list it in `SPACES`.
 
 A chain's space is made of those of its stages (`chain_space`): names are `stage.param`, or `param` where no other stage
 of the chain has it. An objective of earlier versions is a chain under other names (`aliases`).
@@ -12,7 +13,6 @@ of the chain has it. An objective of earlier versions is a chain under other nam
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -22,6 +22,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces.conditions import Needed, fits, is_read
+from search_spaces.overrides import Override, replaced
 
 SPACES: dict[str, Any] = {
     "route": "search_spaces.route",
@@ -33,7 +34,6 @@ SPACES: dict[str, Any] = {
 }
 """stage -> module of its space, or an object with the same names."""
 
-Override = float | int | str | list[Any] | dict[str, Any]
 Distributions = Mapping[str, BaseDistribution]
 
 
@@ -75,22 +75,41 @@ class ChainParams(Mapping[str, Any]):
         """With other parameters of one stage."""
         return ChainParams(tuple((name, params if name == stage else own) for name, own in self.stages))
 
+    def full(self) -> dict[str, Any]:
+        """Every value by its full name."""
+        return {f"{stage}.{name}": value for stage, own in self.stages for name, value in asdict(own).items()}
+
     def flat(self) -> dict[str, Any]:
         """Every value by its name in this chain, JSON-able."""
-        names = short_names([name for name, _ in self.stages])
-        full = {f"{stage}.{name}": value for stage, own in self.stages for name, value in asdict(own).items()}
-        return {short: full[name] for name, short in names.items()}
+        full = self.full()
+        return {short: full[name] for name, short in short_names(list(self)).items()}
 
 
 def short_names(chain: Sequence[str]) -> dict[str, str]:
     """Full name -> the name in this chain."""
-    own = {stage: [found.name for found in fields(space_of(stage).Params)] for stage in chain}
+    own = {stage: _own(stage) for stage in chain}
     every = [name for names in own.values() for name in names]
     return {
         f"{stage}.{name}": name if every.count(name) == 1 else f"{stage}.{name}"
         for stage, names in own.items()
         for name in names
     }
+
+
+def _own(stage: str) -> list[str]:
+    """A stage's parameters."""
+    return [found.name for found in fields(space_of(stage).Params)]
+
+
+def _told(full: str, table: str) -> Any:
+    """What a table of a space says of a parameter; None where it, or the whole table, is missing."""
+    stage, _, own = full.partition(".")
+    return getattr(space_of(stage), table, {}).get(own)
+
+
+def _suits(full: str, kind: str) -> bool:
+    """Whether a kind of backbone reads a parameter, or `parameter=choice`."""
+    return _told(full, "ONLY") in (None, kind)
 
 
 @dataclass(frozen=True)
@@ -139,12 +158,12 @@ class ChainSpace:
         baseline = self._baseline_values
         if unknown := set(given) - set(baseline):
             raise ValueError(f"{min(unknown)}: no such parameter; stages are {', '.join(self.chain)}")
-        values = {**baseline, **self.fixed, **given}
+        values = {**self._still, **given}
         for _ in range(len(values)):
             before = dict(values)
             for stage, space in self.spaces.items():
                 if hasattr(space, "canonical"):
-                    own = {name: values[f"{stage}.{name}"] for name in self._own(stage)}
+                    own = {name: values[f"{stage}.{name}"] for name in _own(stage)}
                     values |= {f"{stage}.{name}": value for name, value in space.canonical(own).items()}
                 for name, alternatives in getattr(space, "READ", {}).items():
                     if not is_read(alternatives, partial(self._value, values, stage)):
@@ -153,7 +172,7 @@ class ChainSpace:
                 break
         return ChainParams(
             tuple(
-                (stage, space.Params(**{name: values[f"{stage}.{name}"] for name in self._own(stage)}))
+                (stage, space.Params(**{name: values[f"{stage}.{name}"] for name in _own(stage)}))
                 for stage, space in self.spaces.items()
             )
         )
@@ -171,13 +190,11 @@ class ChainSpace:
 
     def idle(self, raw: Mapping[str, Any]) -> set[str]:
         """The searched names that nothing reads at a point of raw values."""
-        params = self.decode(raw)
-        values = {f"{stage}.{name}": v for stage, own in params.stages for name, v in asdict(own).items()}
+        values = self.decode(raw).full()
 
         def read(full: str) -> bool:
-            stage, _, own = full.partition(".")
-            alternatives = getattr(self.spaces[stage], "READ", {}).get(own)
-            return alternatives is None or is_read(alternatives, partial(self._value, values, stage))
+            alternatives = _told(full, "READ")
+            return alternatives is None or is_read(alternatives, partial(self._value, values, full.partition(".")[0]))
 
         return {name for name, known in self.names.items() if not any(map(read, known.targets))}
 
@@ -191,11 +208,12 @@ class ChainSpace:
 
     @cached_property
     def _baseline_values(self) -> dict[str, Any]:
-        return {f"{s}.{n}": getattr(space.BASELINE, n) for s, space in self.spaces.items() for n in self._own(s)}
+        return {f"{s}.{n}": getattr(space.BASELINE, n) for s, space in self.spaces.items() for n in _own(s)}
 
-    @staticmethod
-    def _own(stage: str) -> list[str]:
-        return [found.name for found in fields(space_of(stage).Params)]
+    @cached_property
+    def _still(self) -> dict[str, Any]:
+        """What every parameter is where nothing is searched."""
+        return {**self._baseline_values, **self.fixed}
 
     def _value(self, values: Mapping[str, Any], stage: str, name: str) -> Any:
         """Of a parameter that a condition of a stage names; one of a stage that is not here has its baseline."""
@@ -212,8 +230,8 @@ class ChainSpace:
             for value in _values(found):
                 for full, meant in self.names[name].values(value).items():
                     values.setdefault(full, []).append(meant)
-        fixed = {full: [value] for full, value in {**self._baseline_values, **self.fixed}.items()}
-        return {stage: {own: {**fixed, **values}[f"{stage}.{own}"] for own in self._own(stage)} for stage in self.chain}
+        fixed = {full: [value] for full, value in self._still.items()}
+        return {stage: {own: {**fixed, **values}[f"{stage}.{own}"] for own in _own(stage)} for stage in self.chain}
 
     def complexity(self, params: ChainParams) -> float:
         """The sum of the stages'."""
@@ -223,25 +241,21 @@ class ChainSpace:
         """What a kind of backbone reads: name -> distribution; `on_request`: also what only a spec asks for."""
         found = {}
         for name, known in self.names.items():
-            stage, _, own = known.targets[0].partition(".")
-            if not on_request and own in getattr(space_of(stage), "ON_REQUEST", {}):
+            if not on_request and _told(known.targets[0], "ON_REQUEST") is not None:
                 continue
-            targets = [full for full in known.targets if self._only(full, kind)]
-            if not targets:
+            if not any(_suits(full, kind) for full in known.targets):
                 continue
             distribution = known.distribution
             if isinstance(distribution, CategoricalDistribution):
-                choices = [c for c in distribution.choices if self._takes(known, c, kind)]
-                distribution = CategoricalDistribution(choices)
+                distribution = CategoricalDistribution(
+                    [
+                        choice
+                        for choice in distribution.choices
+                        if all(_suits(f"{full}={value}", kind) for full, value in known.values(choice).items())
+                    ]
+                )
             found[name] = distribution
         return found
-
-    def _only(self, full: str, kind: str) -> bool:
-        stage, _, own = full.partition(".")
-        return bool(getattr(space_of(stage), "ONLY", {}).get(own, kind) == kind)
-
-    def _takes(self, known: Name, choice: Any, kind: str) -> bool:
-        return all(self._only(f"{full}={value}", kind) for full, value in known.values(choice).items())
 
     def overridden(self, kind: str, overrides: Mapping[str, Override]) -> dict[str, BaseDistribution]:
         """The distributions with some replaced, and without those that no choice left reads.
@@ -254,7 +268,7 @@ class ChainSpace:
         result = {**self.distributions(kind), **{name: result[name] for name in named}}
         for name, override in named.items():
             try:
-                result[name] = _replacement(result[name], override, self._open(name))
+                result[name] = replaced(result[name], override, _told(self.names[name].targets[0], "OPEN"))
             except (TypeError, ValueError, KeyError) as error:
                 raise ValueError(f"space.{name}: {override!r} does not fit: {error}") from None
         return self._needed(result, named)
@@ -271,10 +285,6 @@ class ChainSpace:
             raise ValueError(f"space.{given}: which one? Give {' or '.join(several)}")
         raise ValueError(f"space.{given}: no such parameter; this chain has, with this model, {', '.join(known)}")
 
-    def _open(self, name: str) -> str:
-        stage, _, own = self.names[name].targets[0].partition(".")
-        return str(getattr(space_of(stage), "OPEN", {}).get(own, ""))
-
     def _needed(self, chosen: dict[str, BaseDistribution], named: Collection[str]) -> dict[str, BaseDistribution]:
         while True:
             idle = [name for name in chosen if name not in named and not self._may_be_read(name, chosen)]
@@ -285,8 +295,7 @@ class ChainSpace:
     def _may_be_read(self, name: str, chosen: Distributions) -> bool:
         """Whether some values of the other parameters let this one be read, in one of its meanings."""
         for full in self.names[name].targets:
-            stage, _, own = full.partition(".")
-            alternatives = getattr(space_of(stage), "READ", {}).get(own)
+            stage, alternatives = full.partition(".")[0], _told(full, "READ")
             if alternatives is None or any(
                 all(self._may_be(stage, other, needed, chosen) for other, needed in one.items()) for one in alternatives
             ):
@@ -295,14 +304,13 @@ class ChainSpace:
 
     def _may_be(self, stage: str, other: str, needed: Needed, chosen: Distributions) -> bool:
         full = other if "." in other else f"{stage}.{other}"
-        values = {**self._baseline_values, **self.fixed}
         for name, found in chosen.items():
             known = self.names[name]
             if full in known.targets:
                 if not isinstance(found, CategoricalDistribution):
                     return True
                 return any(fits(known.values(choice)[full], needed) for choice in found.choices)
-        return fits(self._value(values, stage, other), needed)
+        return fits(self._value(self._still, stage, other), needed)
 
 
 def chain_space(chain: Sequence[str]) -> ChainSpace:
@@ -322,27 +330,3 @@ def _values(found: BaseDistribution) -> list[Any]:
         return list(found.choices)
     assert isinstance(found, IntDistribution | FloatDistribution)
     return list(range(found.low, found.high + 1)) if isinstance(found, IntDistribution) else [found.low, found.high]
-
-
-def _replacement(original: BaseDistribution, override: Override, pattern: str) -> BaseDistribution:
-    choices: list[Any] = override if isinstance(override, list) else [override]
-    if isinstance(original, CategoricalDistribution):
-        wrong = [c for c in choices if c not in original.choices and not (pattern and re.fullmatch(pattern, str(c)))]
-        if isinstance(override, dict) or not choices or wrong:
-            raise ValueError(f"allowed are {', '.join(map(str, original.choices))}")
-        return CategoricalDistribution(choices)
-    number = int if isinstance(original, IntDistribution) else float
-    if isinstance(override, dict):
-        unknown = sorted(set(override) - {"low", "high", "log", "step"})
-        if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}; allowed are low, high, log, step")
-        kind = type(original)
-        if not isinstance(original, IntDistribution | FloatDistribution):
-            raise TypeError("not a range")
-        log = bool(override.get("log", original.log and "step" not in override))
-        step = override.get("step")
-        step = {"step": number(step)} if step is not None else {}
-        return kind(number(override["low"]), number(override["high"]), log=log, **step)  # type: ignore[call-arg]
-    if any(isinstance(c, bool | str) for c in choices) or not choices:
-        raise TypeError("must be a number or numbers")
-    return CategoricalDistribution([number(c) for c in choices])

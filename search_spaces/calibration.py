@@ -35,7 +35,6 @@ ON_REQUEST: Mapping[str, BaseDistribution] = {
     "per_user": CategoricalDistribution(OWN),
 }
 """Other users' items answer a user, and strengths are each user's own, only where a spec says so."""
-ONLY: Mapping[str, str] = {}
 OPEN = {"formula": "report"}
 """A spec may ask for the reports' formula."""
 SEARCHED = {"fit": ("searched",)}

@@ -16,7 +16,6 @@ SPACE: Mapping[str, BaseDistribution] = {
     "arms": CategoricalDistribution([""]),
     "penalty": FloatDistribution(1.0, 10_000.0, log=True),
 }
-ONLY: Mapping[str, str] = {}
 OPEN = {"arms": r"\[.*\]"}
 """A spec gives the chains, as `arms_of` writes them."""
 READ: Read = {"penalty": [{"arms": other_than("")}]}

@@ -28,7 +28,6 @@ SPACE: Mapping[str, BaseDistribution] = {
     "gate": CategoricalDistribution(["none", "cosine", "product"]),
     "open_share": FloatDistribution(0.1, 1.0),
 }
-ONLY: Mapping[str, str] = {}
 OPEN = {"place": r"\d+(,\d+)*", "front": "stated|others", "scope": "answer"}
 """A spec may also give a list of layers, the dearer ways to read a history, and the answer's tokens alone."""
 PERSONAL, GENERAL = {"alpha_personal": nonzero}, {"alpha_general": nonzero}

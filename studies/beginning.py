@@ -11,23 +11,22 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from math import log2
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from personalization.data.dates import read_date
-from personalization.data.table import Columns, table_rows
+from personalization.data.table import MANY_LABELS, Columns, plain, table_rows, task_of_columns
 from personalization.errors import UsageError
 from personalization.files import write_atomic
+from personalization.metrics import entropy_bits
 
 LOOKED_AT = 50_000
 """Rows that are looked at."""
 DATES = 0.9
 """Share of values that are dates in a column of time."""
-LABELS = 200
-"""Most values of a column of labels."""
 REPEATED = 2.0
 """Rows that a value of a column of labels or users has, on average."""
 
@@ -44,7 +43,7 @@ class Seen:
 
     def add(self, value: Any) -> None:
         """Take a row's value."""
-        text = "" if value is None else (value.isoformat() if hasattr(value, "isoformat") else str(value)).strip()
+        text = "" if value is None else str(plain(value)).strip()
         self.rows += 1
         if text:
             self.filled += 1
@@ -76,8 +75,8 @@ def begin(place: str, named: Mapping[str, str | None], out: Path, name: str | No
         raise UsageError(f"{place}: no row in it")
     columns = told_columns(place, seen, named)
     labels = seen[str(columns.label)].values
-    name = name or "".join(char if char.isascii() and char.isalnum() else "-" for char in Path(place).stem).strip("-")
-    files = {"spec": out / f"{name or 'study'}.yaml", "task": out / f"{name or 'study'}-task.yaml"}
+    name = name or slug(place) or "study"
+    files = {"spec": out / f"{name}.yaml", "task": out / f"{name}-task.yaml"}
     if there := [path for path in files.values() if path.exists()]:
         raise UsageError(f"{there[0]} is there already; give another --name, or take it away")
     write_atomic(files["task"], _task_text(files["task"].stem.removesuffix("-task"), columns, list(labels)))
@@ -89,6 +88,11 @@ def begin(place: str, named: Mapping[str, str | None], out: Path, name: str | No
         "labels": dict(labels.most_common()),
         **{kind: str(path) for kind, path in files.items()},
     }
+
+
+def slug(place: str) -> str:
+    """A name after a file's, of letters, digits and hyphens; empty where it has none."""
+    return "".join(char if char.isascii() and char.isalnum() else "-" for char in Path(place).stem).strip("-")
 
 
 def told_columns(place: str, seen: Mapping[str, Seen], named: Mapping[str, str | None]) -> Columns:
@@ -109,7 +113,7 @@ def told_columns(place: str, seen: Mapping[str, Seen], named: Mapping[str, str |
         left.pop(found["text"])
     again = [c for c, what in left.items() if what.repeats >= REPEATED and len(what.values) > 1]
     if "label" not in found and again:
-        few = [column for column in again if len(left[column].values) <= LABELS] or again
+        few = [column for column in again if len(left[column].values) <= MANY_LABELS] or again
         found["label"] = min(few, key=lambda column: len(left[column].values))
         again = [column for column in again if column != found["label"]]
     if "user" not in found and again:
@@ -129,10 +133,9 @@ def _value(text: str) -> str:
 
 
 def _task_text(name: str, columns: Columns, labels: list[str]) -> str:
-    label = str(columns.label)
     said = "\n".join(f"  {_value(one)}: {_value(one)}" for one in sorted(labels))
-    prompt = f'{{{{history}}}}{{{{labels | join(", ")}}}}\n\n{{{{text}}}}\n{label}:'
-    item = f"{{{{text}}}}\n{label}: {{{{label}}}}"
+    plainest = task_of_columns(columns)
+    prompt, item = plainest.prompt, plainest.history.item
     return f"""# What is asked, in Jinja's templates; change the words, and say in your users' language what to do.
 name: {_value(name)}
 labels:  # as in the table: as they are said to the model
@@ -159,9 +162,9 @@ def _indented(text: str, by: int = 2) -> str:
 
 
 def _spec_text(name: str, place: str, columns: Columns, task: Path, labels: Counter[str]) -> str:
-    total = labels.total()
-    shares = [count / total for count in labels.values()]
-    entropy = -sum(share * log2(share) for share in shares)
+    counts = np.array(list(labels.values()))
+    total, entropy = counts.sum(), entropy_bits(counts)
+    largest = counts.max() / total
     told = {"user": columns.user, "text": columns.text[0], "label": columns.label}
     told |= {key: value for key, value in (("time", columns.time), ("id", columns.id)) if value is not None}
     data = "\n".join(f"  {key}: {_value(str(value))}" for key, value in told.items())
@@ -178,9 +181,9 @@ model: {{path: minilm}}  # an encoder of English; for other languages a sentence
                        # id, or a language model: smollm2, a folder, hub id or GGUF file (chat: true for chat models)
 chain: [prompt, head, calibration]  # with a language model also adapter, steering: [prompt, steering, calibration]
 optimize: {{accuracy: maximize}}
-constraints:           # the table's labels have {entropy:.2f} bits of entropy and a largest share of {max(shares):.2f}
+constraints:           # the table's labels have {entropy:.2f} bits of entropy and a largest share of {largest:.2f}
   entropy: ">= {entropy / 2:.2f}"
-  top1_share: "<= {min(0.95, max(shares) + 0.25):.2f}"
+  top1_share: "<= {min(0.95, largest + 0.25):.2f}"
 space: {{template: "{{label}}"}}  # label texts to try with an encoder, e.g. ["{{label}}", "a question about {{label}}"]
 sampler: tpe
 warm_start: true

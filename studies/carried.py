@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from personalization.errors import UsageError
-from search_spaces import ChainParams
 from studies.insights.likely import likely
 from studies.insights.reading import history_of
 from studies.recovery import enqueue
@@ -141,7 +139,7 @@ def _point(opened: OpenStudy, trial: FrozenTrial) -> tuple[dict[str, Any] | None
     """The trial's parameters as a point of this space that means the same, or why there is none."""
     rooms = opened.rooms
     raw = {
-        **rooms.raw(_full(rooms.BASELINE)),
+        **rooms.raw(rooms.BASELINE.full()),
         **{name: value for name, value in trial.params.items() if name in rooms.names},
     }
     idle, point = rooms.idle(raw), dict[str, Any]()
@@ -163,13 +161,9 @@ def solved_again(opened: OpenStudy, point: dict[str, Any]) -> dict[str, Any]:
     if next(iter(opened.spec.optimize.items())) != ("accuracy", "maximize"):
         return point
     before = opened.rooms.decode(point)
-    raw, now = (opened.rooms.raw(_full(params)) for params in (before, opened.objective.solved(before)))
+    raw, now = (opened.rooms.raw(params.full()) for params in (before, opened.objective.solved(before)))
     moved = {name: now[name] for name in opened.space if now[name] != raw[name]}
     return point | moved if all(holds(name, opened.space[name], value) for name, value in moved.items()) else point
-
-
-def _full(params: ChainParams) -> dict[str, Any]:
-    return {f"{stage}.{key}": value for stage, own in params.stages for key, value in asdict(own).items()}
 
 
 def _any(distribution: BaseDistribution) -> Any:

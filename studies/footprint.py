@@ -42,7 +42,7 @@ class Footprint(NamedTuple):
 def footprint(opened: OpenStudy) -> Footprint:
     """What a study that was just opened will hold; without what of it is there already on disk."""
     scorer, spec = opened.scorer, opened.spec
-    tune = opened.objective.plain("tune")
+    tune = opened.objective.work("tune")
     sizes = sizes_of(tune.dataset, tune.prompts, scorer.files, ITEMSIZES[scorer.dtype], spec.trials)
     found = holds(opened.rooms.chain, opened.rooms.reachable(opened.space), sizes)
     weights = weights_of(scorer.files)

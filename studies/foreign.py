@@ -7,7 +7,6 @@ nearly all different names the runs and is left out. Study and trials are marked
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import warnings
@@ -21,6 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from personalization.data import table
 from personalization.errors import DataError, UsageError
 from studies.constraints import UNMEASURED, Constraint, parse_constraint
 from studies.insights.history import ITEMS, METRICS, History, history
@@ -55,18 +55,12 @@ class Mapped:
 
 def csv_rows(path: Path) -> list[Row]:
     """The rows of a CSV file; DataError where it is none."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: no CSV: {error}") from None
+    rows = list(table.csv_rows(path))
     if not rows:
         raise DataError(f"{path}: no row in it")
     for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise DataError(f"{path}: line {number} has another number of cells than the heading")
+        if None in row.values():
+            raise DataError(f"{path}: line {number} has fewer cells than the heading")
     return [{name: cell(text) for name, text in row.items()} for row in rows]
 
 

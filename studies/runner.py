@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from personalization.databases import same_database, shown
 from personalization.errors import ChamtuneError, UsageError
 from personalization.evaluation import Evaluation
+from personalization.files import locked
 from studies.footprint import Footprint, footprint
 from studies.recovery import POINT, REPEATED, SURPLUS, enqueue, fail, queue_again, uncounted
 from studies.results import StudyResult, summarize, write_results
@@ -30,7 +31,7 @@ from studies.storage import storage_url
 from studies.study import OpenStudy, finished, open_study
 from studies.trial import GivenBack, Outcome, TrialRunner, outcome_of
 from studies.verdict.prospects import Prospect, prospect
-from studies.workers import WORKER, Workers, one_at_a_time, workers_of
+from studies.workers import WORKER, Workers, workers_of
 from tracking.spool import OFF, Sender, Spool, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def _open(spec: StudySpec, home: Path, url: str, watcher: Watcher, request: Stop
             obey()
 
     name = hashlib.sha256(f"{url}\n{spec.name}".encode()).hexdigest()[:32]
-    with one_at_a_time(home / "locks" / f"{name}.lock", patience):
+    with locked(home / "locks" / f"{name}.lock", patience):
         opened = open_study(spec, home, scoring)
     opening = False
     return opened

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from personalization.data.splits import DEFAULT_SHARES, LEARNING_SHARES, PARTS
 from personalization.data.table import NEWEST, Columns
 from personalization.errors import UsageError
 from personalization.evaluation import MEANS
+from personalization.files import read_mapping
 from personalization.metrics import METRICS, ORDERED
 from personalization.stages import ordered, shares_of
 from personalization.tasks import Task, load_task
@@ -298,16 +298,7 @@ def load_spec(name_or_path: str, changes: Mapping[str, Any] | None = None) -> St
     path = PRESETS / f"{name_or_path}.yaml" if name_or_path in presets() else Path(name_or_path)
     if not path.is_file():
         raise UsageError(f"{name_or_path!r} is neither a file nor a preset{_nearest(name_or_path, presets())}")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is not UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark is not None else ""
-        raise UsageError(f"{path}: {place}not YAML: {getattr(error, 'problem', error)}") from None
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path}: a spec is a mapping of keys, but this is a {type(raw).__name__}")
+    raw = read_mapping(path, "a spec")
     changed = {**raw, **(changes or {})}
     if changes and "data" in changes and isinstance(raw.get("data"), dict):
         kept = {key: value for key, value in raw["data"].items() if key not in PLACES["data"]}

@@ -15,13 +15,13 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
+from personalization.databases import sqlite_file
 from studies.lease import Lease
 
 WORKER = "worker"
@@ -136,26 +136,10 @@ class Workers:
 
 def workers_of(home: Path, url: str, study_name: str) -> Workers:
     """The workers of a study, as this process finds them out: beside an SQLite file, else in its home and by lease."""
-    address = sqlalchemy.make_url(url)
-    if address.get_backend_name() == "sqlite" and address.database:
-        path = Path(address.database).resolve()
-        return Workers(path.with_name(f"{path.name}.workers"), study_name)
+    if (file := sqlite_file(url)) is not None:
+        return Workers(file.with_name(f"{file.name}.workers"), study_name)
     return Workers(home / "workers" / _short_hash(url), study_name, Lease(url, study_name))
 
 
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def one_at_a_time(path: Path, patience: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of a file. `patience` is called again and again while another process has it, and may raise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                patience()
-        yield

@@ -5,7 +5,7 @@ A backbone owns a model and its tokenizer and knows texts, and no user. The cont
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from personalization.errors import UsageError
 from personalization.scoring.edits import Edit, Shelf
-from personalization.scoring.store import Keep
+from personalization.scoring.store import Keep, Progress
 
 SCALE = 20.0
 """Inverse temperature of an encoder's similarities; what sentence-transformers' ranking losses train with."""
-
-Progress = Callable[[int, int], None]
 
 BACKBONES = {
     "causal": "personalization.backbones.causal:load_causal",

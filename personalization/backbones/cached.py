@@ -31,7 +31,7 @@ from personalization.backbones.location import (
 )
 from personalization.files import sha256_of, write_atomic
 from personalization.scoring.edits import Shelf
-from personalization.scoring.store import Compute, Keep, key_of, stored_table
+from personalization.scoring.store import Compute, Keep, Progress, key_of, stored_table
 from personalization.scoring.texts import TextRows
 
 SPECIAL = 8
@@ -196,7 +196,7 @@ class CachedScorer:
         self,
         prompts: Sequence[str],
         layers: Sequence[int],
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         site: str = "block",
     ) -> NDArray[np.float32]:
         """The state of each prompt where it leaves these layers, or of a causal model their MLPs, float32 [n, L, d].
@@ -209,7 +209,10 @@ class CachedScorer:
         def compute(table: NDArray[np.float32], keep: Keep) -> int:
             before = self.backbone.truncated
             known = table.reshape(len(prompts), len(layers), width)
-            flat = None if keep is None else (lambda rows, states: keep(rows, states.reshape(len(rows), -1)))
+
+            def flat(rows: NDArray[np.int64], states: NDArray[np.float32]) -> None:
+                keep(rows, states.reshape(len(rows), -1))
+
             self.backbone.last_states(prompts, layers, known, progress, flat, **where)
             return self.backbone.truncated - before
 
@@ -259,9 +262,7 @@ class CachedScorer:
         causal: Any = self.backbone
         return list(causal.shortened(frame, texts, continuations))
 
-    def embeddings(
-        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
-    ) -> NDArray[np.float32]:
+    def embeddings(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:
         """Embeddings of length one by `embedder`, float32 [n, d]; each text is embedded once."""
         if not texts:
             return np.empty((0, 0), dtype=np.float32)
@@ -280,7 +281,7 @@ class CachedScorer:
         self,
         prompts: Sequence[str],
         continuations: Sequence[str],
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> NDArray[np.float32]:
         """Natural-log probabilities float32 [n, K], from the store where they were computed before."""
         key = key_of({**self.identity, "prompts": list(prompts), "continuations": list(continuations)})

@@ -17,15 +17,15 @@ from personalization.scoring.edits import Edit, Shelf, shared
 from personalization.scoring.fixed import FixedRows
 from personalization.scoring.last_states import LastStates
 from personalization.scoring.packed import Packed
-from personalization.scoring.passes import Progress, TokenBudget, score_all
+from personalization.scoring.passes import TokenBudget, score_all
 from personalization.scoring.plain import Candidates
 from personalization.scoring.products import fast_products
 from personalization.scoring.resume import decoder_layers, site_of
 from personalization.scoring.routes import Router
 from personalization.scoring.rows import Tokens
-from personalization.scoring.store import Keep
+from personalization.scoring.store import Keep, Progress
 
-ITEM_FRAME = 24
+FRAME_TOKENS = 24
 """Tokens that the template around a history item may take."""
 EMBEDDED_TOKENS = 4096
 """Tokens in a batch of texts to embed."""
@@ -199,7 +199,7 @@ class CausalBackbone:
             return list(texts)
         longest = max(map(len, self.encoder.encode([frame], continuations)[1][0]))
         room = self.context + 1 - longest - len(self.encoder.heads([frame])[0])
-        share = max(0, room // max(len(texts), 1) - ITEM_FRAME)
+        share = max(0, room // max(len(texts), 1) - FRAME_TOKENS)
         offsets = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return [
             text[: at[share - 1][1] if share else 0] if len(at) > share else text

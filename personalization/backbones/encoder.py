@@ -26,10 +26,9 @@ from personalization.backbones.location import adapter_base, locate_model, read_
 from personalization.errors import DataError
 from personalization.scoring.edits import Edit, Shelf
 from personalization.scoring.fixed_texts import FixedTexts
-from personalization.scoring.passes import Progress
 from personalization.scoring.products import fast_products
 from personalization.scoring.resume import decoder_layers
-from personalization.scoring.store import Keep
+from personalization.scoring.store import Keep, Progress
 
 BATCH = {"cpu": 32, "cuda": 512}
 """Texts in a batch, by device type."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from personalization.data.dates import read_date
 from personalization.data.defects import Checked, Defect, Defects
+from personalization.data.known import History
 from personalization.data.labels import Listed
 from personalization.data.notes import notes
 from personalization.data.prompts import mismatch
@@ -22,7 +23,6 @@ from personalization.tasks import TASKS, Task, Terms, listed_anywhere, of_form, 
 
 Place = tuple[Path, int]
 """File, and record from 1."""
-History = tuple[HistoryItem, ...]
 
 
 class Reader:

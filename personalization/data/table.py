@@ -121,14 +121,14 @@ def _item(reader: Reader, place: Place, raw: Mapping[str, Any], columns: Columns
         label = reader.text(place, str(columns.label), label, fraction=True)
         if label is None:
             return None
-    date = None if columns.time is None else reader.date(place, columns.time, _plain(raw.get(columns.time)))
+    date = None if columns.time is None else reader.date(place, columns.time, plain(raw.get(columns.time)))
     key = str(place[1]) if columns.id is None else reader.text(place, columns.id, raw.get(columns.id))
     if parts[0] is None or key is None:
         return None
     return HistoryItem(key, "\n".join(part for part in parts if part), label or None, date)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A date of a library as text."""
     return value.isoformat() if hasattr(value, "isoformat") else value
 
@@ -207,14 +207,15 @@ def _of_file(path: Path, needed: tuple[str, ...]) -> Iterator[Mapping[str, Any]]
                 _refuse_missing(path, needed, list(raw))
             yield raw
     elif suffix in (".csv", ".tsv", ".txt"):
-        yield from _of_csv(path, needed)
+        yield from csv_rows(path, needed)
     elif suffix in (".parquet", ".arrow", ".feather"):
         yield from _of_arrow(path, needed, suffix)
     else:
         raise DataError(f"{path}: not a table that is read here; give one of {', '.join(SUFFIXES)}")
 
 
-def _of_csv(path: Path, needed: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+def csv_rows(path: Path, needed: tuple[str, ...] = ()) -> Iterator[Mapping[str, Any]]:
+    """The rows of a CSV file, with any of `SEPARATORS`, as `table_rows` gives them."""
     csv.field_size_limit(1 << 30)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -25,7 +25,7 @@ from personalization.errors import DataError
 from personalization.files import sha256_of
 from personalization.scoring.edits import Batch, Edit, Sharing, Shelf
 from personalization.scoring.packed import LONGEST_ROW, MOST_NODES, Packed
-from personalization.scoring.passes import Progress, next_batch
+from personalization.scoring.passes import next_batch
 from personalization.scoring.products import fast_products
 from personalization.scoring.resume import (
     captured_output,
@@ -37,7 +37,7 @@ from personalization.scoring.resume import (
 )
 from personalization.scoring.rows import Row, Tokens, cut_rows, lay_out
 from personalization.scoring.states import StoredStates, fits
-from personalization.scoring.store import key_of
+from personalization.scoring.store import Progress, key_of
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}
 """Tokens in a batch, by device type; fixed, so that states stored today fit the batches of tomorrow."""

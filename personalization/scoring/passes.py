@@ -21,12 +21,11 @@ from personalization.errors import DataError
 from personalization.scoring.products import fast_products
 from personalization.scoring.routes import Route
 from personalization.scoring.rows import Row
-from personalization.scoring.store import Keep
+from personalization.scoring.store import Keep, Progress
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]
 
 START = {"cpu": 256, "cuda": 8192}
 """Padded tokens in the first batch, by device type."""

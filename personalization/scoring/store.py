@@ -38,6 +38,8 @@ from personalization.files import write_atomic
 log = logging.getLogger(__name__)
 
 Table = NDArray[np.float32]
+Progress = Callable[[int, int], None]
+"""Called with what is done, and of how much."""
 Keep = Callable[[NDArray[np.int64], Table], None]
 Compute = Callable[[Table, Keep], int]
 """(table with NaN where nothing is known, what to call after each batch) -> number of truncated prompts."""

@@ -25,21 +25,20 @@ class Stage:
     """One step of a chain. What a subclass does not say is that it does nothing.
 
     Parameters are objects with the fields of the space of the same name. `kinds`: the backbones that the stage takes;
-    `trains`: whether `train` tells of what it does; `learns`: whether it learns to answer from the labels of tune
-    users, so that a study gives it more of them; `alone`: whether it is a chain by itself.
+    `trains`: whether `learn` tells `tools.report` of each evaluation, also where it was done before; `learns`: whether
+    it learns to answer from the labels of tune users, so that a study gives it more of them; `alone`: whether it is a
+    chain by itself; `earlier`: what a parameter was before it was one, for a chain that was saved then.
     """
 
     kinds: tuple[str, ...] = ("causal", "encoder")
     trains = False
     learns = False
     alone = False
+    earlier: Mapping[str, Any] = {}
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Any:  # noqa: ARG002
         """What the stage takes from the tune users, as the stages below leave them; no label where it can help it."""
         return None
-
-    def train(self, params: Any, work: Work, tools: Tools) -> None:
-        """For a stage that trains: learn, and tell `tools.report` of each evaluation, also where it was done before."""
 
     def act(self, params: Any, learned: Any, work: Work, tools: Tools) -> Work:  # noqa: ARG002
         """The work with this step done."""

@@ -43,10 +43,6 @@ class Adapter(Stage):
         """Train on the tune users' histories, or read what was trained before."""
         return None if params.adapter == "none" else self._learn(params, work.dataset, work, tools)
 
-    def train(self, params: Any, work: Work, tools: Tools) -> None:
-        """Learn, and tell of it."""
-        self.learn(params, work, tools)
-
     def _learn(self, params: Any, dataset: Dataset, work: Work, tools: Tools) -> Trained:
         assert tools.folder is not None
         adapters, plan = UserAdapters(tools.scorer, tools.folder, tools.progress), _plan(params, work)

@@ -23,7 +23,7 @@ from personalization.evaluation import gold_indices
 from personalization.files import write_arrays
 from personalization.methods.history.past import Past, one_each, past_of
 from personalization.methods.history.pool import Pool, pooled
-from personalization.methods.taste.calibration import Calibrated, PriorTables, calibrate, report_calibrate
+from personalization.methods.taste.calibration import Calibrated, PriorTables, calibrate, gathered, report_calibrate
 from personalization.methods.taste.own import NAMES, Between, Items, following, helped, with_own
 from personalization.methods.taste.priors import (
     global_counts,
@@ -77,6 +77,11 @@ class Learned:
 
 class Calibration(Stage):
     """z = score - beta * log p_model(y) + gamma * log pi_u(y), softmax(z / tau)."""
+
+    earlier: Mapping[str, Any] = {
+        "formula": "adjusted", "ranking": "recency", "mix": 0.0, "width": 1.0, "half_life": 1000.0, "gamma": 0.0,
+        "kappa": 1.0, "source": "batch", "alpha": 1.0, "fit": "searched", "per_user": "none", "reach": 0.0,
+    }  # fmt: skip
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Learned:
         """Label bias, pooled history counts, and the exact optimum where it is wanted."""
@@ -148,15 +153,12 @@ class Calibration(Stage):
         """Of questions with these strengths of their users' own, [n, 1] each."""
         scores, moved = scores_of(work, tools), _moved(work)
         counts = _counts(params, work, tools, learned.pool)
-        log_probs, modes = np.empty(scores.shape), [""] * len(work)
+        parts = []
         for rows, numbers in ((np.flatnonzero(moved), learned.moved), (np.flatnonzero(~moved), learned.plain)):
             if len(rows):
                 given = {name: value[rows] for name, value in own.items()}
-                found = self._calibrated(params, learned, numbers, scores[rows], counts[rows], given)
-                log_probs[rows] = found.log_probs
-                for row, mode in zip(rows, found.prior_modes, strict=True):
-                    modes[row] = mode
-        return Calibrated(log_probs, modes)
+                parts.append((rows, self._calibrated(params, learned, numbers, scores[rows], counts[rows], given)))
+        return gathered(len(work), scores.shape[1], parts)
 
     def _calibrated(
         self,
@@ -176,7 +178,7 @@ class Calibration(Stage):
 
     def _apart(self, params: Any, found: Learned, work: Work, tools: Tools) -> tuple[Between, ...]:
         """How strengths differ between the tune users, by their histories, and whether their questions gain by that."""
-        names = NAMES[per_user_of(params)]
+        names = NAMES[params.per_user]
         if not names or work.own is not None or work.edits or len(users := one_each(work.dataset)) < 2:
             return ()
         below = replace(work, dataset=users, of=None if work.of is None else (work.of, "one each"), blocks=())
@@ -294,7 +296,7 @@ class Calibration(Stage):
         for kind in ("plain", "moved"):
             bias = {name.partition(".")[2]: t for name, t in arrays.items() if name.startswith(f"{kind}.")}
             numbers[kind] = Numbers(bias, **{n: listed[kind][n] for n in ("beta", "gamma", "tau")})
-        pool = Pool.load(folder) if reach_of(params) else None
+        pool = Pool.load(folder) if params.reach else None
         apart = tuple(Between(**one) for one in listed.get("apart", ()))  # configs of earlier versions know none
         plain, moved, totals = numbers["plain"], numbers["moved"], arrays["global_counts"]
         return Learned(plain, moved, arrays.get("global_probs"), totals, pool, apart)
@@ -344,21 +346,9 @@ def _past(params: Any, learned: Learned, work: Work, tools: Tools) -> tuple[Item
     return Items(scores, counts, gold_indices(past.items), past.owners), past.places, past.total
 
 
-def per_user_of(params: Any) -> str:
-    """Which strengths are each user's own; configs of earlier versions know none."""
-    found: str = getattr(params, "per_user", "none")
-    return found
-
-
-def reach_of(params: Any) -> float:
-    """The weight of other users' items; configs of earlier versions know none."""
-    reach: float = getattr(params, "reach", 0.0)
-    return reach
-
-
 def _pool(params: Any, work: Work, tools: Tools) -> Pool | None:
     """The items of all tune users, where they answer others."""
-    if not reach_of(params):
+    if not params.reach:
         return None
     found: Pool = tools.once("pool", work.of, lambda: pooled(work.dataset, tools.scorer.embedder.kind, tools.embed))
     return found
@@ -376,4 +366,4 @@ def _counts(params: Any, work: Work, tools: Tools, pool: Pool | None = None) -> 
         return counts
     key = None if work.of is None else (work.of, id(pool), params.floor, params.near, params.kin)
     others = tools.once("others", key, lambda: pool.counts(work.dataset, tools.embed, params))
-    return np.asarray(counts + reach_of(params) * others)
+    return np.asarray(counts + params.reach * others)

@@ -73,7 +73,8 @@ def _step(name: str, params: Any, work: Work, tools: Tools) -> tuple[Any, Work]:
 
     key = None if work.key is None else (work.key, name, params)
     if tools.report is not None:
-        stage(name).train(params, work, tools)
+        if stage(name).trains:
+            stage(name).learn(params, work, tools)
         tools = replace(tools, report=None)
     made: tuple[Any, Work] = tools.once(f"fitted {name}", key, make)
     return made
@@ -157,13 +158,18 @@ def save(fitted: Fitted, folder: Path) -> list[dict[str, Any]]:
     return listed
 
 
+def saved_params(name: str, told: Mapping[str, Any]) -> SimpleNamespace:
+    """A stage's parameters as they were saved, by whatever version."""
+    return SimpleNamespace(**{**stage(name).earlier, **told})
+
+
 def load(listed: list[Mapping[str, Any]], folder: Path) -> Fitted:
     """What `save` wrote; DataError where a stage or a file is not there."""
     params: dict[str, Any] = {}
     learned: dict[str, Any] = {}
     for entry in listed:
         name = entry["stage"]
-        params[name] = SimpleNamespace(**entry["params"])
+        params[name] = saved_params(name, entry["params"])
         try:
             learned[name] = stage(name).load(params[name], entry["learned"], folder)
         except (KeyError, OSError) as error:

@@ -20,7 +20,7 @@ SAMPLE = 200
 """Prompts whose length is looked at."""
 BYTES_A_TOKEN = 3
 """Of text; a tokenizer makes fewer tokens of most languages."""
-ITEM_FRAME = 64
+FRAME_BYTES = 64
 """Bytes of the words that a task puts around an item."""
 INDEXED = 100
 """Of an item of a history in arrays: whose it is, its age, label and relevance."""

@@ -6,18 +6,21 @@ with. Cost: one scoring pass for each (k, ranking, mix), or label text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from personalization.methods.history.asking import Asking
+from personalization.methods.history.asking import OWN, Asking
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
-from personalization.stages.holdings import INDEXED, ITEM_FRAME, Held, May, Sizes
+from personalization.stages.holdings import FRAME_BYTES, INDEXED, Held, May, Sizes
 from personalization.stages.work import KEPT, Tools, Work
 
 
 class Prompt(Stage):
     """k items of the history in front of a causal model's question; an encoder's label text and scale."""
+
+    earlier: Mapping[str, Any] = {"wording": OWN}
 
     def act(self, params: Any, learned: Any, work: Work, tools: Tools) -> Work:  # noqa: ARG002
         """Other prompts, or other label texts."""
@@ -42,7 +45,7 @@ class Prompt(Stage):
         most = max(may["k"])
         ranked = [may["ranking"], may["mix"]] if most else []
         settings = sizes.settings(may["wording"], may["template"], may["k"], *ranked)
-        texts = sizes.questions * (sizes.prompt + most * (sizes.item + ITEM_FRAME))
+        texts = sizes.questions * (sizes.prompt + most * (sizes.item + FRAME_BYTES))
         embedded = sizes.known * sizes.width * 4 if most and {"similarity", "mix"} & set(may["ranking"]) else 0
         kept = min(settings, KEPT)
         memory = 2 * kept * texts + 3 * embedded + (sizes.known * INDEXED if most else 0)

@@ -20,7 +20,7 @@ from personalization.evaluation import gold_indices
 from personalization.files import write_arrays
 from personalization.methods.history import routing
 from personalization.methods.history.routing import Router, features
-from personalization.methods.taste.calibration import Calibrated
+from personalization.methods.taste.calibration import Calibrated, gathered
 from personalization.stages import Stage, chain, stage
 from personalization.stages.chain import Fitted
 from personalization.stages.facts import Facts
@@ -53,29 +53,25 @@ class Route(Stage):
         """The answers of the chains that the questions are sent to."""
         if learned is None:
             return work
-        chosen = learned.router.arms(features(work.dataset))
-
-        def answers(number: int, rows: Rows) -> Calibrated:
+        parts = []
+        for number, rows in _sent(learned.router.arms(features(work.dataset))):
             name = None if work.of is None else (work.of, "sent", tuple(rows.tolist()))
             part = work if len(rows) == len(work) else work.only(rows, name)
             found = chain.answer(learned.arms[number], part, tools).answer
             assert found is not None
-            return found
-
-        return replace(work, answer=_gathered(chosen, answers, work))
+            parts.append((rows, found))
+        return replace(work, answer=gathered(len(work), len(work.spoken), parts))
 
     def held_out(self, params: Any, learned: Learned | None, work: Work, tools: Tools) -> Work:  # noqa: ARG002
         """The tune users, sent by what was learned from others."""
         if learned is None:
             return work
         told, users = features(work.dataset), [question.user_id for question in work.dataset.questions]
-        chosen = routing.held_out(told, _hits(learned.arms, work.dataset), users, params.penalty)
-
-        def answers(number: int, rows: Rows) -> Calibrated:
+        parts = []
+        for number, rows in _sent(routing.held_out(told, _hits(learned.arms, work.dataset), users, params.penalty)):
             found = learned.arms[number].answers
-            return Calibrated(found.log_probs[rows], [found.prior_modes[row] for row in rows])
-
-        return replace(work, answer=_gathered(chosen, answers, work))
+            parts.append((rows, Calibrated(found.log_probs[rows], [found.prior_modes[row] for row in rows])))
+        return replace(work, answer=gathered(len(work), len(work.spoken), parts))
 
     def extend(self, params: Any, learned: Learned | None, work: Work, everybody: Dataset, tools: Tools) -> Any:  # noqa: ARG002
         """Every chain's."""
@@ -169,13 +165,6 @@ def _hits(arms: Sequence[Fitted], dataset: Dataset) -> Any:
     return np.stack([arm.answers.log_probs.argmax(axis=1) == gold for arm in arms])
 
 
-def _gathered(chosen: Rows, answers: Any, work: Work) -> Calibrated:
-    """The answers of the chains that the questions are sent to; `answers(number, rows)` of one chain."""
-    table, modes = np.empty((len(work), len(work.spoken))), [""] * len(work)
-    for number in np.unique(chosen):
-        rows = np.flatnonzero(chosen == number)
-        found = answers(int(number), rows)
-        table[rows] = found.log_probs
-        for row, mode in zip(rows, found.prior_modes, strict=True):
-            modes[row] = mode
-    return Calibrated(table, modes)
+def _sent(chosen: Rows) -> list[tuple[int, Rows]]:
+    """(the number of a chain, the rows of the questions that are sent to it)."""
+    return [(int(number), np.flatnonzero(chosen == number)) for number in np.unique(chosen)]

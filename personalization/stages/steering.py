@@ -27,7 +27,7 @@ from personalization.methods.steering.moves import Firings, cosine_gate, product
 from personalization.scoring.store import size_limit
 from personalization.stages import Stage
 from personalization.stages.facts import Facts
-from personalization.stages.holdings import ITEM_FRAME, Held, May, Sizes
+from personalization.stages.holdings import FRAME_BYTES, Held, May, Sizes
 from personalization.stages.work import KEPT_OF, Tools, Work, scores_of, states_of
 
 COLLAPSED = 0.9
@@ -38,6 +38,7 @@ class Steering(Stage):
     """The forward pass of each question with its user's direction added."""
 
     kinds = ("causal",)
+    earlier: Mapping[str, Any] = {"front": "others", "centred": False}
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Learned | None:
         """Directions of all users and groups, norms, and the gate's threshold."""
@@ -84,7 +85,7 @@ class Steering(Stage):
         prompts that they are read from; states of the questions' tokens below the first edited layer."""
         ways, read = len(may["front"]), PAIRS * sizes.histories
         pairs = 2 * read * sizes.depth * sizes.width * 4 * len(may["site"])
-        texts = 2 * read * (sizes.prompt + LONGEST * (sizes.item + ITEM_FRAME) / 2)
+        texts = 2 * read * (sizes.prompt + LONGEST * (sizes.item + FRAME_BYTES) / 2)
         firsts = 1 if len(may["start"]) == 1 and set(may["place"]) == {"start"} else min(sizes.depth, sizes.trials)
         kept = min(KEPT_OF["directions"], ways * sizes.below)
         stored = min(firsts * sizes.below * sizes.states(sizes.questions), size_limit())
@@ -259,8 +260,7 @@ def _directions(work: Work, tools: Tools, front: str) -> Directions:
 
 
 def _settings(params: Any) -> Settings:
-    """Configs of earlier versions lack what came later."""
-    return Settings(**{own.name: getattr(params, own.name) for own in fields(Settings) if hasattr(params, own.name)})
+    return Settings(**{own.name: getattr(params, own.name) for own in fields(Settings)})
 
 
 def _steers(params: Any) -> bool:

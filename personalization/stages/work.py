@@ -27,6 +27,7 @@ from personalization.methods.history.ranking import Histories
 from personalization.methods.taste.calibration import Calibrated
 from personalization.methods.taste.priors import log_softmax
 from personalization.scoring.edits import Edit
+from personalization.scoring.store import Progress
 
 BLOCKS = 5
 """Blocks of users in which a part is run under edits, so that a trial may be stopped between them."""
@@ -121,7 +122,7 @@ class Tools:
     """
 
     scorer: CachedScorer
-    progress: Callable[[int, int], None] | None = None
+    progress: Progress | None = None
     folder: Path | None = None
     report: Callable[..., None] | None = None
     _memo: dict[str, OrderedDict[Hashable, Any]] = field(default_factory=dict)

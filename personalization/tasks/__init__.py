@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import ValidationError
 
 from personalization.errors import UsageError
+from personalization.files import read_mapping
 from personalization.tasks.task import Task, labels_in
 
 __all__ = ["TASKS", "Task", "Terms", "listed_anywhere", "load_task", "of_form", "task"]
@@ -64,13 +64,7 @@ def listed_anywhere(text: str) -> tuple[Task, tuple[str, ...]] | None:
 
 
 def _read(path: Path) -> Task:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not YAML in UTF-8: {str(error).splitlines()[0]}") from None
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path}: a task is a mapping of keys, but this is a {type(raw).__name__}")
-    return _checked(raw, str(path))
+    return _checked(read_mapping(path, "a task"), str(path))
 
 
 def _checked(raw: Mapping[str, Any], source: str) -> Task:

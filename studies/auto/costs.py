@@ -24,7 +24,7 @@ def measured(opened: OpenStudy) -> Scene:
     """What the costs of arms depend on. A few questions are asked, with nothing in any store; a pass over all takes
     longer by as much as they are longer in characters."""
     tune, scorer = opened.splits.tune, opened.scorer
-    work = opened.objective.plain("tune")
+    work = opened.objective.work("tune")
     count = min(len(work), SAMPLED[scorer.kind])
     rows = np.linspace(0, len(work) - 1, count).round().astype(int)
     asked, bare = [work.prompts[row] for row in rows], scorer.unstored()

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from personalization.data.lamp import question_files
 from personalization.data.splits import DEFAULT_SHARES
 from personalization.data.table import is_table
 from personalization.errors import UsageError
+from personalization.files import read_mapping
 from personalization.stages import STAGES
 from search_spaces import ChainParams, chain_space
 from studies.auto.arms import Arm
-from studies.beginning import begin
+from studies.beginning import begin, slug
 from studies.data import WORLDS
 from studies.spec import StudySpec, parse_spec
 
@@ -65,8 +64,7 @@ class Plan:
 
 def fixed_by(params: ChainParams, arm: Arm, kind: str) -> dict[str, Any]:
     """What parameters of an arm below say of the stages of this one, by full name, but for the calibration."""
-    found = {f"{name}.{key}": value for name, own in params.items() for key, value in asdict(own).items()}
-    space = chain_space(arm.chain)
+    found, space = params.full(), chain_space(arm.chain)
     names = [space.names[name].targets[0] for name in space.distributions(kind)]
     return {name: found[name] for name in names if name in found and not name.startswith("calibration.")}
 
@@ -94,10 +92,10 @@ def data_of(place: str, home: Path) -> dict[str, Any]:
 
 def _of_spec(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--data {path}: not a spec that can be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(raw, dict) or "data" not in raw:
+        raw = read_mapping(path, "a spec")
+    except UsageError as error:
+        raise UsageError(f"--data {error}") from None
+    if "data" not in raw:
         raise UsageError(f"--data {path}: a spec has a section data; this one has none")
     return {key: raw[key] for key in ("data", "task", "promotion") if key in raw}
 
@@ -116,5 +114,4 @@ def bounds(texts: Sequence[str]) -> dict[str, str]:
 
 def name_of(place: str) -> str:
     """A name for a race over these data."""
-    kept = "".join(char if char.isascii() and char.isalnum() else "-" for char in Path(place).stem).strip("-")
-    return f"auto-{kept}" if kept else "auto"
+    return f"auto-{slug(place)}".rstrip("-")

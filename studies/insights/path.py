@@ -15,7 +15,6 @@ as far as these users tell.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -69,7 +68,7 @@ def path_of(opened: OpenStudy, metric: str | None = None, target: Target | None 
     if metric not in goals:
         raise UsageError(f"study {opened.spec.name} has no goal {metric!r}; there are: {', '.join(goals)}")
     target = target or target_of(opened, metric)
-    start, end = (_full(params) for params in (opened.rooms.BASELINE, target.params))
+    start, end = (params.full() for params in (opened.rooms.BASELINE, target.params))
     order = ordered(opened, start, end, metric)
     names, objective = short_names(opened.rooms.chain), opened.objective.refitting(target.refit)
 
@@ -114,10 +113,6 @@ def _error(found: Evaluation, metric: str) -> float | None:
     sums, sizes = user_totals(found, found.question_scores(metric))
     error = difference(sums, np.zeros(len(sums)), sizes)[1]
     return error if np.isfinite(error) else None
-
-
-def _full(params: ChainParams) -> Full:
-    return {f"{stage}.{name}": value for stage, own in params.stages for name, value in asdict(own).items()}
 
 
 def _value(found: Evaluation, metric: str) -> float | None:

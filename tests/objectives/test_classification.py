@@ -289,7 +289,7 @@ def test_scores_that_an_edit_destroyed_are_measured_and_cooled(classified):
 @pytest.mark.parametrize("seed", range(6))
 def test_an_exact_fit_of_scores_that_speak_against_the_labels_only_cools(seed, monkeypatch, classified):
     objective = classified(params_of(("calibration",)))
-    work = objective._part("tune")
+    work = objective.work("tune")
     scores = np.random.default_rng(seed).normal(size=(len(work), len(work.spoken))).astype(np.float32)
     gold = calibration_stage.gold_indices(work.dataset)
     scores[np.arange(len(work)), gold] -= 3.0

@@ -171,6 +171,15 @@ def test_a_damaged_deployment_is_one_line(config, tmp_path, harm, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_parameter_that_came_later_is_what_it_was_before(config, tmp_path):
+    copy = copied(config, tmp_path)
+    (entry,) = read_config(copy)["chain"]
+    told = {name: value for name, value in entry["params"].items() if name not in ("per_user", "reach")}
+    edit(copy, chain=[{**entry, "params": told}])
+    question = Question("q", "u", FRAME + "a lamp", (HistoryItem("h", "a fan", "2"),))
+    assert Deployment.load(copy).predict([question]) == Deployment.load(config).predict([question])
+
+
 def edit(folder, /, **changes):
     written = yaml.safe_load((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(yaml.safe_dump({**written, **changes}))

@@ -83,8 +83,7 @@ class TestSpace:
     def test_raw_values_are_found_again(self, space):
         for raw in asked(space, 20, seed=3):
             params = space.decode(raw)
-            full = {f"{stage}.{name}": value for stage, own in params.items() for name, value in asdict(own).items()}
-            assert space.decode(space.raw(full)) == params
+            assert space.decode(space.raw(params.full())) == params
 
 
 def test_names_are_short_where_no_other_stage_has_them():
@@ -231,7 +230,7 @@ def test_a_trial_of_before_reads_histories_as_it_did():
 def test_what_nothing_reads_at_a_point_is_idle():
     """So a point without steering is a start of a space that reads histories in one way."""
     space = chain_space(("steering", "calibration"))
-    still = space.raw({f"{s}.{n}": v for s, own in space.BASELINE.items() for n, v in asdict(own).items()})
+    still = space.raw(space.BASELINE.full())
     assert "front" in space.idle(still)
     assert "front" not in space.idle({**still, "alpha_general": 0.5})
     assert "beta" not in space.idle(still)

@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_trials(tmp_path, spec_of):
 def test_tpe_comes_within_two_points_of_the_exact_constrained_optimum(tmp_path):
     """On the demo's tune users; the yardstick is exact along gamma, on a grid of everything else."""
     opened = open_study(load_spec("demo", {"tracking": "none"}), tmp_path)
-    work, tools = opened.objective._part("tune"), opened.objective._tools
+    work, tools = opened.objective.work("tune"), opened.objective._tools
     scores, gold, counts = scores_of(work, tools), gold_indices(work.dataset), history_counts(work.dataset)
     learned = opened.objective.fitted(opened.rooms.BASELINE).learned["calibration"]
     exact = 0.0

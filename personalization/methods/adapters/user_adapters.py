@@ -24,7 +24,6 @@ there, the checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -41,7 +40,7 @@ from personalization.files import locked, sha256_of, write_atomic
 from personalization.methods.adapters.edit import AdapterEdit
 from personalization.methods.adapters.trained import Trained
 from personalization.methods.history.asking import Asking
-from personalization.methods.history.clusters import Clusters, Embed, cluster
+from personalization.methods.history.clusters import Clusters, Embed, grouped
 from personalization.methods.history.labelled import (
     held_out,
     labelled_items,
@@ -51,7 +50,7 @@ from personalization.methods.history.labelled import (
 )
 from personalization.methods.training.judged import Judged, Report
 from personalization.methods.training.recipe import Recipe
-from personalization.scoring.store import key_of
+from personalization.scoring.store import Progress, key_of
 
 RECORD, CHECKPOINT, PART = "record.json", "checkpoint.safetensors", "part-{}.json"
 TOGETHER = 2e9
@@ -125,7 +124,7 @@ def _of_all(plan: Plan) -> Plan:
 class UserAdapters:
     """Trains adapters on the histories of data sets. `folder`: where they lie."""
 
-    def __init__(self, scorer: CachedScorer, folder: Path, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, scorer: CachedScorer, folder: Path, progress: Progress | None = None) -> None:
         self.scorer, self.folder, self.progress = scorer, folder, progress
 
     def learn(
@@ -133,7 +132,7 @@ class UserAdapters:
     ) -> Trained:
         """Train as planned, or read what was trained before. `items`: not all labelled ones, but these."""
         if plan.adapter == "prefix" and self.scorer.kind == "encoder":
-            raise UsageError("a prefix needs a causal model; give adapter: head or lora")
+            raise UsageError("a prefix needs a causal model; give adapter: lora, or the stage head")
         items, backbone = needed(labelled_items(dataset)) if items is None else items, self._backbone
         learned, judged = held_out(items, plan.level)
         origin = None
@@ -328,10 +327,8 @@ class UserAdapters:
             return None, dict.fromkeys(histories, 0), 1
         if plan.level == "user":
             return None, {user: number for number, user in enumerate(histories)}, len(histories)
-        known = list(histories.values())
-        clusters = cluster(plan.cluster_by, known, dataset.labels, self.scorer.embeddings, plan.groups)
-        numbers = clusters.assign(clusters.features(known, self.scorer.embeddings)).tolist()
-        return clusters, dict(zip(histories, numbers, strict=True)), len(clusters.centres)
+        clusters, groups = grouped(plan.cluster_by, histories, dataset.labels, self.scorer.embeddings, plan.groups)
+        return clusters, groups, len(clusters.centres)
 
 
 def placed(dataset: Dataset, trained: Trained, embed: Embed) -> dict[str, Any]:

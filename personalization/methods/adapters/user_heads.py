@@ -24,7 +24,7 @@ from personalization.data.splits import user_blocks
 from personalization.files import write_arrays
 from personalization.methods.adapters.heads import Head, fit_head, fit_near
 from personalization.methods.history.asking import Asking
-from personalization.methods.history.clusters import Clusters, cluster
+from personalization.methods.history.clusters import Clusters, grouped
 from personalization.methods.history.labelled import labelled_items, needed, others
 
 FOLDS = 4
@@ -126,9 +126,7 @@ class UserHeads:
             return Heads(plan, base)
         dataset = self.dataset if users is None else self.dataset.of_users(users)
         histories, embed = learned_histories(dataset), self.scorer.embeddings
-        clusters = cluster(plan.cluster_by, list(histories.values()), dataset.labels, embed, plan.groups)
-        numbers = clusters.assign(clusters.features(list(histories.values()), embed)).tolist()
-        groups = dict(zip(histories, numbers, strict=True))
+        clusters, groups = grouped(plan.cluster_by, histories, dataset.labels, embed, plan.groups)
         of_item = np.array([groups[owner] for owner in owners])
         own = [
             fit_near(base, features[of_item == group], gold[of_item == group], plan.c_own)

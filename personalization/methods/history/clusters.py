@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from personalization.methods.history.bm25 import words
 Floats = NDArray[np.floating]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
-KINDS = ("words", "labels", "embedding")
 VOCABULARY = 2000
 """Words that count: those that most users have."""
 STARTS = 10
@@ -94,6 +93,16 @@ def cluster(kind: str, histories: Sequence[History], labels: Sequence[str], embe
     found = KMeans(n_clusters=k, n_init=STARTS, random_state=0).fit(features)
     shown = silhouette_score(features, found.labels_) if 1 < k < len(features) else 0.0
     return Clusters(kind, terms, np.asarray(found.cluster_centers_, dtype=np.float32), float(shown))
+
+
+def grouped(
+    kind: str, histories: Mapping[str, History], labels: Sequence[str], embed: Embed, k: int
+) -> tuple[Clusters, dict[str, int]]:
+    """k groups of users by name, and the group of each."""
+    known = list(histories.values())
+    clusters = cluster(kind, known, labels, embed, k)
+    numbers = clusters.assign(clusters.features(known, embed)).tolist()
+    return clusters, dict(zip(histories, numbers, strict=True))
 
 
 def _vocabulary(histories: Sequence[History]) -> tuple[str, ...]:

@@ -52,7 +52,9 @@ def others(items: History, place: int) -> History:
 def needed(items: Dataset) -> Dataset:
     """These items; DataError where there are none."""
     if not items.questions:
-        raise DataError("adapters learn from labelled history items, and there are none; use objective: calibration")
+        raise DataError(
+            "adapter and head learn from labelled history items, and there are none; leave them out of the chain"
+        )
     return items
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.data.known import known_items, learned_histories
+from personalization.data.known import History, known_items, learned_histories
 from personalization.data.records import Dataset, Question
 from personalization.methods.history.labelled import OTHERS
 
@@ -45,7 +45,7 @@ def past_of(dataset: Dataset) -> Past:
         key = (question.user_id, tuple(map(id, history)), dataset.task.frame(question.text), question.date)
         if key not in known:
             known[key] = len(known)
-            own = _asked(dataset, question)
+            own = _asked(dataset, question, history)
             items += own
             owners += [known[key]] * len(own)
         places.append(known[key])
@@ -53,14 +53,13 @@ def past_of(dataset: Dataset) -> Past:
     return Past(found, np.array(owners, dtype=np.int64), np.array(places, dtype=np.int64))
 
 
-def _asked(dataset: Dataset, question: Question) -> list[Question]:
-    history, task = known_items(dataset.task, question), dataset.task
+def _asked(dataset: Dataset, question: Question, history: History) -> list[Question]:
     labelled = [place for place, item in enumerate(history) if item.label in dataset.labels]
     return [
         Question(
             f"{question.id}/{history[place].id}",
             question.user_id,
-            task.about(question.text, history[place].text),
+            dataset.task.about(question.text, history[place].text),
             history[max(0, place - OTHERS) : place],
             history[place].label,
             question.date,

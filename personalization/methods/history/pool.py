@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from personalization.data.records import Dataset
 from personalization.errors import DataError
 from personalization.files import write_arrays, write_atomic
 from personalization.methods.history.bm25 import words
+from personalization.methods.history.clusters import Embed
 from personalization.methods.taste.priors import history_counts
 
 MOST = 32
@@ -38,8 +39,6 @@ MOST = 32
 AT_ONCE = 20_000_000
 """Cosines that are in memory at once."""
 ARRAYS, TEXTS = "pool.safetensors", "pool.json"
-
-Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)

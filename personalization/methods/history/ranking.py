@@ -22,7 +22,6 @@ one scoring pass for each (k, ranking) in the prompt.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from personalization.data.known import known_items
 from personalization.data.records import Dataset, HistoryItem
 from personalization.methods.history.bm25 import bm25
+from personalization.scoring.store import Progress
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Histories:
     `weights` come as an object with `ranking`, `mix`, `width` and `half_life`.
     """
 
-    def __init__(self, scorer: Any, dataset: Dataset, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, scorer: Any, dataset: Dataset, progress: Progress | None = None) -> None:
         self.scorer, self.dataset, self.progress = scorer, dataset, progress
         self.items = [known_items(dataset.task, q) for q in dataset.questions]
         self.asked = [dataset.task.query_of(q.text) for q in dataset.questions]

@@ -32,6 +32,8 @@ HALF_LIFE = 4
 """Items after which an item weighs half as much in `preference`."""
 NOISE = 1e-4
 """Differences of states below this share of their length are rounding."""
+RESTARTS = 10
+"""Random starts of `ccs`, the best of which is kept."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +168,11 @@ def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0), dtype=np.float32)
 
 
-def ccs(personal: Floats, neutral: Floats, seed: int = 0, restarts: int = 10) -> tuple[Floats, float]:
+def ccs(personal: Floats, neutral: Floats) -> tuple[Floats, float]:
     """Contrast-consistent search (Burns et al. 2022, arXiv 2212.03827): (unit direction [d], its loss).
 
     p(x) = sigmoid(w phi(x) + b) with phi normalised within each side; minimises (p+ - (1 - p-))^2 + min(p+, p-)^2 over
-    pairs, the best of several restarts by L-BFGS. The sign of w is arbitrary; here personal states score higher.
+    pairs, the best of RESTARTS by L-BFGS. The sign of w is arbitrary; here personal states score higher.
     """
     from scipy.optimize import minimize
 
@@ -189,8 +191,8 @@ def ccs(personal: Floats, neutral: Floats, seed: int = 0, restarts: int = 10) ->
         dq = (2 * consistency + 2 * least * (p > q)) * q * (1 - q) / len(q)
         return value, np.append(dp @ plus + dq @ minus, dp.sum() + dq.sum())
 
-    random = np.random.default_rng(seed)
-    starts = random.normal(size=(restarts, plus.shape[1] + 1))
+    random = np.random.default_rng(0)
+    starts = random.normal(size=(RESTARTS, plus.shape[1] + 1))
     starts /= np.linalg.norm(starts, axis=1, keepdims=True)
     found = min((minimize(loss, start, jac=True, method="L-BFGS-B") for start in starts), key=lambda result: result.fun)
     direction = found.x[:-1] / np.where(personal.std(axis=0) > 0, personal.std(axis=0), 1.0)

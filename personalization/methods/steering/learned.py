@@ -100,8 +100,8 @@ class Settings:
     count: int
     gate: str
     open_share: float
-    front: str = "others"
-    centred: bool = False
+    front: str
+    centred: bool
 
     @property
     def move(self) -> Move:

@@ -13,7 +13,7 @@ References: Saerens 2002, Menon 2021 (logit adjustment), Guo 2017 (tau).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +32,16 @@ class Calibrated(NamedTuple):
 
     log_probs: NDArray[np.float64]
     prior_modes: Sequence[str]
+
+
+def gathered(n: int, k: int, parts: Iterable[tuple[Ints, Calibrated]]) -> Calibrated:
+    """The answers [n, K], of those to some rows each."""
+    log_probs, modes = np.empty((n, k)), [""] * n
+    for rows, found in parts:
+        log_probs[rows] = found.log_probs
+        for row, mode in zip(rows, found.prior_modes, strict=True):
+            modes[row] = mode
+    return Calibrated(log_probs, modes)
 
 
 @dataclass(frozen=True)

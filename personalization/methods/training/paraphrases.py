@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,15 +23,13 @@ from personalization.data.records import Dataset
 from personalization.errors import UsageError
 from personalization.files import write_atomic
 from personalization.methods.history.asking import Asking
-from personalization.scoring.store import key_of
+from personalization.scoring.store import Progress, key_of
 
 ASK = "\n\nThe same in other words:\n"
 LONGER = 1.5
 TEMPERATURE, TOP_P = 0.8, 0.95
 NOTED = 32
 """So many are written between two notes of them on disk."""
-
-Progress = Callable[[int, int], None]
 
 
 def with_paraphrases(

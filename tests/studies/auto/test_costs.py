@@ -48,8 +48,8 @@ def test_an_epoch_is_what_more_items_take_longer(opened, monkeypatch):
 
 def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
     before = sorted(opened.home.rglob("*"))
-    asked = opened.objective.plain("tune").prompts[:8]
-    spoken = opened.objective.plain("tune").spoken
+    asked = opened.objective.work("tune").prompts[:8]
+    spoken = opened.objective.work("tune").spoken
     bare = opened.scorer.unstored()
     scores = bare.label_logprobs(asked, spoken)
     epoch_s(opened)

@@ -24,24 +24,14 @@ from personalization.scoring.resume import decoder_layers
 from personalization.stages import chain, stage
 from personalization.stages.work import Tools, begin, scores_of
 from search_spaces import chain_space
-from tests.tiny import of_table, one_batch, save_as_encoder, short_world
+from tests.tiny import of_table, one_batch, save_as_encoder
 
 PLAN = Plan(level="cluster", groups=2, epochs=3, lr=2e-2, start=0.5)
 
 
 @pytest.fixture(scope="module")
-def world():
-    return short_world(7, users=16, questions_per_user=2)
-
-
-@pytest.fixture(scope="module")
 def scorer(tiny_encoder, tmp_path_factory):
     return CachedScorer(str(tiny_encoder), tmp_path_factory.mktemp("home") / "scores")
-
-
-@pytest.fixture(scope="module")
-def adapters(scorer):
-    return UserAdapters(scorer, scorer.folder.parent / "adapters")
 
 
 def rows_of(scorer, world, shelf=None):
@@ -150,7 +140,7 @@ def test_texts_without_a_token_have_equal_scores(tiny_encoder):
 
 
 def test_a_prefix_is_refused(adapters, world):
-    with pytest.raises(UsageError, match="a prefix needs a causal model; give adapter: head or lora"):
+    with pytest.raises(UsageError, match="a prefix needs a causal model; give adapter: lora, or the stage head"):
         adapters.learn(world, replace(PLAN, adapter="prefix"))
 
 

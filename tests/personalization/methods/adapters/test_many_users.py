@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from personalization.backbones.cached import CachedScorer
 from personalization.data.records import Dataset
 from personalization.methods.adapters import user_adapters
 from personalization.methods.adapters.stored import StoredAdapters
@@ -15,16 +14,6 @@ from tests.personalization.methods.adapters.test_user_adapters import PLAN, Stop
 from tests.tiny import short_world
 
 OF_USERS = replace(PLAN, level="user", epochs=1)
-
-
-@pytest.fixture(scope="module")
-def scorer(tiny_model, tmp_path_factory):
-    return CachedScorer(str(tiny_model), tmp_path_factory.mktemp("home") / "scores")
-
-
-@pytest.fixture(scope="module")
-def adapters(scorer):
-    return UserAdapters(scorer, scorer.folder.parent / "adapters")
 
 
 @pytest.fixture(scope="module")

@@ -36,21 +36,6 @@ class Stopped(Exception):
     pass
 
 
-@pytest.fixture(scope="module")
-def world():
-    return short_world(7, users=16, questions_per_user=2)
-
-
-@pytest.fixture(scope="module")
-def scorer(tiny_model, tmp_path_factory):
-    return CachedScorer(str(tiny_model), tmp_path_factory.mktemp("home") / "scores")
-
-
-@pytest.fixture(scope="module")
-def adapters(scorer):
-    return UserAdapters(scorer, scorer.folder.parent / "adapters")
-
-
 def scores(dataset, trained, scorer, asking=None):
     """Scores of questions as the stage gives them, without a name: nothing is kept in memory."""
     tools = Tools(scorer)

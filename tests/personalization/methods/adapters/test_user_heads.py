@@ -17,15 +17,9 @@ from personalization.stages import chain
 from personalization.stages.chain import Fitted
 from personalization.stages.work import Tools, begin
 from search_spaces import chain_space
-from tests.tiny import short_world
 
 LEVELS = ("unified", "cluster", "user")
 PLAN = HeadPlan(groups=2, c=0.1, c_own=1.0, depth=0.9)
-
-
-@pytest.fixture(scope="module")
-def world():
-    return short_world(7, users=16, questions_per_user=2)
 
 
 @pytest.fixture(scope="module")

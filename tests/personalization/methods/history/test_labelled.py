@@ -35,7 +35,7 @@ def test_items_are_the_labelled_history_without_what_is_asked(world):
     assert not any(first.text in item.text for item in mine)
     assert not any(first.text == other.text for item in mine for other in item.history)
     bare = Dataset(world.task, world.labels, tuple(replace(q, history=()) for q in world.questions))
-    with pytest.raises(DataError, match="there are none; use objective: calibration"):
+    with pytest.raises(DataError, match="there are none; leave them out of the chain"):
         needed(labelled_items(bare))
 
 

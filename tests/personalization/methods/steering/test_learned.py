@@ -38,6 +38,8 @@ SETTINGS = Settings(
     count=1,
     gate="none",
     open_share=1.0,
+    front="others",
+    centred=False,
 )
 LAYERS = (0, 1)
 
