@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import ChainParams
 from studies.constraints import feasible
-from studies.study import OpenStudy, finished, ranked
+from studies.study import OpenStudy, ended_trials, ranked
 from studies.trial import MEASURED
 from studies.verdict.prospects import prospect
 from studies.verdict.references import PRIOR, references
@@ -55,9 +55,9 @@ class StudyResult(NamedTuple):
 
 def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResult:
     """Count and rank the study's trials."""
-    ended = finished(opened.study.get_trials(deepcopy=False))
+    ended = ended_trials(opened.study)
     complete = [t for t in ended if t.state == TrialState.COMPLETE]
-    best = next(ranked(ended, dict(opened.spec.optimize)), None)
+    best = next(ranked(ended, opened.spec.optimize), None)
     closest = min(complete, key=lambda t: sum(max(0.0, v) for v in t.constraints.values()), default=None)
     return StudyResult(
         study=opened.spec.name,

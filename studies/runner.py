@@ -27,7 +27,7 @@ from studies.results import StudyResult, summarize, write_results
 from studies.samplers import derived_seed, holds, make_sampler, points
 from studies.spec import StudySpec
 from studies.storage import storage_url
-from studies.study import OpenStudy, finished, open_study
+from studies.study import OpenStudy, ended_trials, finished, open_study
 from studies.trial import GivenBack, Outcome, TrialRunner, outcome_of
 from studies.verdict.prospects import Prospect, prospect
 from studies.workers import WORKER, Workers, one_at_a_time, workers_of
@@ -213,7 +213,7 @@ def catch_up(opened: OpenStudy, spool: Spool) -> None:
             }
         )
     known = spool.trials()
-    for trial in finished(opened.study.get_trials(deepcopy=False)):
+    for trial in ended_trials(opened.study):
         if trial.number not in known:
             _spool_trial(spool, outcome_of(trial))
 

@@ -32,7 +32,7 @@ from studies.auto.race import Standing, following, hopeless, leader, mean_gain
 from studies.auto.routing import kept_s, route
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
-from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
+from studies.study import OpenStudy, ended_trials, find_study, open_study, ranked, stored_spec
 from studies.verdict.cost import TIMED, TIMES
 from studies.verdict.promotion import refits
 from studies.verdict.selection import settled
@@ -313,7 +313,7 @@ class Course:
     def _slice(self, entry: Entry, request: StopRequest) -> None:
         """Run an arm to twice its trials, or to the end of its time."""
         slices = self.journal.arm(entry.arm.name)["slices"]
-        before = len(finished(entry.opened.study.get_trials(deepcopy=False)))
+        before = len(ended_trials(entry.opened.study))
         total = min(entry.arm.most, max(entry.arm.first, 2 * before if slices else 0))
         seconds = max(self.share * self.left_s, 1.0)
         spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": seconds})
@@ -325,7 +325,7 @@ class Course:
             cut = True
         if request.by is not None:
             raise Stopped(request.by)
-        done = len(finished(entry.opened.study.get_trials(deepcopy=False)))
+        done = len(ended_trials(entry.opened.study))
         was = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
         slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
         self._judge(entry)
@@ -351,8 +351,7 @@ class Course:
     def _judge(self, entry: Entry) -> None:
         """How an arm stands now."""
         opened, kept = entry.opened, self.journal.arm(entry.arm.name)
-        trials = finished(opened.study.get_trials(deepcopy=False))
-        best = next(ranked(trials, dict(opened.spec.optimize)), None)
+        best = next(ranked(ended_trials(opened.study), opened.spec.optimize), None)
         if best is None:
             return
         if best.number != entry.trial:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from personalization.data.exchange import Exchange, exchange
 from personalization.errors import UsageError
-from studies.study import OpenStudy, finished, ranked
+from studies.study import OpenStudy, best_feasible
 from studies.verdict.cost import Cost, cost_of
 from studies.verdict.personal import Answers, answers_of, parts
 from studies.verdict.selection import settled
@@ -93,9 +93,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _entry(opened: OpenStudy, swapped: Exchange | None) -> Entry:
-    best = next(ranked(finished(opened.study.get_trials(deepcopy=False)), dict(opened.spec.optimize)), None)
-    if best is None:
-        raise UsageError(f"study {opened.spec.name} has no feasible trial; run more, or relax its constraints")
+    best = best_feasible(opened)
     params = settled(opened, opened.rooms.decode(best.params))
     answers = answers_of(opened, params, "select", swapped)
     return Entry(opened.spec.name, best.number, params.flat(), answers, cost_of(opened, params, best.number))
