@@ -31,13 +31,14 @@ from studies.auto.plan import Plan, fixed_by
 from studies.auto.race import Standing, following, hopeless, leader, mean_gain
 from studies.auto.routing import kept_s, route
 from studies.carried import carried_said, carry
+from studies.pruning import same_questions
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, ended_trials, find_study, open_study, ranked, stored_spec
 from studies.verdict.cost import TIMED, TIMES
 from studies.verdict.promotion import refits
 from studies.verdict.selection import settled
 from tracking.parts import mean_for
-from tracking.significance import user_totals
+from tracking.significance import gains_by_user
 from tracking.spool import OFF, Spool
 
 log = logging.getLogger(__name__)
@@ -374,7 +375,7 @@ class Course:
         """Of each user, over the baseline; NaN of those that the answers are not of."""
         base = self.baseline(seen)
         mean = mean_for(next(iter(self.base.spec.optimize)))
-        sums, _ = user_totals(seen, seen.question_scores(mean) - base.question_scores(mean))
+        sums, _ = gains_by_user(base, seen, mean)
         found = dict(zip(seen.users[0], sums, strict=True))
         return np.array([found.get(user, np.nan) for user in self.users])
 
@@ -383,10 +384,9 @@ class Course:
         opened = self.base
         parts = [part for part in ("tune", "select") if self._part(part)]
         whole = joined([opened.objective.evaluate(opened.rooms.BASELINE, part) for part in parts])
-        if seen is None:
-            return whole
-        place = {question: row for row, question in enumerate(whole.question_ids)}
-        return whole.only(np.array([place[question] for question in seen.question_ids]))
+        found = whole if seen is None else same_questions(whole, seen)
+        assert found is not None
+        return found
 
     # the end
 

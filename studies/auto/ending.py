@@ -24,6 +24,7 @@ from tracking.spool import OFF
 if TYPE_CHECKING:
     from studies.auto.course import Course, Entry
 
+NO_GAIN = "no arm does better than the model itself on users that it did not learn from"
 OVER = 1.08
 """Share of the minutes at which a promotion is interrupted."""
 DESCRIBED = 0.5
@@ -34,7 +35,7 @@ def promote_leader(course: Course, out: Path) -> dict[str, Any] | None:
     """What promotion said of the leader; None where no arm beats the baseline."""
     best = course.best()
     if best is None or best.standing is None or np.nansum(best.standing.gains) <= 0:
-        course.say("no arm does better than the model itself on users that it did not learn from")
+        course.say(NO_GAIN)
         return None
     course.say(f"promoting {best.arm.name}, trial {best.trial}")
     told = best.opened.spec
