@@ -26,7 +26,7 @@ from personalization.evaluation import MEANS, Evaluation
 from search_spaces import ChainParams, short_names
 from studies.study import OpenStudy, best_feasible
 from studies.verdict.evidence import Evidence
-from tracking.significance import difference, gain, gain_interval, user_totals
+from tracking.significance import difference, gain, gain_interval, gains_by_user, user_totals
 
 MOVED = 8
 """Users that are named for a step."""
@@ -154,7 +154,7 @@ def _between(before: Evaluation, after: Evaluation, metric: str) -> dict[str, An
     row: dict[str, Any] = {"gain": gain(before, after, metric), "low": low, "high": high}
     if metric not in MEANS:
         return {**row, "droppable": low <= 0 <= high, "users": None, "moved": []}
-    sums, sizes = user_totals(after, after.question_scores(metric) - before.question_scores(metric))
+    sums, sizes = gains_by_user(before, after, metric)
     own, names = sums / sizes, after.users[0]
     far = np.argsort(-np.abs(own), kind="stable")[:MOVED]
     users = {"better": int((own > 0).sum()), "worse": int((own < 0).sum()), "same": int((own == 0).sum())}
