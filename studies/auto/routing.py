@@ -33,13 +33,14 @@ from personalization.data.records import Dataset
 from personalization.methods.history import routing
 from search_spaces.route import arms_of
 from studies.auto.arms import Arm, Scene
+from studies.auto.judging import Entry, judged_dataset
 from studies.auto.race import leader
 from studies.study import study_names
 from tracking.parts import gain_said
 from tracking.significance import difference
 
 if TYPE_CHECKING:
-    from studies.auto.course import Course, Entry
+    from studies.auto.course import Course
     from studies.runner import StopRequest
 
 FOLDS = 5
@@ -119,7 +120,7 @@ def promised(course: Course) -> tuple[Routed, list[Entry]] | None:
 
     others = sorted((entry for entry in entries.values() if entry is not best), key=ahead, reverse=True)
     gains = np.stack([entry.standing.gains for entry in (best, *others) if entry.standing is not None])
-    return routed(gains, course.sizes, features(course.judged_dataset(), course.users)), [best, *others]
+    return routed(gains, course.sizes, features(judged_dataset(course.base), course.users)), [best, *others]
 
 
 def routing_arm(entries: Sequence[Entry]) -> Arm:

@@ -15,8 +15,9 @@ import numpy as np
 
 from personalization.data.exchange import exchange
 from personalization.data.splits import PARTS
-from studies.auto.course import Course, Entry
+from studies.auto.course import Course
 from studies.auto.ending import NO_GAIN
+from studies.auto.judging import Entry, baseline
 from studies.auto.routing import promised
 from studies.results import changed
 from studies.verdict.personal import answers_of, parts
@@ -76,7 +77,7 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 def _metrics(course: Course, entry: Entry | None) -> dict[str, float]:
     """Of an arm, or of the model itself, on the users that it is judged on."""
-    found = course.baseline() if entry is None else entry.seen
+    found = baseline(course.base) if entry is None else entry.seen
     assert found is not None
     hits, sizes = user_totals(found, found.correct)
     shown = {name: float(found.metrics[name]) for name in SHOWN if name in found.metrics}
@@ -102,7 +103,7 @@ def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[st
     }
     if entry is None or entry.seen is None or entry.standing is None:
         return row | {"fate": kept["fate"] or "no trial came to an end in its time"}
-    before = course.baseline(entry.seen)
+    before = baseline(course.base, entry.seen)
     gains, sizes = gains_by_user(before, entry.seen)
     per_question = course.scene.pass_s / course.scene.questions if course.scene else 0.0
     row |= {
@@ -163,7 +164,7 @@ def _impact(course: Course, best: Entry) -> dict[str, Any] | None:
     """How many users gain and lose by how much, and who loses most."""
     if best.seen is None:
         return None
-    gains, sizes = gains_by_user(course.baseline(best.seen), best.seen)
+    gains, sizes = gains_by_user(baseline(course.base, best.seen), best.seen)
     shares = gains / sizes
     counts, edges = np.histogram(shares[shares != 0], bins=np.linspace(-1, 1, 11))
     order = np.argsort(shares, kind="stable")
@@ -187,7 +188,7 @@ def _helped_by(course: Course, user: str, least: float) -> str | None:
     for name, entry in course.entries.items():
         if entry.seen is None or user not in entry.seen.users[0]:
             continue
-        gains, sizes = gains_by_user(course.baseline(entry.seen), entry.seen)
+        gains, sizes = gains_by_user(baseline(course.base, entry.seen), entry.seen)
         own = float(dict(zip(entry.seen.users[0], gains / sizes, strict=True))[user])
         if own > best[0]:
             best = (own, name)
