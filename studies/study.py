@@ -99,18 +99,7 @@ def open_study(
         raise UsageError(f"spec {spec.name}: {error}") from None
     points(spec.sampler, spec.seed, space)
     splits = beside.splits if beside is not None else load_splits(spec)
-    record = {
-        "spec": spec.identity(),
-        "order": list(spec.optimize),
-        "data": splits.fingerprints(),
-        "model": scorer.fingerprint,
-        "places": places_of(spec.model_dump()),
-        "revision": scorer.commit,
-        **_record_of(scorer.retriever),
-        **({"started": started} if started else {}),
-        "versions": versions(),
-        "terms": _terms(spec),
-    }
+    record = _record(spec, splits, scorer, started)
     _refuse_unfit(spec, scorer, splits.tune.labels, space)
     storage = open_storage(url)
     study = _create_or_load(spec, storage, record)
@@ -190,11 +179,23 @@ def _scorer(spec: StudySpec, home: Path, stored: Mapping[str, Any]) -> CachedSco
     return found
 
 
-def _record_of(retriever: CachedScorer | None) -> dict[str, Any]:
-    """What is recorded of a retriever."""
-    if retriever is None:
-        return {}
-    return {"retriever": retriever.fingerprint, "retriever_revision": retriever.commit}
+def _record(spec: StudySpec, splits: Splits, scorer: CachedScorer, started: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study is held to when it goes on."""
+    found, retriever = scorer.retriever, dict[str, Any]()
+    if found is not None:
+        retriever = {"retriever": found.fingerprint, "retriever_revision": found.commit}
+    return {
+        "spec": spec.identity(),
+        "order": list(spec.optimize),
+        "data": splits.fingerprints(),
+        "model": scorer.fingerprint,
+        "places": places_of(spec.model_dump()),
+        "revision": scorer.commit,
+        **retriever,
+        **({"started": started} if started else {}),
+        "versions": versions(),
+        "terms": _terms(spec),
+    }
 
 
 def _stored_record(spec: StudySpec, url: str) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def send(spool: Spool, uri: str, patience: Patience) -> bool:
 
 
 def _reason(state: RetryCallState) -> str:
-    error = state.outcome and state.outcome.exception()
+    error = state.outcome.exception() if state.outcome is not None else None
     assert error is not None
     if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
         return f"{first_line(error)}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
