@@ -17,7 +17,7 @@ from studies.constraints import feasible
 from studies.results import StudyResult
 from studies.runner import run_study
 from studies.spec import StudySpec, load_spec, parse_spec
-from studies.study import OpenStudy, finished, open_study, ranked
+from studies.study import OpenStudy, best_feasible, ended_trials, open_study
 from studies.trial import MEASURED
 from studies.verdict.promotion import promote
 
@@ -67,7 +67,7 @@ class Study:
         import pandas as pd
 
         opened, rows = self._open, []
-        for trial in finished(opened.study.get_trials(deepcopy=False)):
+        for trial in ended_trials(opened.study):
             params = opened.rooms.decode(trial.params).flat() if trial.state == TrialState.COMPLETE else trial.params
             metrics = trial.user_attrs.get(MEASURED, {}).get("metrics", {})
             values = dict(zip(self.spec.optimize, trial.values or [], strict=False))
@@ -82,11 +82,7 @@ class Study:
         return found
 
     def _best_params(self) -> Any:
-        opened = self._open
-        best = next(ranked(finished(opened.study.get_trials(deepcopy=False)), dict(self.spec.optimize)), None)
-        if best is None:
-            raise UsageError(f"study {self.spec.name} has no feasible trial; run more, or relax its constraints")
-        return opened.rooms.decode(best.params)
+        return self._open.rooms.decode(best_feasible(self._open).params)
 
     def predictions(self, part: str = "tune") -> pd.DataFrame:
         """The best trial's answers on tune or select users: id, user, gold, label, correct, prior, `p_*` by label.

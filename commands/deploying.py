@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import HOME, HomeOption, JsonOption, StorageOption, TrackingOption, answer
+from commands.options import HOME, HomeOption, JsonOption, ModelOption, StorageOption, TrackingOption, answer
 
 
 def promote(
@@ -62,7 +62,7 @@ def export(
     config: Annotated[str, typer.Argument(help="A deployment folder, or models:/NAME@champion of MLflow.")],
     out: Annotated[Path, typer.Argument(help="A new folder.")],
     questions: Annotated[Path, typer.Option(help="Questions of the users whose adapters or vectors are wanted.")],
-    model: Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")] = None,
+    model: ModelOption = None,
     home: HomeOption = HOME,
     tracking: TrackingOption = None,
 ) -> None:
@@ -84,7 +84,7 @@ def predict(
         Path, typer.Option(help="LaMP questions (file, JSON Lines, or folder), or a table like the study's.")
     ],
     out: Annotated[Path, typer.Option(help="What to write: a .csv table, or else a LaMP predictions file.")],
-    model: Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")] = None,
+    model: ModelOption = None,
     home: HomeOption = HOME,
     tracking: TrackingOption = None,
 ) -> None:

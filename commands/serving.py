@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import HOME, HomeOption, JsonOption, StorageOption, TrackingOption, answer
+from commands.options import HOME, HomeOption, JsonOption, ModelOption, StorageOption, TrackingOption, answer
 
 LogOption = Annotated[Path | None, typer.Option("--log", help="Folder of the log; default: in the home folder.")]
 
@@ -28,7 +28,7 @@ def serve(
     ),
     keep: Annotated[int | None, typer.Option(min=1, help="Files of 64 MB that stay of each log; default: all.")] = None,
     log: LogOption = None,
-    model: Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")] = None,
+    model: ModelOption = None,
     home: HomeOption = HOME,
 ) -> None:
     """Answer over HTTP: /predict, /feedback, /metrics; a new generation takes over while it runs."""

@@ -26,7 +26,7 @@ from studies.insights.reading import history_of
 from studies.recovery import enqueue
 from studies.samplers import holds
 from studies.spec import StudySpec
-from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
+from studies.study import RECORD, OpenStudy, ended_trials, find_study, open_study, ranked, stored_spec
 from studies.trial import MEASURED
 
 CARRIED = "carried_from"
@@ -64,7 +64,7 @@ def carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
     if came:
         kept = sum(trial.state != TrialState.WAITING and MEASURED in trial.user_attrs for trial in came)
         return {"study": name, "kept": kept, "queued": len(came) - kept, "outside": {}, "already": True}
-    trials = finished(other.get_trials(deepcopy=False))
+    trials = ended_trials(other)
     row: dict[str, Any] = {"study": name, "kept": 0, "queued": 0, "already": False}
     if _compares(opened, other):
         kept_trials = []
@@ -93,15 +93,13 @@ def carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
 def likely_best(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Feasible trials, the likely best first; of several goals those of the Pareto front first."""
     if len(stored_spec(study).optimize) > 1:
-        return list(ranked(trials, dict(stored_spec(study).optimize)))
+        return list(ranked(trials, stored_spec(study).optimize))
     by_number = {trial.number: trial for trial in trials}
     return [by_number[number] for number in likely(history_of(study, trials))["number"]]
 
 
 def _compares(opened: OpenStudy, other: optuna.Study) -> bool:
     """Whether what the other study measured is what this one would measure."""
-    from studies.study import RECORD
-
     record = other.user_attrs[RECORD]
     mine, theirs = opened.spec.identity(), stored_spec(other).identity()
     same = all(mine.get(key) == theirs.get(key) for key in SAME)

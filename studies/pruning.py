@@ -25,7 +25,7 @@ from personalization.evaluation import Evaluation, all_metrics
 from studies.auto.race import Z
 from studies.constraints import feasible
 from tracking.parts import mean_for
-from tracking.significance import difference, user_totals
+from tracking.significance import difference, gains_by_user
 
 PRUNERS: dict[str, Callable[[], pruners.BasePruner]] = {
     "none": pruners.NopPruner,
@@ -56,10 +56,9 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
         return None
     values: list[Sequence[float | None]] = []
     told: set[int] = set()
-    place = {question: row for row, question in enumerate(baseline.question_ids)}
 
     def report(first: Evaluation, step: int | None = None) -> None:
-        now = _values(first, baseline, place, optimize)
+        now = _values(first, baseline, optimize)
         missed = (step or len(values) + 1) - len(values) - 1  # by a training that goes on after a kill
         values.extend([[None] * len(optimize)] * missed)
         values.append(now)
@@ -85,14 +84,13 @@ def outrun(rival: Evaluation | None, metric: str) -> Report | None:
     """
     if rival is None:
         return None
-    place = {question: row for row, question in enumerate(rival.question_ids)}
     mean = mean_for(metric)
 
     def report(first: Evaluation, step: int | None = None) -> None:  # noqa: ARG001
-        if not set(first.question_ids) <= set(place):
+        theirs = same_questions(rival, first)
+        if theirs is None:
             return
-        theirs = rival.only(np.array([place[question] for question in first.question_ids]))
-        sums, sizes = user_totals(first, first.question_scores(mean) - theirs.question_scores(mean))
+        sums, sizes = gains_by_user(theirs, first, mean)
         gain, error = difference(sums, np.zeros(len(sums)), sizes)
         if gain + Z * error < 0:
             raise optuna.TrialPruned
@@ -111,12 +109,19 @@ def together(*reports: Report | None) -> Report | None:
     return report if wanted else None
 
 
-def _values(first: Evaluation, baseline: Evaluation, place: dict[str, int], optimize: Sequence[str]) -> list[float]:
+def same_questions(whole: Evaluation, asked: Evaluation) -> Evaluation | None:
+    """The part of the first one that is of the other one's questions; None where it does not have them all."""
+    place = {question: row for row, question in enumerate(whole.question_ids)}
+    if not place.keys() >= set(asked.question_ids):
+        return None
+    return whole.only(np.array([place[question] for question in asked.question_ids]))
+
+
+def _values(first: Evaluation, baseline: Evaluation, optimize: Sequence[str]) -> list[float]:
     """The metrics so far. Held-out items of a training have no baseline: there a gain is the accuracy itself."""
-    if first.question_ids[0] not in place:
-        own = {**first.metrics, "accuracy_gain": first.metrics["accuracy"]}
-        return [own[metric] for metric in optimize]
-    metrics = all_metrics(first, baseline.only(np.array([place[question] for question in first.question_ids])))
+    theirs = same_questions(baseline, first)
+    alone = {**first.metrics, "accuracy_gain": first.metrics["accuracy"]}
+    metrics = alone if theirs is None else all_metrics(first, theirs)
     return [metrics[metric] for metric in optimize]
 
 

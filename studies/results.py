@@ -11,13 +11,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces import ChainParams
 from studies.constraints import feasible
-from studies.study import OpenStudy, finished, ranked
+from studies.study import OpenStudy, ended_trials, ranked
 from studies.trial import MEASURED
 from studies.verdict.prospects import prospect
 from studies.verdict.references import PRIOR, references
 from tracking import figures
 from tracking.report import write_report
 from tracking.spool import Spool
+
+Files = dict[str, bytes | str]
 
 TUNE_NOTE = "Measured on the tune users, on which the parameters were chosen: an optimistic figure, not evidence."
 
@@ -55,9 +57,9 @@ class StudyResult(NamedTuple):
 
 def summarize(opened: OpenStudy, elapsed_s: float, lost: list[int]) -> StudyResult:
     """Count and rank the study's trials."""
-    ended = finished(opened.study.get_trials(deepcopy=False))
+    ended = ended_trials(opened.study)
     complete = [t for t in ended if t.state == TrialState.COMPLETE]
-    best = next(ranked(ended, dict(opened.spec.optimize)), None)
+    best = next(ranked(ended, opened.spec.optimize), None)
     closest = min(complete, key=lambda t: sum(max(0.0, v) for v in t.constraints.values()), default=None)
     return StudyResult(
         study=opened.spec.name,
@@ -142,60 +144,48 @@ def _described(opened: OpenStudy, trial: FrozenTrial) -> dict[str, Any]:
 
 def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -> None:
     """Write and spool the result folders of baseline and best."""
-    baseline = opened.baseline
-    now = time.time_ns() // 1_000_000
-    figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
-    wanted: list[tuple[str, str, ChainParams, dict[str, bytes | str]]] = [
-        ("baseline", "baseline", opened.rooms.BASELINE, figure)
-    ]
+    figure: Files = {figure_name(opened): study_figure(opened)}
+    wanted = [("baseline", "baseline", opened.rooms.BASELINE, figure)]
     if result.best is not None:
-        chosen = opened.study.trials[result.best["trial"]]
-        params = opened.rooms.decode(chosen.params)
-        more = {"gamma.png": taste_figure(opened, params)} if result.taste else {}
-        if len(result.groups) > 1:
-            more["number_of_groups.png"] = figures.numbers("groups", result.groups, next(iter(opened.spec.optimize)))
-        facts = opened.objective.facts(params)
-        for name, given in facts.pictures.items():
-            more[f"{name}.png"] = figures.PICTURES[name](**given())
-        more |= {name: made() for name, made in facts.files.items()}
-        wanted.append(("best", f"best-{chosen.number}", params, {**figure, **more}))
+        number = result.best["trial"]
+        params = opened.rooms.decode(opened.study.trials[number].params)
+        wanted.append(("best", f"best-{number}", params, {**figure, **_files_of_best(opened, result, params)}))
     for name, key, params, extra in wanted:
         candidate = opened.objective.evaluate(params)
         folder = result.folder / name
         facts = opened.objective.facts(params)
         note = "\n\n".join([TUNE_NOTE, *(f"Note: {remark}." for remark in facts.remarks)])
-        write_report(folder, baseline, candidate, note, extra, dict(opened.objective.groups(params, "tune")))
+        write_report(folder, opened.baseline, candidate, note, extra, dict(opened.objective.groups(params, "tune")))
         if spool is not None:
-            spool.append(
-                {
-                    "kind": "result",
-                    "name": name,
-                    "key": key,
-                    "folder": str(folder.resolve()),
-                    "params": params.flat(),
-                    "metrics": candidate.metrics,
-                    "tags": {"measured_on": "tune"},
-                    "started_ms": now,
-                    "ended_ms": now,
-                }
-            )
+            spool.append_result(name, key, folder, params.flat(), candidate.metrics, {"measured_on": "tune"})
     if spool is not None:
-        measured = {} if result.best is None else result.best["metrics"]
-        best = {f"best/{name}": value for name, value in measured.items() if value is not None}
-        spool.append(
-            {
-                "kind": "summary",
-                "ended_ms": now,
-                "step": result.trials,
-                "metrics": {
-                    "trials": result.trials,
-                    "feasible": result.feasible,
-                    **{f"baseline/{k}": v for k, v in result.baseline.items()},
-                    **best,
-                },
-                "tags": {"best_trial": result.best["trial"] if result.best is not None else "none"},
-            }
-        )
+        spool.append(_summary_record(result))
+
+
+def _files_of_best(opened: OpenStudy, result: StudyResult, params: ChainParams) -> Files:
+    """What stands beside the report of the best trial: name -> content."""
+    found: Files = {"gamma.png": taste_figure(opened, params)} if result.taste else {}
+    if len(result.groups) > 1:
+        found["number_of_groups.png"] = figures.numbers("groups", result.groups, next(iter(opened.spec.optimize)))
+    facts = opened.objective.facts(params)
+    found |= {f"{name}.png": figures.PICTURES[name](**given()) for name, given in facts.pictures.items()}
+    return found | {name: made() for name, made in facts.files.items()}
+
+
+def _summary_record(result: StudyResult) -> dict[str, Any]:
+    measured = {} if result.best is None else result.best["metrics"]
+    return {
+        "kind": "summary",
+        "ended_ms": time.time_ns() // 1_000_000,
+        "step": result.trials,
+        "metrics": {
+            "trials": result.trials,
+            "feasible": result.feasible,
+            **{f"baseline/{name}": value for name, value in result.baseline.items()},
+            **{f"best/{name}": value for name, value in measured.items() if value is not None},
+        },
+        "tags": {"best_trial": "none" if result.best is None else result.best["trial"]},
+    }
 
 
 def figure_name(opened: OpenStudy) -> str:

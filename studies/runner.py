@@ -28,7 +28,7 @@ from studies.results import StudyResult, summarize, write_results
 from studies.samplers import derived_seed, holds, make_sampler, points
 from studies.spec import StudySpec
 from studies.storage import storage_url
-from studies.study import OpenStudy, finished, open_study
+from studies.study import OpenStudy, ended_trials, finished, open_study
 from studies.trial import GivenBack, Outcome, TrialRunner, outcome_of
 from studies.verdict.prospects import Prospect, prospect
 from studies.workers import WORKER, Workers, workers_of
@@ -186,8 +186,7 @@ def work_on(
     `rival`: answers on the tune users that a trial has to be able to beat, else it is ended early.
     """
     with workers_of(opened.home, opened.url, opened.spec.name) as workers:
-        loop = Loop(opened, workers, request, watcher, spool)
-        loop.runner.rival = rival
+        loop = Loop(opened, workers, request, watcher, spool, rival)
         loop.run()
     return loop.lost
 
@@ -214,7 +213,7 @@ def catch_up(opened: OpenStudy, spool: Spool) -> None:
             }
         )
     known = spool.trials()
-    for trial in finished(opened.study.get_trials(deepcopy=False)):
+    for trial in ended_trials(opened.study):
         if trial.number not in known:
             _spool_trial(spool, outcome_of(trial))
 
@@ -227,7 +226,13 @@ class Loop:
     """One worker's trials. `spec.trials` is the total of all workers: exactly so many trials count in the end."""
 
     def __init__(
-        self, opened: OpenStudy, workers: Workers, request: StopRequest, watcher: Watcher, spool: Spool | None
+        self,
+        opened: OpenStudy,
+        workers: Workers,
+        request: StopRequest,
+        watcher: Watcher,
+        spool: Spool | None,
+        rival: Evaluation | None = None,
     ) -> None:
         spec = opened.spec
         self._opened, self._study, self._total = opened, opened.study, spec.trials
@@ -236,18 +241,7 @@ class Loop:
         self._deadline = None if spec.timeout_s is None else time.monotonic() + spec.timeout_s
         self._done = 0
         self.lost: list[int] = []
-        self.runner = TrialRunner(
-            opened.study,
-            opened.space,
-            opened.rooms,
-            opened.objective,
-            opened.baseline,
-            list(spec.optimize),
-            opened.constraints,
-            seed=self._seed(),
-            pruner=spec.pruner,
-            begin=self._begin,
-        )
+        self.runner = TrialRunner(opened, self._seed(), self._begin, rival)
 
     def _seed(self) -> int:
         """Another one than that of the other workers, who would propose the same points."""

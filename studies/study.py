@@ -99,18 +99,7 @@ def open_study(
         raise UsageError(f"spec {spec.name}: {error}") from None
     points(spec.sampler, spec.seed, space)
     splits = beside.splits if beside is not None else load_splits(spec)
-    record = {
-        "spec": spec.identity(),
-        "order": list(spec.optimize),
-        "data": splits.fingerprints(),
-        "model": scorer.fingerprint,
-        "places": places_of(spec.model_dump()),
-        "revision": scorer.commit,
-        **_record_of(scorer.retriever),
-        **({"started": started} if started else {}),
-        "versions": versions(),
-        "terms": _terms(spec),
-    }
+    record = _record(spec, splits, scorer, started)
     _refuse_unfit(spec, scorer, splits.tune.labels, space)
     storage = open_storage(url)
     study = _create_or_load(spec, storage, record)
@@ -190,11 +179,23 @@ def _scorer(spec: StudySpec, home: Path, stored: Mapping[str, Any]) -> CachedSco
     return found
 
 
-def _record_of(retriever: CachedScorer | None) -> dict[str, Any]:
-    """What is recorded of a retriever."""
-    if retriever is None:
-        return {}
-    return {"retriever": retriever.fingerprint, "retriever_revision": retriever.commit}
+def _record(spec: StudySpec, splits: Splits, scorer: CachedScorer, started: Mapping[str, Any]) -> dict[str, Any]:
+    """What a study is held to when it goes on."""
+    found, retriever = scorer.retriever, dict[str, Any]()
+    if found is not None:
+        retriever = {"retriever": found.fingerprint, "retriever_revision": found.commit}
+    return {
+        "spec": spec.identity(),
+        "order": list(spec.optimize),
+        "data": splits.fingerprints(),
+        "model": scorer.fingerprint,
+        "places": places_of(spec.model_dump()),
+        "revision": scorer.commit,
+        **retriever,
+        **({"started": started} if started else {}),
+        "versions": versions(),
+        "terms": _terms(spec),
+    }
 
 
 def _stored_record(spec: StudySpec, url: str) -> dict[str, Any]:
@@ -241,10 +242,10 @@ def _started(spec: StudySpec, url: str) -> dict[str, Any]:
             f"start_from: study {spec.start_from!r} has the chain {', '.join(other.space_of.chain)}, which has no "
             f"stage to begin {', '.join(chain)} with"
         )
-    best = next(ranked(finished(below.get_trials(deepcopy=False)), dict(other.optimize)), None)
+    best = next(ranked(ended_trials(below), other.optimize), None)
     if best is None:
         raise UsageError(f"start_from: study {spec.start_from!r} has no feasible trial; run more")
-    params = other.space_of.starting_from(below.user_attrs[RECORD].get("started", {})).decode(best.params)
+    params = stored_rooms(below).decode(best.params)
     return {f"{name}.{key}": value for name in common for key, value in asdict(params[name]).items()}
 
 
@@ -292,6 +293,11 @@ def stored_spec(study: optuna.Study) -> StudySpec:
     return parse_spec(spec_of(study.user_attrs[RECORD]), f"study {study.study_name}")
 
 
+def stored_rooms(study: optuna.Study) -> ChainSpace:
+    """The space that a study was made with, from where it started."""
+    return stored_spec(study).space_of.starting_from(study.user_attrs[RECORD].get("started", {}))
+
+
 def located_spec(study: optuna.Study) -> StudySpec:
     """The spec that a study was made with; DataError where its data or model are not to be found."""
     refuse_missing(study.study_name, study.user_attrs[RECORD])
@@ -322,13 +328,18 @@ def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
     return study
 
 
-def finished(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+def ended_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The `finished` trials of a study, as they are now."""
+    return finished(study.get_trials(deepcopy=False))
+
+
+def finished(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Trials that count towards the budget: complete, pruned, or failed by their own parameters."""
     left_out = uncounted(trials)
     return [t for t in trials if t.state.is_finished() and t.number not in left_out]
 
 
-def ranked(trials: list[FrozenTrial], optimize: dict[str, str]) -> Iterator[FrozenTrial]:
+def ranked(trials: Sequence[FrozenTrial], optimize: Mapping[str, str]) -> Iterator[FrozenTrial]:
     """Feasible trials, best first by the first metric; of several metrics, the Pareto front first."""
     sign = [-1.0 if direction == "maximize" else 1.0 for direction in optimize.values()]
     costs = {t.number: [s * v for s, v in zip(sign, t.values or (), strict=True)] for t in trials if feasible(t)}
@@ -338,3 +349,15 @@ def ranked(trials: list[FrozenTrial], optimize: dict[str, str]) -> Iterator[Froz
     }
     chosen = [t for t in trials if t.number in costs]
     return iter(sorted(chosen, key=lambda t: (not front[t.number], costs[t.number], t.number)))
+
+
+def best_feasible(opened: OpenStudy, metric: str | None = None) -> FrozenTrial:
+    """The best feasible trial by a goal, by default the first one; UsageError where there is none."""
+    goals = list(opened.spec.optimize)
+    place = 0 if metric is None else goals.index(metric)
+    sign = -1.0 if opened.spec.optimize[goals[place]] == "maximize" else 1.0
+    trials = ranked(ended_trials(opened.study), opened.spec.optimize)
+    best = min(trials, key=lambda trial: sign * trial.values[place], default=None)
+    if best is None:
+        raise UsageError(f"study {opened.spec.name} has no feasible trial; run more, or relax its constraints")
+    return best

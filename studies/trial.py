@@ -18,16 +18,16 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from objectives.classification import Classification
 from personalization.errors import ChamtuneError, UnavailableError, first_line
 from personalization.evaluation import Evaluation, all_metrics
 from personalization.stages.facts import Facts
-from search_spaces import ChainParams, ChainSpace
-from studies.constraints import UNMEASURED, Constraint
+from search_spaces import ChainParams
+from studies.constraints import UNMEASURED
 from studies.pruning import outrun, together, watch
 from studies.recovery import FAILURE, INTERRUPTED, OUTAGE, uncounted
 from studies.samplers import suggested
 from studies.storage import STORAGE_ERRORS
+from studies.study import OpenStudy
 
 IN_A_ROW = 5
 """Failures of a kind that are an outage."""
@@ -123,15 +123,8 @@ class TrialRunner:
     to beat. `measured` maps canonical params to (trial number, metrics).
     """
 
-    study: optuna.Study
-    space: Mapping[str, optuna.distributions.BaseDistribution]
-    rooms: ChainSpace
-    objective: Classification
-    baseline: Evaluation
-    optimize: list[str]
-    constraints: list[Constraint]
+    opened: OpenStudy
     seed: int
-    pruner: str = "none"
     begin: Callable[[optuna.Trial], None] = lambda _: None
     rival: Evaluation | None = None
     measured: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
@@ -145,7 +138,7 @@ class TrialRunner:
         for trial in trials:
             if trial.state == TrialState.COMPLETE and trial.number not in self._known:
                 self._known.add(trial.number)
-                params = self.rooms.decode(trial.params)
+                params = self.opened.rooms.decode(trial.params)
                 self.measured.setdefault(_canonical(params), (trial.number, trial.user_attrs[MEASURED]["metrics"]))
 
     def run_one(self) -> Outcome | None:
@@ -155,7 +148,7 @@ class TrialRunner:
         """
         self._number, ended = None, list[FrozenTrial]()
         try:
-            self.study.optimize(
+            self.opened.study.optimize(
                 self._measure, n_trials=1, catch=(Exception,), callbacks=[lambda _, trial: ended.append(trial)]
             )
         except (ValueError, UpdateFinishedTrialError):
@@ -170,7 +163,7 @@ class TrialRunner:
         return None if uncounted(ended) else outcome_of(ended[0])
 
     def _taken_over(self) -> bool:
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self.opened.study.get_trials(deepcopy=False)
         mine = None if self._number is None else trials[self._number]
         return mine is not None and mine.state == TrialState.FAIL and FAILURE not in mine.user_attrs
 
@@ -179,10 +172,10 @@ class TrialRunner:
         self._number = trial.number
         try:
             self.begin(trial)
-            params = self.rooms.decode(suggested(trial, self.space))
+            params = self.opened.rooms.decode(suggested(trial, self.opened.space))
             metrics, notes = self._evaluated(trial, params)
-            values = [_finite(name, metrics[name]) for name in self.optimize]
-            violations = {c.metric: c.violation(_finite(c.metric, metrics[c.metric])) for c in self.constraints}
+            values = [_finite(name, metrics[name]) for name in self.opened.spec.optimize]
+            violations = {c.metric: c.violation(_finite(c.metric, metrics[c.metric])) for c in self.opened.constraints}
         except optuna.TrialPruned:
             self._alike = (None, [])
             self._constrain(trial, self._unmeasured())
@@ -207,16 +200,18 @@ class TrialRunner:
         if key in self.measured:
             original, metrics = self.measured[key]
             return metrics, {"remarks": [], "curves": {}, "duplicate_of": original}
-        report = together(watch(self.pruner, trial, self.optimize, self.baseline), outrun(self.rival, self.optimize[0]))
+        spec, baseline = self.opened.spec, self.opened.baseline
+        goals = list(spec.optimize)
+        report = together(watch(spec.pruner, trial, goals, baseline), outrun(self.rival, goals[0]))
         try:
-            evaluation = self.objective.evaluate(params, report=report)
+            evaluation = self.opened.objective.evaluate(params, report=report)
         except optuna.TrialPruned:
-            course = self.objective.course(params)
+            course = self.opened.objective.course(params)
             seen = {"seed": self.seed, "remarks": list(course.alarms), "curves": _curves(course)}
             trial.set_user_attr(MEASURED, seen)
             raise
-        facts = self.objective.facts(params)
-        metrics = {**all_metrics(evaluation, self.baseline), **facts.metrics}
+        facts = self.opened.objective.facts(params)
+        metrics = {**all_metrics(evaluation, baseline), **facts.metrics}
         notes = {"remarks": list(facts.remarks), "curves": _curves(facts), "fields": storable_fields(facts)}
         self.measured[key] = (trial.number, metrics)
         return metrics, notes
@@ -227,7 +222,7 @@ class TrialRunner:
 
     def _unmeasured(self) -> dict[str, float]:
         """A trial without a value is infeasible, so that nothing takes it for a good one."""
-        return {c.metric: UNMEASURED for c in self.constraints}
+        return {c.metric: UNMEASURED for c in self.opened.constraints}
 
     def _constrain(self, trial: optuna.Trial, violations: Mapping[str, float]) -> None:
         for name, violation in violations.items():

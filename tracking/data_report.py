@@ -11,7 +11,7 @@ import numpy as np
 from personalization.data.records import Dataset, Question
 from personalization.data.sources import Source
 from personalization.errors import DataError
-from personalization.methods.taste.priors import last_label, most_frequent_label
+from personalization.methods.taste.priors import GUESSES, most_frequent_label
 from personalization.tasks import Task
 from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p, spent_alpha
 
@@ -65,8 +65,7 @@ def _tell_golds(report: dict[str, Any], source: Source, read: list[Dataset]) -> 
     report["gold_shares"] = {label: golds[label] / n for label in whole.labels}
     report["baselines"] = {
         "most frequent label": golds.most_common(1)[0][1] / n,
-        "most frequent label of the history": _hits(whole, most_frequent_label),
-        "last label of the history": _hits(whole, last_label),
+        **{name: _hits(whole, guess) for name, guess in GUESSES.items()},
     }
     report |= {"confirm_questions": 0, "confirm_users": 0, "new_confirm_users": 0, "detectable_difference": None}
     try:
@@ -84,8 +83,7 @@ def _tell_golds(report: dict[str, Any], source: Source, read: list[Dataset]) -> 
 
 def _worth(confirm: Dataset) -> tuple[int, float]:
     """Users, and questions of different users that tell as much as these; how alike a user's are, a guess tells."""
-    names: dict[str, int] = {}
-    owners = np.array([names.setdefault(q.user_id, len(names)) for q in confirm.questions])
+    names, owners = np.unique([q.user_id for q in confirm.questions], return_inverse=True)
     hits = np.array([most_frequent_label(confirm.task, q) == q.gold for q in confirm.questions], dtype=np.int64)
     return len(names), len(confirm) / design_effect(intraclass(hits, owners), owners)
 

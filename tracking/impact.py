@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from personalization.evaluation import Evaluation
-from tracking.significance import user_totals
+from tracking.significance import gains_by_user, user_totals
 
 MAJOR_GAIN = 0.15
 """Gain in a user's accuracy from which it counts as major."""
@@ -33,7 +33,7 @@ def concentration(evaluation: Evaluation) -> dict[str, float]:
 def impact(baseline: Evaluation, candidate: Evaluation) -> dict[str, Any]:
     """Concentration before and after, users by gain, and the users who would be better off with a milder setting."""
     users, _ = candidate.users
-    gains, sizes = user_totals(candidate, candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64))
+    gains, sizes = gains_by_user(baseline, candidate)
     gain = gains / sizes
     before, _ = user_totals(baseline, baseline.correct)
     milder = sorted(

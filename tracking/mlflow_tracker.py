@@ -25,7 +25,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from tenacity import RetryCallState, Retrying, wait_exponential
 
-from tracking.projection import Projection, first_line
+from personalization.errors import first_line
+from tracking.projection import Projection
 from tracking.spool import PRIVATE, Spool
 
 log = logging.getLogger("tracking")
@@ -102,6 +103,7 @@ def send(spool: Spool, uri: str, patience: Patience) -> bool:
 
 def _reason(state: RetryCallState) -> str:
     error = state.outcome.exception() if state.outcome is not None else None
+    assert error is not None
     if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
         return f"{first_line(error)}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     return first_line(error)

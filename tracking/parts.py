@@ -12,7 +12,7 @@ sign of both at once, so that the flip by pair keeps its level exactly. Cost: on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,9 +92,14 @@ def sentences(parts: Mapping[str, Any]) -> list[str]:
 
 
 def _said(part: str, test: Mapping[str, Any]) -> str:
-    low, high = test["interval"]
     p_value = f", p = {test['p_value']:.4f}" if part == "personal" else ""
-    return f"{part} {test['delta']:+.3f} [{low:+.3f}, {high:+.3f}]{p_value}"
+    return f"{part} {gain_said(test['delta'], test['interval'])}{p_value}"
+
+
+def gain_said(delta: float, interval: Sequence[float]) -> str:
+    """A difference with its interval."""
+    low, high = interval
+    return f"{delta:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def parts_table(parts: Mapping[str, Any], note: str) -> str:

@@ -25,6 +25,7 @@ from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunStatus
 from mlflow.exceptions import MlflowException
 
 from personalization.databases import is_sqlite, kept
+from personalization.errors import first_line
 from tracking.registry import crown, newest_version, register
 from tracking.spool import VIEW_NAME, Spool
 
@@ -288,9 +289,3 @@ HANDLERS: dict[str, Callable[[Projection, Record], None]] = {
     "model": log_model,
     "rollback": log_rollback,
 }
-
-
-def first_line(error: BaseException | None) -> str:
-    """What an error says, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

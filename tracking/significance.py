@@ -27,6 +27,8 @@ from personalization.errors import ChamtuneError
 from personalization.evaluation import MEANS, Evaluation, changes
 from personalization.metrics import METRICS, ORDERED
 
+Floats = NDArray[np.float64]
+
 RESAMPLES = 9999
 DRAWS_AT_LEVEL = 40
 """Patterns that are drawn for each one that may reach the observed difference at the level of the test."""
@@ -173,7 +175,7 @@ def user_interval(
 def gain_interval(before: Evaluation, after: Evaluation, metric: str, level: float = 0.95) -> tuple[float, float]:
     """BCa interval over users of a gain in a metric; its two ends are equal where no resample differs."""
     if metric in MEANS:
-        return user_interval(*user_totals(after, after.question_scores(metric) - before.question_scores(metric)), level)
+        return user_interval(*gains_by_user(before, after, metric), level)
     systems = _Systems(before, after, metric)
     observed = systems.observed
     if systems.users < 2 or (before.log_probs == after.log_probs).all():
@@ -199,6 +201,20 @@ def user_totals(evaluation: Evaluation, values: NDArray[Any]) -> tuple[NDArray[A
     return sums, np.bincount(rows, minlength=len(users))
 
 
+def gains_by_user(before: Evaluation, after: Evaluation, metric: str = "accuracy") -> tuple[Floats, NDArray[Any]]:
+    """How much better the second system is in one of `MEANS`, summed by user, and the questions by user; both [U]."""
+    return user_totals(after, after.question_scores(metric) - before.question_scores(metric))
+
+
+def moved_users(gains: Floats) -> dict[str, int]:
+    """How many users gain, lose and do neither."""
+    return {
+        "users_better": int((gains > 0).sum()),
+        "users_worse": int((gains < 0).sum()),
+        "users_equal": int((gains == 0).sum()),
+    }
+
+
 def gain(before: Evaluation, after: Evaluation, metric: str) -> float:
     """How much better the second system is, in the metric's own units; ChamtuneError for one that cannot be tested."""
     if metric in MEANS:
@@ -213,8 +229,8 @@ def paired_test(before: Evaluation, after: Evaluation, metric: str, level: float
     """
     own = "accuracy" if metric == "accuracy_gain" else metric
     if metric in MEANS:
-        differences = after.question_scores(metric) - before.question_scores(metric)
-        p_value, name = sign_flip(user_totals(after, differences)[0], draws_for(level)), "user-level sign flip"
+        p_value = sign_flip(gains_by_user(before, after, metric)[0], draws_for(level))
+        name = "user-level sign flip"
     else:
         p_value, name = exchange(before, after, metric, draws_for(level)), "exchange of users' answers"
     return {
@@ -237,7 +253,7 @@ def significance(
     """
     changed = changes(baseline, candidate)
     accuracy = paired_test(baseline, candidate, "accuracy", level)
-    gains, sizes = user_totals(candidate, candidate.correct.astype(np.int64) - baseline.correct.astype(np.int64))
+    gains, sizes = gains_by_user(baseline, candidate)
     hurt, helped = (round(changed[name] * len(candidate.gold)) for name in ("hurt", "helped"))
     return {
         "n": len(candidate.gold),

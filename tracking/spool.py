@@ -72,6 +72,20 @@ class Spool:
         finally:
             os.close(handle)
 
+    def append_result(
+        self,
+        name: str,
+        key: str,
+        folder: Path,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+    ) -> None:
+        """Add a result folder; `key` tells its run from others of the study."""
+        now = time.time_ns() // 1_000_000
+        told = {"name": name, "key": key, "folder": str(folder.resolve()), "params": params, "metrics": metrics}
+        self.append({"kind": "result", **told, "tags": tags, "started_ms": now, "ended_ms": now})
+
     def records(self, offset: int = 0) -> list[tuple[dict[str, Any], int]]:
         """Whole records from a byte offset on, each with the offset behind it.
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import escape
 
+from studies.auto.clock import spoken_time
+
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 34
 
@@ -47,17 +49,11 @@ def over_time(seconds: Sequence[float], gains: Sequence[float]) -> str:
         return ""
     end = seconds[-1] or 1.0
     heights, ticks = _scaled(gains)
-    path, before = [f"M{_x(0):.1f},{_y(_scaled([*gains, 0.0])[0][-1]):.1f}"], None
-    for at, height in zip(seconds, heights, strict=True):
-        path.append(f"H{_x(at / end):.1f}V{_y(height):.1f}")
-        before = height
-    path.append(f"H{_x(1):.1f}" if before is not None else "")
-    floor = [(0.0, "0"), (0.5, _minutes(end / 2)), (0.96, _minutes(end))]
+    path = [f"M{_x(0):.1f},{_y(_scaled([*gains, 0.0])[0][-1]):.1f}"]
+    path += [f"H{_x(at / end):.1f}V{_y(height):.1f}" for at, height in zip(seconds, heights, strict=True)]
+    path.append(f"H{_x(1):.1f}")
+    floor = [(0.0, "0"), (0.5, spoken_time(end / 2)), (0.96, spoken_time(end))]
     return _frame(f'<path class="line" d="{"".join(path)}"/>', "Best gain over time", ticks, floor)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
 def by_gain(counts: Sequence[int], edges: Sequence[float], unchanged: int) -> str:

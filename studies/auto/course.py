@@ -18,26 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.data.records import Dataset
 from personalization.errors import ChamtuneError, UsageError
-from personalization.evaluation import Evaluation, joined
-from search_spaces import ChainParams
 from studies.auto.arms import ARMS, Arm, Scene, together, trained, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import epoch_s, measured
-from studies.auto.ending import promote_leader
+from studies.auto.ending import promote_leader, promoting_s
 from studies.auto.first import queue_first
+from studies.auto.judging import Entry, judge, judged_dataset, rival
 from studies.auto.plan import Plan, fixed_by
-from studies.auto.race import Standing, following, hopeless, leader, mean_gain
+from studies.auto.race import following, hopeless, leader, mean_gain
 from studies.auto.routing import kept_s, route
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
-from studies.study import OpenStudy, find_study, finished, open_study, ranked, stored_spec
-from studies.verdict.cost import TIMED, TIMES
-from studies.verdict.promotion import refits
-from studies.verdict.selection import settled
-from tracking.parts import mean_for
-from tracking.significance import user_totals
+from studies.study import OpenStudy, ended_trials, find_study, open_study, stored_spec
 from tracking.spool import OFF, Spool
 
 log = logging.getLogger(__name__)
@@ -45,25 +38,11 @@ log = logging.getLogger(__name__)
 HALF, GRACE, LATE = 0.5, 1.3, 0.9
 """Share of the time left that a slice may take, times of it after which its running trial is interrupted, and the share
 where nothing else is left to do."""
-MARGIN_S, SPARE = 10.0, 1.3
-"""What a promotion takes besides passes, and how much more than estimated is kept for it."""
 TOO_FEW = "are too few to score the tune users once; give more with --minutes. What was scored is kept"
 PAIRED = 3
 """How many of the best arms are put together in pairs."""
 
 Say = Callable[[str], None]
-
-
-@dataclass
-class Entry:
-    """An arm that has an open study, and how its best trial does: on which users, with which answers."""
-
-    arm: Arm
-    opened: OpenStudy
-    trial: int | None = None
-    params: ChainParams | None = None
-    seen: Evaluation | None = None
-    standing: Standing | None = None
 
 
 @dataclass
@@ -122,21 +101,7 @@ class Course:
     @property
     def left_s(self) -> float:
         """Seconds left for the race, without what promotion will take, and routing where it is promising."""
-        return self.limit_s - self.journal.spent_s - self.reserve_s - self.routing_s
-
-    @property
-    def reserve_s(self) -> float:
-        """Seconds that the promotion of the present leader will take: what it learns anew, a pass over the confirm
-        users, and with what the leader adds once with their own and once with exchanged histories."""
-        if self.scene is None:
-            return MARGIN_S
-        confirm, select = (len(self.base.splits.part(p)) / max(1, self.scene.questions) for p in ("confirm", "select"))
-        best = self.best()
-        passes = 0.0 if best is None else best.arm.answering(self.scene)
-        timed = 2 * TIMED * TIMES / max(1, self.scene.questions) * (1 + passes)
-        refit = best is not None and best.params is not None and refits(best.opened, best.params)
-        anew = (1 + select) * best.arm.passes(self.scene) if best is not None and refit else 0.0
-        return MARGIN_S + SPARE * self.scene.pass_s * (anew + confirm * (1 + 2 * passes) + timed)
+        return self.limit_s - self.journal.spent_s - promoting_s(self) - self.routing_s
 
     @property
     def remaining_s(self) -> float:
@@ -148,11 +113,6 @@ class Course:
         standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
         return self.entries[leader(standings, self.sizes).name] if standings else None
 
-    def judged_dataset(self) -> Dataset:
-        """Their questions."""
-        tune = self.base.splits.tune
-        return Dataset(tune.task, tune.labels, (*self._part("tune"), *self._part("select")))
-
     @property
     def _whole_s(self) -> float:
         """Seconds of the race if promoting took no longer than it must. UsageError where none are left."""
@@ -162,14 +122,14 @@ class Course:
                 f"the {self.plan.minutes:g} minutes of {self.plan.name} are spent; give more with --minutes, or "
                 "another --name to race anew"
             )
-        return max(HALF * left, left - MARGIN_S)
+        return max(HALF * left, left - promoting_s(self))
 
     # the beginning
 
     def _begin(self, request: StopRequest) -> None:
         """Open the first arm, measure what a pass costs, and give every arm that can be afforded its first slice."""
         first = self._open(ARMS["calibration"], request)
-        asked = Counter(q.user_id for part in ("tune", "select") for q in self._part(part))
+        asked = Counter(question.user_id for question in judged_dataset(self.base).questions)
         self.users, self.sizes = list(asked), np.array(list(asked.values()))
         self.scene = measured(first.opened)
         arms = wanted(self.scene.kind, self.plan.stages, self.plan.mix_users)
@@ -184,9 +144,6 @@ class Course:
             both = together(lower.arm, upper.arm)
             if both is not None:
                 self.enter(both, request)
-
-    def _part(self, part: str) -> Sequence[Any]:
-        return self.base.splits.part(part).questions
 
     @property
     def _seen_scene(self) -> Scene:
@@ -313,19 +270,19 @@ class Course:
     def _slice(self, entry: Entry, request: StopRequest) -> None:
         """Run an arm to twice its trials, or to the end of its time."""
         slices = self.journal.arm(entry.arm.name)["slices"]
-        before = len(finished(entry.opened.study.get_trials(deepcopy=False)))
+        before = len(ended_trials(entry.opened.study))
         total = min(entry.arm.most, max(entry.arm.first, 2 * before if slices else 0))
         seconds = max(self.share * self.left_s, 1.0)
         spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": seconds})
         started, cut = self.journal.spent_s, False
         try:
             with ended_after(min(GRACE * seconds, max(self.left_s, 1.0))):
-                work_on(replace(entry.opened, spec=spec), self.watcher, request, None, self._rival(entry))
+                work_on(replace(entry.opened, spec=spec), self.watcher, request, None, rival(entry, self.best()))
         except TimeUp:
             cut = True
         if request.by is not None:
             raise Stopped(request.by)
-        done = len(finished(entry.opened.study.get_trials(deepcopy=False)))
+        done = len(ended_trials(entry.opened.study))
         was = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
         slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
         self._judge(entry)
@@ -340,54 +297,8 @@ class Course:
             f"{spoken_time(self.journal.spent_s)} of {spoken_time(self.limit_s)}"
         )
 
-    def _rival(self, entry: Entry) -> Evaluation | None:
-        """The leader's answers on the tune users, which a trial has to be able to beat; None where it learned from
-        them, or is this arm."""
-        best = self.best()
-        if best is None or best is entry or best.params is None or best.opened.objective.learned_labels(best.params):
-            return None
-        return best.opened.objective.evaluate(best.params)
-
     def _judge(self, entry: Entry) -> None:
-        """How an arm stands now."""
-        opened, kept = entry.opened, self.journal.arm(entry.arm.name)
-        trials = finished(opened.study.get_trials(deepcopy=False))
-        best = next(ranked(trials, dict(opened.spec.optimize)), None)
-        if best is None:
-            return
-        if best.number != entry.trial:
-            params = settled(opened, opened.rooms.decode(best.params))
-            learned = opened.objective.learned_labels(params)
-            parts = [part for part in (("select",) if learned else ("tune", "select")) if self._part(part)]
-            entry.trial, entry.params = best.number, params
-            entry.seen = joined([opened.objective.evaluate(params, part) for part in parts])
-        assert entry.seen is not None
-        slices = kept["slices"]
-        entry.standing = Standing(
-            entry.arm.name,
-            self._gains(entry.seen),
-            sum(one["seconds"] for one in slices),
-            slices[-1].get("lift", 0.0) if slices else 0.0,
-            bool(kept.get("done", False)),
-        )
-
-    def _gains(self, seen: Evaluation) -> NDArray[np.float64]:
-        """Of each user, over the baseline; NaN of those that the answers are not of."""
-        base = self.baseline(seen)
-        mean = mean_for(next(iter(self.base.spec.optimize)))
-        sums, _ = user_totals(seen, seen.question_scores(mean) - base.question_scores(mean))
-        found = dict(zip(seen.users[0], sums, strict=True))
-        return np.array([found.get(user, np.nan) for user in self.users])
-
-    def baseline(self, seen: Evaluation | None = None) -> Evaluation:
-        """What the model itself answers to the questions of other answers, or of all that arms are judged on."""
-        opened = self.base
-        parts = [part for part in ("tune", "select") if self._part(part)]
-        whole = joined([opened.objective.evaluate(opened.rooms.BASELINE, part) for part in parts])
-        if seen is None:
-            return whole
-        place = {question: row for row, question in enumerate(whole.question_ids)}
-        return whole.only(np.array([place[question] for question in seen.question_ids]))
+        judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))
 
     # the end
 

@@ -17,13 +17,18 @@ from personalization.errors import ChamtuneError
 from studies.auto.clock import TimeUp, ended_after
 from studies.study import OpenStudy
 from studies.verdict.coldstart import COUNTS
+from studies.verdict.cost import TIMED, TIMES
 from studies.verdict.deployments import track
-from studies.verdict.promotion import promote
+from studies.verdict.promotion import promote, refits
 from tracking.spool import OFF
 
 if TYPE_CHECKING:
-    from studies.auto.course import Course, Entry
+    from studies.auto.course import Course
+    from studies.auto.judging import Entry
 
+NO_GAIN = "no arm does better than the model itself on users that it did not learn from"
+MARGIN_S, SPARE = 10.0, 1.3
+"""What a promotion takes besides passes, and how much more than estimated is kept for it."""
 OVER = 1.08
 """Share of the minutes at which a promotion is interrupted."""
 DESCRIBED = 0.5
@@ -34,7 +39,7 @@ def promote_leader(course: Course, out: Path) -> dict[str, Any] | None:
     """What promotion said of the leader; None where no arm beats the baseline."""
     best = course.best()
     if best is None or best.standing is None or np.nansum(best.standing.gains) <= 0:
-        course.say("no arm does better than the model itself on users that it did not learn from")
+        course.say(NO_GAIN)
         return None
     course.say(f"promoting {best.arm.name}, trial {best.trial}")
     told = best.opened.spec
@@ -55,6 +60,20 @@ def promote_leader(course: Course, out: Path) -> dict[str, Any] | None:
         ) from None
     finally:
         course.journal.note()
+
+
+def promoting_s(course: Course) -> float:
+    """Seconds that the promotion of the present leader will take: what it learns anew, a pass over the confirm users,
+    and with what the leader adds once with their own and once with exchanged histories."""
+    if course.scene is None:
+        return MARGIN_S
+    scene, best = course.scene, course.best()
+    confirm, select = (len(course.base.splits.part(part)) / max(1, scene.questions) for part in ("confirm", "select"))
+    passes = 0.0 if best is None else best.arm.answering(scene)
+    timed = 2 * TIMED * TIMES / max(1, scene.questions) * (1 + passes)
+    refit = best is not None and best.params is not None and refits(best.opened, best.params)
+    anew = (1 + select) * best.arm.passes(scene) if best is not None and refit else 0.0
+    return MARGIN_S + SPARE * scene.pass_s * (anew + confirm * (1 + 2 * passes) + timed)
 
 
 def describing_s(course: Course, best: Entry) -> float:

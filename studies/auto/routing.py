@@ -33,12 +33,14 @@ from personalization.data.records import Dataset
 from personalization.methods.history import routing
 from search_spaces.route import arms_of
 from studies.auto.arms import Arm, Scene
+from studies.auto.judging import Entry, judged_dataset
 from studies.auto.race import leader
 from studies.study import study_names
+from tracking.parts import gain_said
 from tracking.significance import difference
 
 if TYPE_CHECKING:
-    from studies.auto.course import Course, Entry
+    from studies.auto.course import Course
     from studies.runner import StopRequest
 
 FOLDS = 5
@@ -87,12 +89,16 @@ def routed(gains: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray
         chosen = np.where(predicted.max(axis=0) > 0, predicted.argmax(axis=0), best)
         one[ask], picked[ask], moved[ask] = gains[best, ask], gains[chosen, np.flatnonzero(ask)], chosen != best
     sent = moved > 0
-    share, most = float(sizes[sent].sum() / sizes.sum()), 1.0
+    share = float(sizes[sent].sum() / sizes.sum())
     gain, error = difference(picked[sent], one[sent], sizes[sent])
-    wide = CORRELATED * float(scipy.stats.t.ppf(0.975, max(1, int(sent.sum()) - 1)))
-    reach = wide * error if sent.any() else 0.0
-    low, high = max(-most, gain - reach), min(most, gain + reach)
+    reach = _reach(error, int(sent.sum())) if sent.any() else 0.0
+    low, high = max(-1.0, gain - reach), min(1.0, gain + reach)
     return Routed(share * gain, (share * low, share * high), float(moved.mean()))
+
+
+def _reach(error: float, moved: int) -> float:
+    """Half the width of Student's interval over users of whom so many are sent elsewhere."""
+    return CORRELATED * float(scipy.stats.t.ppf(0.975, max(1, moved - 1))) * error
 
 
 def promised(course: Course) -> tuple[Routed, list[Entry]] | None:
@@ -114,7 +120,7 @@ def promised(course: Course) -> tuple[Routed, list[Entry]] | None:
 
     others = sorted((entry for entry in entries.values() if entry is not best), key=ahead, reverse=True)
     gains = np.stack([entry.standing.gains for entry in (best, *others) if entry.standing is not None])
-    return routed(gains, course.sizes, features(course.judged_dataset(), course.users)), [best, *others]
+    return routed(gains, course.sizes, features(judged_dataset(course.base), course.users)), [best, *others]
 
 
 def routing_arm(entries: Sequence[Entry]) -> Arm:
@@ -167,7 +173,7 @@ def holds_up(gains: NDArray[np.float64], best: NDArray[np.float64], sizes: NDArr
     if not moved.any():
         return Routed(0.0, (0.0, 0.0), 0.0)
     gain, error = difference(gains, best, sizes)
-    reach = CORRELATED * float(scipy.stats.t.ppf(0.975, max(1, int(moved.sum()) - 1))) * error
+    reach = _reach(error, int(moved.sum()))
     return Routed(gain, (gain - reach, gain + reach), float(moved.mean()))
 
 
@@ -189,5 +195,4 @@ def route(course: Course, request: StopRequest) -> None:
     found = holds_up(entry.standing.gains, best.gains, course.sizes)
     if found.interval[0] <= 0:
         entry.standing = None
-        low, high = found.interval
-        course.out(arm.name, f"out: {found.gain:+.3f} [{low:+.3f}, {high:+.3f}] over {best.name} is not enough")
+        course.out(arm.name, f"out: {gain_said(found.gain, found.interval)} over {best.name} is not enough")

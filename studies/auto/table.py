@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 
 from personalization.data.exchange import exchange
-from studies.auto.course import Course, Entry
+from personalization.data.splits import PARTS
+from studies.auto.course import Course
+from studies.auto.ending import NO_GAIN
+from studies.auto.judging import Entry, baseline
 from studies.auto.routing import promised
+from studies.results import changed
 from studies.verdict.personal import answers_of, parts
-from tracking.significance import holm, paired, user_interval, user_totals
+from tracking.significance import gains_by_user, holm, moved_users, paired, user_interval, user_totals
 from tracking.spool import OFF
 
 SHOWN = ("accuracy", "macro_f1", "nll")
@@ -57,29 +61,23 @@ def table(course: Course, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-PARTS = ("tune", "select", "confirm")
-
-
 def _model(course: Course) -> str:
     told = course.base.spec.model
     return told.path if told.retriever is None else f"{told.path} (similar items by {told.retriever})"
 
 
 def _reason(verdict: Mapping[str, Any] | None) -> str:
-    if verdict is None:
-        return "no arm does better than the model itself on users that it did not learn from"
-    return str(verdict["reason"])
+    return NO_GAIN if verdict is None else str(verdict["reason"])
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
     assert entry.params is not None
-    before, after = entry.opened.rooms.BASELINE.flat(), entry.opened.objective.resolved(entry.params).flat()
-    return {name: value for name, value in after.items() if value != before[name]}
+    return changed(entry.opened.objective.resolved(entry.params), entry.opened.rooms.BASELINE)
 
 
 def _metrics(course: Course, entry: Entry | None) -> dict[str, float]:
     """Of an arm, or of the model itself, on the users that it is judged on."""
-    found = course.baseline() if entry is None else entry.seen
+    found = baseline(course.base) if entry is None else entry.seen
     assert found is not None
     hits, sizes = user_totals(found, found.correct)
     shown = {name: float(found.metrics[name]) for name in SHOWN if name in found.metrics}
@@ -105,8 +103,8 @@ def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[st
     }
     if entry is None or entry.seen is None or entry.standing is None:
         return row | {"fate": kept["fate"] or "no trial came to an end in its time"}
-    before = course.baseline(entry.seen)
-    gains, sizes = user_totals(entry.seen, entry.seen.correct.astype(int) - before.correct.astype(int))
+    before = baseline(course.base, entry.seen)
+    gains, sizes = gains_by_user(before, entry.seen)
     per_question = course.scene.pass_s / course.scene.questions if course.scene else 0.0
     row |= {
         "judged_on": "select" if _learned(entry) else "tune and select",
@@ -115,9 +113,7 @@ def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[st
         "gain": float(gains.sum() / sizes.sum()),
         "interval": list(user_interval(gains, sizes)),
         "gain_by_user": float((gains / sizes).mean()),
-        "users_better": int((gains > 0).sum()),
-        "users_worse": int((gains < 0).sum()),
-        "users_equal": int((gains == 0).sum()),
+        **moved_users(gains),
         "about_ms": round(1000 * per_question * (1 + entry.arm.answering(course.scene)), 1) if course.scene else None,
         "select": _on_select(course, entry),
     }
@@ -168,8 +164,7 @@ def _impact(course: Course, best: Entry) -> dict[str, Any] | None:
     """How many users gain and lose by how much, and who loses most."""
     if best.seen is None:
         return None
-    before = course.baseline(best.seen)
-    gains, sizes = user_totals(best.seen, best.seen.correct.astype(int) - before.correct.astype(int))
+    gains, sizes = gains_by_user(baseline(course.base, best.seen), best.seen)
     shares = gains / sizes
     counts, edges = np.histogram(shares[shares != 0], bins=np.linspace(-1, 1, 11))
     order = np.argsort(shares, kind="stable")
@@ -193,8 +188,7 @@ def _helped_by(course: Course, user: str, least: float) -> str | None:
     for name, entry in course.entries.items():
         if entry.seen is None or user not in entry.seen.users[0]:
             continue
-        before = course.baseline(entry.seen)
-        gains, sizes = user_totals(entry.seen, entry.seen.correct.astype(int) - before.correct.astype(int))
+        gains, sizes = gains_by_user(baseline(course.base, entry.seen), entry.seen)
         own = float(dict(zip(entry.seen.users[0], gains / sizes, strict=True))[user])
         if own > best[0]:
             best = (own, name)

@@ -48,9 +48,9 @@ FIXED, UNREAD, SCARCE = "fixed", "never read", "too few trials"
 
 
 @lru_cache(maxsize=4)
-def resamples(count: int, draws: int = RESAMPLES, seed: int = 0) -> NDArray[np.float32]:
+def resamples(count: int, draws: int = RESAMPLES) -> NDArray[np.float32]:
     """How often each trial is in each resample, [draws + 1, n]; the first one is the trials themselves."""
-    drawn = np.random.default_rng(seed).poisson(1.0, (draws, count)).astype(np.float32)
+    drawn = np.random.default_rng(0).poisson(1.0, (draws, count)).astype(np.float32)
     return np.vstack([np.ones((1, count), dtype=np.float32), drawn])
 
 
@@ -87,7 +87,7 @@ def _ranked(history: History, kept: pd.DataFrame, chosen: NDArray[np.bool_]) -> 
         if parameter.items:
             continue
         found = levels(parameter, kept[f"params_{parameter.name}"])
-        read = found.member.any(axis=1) if found.labels else np.zeros(len(kept), dtype=bool)
+        read = found.member.any(axis=1)
         number = int(read.sum())
         only = found.labels[0] if len(found.labels) == 1 and _alike(kept[f"params_{parameter.name}"]) else None
         unjudged = UNREAD if not number else FIXED if only is not None else SCARCE if number < ENOUGH else ""

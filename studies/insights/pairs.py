@@ -32,7 +32,7 @@ def _coarse(found: Levels) -> Levels:
     if len(found.labels) <= COARSE:
         return found
     kept = np.sort(np.argsort(-found.member.sum(axis=0), kind="stable")[:COARSE])
-    return Levels([found.labels[i] for i in kept], [found.examples[i] for i in kept], found.member[:, kept])
+    return Levels([found.labels[i] for i in kept], found.member[:, kept])
 
 
 def _both(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -23,9 +23,9 @@ import numpy as np
 from personalization.errors import UsageError
 from personalization.evaluation import MEANS, Evaluation
 from search_spaces import ChainParams, short_names
-from studies.study import OpenStudy, finished, ranked
+from studies.study import OpenStudy, best_feasible
 from studies.verdict.evidence import Evidence
-from tracking.significance import difference, gain, gain_interval, user_totals
+from tracking.significance import difference, gain, gain_interval, gains_by_user, user_totals
 
 MOVED = 8
 """Users that are named for a step."""
@@ -47,15 +47,7 @@ def target_of(opened: OpenStudy, metric: str) -> Target:
     looks = [look for look in Evidence(opened.storage).looks() if look.study_id == opened.record["id"] and look.found]
     if looks and (found := looks[-1].found) is not None:
         return Target(opened.rooms.of_flat(found["params"]), int(found["trial"]), "confirm", found.get("refit", False))
-    goals: dict[str, str] = {**opened.spec.optimize}
-    place, sign = list(goals).index(metric), -1.0 if goals[metric] == "maximize" else 1.0
-    best = min(
-        ranked(finished(opened.study.get_trials(deepcopy=False)), goals),
-        key=lambda trial: sign * trial.values[place],
-        default=None,
-    )
-    if best is None:
-        raise UsageError(f"study {opened.spec.name} has no feasible trial; run more, or relax its constraints")
+    best = best_feasible(opened, metric)
     return Target(opened.rooms.decode(best.params), best.number, "tune")
 
 
@@ -157,7 +149,7 @@ def _between(before: Evaluation, after: Evaluation, metric: str) -> dict[str, An
     row: dict[str, Any] = {"gain": gain(before, after, metric), "low": low, "high": high}
     if metric not in MEANS:
         return {**row, "droppable": low <= 0 <= high, "users": None, "moved": []}
-    sums, sizes = user_totals(after, after.question_scores(metric) - before.question_scores(metric))
+    sums, sizes = gains_by_user(before, after, metric)
     own, names = sums / sizes, after.users[0]
     far = np.argsort(-np.abs(own), kind="stable")[:MOVED]
     users = {"better": int((own > 0).sum()), "worse": int((own < 0).sum()), "same": int((own == 0).sum())}

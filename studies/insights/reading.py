@@ -18,7 +18,7 @@ from studies.insights.fields import fields_of, with_fields
 from studies.insights.history import History, history
 from studies.rows import finished_trials
 from studies.storage import may_exist, open_storage, storage_url, uncollected
-from studies.study import RECORD, finished, stored_spec, study_names
+from studies.study import RECORD, finished, stored_rooms, stored_spec, study_names
 
 FOREIGN = "foreign"
 """Study attribute of an imported history: source, metric, groups, constraints; of its trials: where each came from."""
@@ -63,12 +63,11 @@ def history_of(study: optuna.Study, trials: list[FrozenTrial], goal: str | None 
     if metric not in goals:
         raise UsageError(f"study {study.study_name} has no goal {metric!r}; there are: {', '.join(goals)}")
     one = (metric, goals[metric])
-    record, told = study.user_attrs.get(RECORD), dict[str, Any](study.user_attrs.get(FOREIGN) or {})
+    told = dict[str, Any](study.user_attrs.get(FOREIGN) or {})
     rooms, bounds = None, {name: parse_constraint(name, text) for name, text in told.get("constraints", {}).items()}
-    if record is not None:
-        spec = stored_spec(study)
-        rooms = spec.space_of.starting_from(record.get("started", {}))
-        bounds = {bound.metric: bound for bound in spec.parsed_constraints()}
+    if RECORD in study.user_attrs:
+        rooms = stored_rooms(study)
+        bounds = {bound.metric: bound for bound in stored_spec(study).parsed_constraints()}
     made = history(study.study_name, ended, one, rooms, told.get("groups"), list(goals).index(metric))
     made = with_fields(made, fields_of(ended, study.user_attrs))
     return replace(made, bounds=bounds, foreign=FOREIGN in study.user_attrs, goals=tuple(goals))

@@ -61,7 +61,7 @@ def insights_of(
         "feasibility": feasibility_importance(found),
         "interactions": pairs,
         "cells": cells(found, lead["first"], lead["second"], top) if lead is not None else pd.DataFrame(),
-        "trends": trends(found, top=top),
+        "trends": trends(found, top),
         "likely": shrunken,
         "prices": constraint_prices(found),
         "curve": price_curve(found),

@@ -18,6 +18,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from studies.insights.history import History, Parameter
 from studies.insights.values import EXACT, levels, said, short
 
+MOST = 8
+
 
 class Suggestion(NamedTuple):
     """One point to try: what kind, what is changed in the best trial, why, and all its parameters."""
@@ -29,9 +31,9 @@ class Suggestion(NamedTuple):
 
 
 def suggestions(
-    history: History, scores: pd.DataFrame, importance: pd.DataFrame, likely: pd.DataFrame, most: int = 8
+    history: History, scores: pd.DataFrame, importance: pd.DataFrame, likely: pd.DataFrame
 ) -> list[Suggestion]:
-    """At most so many suggestions, the surest first; [] where no trial is feasible."""
+    """At most `MOST` suggestions, the surest first; [] where no trial is feasible."""
     kept = history.feasible
     searched = {name: p for name, p in history.parameters.items() if p.distribution is not None}
     if not len(kept) or not searched:
@@ -51,7 +53,7 @@ def suggestions(
             seen.add(_key(one.params))
             params = {name: _typed(searched[name], value) for name, value in one.params.items()}
             fresh.append(one._replace(params=params, change={name: params[name] for name in one.change}))
-    return fresh[:most]
+    return fresh[:MOST]
 
 
 def _tried(kept: pd.DataFrame, params: Mapping[str, Any]) -> bool:

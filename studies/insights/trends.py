@@ -19,7 +19,7 @@ DOTS = 500
 COLUMNS = ("trials", "parameter", "group", "value", "score", "low", "high", "confidence", "best")
 
 
-def trends(history: History, points: int = POINTS, top: float = TOP) -> pd.DataFrame:
+def trends(history: History, top: float = TOP) -> pd.DataFrame:
     """A row a parameter and number of trials; `best` is the best value until then; `COLUMNS`.
 
     Values are those of the whole history, so that bins stay the same.
@@ -29,14 +29,14 @@ def trends(history: History, points: int = POINTS, top: float = TOP) -> pd.DataF
     kept = history.feasible
     gains, values = kept["gain"].to_numpy(dtype=float), kept["value"].to_numpy(dtype=float)
     found = {name: levels(p, kept[f"params_{name}"]) for name, p in history.parameters.items()}
-    counts = sorted({round(len(kept) * (i + 1) / points) for i in range(points)} - {0})
+    counts = sorted({round(len(kept) * (i + 1) / POINTS) for i in range(POINTS)} - {0})
     rows: list[dict[str, Any]] = []
     for until in counts:
         chosen, _ = good(gains[:until], top)
         best = float(values[:until][np.argmax(gains[:until])])
         for name, own in found.items():
             member = own.member[:until]
-            read = member.any(axis=1) if own.labels else np.zeros(until, dtype=bool)
+            read = member.any(axis=1)
             if not read.any():
                 continue
             tried, hits = member.sum(axis=0), (member & chosen[:, None]).sum(axis=0)

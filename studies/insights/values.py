@@ -57,10 +57,9 @@ COLUMNS = (
 
 
 class Levels(NamedTuple):
-    """The values of a parameter: what each is called, one to try it with, and which trials had it, bool [n, V]."""
+    """The values of a parameter: what each is called, and which trials had it, bool [n, V]."""
 
     labels: list[str]
-    examples: list[Any]
     member: NDArray[np.bool_]
 
 
@@ -84,7 +83,7 @@ def levels(parameter: Parameter, column: pd.Series) -> Levels:
     if parameter.items:
         names = sorted({item for found in column if isinstance(found, tuple) for item in found})
         member = np.array([[isinstance(f, tuple) and name in f for name in names] for f in column], dtype=bool)
-        return Levels(names, list(names), member.reshape(len(column), len(names)))
+        return Levels(names, member.reshape(len(column), len(names)))
     there = column.notna().to_numpy()
     seen = list(column[there].unique())
     numbers = column.dtype.kind in "iuf" or all(is_number(value) for value in seen)
@@ -95,7 +94,7 @@ def levels(parameter: Parameter, column: pd.Series) -> Levels:
         return _binned(column.to_numpy(dtype=float))
     values = sorted(seen, key=lambda v: (v if numbers else 0, str(v)))
     member = np.array([(column == value).to_numpy() & there for value in values], dtype=bool)
-    return Levels([said(value) for value in values], values, member.reshape(len(values), len(column)).T)
+    return Levels([said(value) for value in values], member.reshape(len(values), len(column)).T)
 
 
 def is_number(value: Any) -> bool:
@@ -106,24 +105,22 @@ def is_number(value: Any) -> bool:
 def _binned(numbers: NDArray[np.float64]) -> Levels:
     there = numbers[np.isfinite(numbers)]
     if not len(there):
-        return Levels([], [], np.zeros((len(numbers), 0), dtype=bool))
+        return Levels([], np.zeros((len(numbers), 0), dtype=bool))
     bins = max(1, min(BINS, len(there) // PER_BIN))
     edges = np.unique(np.quantile(there, np.linspace(0, 1, bins + 1)))
     if len(edges) == 1:
-        return Levels([said(edges[0])], [float(edges[0])], np.isfinite(numbers)[:, None])
+        return Levels([said(edges[0])], np.isfinite(numbers)[:, None])
     place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
     place = np.where(np.isfinite(numbers), place, -1)
     member = place[:, None] == np.arange(len(edges) - 1)
-    labels = [f"{said(a)} to {said(b)}" for a, b in pairwise(edges)]
-    return Levels(labels, [float(np.median(numbers[row])) for row in member.T if row.any()], member)
+    return Levels([f"{said(a)} to {said(b)}" for a, b in pairwise(edges)], member)
 
 
 def _ranged(numbers: NDArray[np.float64], ranges: Sequence[tuple[float, str]]) -> Levels:
     ends = np.array([end for end, _ in ranges])
     place = np.where(np.isfinite(numbers), np.searchsorted(ends, numbers, side="left"), -1)
     kept = [i for i in range(len(ranges)) if (place == i).any()]
-    examples = [float(np.median(numbers[place == i])) for i in kept]
-    return Levels([ranges[i][1] for i in kept], examples, place[:, None] == np.array(kept))
+    return Levels([ranges[i][1] for i in kept], place[:, None] == np.array(kept))
 
 
 def said(value: Any) -> str:

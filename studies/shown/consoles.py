@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.table import Table
 
 from studies.shown import logs
 
@@ -28,3 +29,11 @@ def beside(standard_output: bool) -> Iterator[None]:
         yield
     finally:
         answers.stderr = before
+
+
+def empty_table(heading: str | None, *columns: str, left: Container[str] | None = None) -> Table:
+    """Columns stand to the right where `left` is given and does not name them."""
+    made = Table(title=heading, title_justify="left")
+    for name in columns:
+        made.add_column(name, justify="left" if left is None or name in left else "right")
+    return made

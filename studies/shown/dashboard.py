@@ -26,15 +26,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import _app as dashboard_app
 
+from studies.constraints import feasible
 from studies.storage import open_storage
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 LIST_FORM = "constraints"
-
-
-def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether no constraint of the trial is broken."""
-    return all(value <= 0 for value in trial.constraints.values())
 
 
 def _with_list_form(trial: FrozenTrial) -> FrozenTrial:
@@ -103,7 +99,7 @@ def _refusal(environ: dict[str, Any], write: bool) -> tuple[str, str] | None:
 
 
 def _feasible_front(trials: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
-    chosen: list[FrozenTrial] = _front(trials=[t for t in trials if is_feasible(t)], directions=directions)
+    chosen: list[FrozenTrial] = _front(trials=[t for t in trials if feasible(t)], directions=directions)
     return chosen
 
 

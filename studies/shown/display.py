@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from studies.results import StudyResult
-from studies.shown.consoles import answers
+from studies.shown.consoles import answers, empty_table
 from studies.spec import StudySpec
 from studies.verdict.prospects import roles_said
-from tracking.parts import cost_said, sentences
+from tracking.parts import cost_said, gain_said, sentences
 from tracking.report import Summary
 
 SHOWN = ("accuracy", "macro_f1", "nll", "brier", "calibration_error", "entropy", "top1_share")
@@ -31,13 +29,9 @@ def _number(value: float | None) -> str:
 def print_result(result: StudyResult, spec: StudySpec) -> None:
     """The table at the end of a run."""
     share = result.feasible / max(result.complete, 1)
-    table = Table(
-        title=f"study {result.study}: {result.trials} trials, {share:.0%} of the complete ones feasible",
-        title_justify="left",
-    )
-    best = result.best or result.closest
-    for heading in ("metric", "baseline", "best feasible" if result.best else "closest", "gold labels"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    title = f"study {result.study}: {result.trials} trials, {share:.0%} of the complete ones feasible"
+    best, which = result.best or result.closest, "best feasible" if result.best else "closest"
+    table = empty_table(title, "metric", "baseline", which, "gold labels", left=("metric",))
     names = [*SHOWN, *(n for n in spec.optimize if n not in SHOWN)]
     for name in names:
         value = None if best is None else best["metrics"][name]
@@ -76,8 +70,8 @@ def _print_incidents(result: StudyResult) -> None:
     """What a user should know about how the run went."""
     if result.truncated_prompts:
         answers.print(
-            f"{result.truncated_prompts} prompts were cut to fit the model: their beginning for a causal model, their "
-            "end for an encoder"
+            f"{result.truncated_prompts} prompts lost the end of what they ask about, to fit the model; those "
+            "of a causal model lost their history items first"
         )
     if result.lost:
         answers.print(f"{len(result.lost)} trials of a process that died were put back in the queue")
@@ -104,12 +98,10 @@ def print_studies(rows: list[dict[str, Any]]) -> None:
     if not rows:
         answers.print("no studies yet; start one with `chamtune run demo`")
         return
-    table = Table()
-    for heading in ("study", "objective", "trials", "feasible", "failed", "running", "metric", "best feasible"):
-        table.add_column(heading)
+    names = ("study", "objective", "trials", "feasible", "failed", "running", "metric")
+    table = empty_table(None, *names, "best feasible")
     for row in rows:
-        cells = [row.get(k, "") for k in ("study", "objective", "trials", "feasible", "failed", "running", "metric")]
-        table.add_row(*map(str, cells), _number(row.get("best")))
+        table.add_row(*(str(row.get(name, "")) for name in names), _number(row.get("best")))
     answers.print(table, soft_wrap=False)
 
 
@@ -123,10 +115,8 @@ def print_study(description: dict[str, Any]) -> None:
     answers.print(
         ", ".join(f"{description[k]} {k}" for k in ("trials", "complete", "feasible", "failed", "pruned", "running"))
     )
-    table = Table(title="best feasible trials (tune users)", title_justify="left")
     names = [*spec["optimize"], *(n for n in ("accuracy", "nll", "entropy", "top1_share") if n not in spec["optimize"])]
-    for heading in ("trial", *names, "params"):
-        table.add_column(heading)
+    table = empty_table("best feasible trials (tune users)", "trial", *names, "params")
     for row in description["best"]:
         table.add_row(str(row["trial"]), *(_number(row["metrics"][n]) for n in names), _params(row["changed"]))
     answers.print(table, soft_wrap=False)
@@ -136,9 +126,9 @@ def print_study(description: dict[str, Any]) -> None:
 
 def print_auto(found: dict[str, Any]) -> None:
     """The arms of a race and its verdict."""
-    rows = Table(title=f"{found['name']}: arms on tune and select users, on whom they were chosen")
-    for name in ("arm", "accuracy", "gain", "on select users", "trials", "time", "fate"):
-        rows.add_column(name, justify="left" if name in ("arm", "fate") else "right")
+    title = f"{found['name']}: arms on tune and select users, on whom they were chosen"
+    names = ("arm", "accuracy", "gain", "on select users", "trials", "time", "fate")
+    rows = empty_table(title, *names, left=("arm", "fate"))
     for arm in found["arms"]:
         measured = arm["gain"] is not None
         select = f"{arm['select']['delta']:+.3f}, p {arm['select']['p_corrected']:.3f}" if arm["select"] else ""
@@ -151,12 +141,7 @@ def print_auto(found: dict[str, Any]) -> None:
             answers.print(f"{arm['arm']} {arm['fate']}")
     answers.print(f"{'promoted' if found['promoted'] else 'refused'}: {found['reason']}")
     if (confirm := found["confirm"]) is not None:
-        low, high = confirm["ci95"]
-        answers.print(
-            f"confirm: {confirm['n']} questions of {confirm['users']} users, accuracy "
-            f"{confirm['baseline_accuracy']:.3f} -> {confirm['accuracy']:.3f}, difference "
-            f"{confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        )
+        answers.print(_confirm_said(confirm))
         _print_parts(confirm)
     answers.print(f"page: {found['page']}" + (f"\ndeployment: {found['deploy']}" if found["deploy"] else ""))
 
@@ -174,13 +159,18 @@ def print_promotion(result: dict[str, Any]) -> None:
         answers.print(f"deployment: {result['deploy']}, generation {result['generation']}")
 
 
+def _confirm_said(confirm: dict[str, Any]) -> str:
+    return (
+        f"confirm: {confirm['n']} questions of {confirm['users']} users, accuracy "
+        f"{confirm['baseline_accuracy']:.3f} -> {confirm['accuracy']:.3f}, difference "
+        f"{gain_said(confirm['delta_accuracy'], confirm['ci95'])}"
+    )
+
+
 def _print_confirm(confirm: dict[str, Any]) -> None:
-    low, high = confirm["ci95"]
     test = confirm["mcnemar"]
     answers.print(
-        f"confirm: {confirm['n']} questions of {confirm['users']} users, "
-        f"accuracy {confirm['baseline_accuracy']:.3f} -> "
-        f"{confirm['accuracy']:.3f}, difference {confirm['delta_accuracy']:+.3f} [{low:+.3f}, {high:+.3f}], p = "
+        f"{_confirm_said(confirm)}, p = "
         f"{confirm['p_accuracy']:.4f} (sign flip by user); McNemar b {test['b']}, c {test['c']}, "
         f"exact {test['p_exact']:.4f}, mid-p {test['p_mid']:.4f}; helped {confirm['helped']}, "
         f"hurt {confirm['hurt']}; use {confirm['use']} of this set"
@@ -190,19 +180,18 @@ def _print_confirm(confirm: dict[str, Any]) -> None:
     _print_parts(confirm)
     for name, test in confirm["tests"].items():
         if name != "accuracy":
-            low, high = test["interval"]
+            better = gain_said(test["delta"], test["interval"])
             answers.print(
-                f"{name}: {test['before']:.3f} -> {test['after']:.3f}, better by {test['delta']:+.3f} "
-                f"[{low:+.3f}, {high:+.3f}], p = {test['p_value']:.4f} ({test['test']})"
+                f"{name}: {test['before']:.3f} -> {test['after']:.3f}, better by {better}, p = {test['p_value']:.4f} "
+                f"({test['test']})"
             )
     for name, beside in confirm["references"].items():
         test = beside["tests"]["accuracy"]
-        low, high = test["interval"]
         answered, n = beside["answered"], beside["n"]
         some = "" if answered == n else f", for {answered} of {n}; else the prior"
         answers.print(
             f"against the {name} (no model{some}): {test['before']:.3f} -> {test['after']:.3f}, "
-            f"difference {test['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {test['p_value']:.4f}"
+            f"difference {gain_said(test['delta'], test['interval'])}, p = {test['p_value']:.4f}"
         )
         if test["delta"] <= 0:
             answers.print(f"mind: without the model, {name} is no worse")
@@ -232,10 +221,8 @@ def _print_cold_start(found: dict[str, Any]) -> None:
 def print_comparison(result: dict[str, Any], figure: Path) -> None:
     """One row a study, gains over the first."""
     title = f"{result['questions']} questions of {result['users']} select users; gains over {result['against']}"
-    table = Table(title=title, title_justify="left")
     names = ["accuracy", "macro_f1", "nll", *(name for name in ("mae", "rmse") if name in result["rows"][0])]
-    for heading in ("study", "trial", *names, "ms/question", "B/user", "training s"):
-        table.add_column(heading, justify="left" if heading == "study" else "right")
+    table = empty_table(title, "study", "trial", *names, "ms/question", "B/user", "training s", left=("study",))
     for row in result["rows"]:
         trained = "" if row["training_s"] is None else f"{row['training_s']:.1f}"
         costs = (f"{row['cost_ms']:.1f}", str(row["user_bytes"]), trained)
@@ -243,9 +230,8 @@ def print_comparison(result: dict[str, Any], figure: Path) -> None:
     answers.print(table, soft_wrap=False)
     for row in result["rows"][1:]:
         gain = row["gain"]
-        low, high = gain["ci95"]
         answers.print(
-            f"{row['study']}: accuracy {gain['delta']:+.3f} [{low:+.3f}, {high:+.3f}], p = {gain['p_corrected']:.4f} "
+            f"{row['study']}: accuracy {gain_said(gain['delta'], gain['ci95'])}, p = {gain['p_corrected']:.4f} "
             f"(Holm); users better {gain['users_better']}, worse {gain['users_worse']}, equal {gain['users_equal']}"
         )
         for line in sentences(gain["parts"]):
@@ -255,9 +241,7 @@ def print_comparison(result: dict[str, Any], figure: Path) -> None:
 
 def print_summary(summary: Summary) -> None:
     """The rows of a result folder."""
-    table = Table(title=f"from {summary.source}", title_justify="left")
-    for heading in ("metric", "baseline", "candidate", "gold labels"):
-        table.add_column(heading)
+    table = empty_table(f"from {summary.source}", "metric", "baseline", "candidate", "gold labels")
     for name, *values in summary.rows:
         table.add_row(name, *map(_number, values))
     answers.print(table, soft_wrap=False)
@@ -289,9 +273,7 @@ def print_data_check(report: dict[str, Any]) -> None:
     if "gold_shares" not in report:
         answers.print("no gold answers: the data can be predicted, not tuned on")
         return
-    table = Table(title="gold labels", title_justify="left")
-    table.add_column("label")
-    table.add_column("share", justify="right")
+    table = empty_table("gold labels", "label", "share", left=("label",))
     for label, share in sorted(report["gold_shares"].items(), key=lambda item: -item[1]):
         table.add_row(label, f"{share:.3f}")
     answers.print(table, soft_wrap=False)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from studies.insights.history import GROUPS, History
 from studies.insights.importance import FIXED, SCARCE
 from studies.insights.report import BEST, STATES, summary, title
 from studies.insights.values import short
-from studies.shown.consoles import answers
+from studies.shown.consoles import answers, empty_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,19 +54,12 @@ def _interval(row: Any) -> str:
     return f"[{row['low']:.2f}, {high}]"
 
 
-def _table(heading: str, *columns: str) -> Table:
-    table = Table(title=heading, title_justify="left")
-    for name in columns:
-        table.add_column(name)
-    return table
-
-
 def _print_importance(frames: dict[str, pd.DataFrame]) -> None:
     whole = frames["importance"]
     matters = whole[whole["unjudged"] == ""]
     more = [name for name in ("ped_anova", "fanova", "mdi") if name in matters]
     heading = "what good trials hang on: share that a parameter explains alone"
-    table = _table(heading, "parameter", "importance", "interval", *more, "note")
+    table = empty_table(heading, "parameter", "importance", "interval", *more, "note")
     for row in matters.head(MATTERS).to_dict("records"):
         extra = [_number(row[name]) for name in more]
         table.add_row(row["parameter"], f"{row['importance']:.3f}", _interval(row), *extra, row["warning"])
@@ -97,7 +88,7 @@ def _print_scores(scores: pd.DataFrame) -> None:
         own = scores[scores["group"] == group]
         if not len(own):
             continue
-        table = _table(group, "parameter", "value", "score", "interval", "(n)", "good", "mean", "best")
+        table = empty_table(group, "parameter", "value", "score", "interval", "(n)", "good", "mean", "best")
         for name, rows in own.groupby("parameter", sort=False):
             shown = rows.head(SHOWN).to_dict("records")
             for place, row in enumerate(shown):
@@ -143,7 +134,7 @@ def print_path(path: dict[str, Any]) -> None:
         "confirm users, which a promotion looked at" if path["measured_on"] == "confirm" else "tune users: optimistic"
     )
     heading = f"from the baseline to trial {path['trial']}, {path['metric']}, measured on the {where}"
-    table = _table(heading, "step", "to", "gain", "interval by user", "alone", "without", "users better, worse")
+    table = empty_table(heading, "step", "to", "gain", "interval by user", "alone", "without", "users better, worse")
     for row in path["steps"]:
         to = ", ".join(_value(value) for value in row["values"].values())
         users = "" if row["users"] is None else f"{row['users']['better']}, {row['users']['worse']}"

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,8 +97,8 @@ def serve(
     if not is_server(uri):
         artifacts = (home / "mlartifacts").resolve().as_uri()
         servers["mlflow"] = ("tracking.mlflow_page", HOST, str(ports[2]), artifacts)
-    for _, port in zip(servers, ports, strict=False):
-        _check_free(HOST, port)
+    for _, host, port, *_ in servers.values():
+        _check_free(host, int(port))
     (home / "logs").mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -109,18 +109,29 @@ def serve(
         "CHAMTUNE_WRITE": "yes" if write else "no",
         "MLFLOW_BACKEND_STORE_URI": uri,
     }
+
+    def up() -> None:
+        found = {study.spool.study: runs_page(base, study, uri) for study in studies}
+        known = {name: page for name, page in found.items() if page is not None}
+        own, dashboard = (f"http://{HOST}:{port}" for port in ports[:2])
+        ready(Pages(own, dashboard, base, shown(uri), known))
+
+    _run(servers, home / "logs", environment, up)
+
+
+def _run(
+    servers: Mapping[str, tuple[str, ...]], logs: Path, environment: dict[str, str], ready: Callable[[], None]
+) -> None:
+    """Run servers, name -> (module, host, port, ...), until a signal, or until one ends; `ready`: once all answer."""
     running: list[Server] = []
     with stop_on_signal() as stop:
         try:
-            for (name, command), port in zip(servers.items(), ports, strict=False):
-                running.append(Server(name, port, home / "logs" / f"{name}.log", command, environment))
+            for name, command in servers.items():
+                running.append(Server(name, int(command[2]), logs / f"{name}.log", command, environment))
             for server in running:
                 server.wait_until_up(lambda: stop.signal is not None)
             if stop.signal is None:
-                found = {study.spool.study: runs_page(base, study, uri) for study in studies}
-                known = {name: page for name, page in found.items() if page is not None}
-                own, dashboard = (f"http://{HOST}:{port}" for port in ports[:2])
-                ready(Pages(own, dashboard, base, shown(uri), known))
+                ready()
             while stop.signal is None:
                 for server in running:
                     server.check()

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from personalization.data.exchange import Exchange, exchange
 from personalization.errors import UsageError
-from studies.study import OpenStudy, finished, ranked
+from studies.study import OpenStudy, best_feasible
 from studies.verdict.cost import Cost, cost_of
 from studies.verdict.personal import Answers, answers_of, parts
 from studies.verdict.selection import settled
 from tracking import figures
-from tracking.significance import holm, paired, user_interval, user_totals
+from tracking.significance import gains_by_user, holm, moved_users, paired, user_interval, user_totals
 
 
 class Entry(NamedTuple):
@@ -50,15 +50,11 @@ def compare(opened: list[OpenStudy]) -> dict[str, Any]:
     for number, entry in enumerate(entries):
         row = {**_row(entry), "gain": None}
         if number:
-            own = entry.answers.own
-            gains, _ = user_totals(own, own.correct.astype(int) - base.correct.astype(int))
             row["gain"] = {
                 **tests[number - 1],
                 "p_corrected": corrected[number - 1],
                 "parts": parts(entries[0].answers, entry.answers, swapped, "accuracy"),
-                "users_better": int((gains > 0).sum()),
-                "users_worse": int((gains < 0).sum()),
-                "users_equal": int((gains == 0).sum()),
+                **moved_users(gains_by_user(base, entry.answers.own)[0]),
             }
         rows.append(row)
     return {
@@ -93,9 +89,7 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def _entry(opened: OpenStudy, swapped: Exchange | None) -> Entry:
-    best = next(ranked(finished(opened.study.get_trials(deepcopy=False)), dict(opened.spec.optimize)), None)
-    if best is None:
-        raise UsageError(f"study {opened.spec.name} has no feasible trial; run more, or relax its constraints")
+    best = best_feasible(opened)
     params = settled(opened, opened.rooms.decode(best.params))
     answers = answers_of(opened, params, "select", swapped)
     return Entry(opened.spec.name, best.number, params.flat(), answers, cost_of(opened, params, best.number))

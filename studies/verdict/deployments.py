@@ -14,7 +14,6 @@ import re
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,26 +160,11 @@ def track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int)
     kept = _kept(opened.home, out) / str(generation)
     shutil.rmtree(folder / "deploy", ignore_errors=True)
     shutil.copytree(kept, folder / "deploy")
-    now = time.time_ns() // 1_000_000
-    key = f"promoted-{result['trial']}-{generation}"
-    spool.append(
-        {
-            "kind": "result",
-            "name": "promoted",
-            "key": key,
-            "folder": str(folder.resolve()),
-            "params": result["params"],
-            "metrics": {
-                **result["confirm"]["metrics"],
-                "delta_accuracy": result["confirm"]["delta_accuracy"],
-                "p_value": result["confirm"]["p_accuracy"],
-                **_told(result["confirm"]),
-            },
-            "tags": {"measured_on": "confirm", "generation": str(generation)},
-            "started_ms": now,
-            "ended_ms": now,
-        }
-    )
+    confirm, key = result["confirm"], f"promoted-{result['trial']}-{generation}"
+    tests = {"delta_accuracy": confirm["delta_accuracy"], "p_value": confirm["p_accuracy"]}
+    metrics = {**confirm["metrics"], **tests, **_told(confirm)}
+    tags = {"measured_on": "confirm", "generation": str(generation)}
+    spool.append_result("promoted", key, folder, result["params"], metrics, tags)
     place = {"name": registry_name(opened.home, out), "out": str(out.resolve())}
     spool.append(
         {"kind": "model", **place, "key": key, "generation": generation, "digest": config_digest(read_config(kept))}

@@ -27,7 +27,7 @@ from personalization.scoring.store import key_of
 from search_spaces import ChainParams
 from studies.record import versions
 from studies.results import figure_name, study_figure
-from studies.study import OpenStudy, finished
+from studies.study import OpenStudy, ended_trials
 from studies.verdict.coldstart import NAMES, cold_start
 from studies.verdict.cost import cost_ms, cost_of
 from studies.verdict.deployments import publish, published, track
@@ -150,7 +150,7 @@ def _params(opened: OpenStudy, found: Mapping[str, Any]) -> ChainParams:
 
 def _state(opened: OpenStudy) -> str:
     """Identifies a study and how far it has come."""
-    return key_of({"id": opened.record["id"], "trials": len(finished(opened.study.get_trials(deepcopy=False)))})
+    return key_of({"id": opened.record["id"], "trials": len(ended_trials(opened.study))})
 
 
 def _incumbent(opened: OpenStudy, out: Path, replace_unreadable: bool) -> Incumbent:

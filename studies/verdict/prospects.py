@@ -43,8 +43,7 @@ def prospect(opened: OpenStudy) -> Prospect:
     """
     confirm = opened.splits.confirm
     evidence = Evidence(opened.storage)
-    names: dict[str, int] = {}
-    owners = np.array([names.setdefault(q.user_id, len(names)) for q in confirm.questions])
+    names, owners = np.unique([q.user_id for q in confirm.questions], return_inverse=True)
     alike = intraclass(opened.baseline.correct.astype(np.int64), opened.baseline.users[1])
     worth = len(confirm) / design_effect(alike, owners)
     level = evidence.next_level(confirm, opened.spec.promotion.alpha)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.data.records import Dataset, Question
-from personalization.evaluation import Evaluation, gold_indices
-from personalization.methods.taste.priors import (
-    global_counts,
-    global_prior,
-    history_counts,
-    last_label,
-    most_frequent_label,
-    taste,
-)
-from personalization.tasks import Task
+from objectives.classification import evaluation
+from personalization.evaluation import Evaluation
+from personalization.methods.taste.calibration import Calibrated
+from personalization.methods.taste.priors import GUESSES, global_counts, global_prior, history_counts, taste
 from studies.study import OpenStudy
 from tracking.significance import paired_test
 
@@ -27,12 +19,6 @@ KAPPA = 5.0
 """Pseudo-counts of the global prior in `PRIOR`."""
 SEES_PROBABILITIES = frozenset({"nll", "brier", "calibration_error"})
 """Metrics that a bare label has no value of."""
-
-GUESSES: dict[str, Callable[[Task, Question], str | None]] = {
-    "most frequent label of the history": most_frequent_label,
-    "last label of the history": last_label,
-}
-"""name -> (task, question) -> a label, or None where the history has none; the prior answers in its place."""
 
 
 class Reference(NamedTuple):
@@ -47,7 +33,11 @@ def reference_answers(opened: OpenStudy, part: str) -> dict[str, Reference]:
     dataset = opened.splits.part(part)
     counts = history_counts(dataset)
     log_pi, _ = taste(counts, global_prior(global_counts(opened.splits.tune)), "user", KAPPA)
-    found = {PRIOR: Reference(_evaluation(dataset, log_pi), int((counts.sum(axis=1) > 0).sum()))}
+
+    def reference(log_probs: NDArray[np.float64], answered: int) -> Reference:
+        return Reference(evaluation(dataset, Calibrated(log_probs, ["reference"] * len(dataset))), answered)
+
+    found = {PRIOR: reference(log_pi, int((counts.sum(axis=1) > 0).sum()))}
     column = {label: i for i, label in enumerate(dataset.labels)}
     for name, guess in GUESSES.items():
         chosen = np.array([column.get(guess(dataset.task, q) or "", -1) for q in dataset.questions])
@@ -55,13 +45,8 @@ def reference_answers(opened: OpenStudy, part: str) -> dict[str, Reference]:
         scores = log_pi.copy()
         scores[rows] = np.log(1e-9)
         scores[rows, chosen[rows]] = 0.0
-        found[name] = Reference(_evaluation(dataset, scores), len(rows))
+        found[name] = reference(scores, len(rows))
     return found
-
-
-def _evaluation(dataset: Dataset, log_probs: NDArray[np.float64]) -> Evaluation:
-    ids, users = tuple(q.id for q in dataset.questions), tuple(q.user_id for q in dataset.questions)
-    return Evaluation(dataset.labels, ids, users, gold_indices(dataset), log_probs, ["reference"] * len(dataset))
 
 
 def references(opened: OpenStudy, part: str) -> dict[str, float]:

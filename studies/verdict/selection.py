@@ -20,7 +20,7 @@ from personalization.evaluation import MEANS, Evaluation, all_metrics, joined
 from personalization.metrics import METRICS, ORDERED
 from search_spaces import ChainParams
 from studies.constraints import Constraint
-from studies.study import OpenStudy, finished, ranked
+from studies.study import OpenStudy, ended_trials, ranked
 from studies.verdict.references import SEES_PROBABILITIES
 from tracking.significance import gain, gain_interval, paired_test
 
@@ -102,7 +102,7 @@ def spread(opened: OpenStudy) -> list[FrozenTrial]:
 
     One goal: best first. Several: members of the Pareto front at even distances along it, then the others.
     """
-    trials = list(ranked(finished(opened.study.get_trials(deepcopy=False)), dict(opened.spec.optimize)))
+    trials = list(ranked(ended_trials(opened.study), opened.spec.optimize))
     if len(opened.spec.optimize) == 1 or not trials:
         return trials
     on_front = {trial.number for trial in opened.study.best_trials}

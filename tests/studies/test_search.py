@@ -1,6 +1,7 @@
 """Samplers, pruners, and what they make of a space."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -112,12 +113,9 @@ def test_tpe_comes_within_two_points_of_the_exact_constrained_optimum(tmp_path):
                 found = line_optimum(scores - beta * source, log_pi, gold, (-0.5, 2.0), 0.6, 0.55)
                 exact = max(exact, found.accuracy if found else 0.0)
     study = optuna.create_study(direction="maximize", sampler=make_sampler("tpe", 0))
-    baseline = opened.baseline
-    runner = TrialRunner(
-        study, opened.space, opened.rooms, opened.objective, baseline, ["accuracy"], opened.constraints, seed=0
-    )
+    runner = TrialRunner(replace(opened, study=study), seed=0)
     for _ in range(200):
         runner.run_one()
     assert study.best_value >= exact - 0.02
     assert study.best_value <= exact + 0.01
-    assert exact > baseline.metrics["accuracy"] + 0.10
+    assert exact > opened.baseline.metrics["accuracy"] + 0.10

@@ -18,7 +18,7 @@ Cost: one pass over the score table.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,13 @@ def last_label(task: Task, question: Question) -> str | None:
     """The label of the user's newest item. None where nothing is known."""
     labels = [item.label for item in known_items(task, question) if item.label is not None]
     return labels[-1] if labels else None
+
+
+GUESSES: dict[str, Callable[[Task, Question], str | None]] = {
+    "most frequent label of the history": most_frequent_label,
+    "last label of the history": last_label,
+}
+"""name -> (task, question) -> a label, or None where the history has none."""
 
 
 def global_prior(counts: NDArray[np.int64]) -> NDArray[np.float64] | None:

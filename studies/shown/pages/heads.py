@@ -1,4 +1,4 @@
-"""What stands at the head of a study's page: how its trials ended, why some failed, and the trials that lead."""
+"""What stands at the head of a study's page: its best value, why trials failed, and the trials that lead."""
 
 from __future__ import annotations
 
@@ -8,39 +8,11 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.constraints import feasible
 from studies.insights.reading import FOREIGN, goals_of
 from studies.insights.report import plain
-from studies.recovery import FAILURE, INTERRUPTED, REPEATED, SURPLUS, WORKER_LOST
 from studies.results import changed
-from studies.study import RECORD, finished, ranked, stored_spec
-
-REASONS = {
-    WORKER_LOST: "its worker died",
-    INTERRUPTED: "interrupted",
-    SURPLUS: "given back: one trial too many",
-    REPEATED: "given back: queued twice",
-}
-"""What the loop writes of a failure that is not the parameters' -> how it is said."""
-
-
-def counts_of(name: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """Trials that count, how they ended, and what is under way; `uncounted`: ended by no fault of their parameters."""
-    ended = finished(list(trials))
-    last = max((t.datetime_complete for t in ended if t.datetime_complete is not None), default=None)
-    states = [t.state for t in ended]
-    return {
-        "study": name,
-        "trials": len(ended),
-        "complete": states.count(TrialState.COMPLETE),
-        "pruned": states.count(TrialState.PRUNED),
-        "failed": states.count(TrialState.FAIL),
-        "uncounted": sum(t.state.is_finished() for t in trials) - len(ended),
-        "running": sum(t.state == TrialState.RUNNING for t in trials),
-        "waiting": sum(t.state == TrialState.WAITING for t in trials),
-        "feasible": sum(map(feasible, ended)),
-        "last": None if last is None else last.isoformat(timespec="seconds"),
-    }
+from studies.shown.show import reason_of
+from studies.study import RECORD, finished, ranked, stored_rooms, stored_spec
 
 
 def best_of(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
@@ -50,7 +22,7 @@ def best_of(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, Any
     ours = RECORD in study.user_attrs
     method = "imported" if FOREIGN in study.user_attrs else stored_spec(study).method if ours else "Optuna"
     metric = next(iter(goals))
-    best = next(ranked(finished(list(trials)), goals), None)
+    best = next(ranked(finished(trials), goals), None)
     return {
         "metric": metric,
         "direction": goals[metric],
@@ -63,14 +35,11 @@ def best_of(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, Any
 
 def failures_of(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
     """A row a reason: the last line of it, the numbers of the trials, and whether they count; the frequent first."""
-    counted = {trial.number for trial in finished(list(trials))}
+    counted = {trial.number for trial in finished(trials)}
     found: dict[tuple[str, bool], list[int]] = {}
     for trial in trials:
-        if trial.state != TrialState.FAIL:
-            continue
-        lines = str(trial.user_attrs.get(FAILURE) or "no reason is recorded").strip().splitlines()
-        reason = REASONS.get(lines[-1], lines[-1]) if lines else "no reason is recorded"
-        found.setdefault((reason, trial.number in counted), []).append(trial.number)
+        if trial.state == TrialState.FAIL:
+            found.setdefault((reason_of(trial), trial.number in counted), []).append(trial.number)
     rows = [{"reason": why, "counted": counts, "trials": numbers} for (why, counts), numbers in found.items()]
     return sorted(rows, key=lambda row: -len(row["trials"]))
 
@@ -107,8 +76,7 @@ def _row(what: str, trial: int, value: float | None, users: str | None, error: f
 
 def _moved(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
     """The parameters of a trial that are not the baseline's; of a study without one, all."""
-    record = study.user_attrs.get(RECORD)
-    if record is None:
+    if RECORD not in study.user_attrs:
         return dict(trial.params)
-    rooms = stored_spec(study).space_of.starting_from(record.get("started", {}))
+    rooms = stored_rooms(study)
     return changed(rooms.decode(trial.params), rooms.BASELINE)

@@ -23,7 +23,8 @@ from personalization.errors import UsageError
 from studies.insights.history import together
 from studies.insights.reading import FOREIGN, goals_of, history_of, kept_path
 from studies.insights.report import as_json, insights_of, plain
-from studies.shown.pages.heads import best_of, counts_of, failures_of, winners_of
+from studies.shown.pages.heads import best_of, failures_of, winners_of
+from studies.shown.show import counts_of
 from studies.storage import open_storage, trials_of
 from studies.study import RECORD, finished, stored_spec, study_names
 from studies.verdict.evidence import LOOKS, Evidence

@@ -14,8 +14,9 @@ from objectives.classification import Classification
 from personalization.errors import UsageError
 from studies.auto.arms import ARMS
 from studies.auto.clock import Journal
-from studies.auto.course import Course, Entry
+from studies.auto.course import Course
 from studies.auto.first import listed
+from studies.auto.judging import Entry
 from studies.auto.plan import Plan, data_of
 from studies.auto.routing import Routed
 from studies.auto.table import table as table_of
@@ -46,7 +47,7 @@ def table(written, tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Arms that have little to try, and a promotion for which little time is kept."""
-    monkeypatch.setattr("studies.auto.course.MARGIN_S", 1.0)
+    monkeypatch.setattr("studies.auto.ending.MARGIN_S", 1.0)
     for name, arm in ARMS.items():
         monkeypatch.setitem(ARMS, name, replace(arm, first=2, most=4))
 
@@ -263,7 +264,7 @@ def test_a_trial_that_does_not_end_ends_with_the_time(table, tiny_encoder, monke
 
     monkeypatch.setattr(Classification, "evaluate", stuck)
     monkeypatch.delitem(ARMS, "own")  # would be stuck, too
-    monkeypatch.setattr("studies.auto.course.MARGIN_S", 6.0)  # a busy machine needs it for promoting
+    monkeypatch.setattr("studies.auto.ending.MARGIN_S", 6.0)  # a busy machine needs it for promoting
     plan = plan_of(table / "h", tiny_encoder, 0.5, ("calibration",), promotion={"beat_references": False})
     course = Course(plan, table / "h")
     started = time.monotonic()

@@ -12,8 +12,9 @@ from studies.recovery import FAILURE, INTERRUPTED
 from studies.runner import run_study
 from studies.shown.pages import drawing
 from studies.shown.pages.app import application
-from studies.shown.pages.heads import counts_of, failures_of, winners_of
+from studies.shown.pages.heads import failures_of, winners_of
 from studies.shown.pages.house import House
+from studies.shown.show import counts_of
 from studies.storage import storage_url
 from studies.study import find_study
 

@@ -6,12 +6,12 @@ import pytest
 from personalization.data.lamp import read_dataset
 from personalization.deployment import Deployment, read_config
 from personalization.errors import UsageError
+from personalization.methods.taste.priors import GUESSES
 from studies.spec import PromotionSpec
 from studies.study import open_study
 from studies.verdict import promotion as promotion_module
 from studies.verdict.evidence import Evidence
 from studies.verdict.promotion import promote
-from studies.verdict.references import GUESSES
 from tests.planted import BiasedScorer
 
 

@@ -1,0 +1,89 @@
+"""How an arm of a race stands: its best trial's answers, on users it did not learn from, beside the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from personalization.data.records import Dataset
+from personalization.evaluation import Evaluation, joined
+from search_spaces import ChainParams
+from studies.auto.arms import Arm
+from studies.auto.race import Standing
+from studies.pruning import same_questions
+from studies.study import OpenStudy, ended_trials, ranked
+from studies.verdict.selection import settled
+from tracking.parts import mean_for
+from tracking.significance import gains_by_user
+
+
+@dataclass
+class Entry:
+    """An arm that has an open study, and how its best trial does: on which users, with which answers."""
+
+    arm: Arm
+    opened: OpenStudy
+    trial: int | None = None
+    params: ChainParams | None = None
+    seen: Evaluation | None = None
+    standing: Standing | None = None
+
+
+def judged_dataset(base: OpenStudy) -> Dataset:
+    """The questions that arms are judged on: those of tune and select users."""
+    tune, select = base.splits.tune, base.splits.select
+    return Dataset(tune.task, tune.labels, (*tune.questions, *select.questions))
+
+
+def judge(entry: Entry, base: OpenStudy, users: Sequence[str], kept: Mapping[str, Any]) -> None:
+    """How an arm stands now with these users. `kept`: what the journal has of it."""
+    opened = entry.opened
+    best = next(ranked(ended_trials(opened.study), opened.spec.optimize), None)
+    if best is None:
+        return
+    if best.number != entry.trial:
+        params = settled(opened, opened.rooms.decode(best.params))
+        learned = opened.objective.learned_labels(params)
+        parts = [part for part in _parts(base) if part == "select" or not learned]
+        entry.trial, entry.params = best.number, params
+        entry.seen = joined([opened.objective.evaluate(params, part) for part in parts])
+    assert entry.seen is not None
+    slices = kept["slices"]
+    entry.standing = Standing(
+        entry.arm.name,
+        _gains(entry.seen, base, users),
+        sum(one["seconds"] for one in slices),
+        slices[-1].get("lift", 0.0) if slices else 0.0,
+        bool(kept.get("done", False)),
+    )
+
+
+def _parts(base: OpenStudy) -> list[str]:
+    return [part for part in ("tune", "select") if base.splits.part(part).questions]
+
+
+def _gains(seen: Evaluation, base: OpenStudy, users: Sequence[str]) -> NDArray[np.float64]:
+    """Of each user, over the baseline; NaN of those that the answers are not of."""
+    sums, _ = gains_by_user(baseline(base, seen), seen, mean_for(next(iter(base.spec.optimize))))
+    found = dict(zip(seen.users[0], sums, strict=True))
+    return np.array([found.get(user, np.nan) for user in users])
+
+
+def baseline(base: OpenStudy, seen: Evaluation | None = None) -> Evaluation:
+    """What the model itself answers to the questions of other answers, or of all that arms are judged on."""
+    whole = joined([base.objective.evaluate(base.rooms.BASELINE, part) for part in _parts(base)])
+    found = whole if seen is None else same_questions(whole, seen)
+    assert found is not None
+    return found
+
+
+def rival(entry: Entry, best: Entry | None) -> Evaluation | None:
+    """The leader's answers on the tune users, which a trial of an arm has to be able to beat; None where the leader
+    learned from them, or is this arm."""
+    if best is None or best is entry or best.params is None or best.opened.objective.learned_labels(best.params):
+        return None
+    return best.opened.objective.evaluate(best.params)
