@@ -4,8 +4,8 @@ A space module holds, for one stage, `SPACE` (name -> Optuna distribution; stati
 change nothing (`BASELINE`), `complexity(params)` (how far from doing nothing; smaller is simpler), and where wanted
 `READ` (when a parameter is read at all; see `conditions`), `ONLY` (parameter, or parameter=choice -> the one kind of
 backbone that reads it), `ON_REQUEST` (parameters, as in `SPACE`, that are searched only where a spec names them),
-`OPEN` (parameter -> the pattern of further choices that a spec may give) and `canonical(values)` (equal settings become
-equal). To add one: write the file, list it in `SPACES`.
+`OPEN` (parameter -> the pattern of further choices that a spec may give), `MOST` (parameter -> the largest number that
+means something) and `canonical(values)` (equal settings become equal). To add one: write the file, list it in `SPACES`.
 
 A chain's space is made of those of its stages (`chain_space`): names are `stage.param`, or `param` where no other stage
 of the chain has it. An objective of earlier versions is a chain under other names (`aliases`).
@@ -261,15 +261,19 @@ class ChainSpace:
         """The distributions with some replaced, and without those that no choice left reads.
 
         A value fixes one, a list gives choices, a dict gives a range: `low` and `high`, perhaps `log` or `step`. Names
-        may be short or full. ValueError for an unknown parameter, or a value that does not fit the original.
+        may be short or full. ValueError for an unknown parameter, two names of one, or a value that does not fit.
         """
         result = self.distributions(kind, on_request=True)
-        named = {self._searched(given, result): value for given, value in overrides.items()}
+        meant = {given: self._searched(given, result) for given in overrides}
+        if twice := [given for given, name in meant.items() if list(meant.values()).count(name) > 1]:
+            raise ValueError(f"space: {' and '.join(twice)} are one parameter; keep one of them")
+        named = {meant[given]: value for given, value in overrides.items()}
         result = {**self.distributions(kind), **{name: result[name] for name in named}}
         for name, override in named.items():
             try:
-                result[name] = replaced(result[name], override, _told(self.names[name].targets[0], "OPEN"))
-            except (TypeError, ValueError, KeyError) as error:
+                full = self.names[name].targets[0]
+                result[name] = replaced(result[name], override, _told(full, "OPEN"), _told(full, "MOST"))
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"space.{name}: {override!r} does not fit: {error}") from None
         return self._needed(result, named)
 

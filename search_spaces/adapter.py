@@ -45,6 +45,7 @@ ON_REQUEST: Mapping[str, BaseDistribution] = {"paraphrase": FloatDistribution(0.
 """The model writes as many texts as there are items; only where a spec says so."""
 OF_ITEMS = ("history_dropout", "history_swap", "history_order")
 ONLY = dict.fromkeys((*OF_ITEMS, "prefix_tokens", "adapter=prefix", "token", "paraphrase"), "causal")
+MOST = dict.fromkeys(("blend", "start", "word_dropout", *OF_ITEMS, "paraphrase", "dropout", "warm_up"), 1.0)
 ON = {"adapter": ("lora", "prefix")}
 READ: Read = {
     **{name: [ON] for name in SPACE if name != "adapter"},

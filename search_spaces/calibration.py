@@ -37,6 +37,7 @@ ON_REQUEST: Mapping[str, BaseDistribution] = {
 """Other users' items answer a user, and strengths are each user's own, only where a spec says so."""
 OPEN = {"formula": "report"}
 """A spec may ask for the reports' formula."""
+MOST = {"mix": 1.0, "floor": 1.0}
 SEARCHED = {"fit": ("searched",)}
 REPORT = {"formula": ("report",)}
 TASTE = other_than("uniform")

@@ -20,6 +20,7 @@ SPACE: Mapping[str, BaseDistribution] = {
     "depth": FloatDistribution(0.0, 1.0),
 }
 ONLY = {"depth": "causal"}
+MOST = {"blend": 1.0, "depth": 1.0}
 ON = {"head": ("logistic",)}
 READ: Read = {
     **{name: [ON] for name in ("blend", "level", "c", "depth")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -10,10 +11,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 Override = float | int | str | list[Any] | dict[str, Any]
 
 
-def replaced(original: BaseDistribution, override: Override, pattern: str | None) -> BaseDistribution:
-    """The distribution that a spec asks for; ValueError, TypeError or KeyError where it does not fit the original.
+def replaced(
+    original: BaseDistribution, override: Override, pattern: str | None, most: float | None
+) -> BaseDistribution:
+    """The distribution that a spec asks for; ValueError or TypeError where it does not fit the original.
 
-    `pattern`: of further choices.
+    `pattern`: of further choices. `most`: the largest number that means something.
     """
     choices: list[Any] = override if isinstance(override, list) else [override]
     if isinstance(original, CategoricalDistribution):
@@ -21,7 +24,10 @@ def replaced(original: BaseDistribution, override: Override, pattern: str | None
         if isinstance(override, dict) or not choices or wrong:
             raise ValueError(f"allowed are {', '.join(map(str, original.choices))}")
         return CategoricalDistribution(choices)
-    number = int if isinstance(original, IntDistribution) else float
+
+    def number(value: Any) -> Any:
+        return _meant(original, value, most)
+
     if isinstance(override, dict):
         unknown = sorted(set(override) - {"low", "high", "log", "step"})
         if unknown:
@@ -29,10 +35,29 @@ def replaced(original: BaseDistribution, override: Override, pattern: str | None
         kind = type(original)
         if not isinstance(original, IntDistribution | FloatDistribution):
             raise TypeError("not a range")
+        if missing := sorted({"low", "high"} - set(override)):
+            raise ValueError(f"a range has low and high, and {' and '.join(missing)} is missing")
         log = bool(override.get("log", original.log and "step" not in override))
         step = override.get("step")
-        step = {"step": number(step)} if step is not None else {}
+        step = {"step": type(original.low)(step)} if step is not None else {}
         return kind(number(override["low"]), number(override["high"]), log=log, **step)  # type: ignore[call-arg]
-    if any(isinstance(c, bool | str) for c in choices) or not choices:
-        raise TypeError("must be a number or numbers")
+    if not choices:
+        raise ValueError("must be a number or numbers")
     return CategoricalDistribution([number(c) for c in choices])
+
+
+def _meant(original: Any, value: Any, most: float | None) -> Any:
+    """A number that the parameter may be: where none below 0 is searched, none below 0 means anything."""
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise TypeError(f"must be a number or numbers, and {value!r} is none")
+    if isinstance(original, IntDistribution) and value != int(value):
+        raise ValueError(f"must be a whole number, and {value!r} is none")
+    found = type(original.low)(value)
+    least = min(original.low, 1) if isinstance(original, IntDistribution) else 0.0
+    if original.log and found <= 0:
+        raise ValueError(f"must be above 0, and {value!r} is not")
+    if original.low >= 0 and found < least:
+        raise ValueError(f"must be {least:g} or more, and {value!r} is less")
+    if most is not None and found > most:
+        raise ValueError(f"must be {most:g} or less, and {value!r} is more")
+    return found

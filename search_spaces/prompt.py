@@ -21,6 +21,7 @@ SPACE: Mapping[str, BaseDistribution] = {
 ON_REQUEST: Mapping[str, BaseDistribution] = {"wording": CategoricalDistribution(["own"])}
 ONLY = {"template": "encoder", "scale": "encoder", "k": "causal", "ranking": "causal", "mix": "causal"}
 OPEN = {"template": r"[^{}]*\{label\}[^{}]*", "wording": r"\S.*"}
+MOST = {"mix": 1.0}
 READ: Read = {"ranking": [{"k": nonzero}], "mix": [{"k": nonzero, "ranking": ("mix",)}]}
 
 

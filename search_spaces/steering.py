@@ -30,6 +30,7 @@ SPACE: Mapping[str, BaseDistribution] = {
 }
 OPEN = {"place": r"\d+(,\d+)*", "front": "stated|others", "scope": "answer"}
 """A spec may also give a list of layers, the dearer ways to read a history, and the answer's tokens alone."""
+MOST = {"start": 1.0, "open_share": 1.0}
 PERSONAL, GENERAL = {"alpha_personal": nonzero}, {"alpha_general": nonzero}
 COSINE = {"gate": ("cosine",)}
 READ: Read = {

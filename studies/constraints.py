@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, TrialState
 
-_FORM = re.compile(r"^\s*(>=|<=)\s*([-+]?[0-9.]+(?:[eE][-+]?\d+)?)\s*$")
+_FORM = re.compile(r"\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 UNMEASURED = 1.0e9
 """Violation recorded for a trial that ended before it was measured: never feasible, and finite in every storage."""
@@ -29,8 +30,8 @@ class Constraint:
 
 def parse_constraint(metric: str, text: str) -> Constraint:
     """Read ">= 0.6" or "<= 0.55"; ValueError for anything else."""
-    match = _FORM.match(text)
-    if match is None:
+    match = _FORM.fullmatch(text)
+    if match is None or not math.isfinite(float(match[2])):
         raise ValueError(f'{text!r} is no bound; write for example ">= 0.6" or "<= 0.55"')
     return Constraint(metric, 1 if match[1] == "<=" else -1, float(match[2]))
 

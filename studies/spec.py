@@ -55,8 +55,11 @@ def _percent(shares: Mapping[str, float]) -> str:
     return ", ".join(f"{100 * shares[part]:.0f} % {part}" for part in PARTS)
 
 
+Value = bool | float | int | str
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, str_min_length=1)
 
 
 class SplitFiles(_Strict):
@@ -181,7 +184,7 @@ class StudySpec(_Strict):
     trials: int = Field(100, ge=1, description="finished trials in all, those of earlier runs included")
     timeout_s: float | None = Field(None, gt=0, description="stop asking for trials after this many seconds")
     seed: int = Field(0, ge=0)
-    space: dict[str, float | int | str | list[float | int | str] | dict[str, float | int | bool]] = Field(
+    space: dict[str, Value | list[Value] | dict[str, Value]] = Field(
         default={}, description="overrides: a value fixes, a list gives choices, {low, high} gives a range"
     )
     warm_start: bool = Field(False, description="begin with the optima of the exact solvers")

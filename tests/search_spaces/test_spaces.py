@@ -124,16 +124,32 @@ def test_overrides(override, name, expected):
         ({"ranking": "bm25"}, "space.ranking: which one? Give prompt.ranking or calibration.ranking"),
         ({"prior_mode": "users"}, "allowed are similar, user, global, uniform"),
         ({"gamma": "high"}, "must be a number"),
-        ({"gamma": {"low": 0}}, "'high'"),
+        ({"gamma": {"low": 0}}, "a range has low and high, and high is missing"),
         ({"gamma": {"low": 0, "high": 1, "steps": 3}}, "unknown key 'steps'"),
         ({"gamma": {"low": 2, "high": 1}}, "space.gamma"),
         ({"gamma": []}, "must be a number"),
+        ({"gamma": True}, "must be a number"),
+        ({"gamma": float("nan")}, "must be a number"),
+        ({"gamma": {"low": 0, "high": float("inf")}}, "must be a number"),
+        ({"tau": 0}, "must be above 0, and 0 is not"),
+        ({"tau": {"low": -1, "high": 1}}, "must be above 0, and -1 is not"),
+        ({"calibration.mix": [0, 2]}, "must be 1 or less, and 2 is more"),
+        ({"beta": -1}, "must be 0 or more, and -1 is less"),
+        ({"k": 1.5}, "must be a whole number, and 1.5 is none"),
+        ({"gamma": 1, "calibration.gamma": 0}, "gamma and calibration.gamma are one parameter; keep one of them"),
     ],
 )
 def test_wrong_overrides_are_one_line(override, message):
     with pytest.raises(ValueError, match="space") as caught:
         chain_space(("prompt", "calibration")).overridden("causal", override)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", SPACES)
+def test_what_a_number_may_be_at_most_is_of_a_number_that_is_searched(stage):
+    space = space_of(stage)
+    searched = {**space.SPACE, **getattr(space, "ON_REQUEST", {})}
+    assert all(searched[name].high <= most for name, most in getattr(space, "MOST", {}).items())
 
 
 def steering(**values):
