@@ -137,6 +137,12 @@ def test_without_a_curve_the_page_says_what_makes_it():
     assert told not in html(found_of())
 
 
+def test_the_page_says_that_what_was_confirmed_had_learned_anew():
+    confirm = found_of()["confirm"]
+    assert "learned anew" in html(found_of(confirm={**confirm, "refit": True}))
+    assert "learned anew" not in html(found_of(confirm=confirm))
+
+
 def test_without_a_winner_the_page_says_why():
     refused = found_of(promoted=False, reason="no arm does better", confirm=None, cold_start=None, impact=None)
     page = html(refused)
