@@ -10,9 +10,9 @@ user counts with the mean over exactly the first 2^j labels, as soon as there ar
 alpha / ((j + 1)(j + 2)), which adds up to alpha, so that the tiers hold together and more labels by user help.
 
 The mean beside the interval is of all that came: of each user's mean, every label counted. No tier holds just these
-values, so it may lie outside of what all tiers leave; then the nearest end is given. Where the interval holds the truth,
-which at all looks together it does with 1 - alpha, that end is nearer to it than the mean is. Of an empty interval the
-mean is given as it is.
+values, so it may lie outside of what all tiers leave; then the nearest end is given. Where the interval holds the
+truth, which at all looks together it does with 1 - alpha, that end is nearer to it than the mean is. Of an empty
+interval the mean is given as it is.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _together(mean: float, tiers: Sequence[tuple[tuple[float, float, int], int]]
         return Interval(mean, -inf, inf, most[0][2], 1 << most[1])
     low = max(middle - wide for (middle, wide, _), _ in tiers)
     high = min(middle + wide for (middle, wide, _), _ in tiers)
-    inside = min(max(mean, low), high) if low <= high else mean
+    inside = float(min(max(mean, low), high)) if low <= high else mean
     return Interval(inside, low, high, users, 1 << tier)
 
 
