@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -107,8 +107,8 @@ def read_traffic(folder: Path) -> Traffic:
         if label["of"] in place and label["label"] in column:
             gold[place[label["of"]]] = column[label["label"]]
     split, other = float(told.get("split", 0.0)), told.get("other_config")
-    since = _since(lines, split, other)
     beside = [one for one in placed(folder, "shadow") if one[2]["of"] in place]
+    since = _since(lines, split, other, {place[one[2]["of"]] for one in beside})
     other = other or (beside[-1][2]["config"] if beside else None)
     said = {} if split else {place[one[2]["of"]]: _row(*one, labels) for one in beside if one[2]["config"] == other}
     before = sum(line["arm"] == "b" for line, present in zip(lines, since, strict=True) if not present)
@@ -137,21 +137,25 @@ def read_traffic(folder: Path) -> Traffic:
     )
 
 
-def _since(lines: Sequence[Record], split: float, config: str | None) -> NDArray[np.bool_]:
+def _since(lines: Sequence[Record], split: float, config: str | None, shadowed: Container[int]) -> NDArray[np.bool_]:
     """Which lines came since the present split and its present other config began, bool [n]; none without a split.
 
-    Logs of earlier versions do not note the split in their lines: all were asked with the one that was said last.
+    Logs of earlier versions do not note the split in their lines: there it begins with the first answer of arm b after
+    what a shadow answered.
     """
     if split == 0:
         return np.zeros(len(lines), dtype=bool)
-    noted = any("split" in line for line in lines)
-    config = config or next((str(line["config"]) for line in reversed(lines) if line["arm"] == "b"), None)
+    noted, in_b = any("split" in line for line in lines), [line["arm"] == "b" for line in lines]
+    config = config or next((line["config"] for line, b in zip(lines[::-1], in_b[::-1], strict=True) if b), None)
     before = [
         row
         for row, line in enumerate(lines)
-        if (noted and line.get("split") != split) or (line["arm"] == "b" and line["config"] != config)
+        if row in shadowed or (noted and line.get("split") != split) or (in_b[row] and line["config"] != config)
     ]
-    return np.arange(len(lines)) > max(before, default=-1)
+    begin = max(before, default=-1) + 1
+    if not noted:
+        begin = next((row for row in range(begin, len(lines)) if in_b[row]), begin)
+    return np.arange(len(lines)) >= begin
 
 
 def about(folder: Path) -> dict[str, Any]:
