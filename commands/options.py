@@ -17,6 +17,8 @@ StorageOption = Annotated[str | None, typer.Option(help="Optuna storage URL; def
 TrackingOption = Annotated[str | None, typer.Option(help="MLflow URI; default: that of the study's spec.")]
 ModelOption = Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")]
 HOME = Path(".chamtune")
+STOPPED = 128
+"""Added to the number of a signal that stopped a run."""
 
 
 def answer(as_json: bool, found: Any, show: Callable[[], None]) -> None:

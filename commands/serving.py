@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from commands.options import HOME, HomeOption, JsonOption, ModelOption, StorageOption, TrackingOption, answer
+from commands.options import (
+    HOME,
+    STOPPED,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    StorageOption,
+    TrackingOption,
+    answer,
+)
 
 LogOption = Annotated[Path | None, typer.Option("--log", help="Folder of the log; default: in the home folder.")]
 
@@ -94,7 +103,6 @@ def monitor(
     from serving.traffic import about
     from studies.shown.display import print_line
     from studies.shown.logs import log_to
-    from studies.verdict.deployments import roll_back_deployment
 
     place = deploy or (Path(about(log)["deploy"]) if about(log) else None)
     if place is None:
@@ -103,15 +111,30 @@ def monitor(
         found = report(watched(log, place, baseline), margin, users)
         found["faults"], found["rolled_back"], found["retuned"] = faults(found), None, None
         if rollback and found["faults"]:
-            generation, restored = roll_back_deployment(home, place, storage, tracking)
-            found["rolled_back"] = {"generation": generation, "restored_from": restored}
+            found["rolled_back"] = _rolled_back(home, place, storage, tracking)
         why, since = reasons(found)
-        if again and why:
-            spec = spec_of_retune(place, log, home, trials, since=since)
-            found["retuned"] = tune(spec, place, home, why=why)
-    answer(as_json, found, lambda: print_line("\n".join(lines(found))))
+        try:
+            if again and why:
+                spec = spec_of_retune(place, log, home, trials, since=since)
+                found["retuned"] = tune(spec, place, home, why=why)
+        finally:  # what was found is worth knowing, whatever became of the study
+            answer(as_json, found, lambda: print_line("\n".join(lines(found))))
+    if found["retuned"] is not None and found["retuned"]["stopped_by"] is not None:
+        raise typer.Exit(STOPPED + found["retuned"]["stopped_by"])
     if found["faults"]:
         raise typer.Exit(1)
+
+
+def _rolled_back(home: Path, place: Path, storage: str | None, tracking: str | None) -> dict[str, Any]:
+    """What a rollback gave, JSON-able; `reason`: why it could not be."""
+    from personalization.errors import ChamtuneError
+    from studies.verdict.deployments import roll_back_deployment
+
+    try:
+        generation, restored = roll_back_deployment(home, place, storage, tracking)
+    except ChamtuneError as error:
+        return {"generation": None, "restored_from": None, "reason": str(error)}
+    return {"generation": generation, "restored_from": restored, "reason": None}
 
 
 def retune(
@@ -131,19 +154,33 @@ def retune(
 ) -> None:
     """Tune a deployment again on new data; what is better takes its place."""
     import time
+    from typing import get_args
 
-    from serving.retune import by_user, spec_of_retune
+    from personalization.errors import UsageError
+    from serving.retune import Split, by_user, spec_of_retune
     from serving.retune import retune as run
-    from studies.shown.display import print_promotion
+    from studies.shown.display import print_line, print_promotion
     from studies.shown.logs import log_to
     from studies.shown.progress import RunDisplay
 
+    if split not in get_args(Split):
+        raise UsageError(f"--split {split}: there are {', '.join(get_args(Split))}")
+
+    def show(found: dict[str, Any]) -> None:
+        if found["stopped_by"] is None:
+            print_promotion(found)
+        else:
+            print_line(f"stopped: {found['reason']}")
+
     while True:
-        spec = spec_of_retune(deploy, data, home, trials, "time" if split == "time" else "users", since)
-        spec = by_user(spec) if own else spec
-        with log_to(home), RunDisplay(spec) as display:
-            result = run(spec, deploy, home, display, ["asked for" if every is None else f"every {every:g} hours"])
-        answer(as_json, result, lambda found=result: print_promotion(found))  # type: ignore[misc]
+        with log_to(home):
+            spec = spec_of_retune(deploy, data, home, trials, split, since)  # type: ignore[arg-type]
+            spec = by_user(spec) if own else spec
+            with RunDisplay(spec) as display:
+                result = run(spec, deploy, home, display, ["asked for" if every is None else f"every {every:g} hours"])
+        answer(as_json, result, lambda found=result: show(found))  # type: ignore[misc]
+        if result["stopped_by"] is not None:
+            raise typer.Exit(STOPPED + result["stopped_by"])
         if every is None:
             break
         time.sleep(3600 * every)

@@ -10,10 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from commands.options import HOME, HomeOption, JsonOption, StorageOption, TrackingOption, answer
-
-STOPPED = 128
-"""Added to the number of a signal that stopped a run."""
+from commands.options import HOME, STOPPED, HomeOption, JsonOption, StorageOption, TrackingOption, answer
 
 
 def run(

@@ -89,6 +89,7 @@ def _answer(key: str | None, given: Given) -> Answer:
         prior=found.prior_mode,
         generation=given.generation,
         arm=given.arm,
+        uncounted=given.uncounted,
     )
 
 

@@ -34,6 +34,8 @@ class Gauges:
         for right in ("true", "false"):
             self.feedback.labels(right)  # a rate needs a series from the start
         self.shadow_failures = Counter("chamtune_shadow_failures", "Batches that the shadow failed on", registry=of)
+        odd = "History items whose label is none of the deployment's, which count for nothing"
+        self.uncounted = Counter("chamtune_uncounted_items", odd, registry=of)
         self.batch = Histogram("chamtune_batch_questions", "Questions of a batch", buckets=SIZES, registry=of)
         self.seconds = Histogram("chamtune_batch_seconds", "Seconds of a batch", buckets=SECONDS, registry=of)
         self.generation = Gauge("chamtune_generation", "Generation that serves", registry=of)

@@ -20,11 +20,17 @@ Line = dict[str, Any]
 
 
 class Asked(NamedTuple):
-    """A question on its way. `user`: as it was given, None where it was not; `arm`: what it is answered by."""
+    """A question on its way. `user`: as it was given, None where it was not; `arm`: what it is answered by.
+
+    `split`: the share of users that the other config answers; `uncounted`: items of the history with a label that is
+    none of the deployment's.
+    """
 
     question: Question
     user: str | None
     arm: Literal["a", "b"]
+    split: float
+    uncounted: int
 
 
 HASHED = "blake2b:"
@@ -33,7 +39,7 @@ HASHED = "blake2b:"
 
 def line_of(asked: Asked, found: Prediction, by: Served, at: datetime, texts: bool, key: str) -> Line:
     """A question that was answered by `by`. `named`: whether the user was given."""
-    question, user, arm = asked
+    question, user = asked.question, asked.user
     fields = by.deployment.terms.task.fields
     profile = [_profile(item, fields.text, fields.label) for item in question.history] if texts else []
     return {
@@ -49,7 +55,8 @@ def line_of(asked: Asked, found: Prediction, by: Served, at: datetime, texts: bo
         "answer": found.label,
         "log_probs": {label: round(value, 6) for label, value in found.log_probs.items()},
         "prior": found.prior_mode,
-        "arm": arm,
+        "arm": asked.arm,
+        "split": asked.split,
         "generation": by.generation,
         "config": by.digest,
     }

@@ -142,13 +142,18 @@ def segments(folder: Path, name: str) -> list[tuple[int, Path]]:
 
 def records(folder: Path, name: str) -> Iterator[Record]:
     """The records of a log, oldest first, also while it is written; DataError for a line that is none."""
+    return (record for _, _, record in placed(folder, name))
+
+
+def placed(folder: Path, name: str) -> Iterator[tuple[Path, int, Record]]:
+    """The records of a log, each with its file and the number of its line, from 1."""
     for _, path in segments(folder, name):
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break  # it is being written
                 try:
-                    yield json.loads(line)
+                    yield path, number, json.loads(line)
                 except ValueError:
                     raise DataError(
                         f"{path}: line {number} is no JSON; restore the file, or take the line out"

@@ -65,7 +65,7 @@ def watched(folder: Path, deploy: Path, baseline: Path | None = None) -> Watched
     traffic, config = read_traffic(folder), read_config(deploy)
     own = np.flatnonzero(np.array(traffic.configs) == config_digest(config))
     if baseline is not None:
-        traffic = replace(traffic, shadow=shadowed(folder, Deployment.load(baseline), traffic))
+        traffic = replace(traffic, shadow=shadowed(folder, Deployment.load(baseline), traffic), left_out=0)
     other = about(folder).get("other") if baseline is None else str(baseline)
     return Watched(traffic, config, own, own[traffic.gold[own] >= 0], other)
 
@@ -86,6 +86,7 @@ def report(found: Watched, margin: float = MARGIN, most_users: int | None = None
         "calibration": calibration(traffic, own, labelled),
         "ratio": ratio(traffic),
         "other": other,
+        "left_out": traffic.left_out,
         "comparison": comparison(compared(traffic, own, labelled), margin, most_users),
         "losers": losers(traffic, labelled),
         "drift": drift,
@@ -199,10 +200,11 @@ def calibration(traffic: Traffic, own: NDArray[np.int64], labelled: NDArray[np.i
 
 
 def ratio(traffic: Traffic) -> dict[str, Any] | None:
-    """Users of both arms of a split, and whether their ratio can be chance; None without a split."""
+    """Users of both arms since the split is as it is, and whether their ratio can be chance; None without a split."""
     if traffic.split == 0:
         return None
-    seen = {(user, arm) for user, arm, named in zip(traffic.users, traffic.arms, traffic.named, strict=True) if named}
+    rows = np.flatnonzero(traffic.named & traffic.since)
+    seen = {(traffic.users[row], traffic.arms[row]) for row in rows}
     first, second = (sum(arm == own for _, arm in seen) for own in ("a", "b"))
     p = sample_ratio(first, second, traffic.split)
     return {"a": first, "b": second, "share": traffic.split, "p": p, "fault": p < ALARM}
@@ -231,8 +233,8 @@ def compared(traffic: Traffic, own: NDArray[np.int64], labelled: NDArray[np.int6
     if traffic.split == 0:
         return None
     mine, in_b = set(own.tolist()), np.array([arm == "b" for arm in traffic.arms])
-    known = traffic.labelled
-    rows = np.array([row for row in known if traffic.named[row] and (in_b[row] or row in mine)], dtype=np.int64)
+    known = np.flatnonzero((traffic.gold >= 0) & traffic.named & traffic.since)
+    rows = np.array([row for row in known if in_b[row] or row in mine], dtype=np.int64)
     return Compared("split", _users(traffic, rows), right[rows], in_b[rows])
 
 

@@ -20,10 +20,12 @@ from typing import Any, Literal
 
 from personalization.data.dates import read_date
 from personalization.data.lamp import check_dataset, write_dataset
-from personalization.data.records import Dataset
+from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.data.splits import PARTS
+from personalization.data.texts import wrong_text
 from personalization.deployment import read_config, task_of
 from personalization.errors import DataError, UsageError
+from personalization.tasks.task import Fields
 from search_spaces.calibration import OWN
 from serving.log import records, segments
 from serving.replay import questions
@@ -57,14 +59,39 @@ def labelled(folder: Path, config: Mapping[str, Any], since: str | None = None) 
         raise DataError(f"{since}: not a date; write it as 2026-11-28T10:00:00")
     gold = {record["of"]: record["label"] for record in records(folder, "feedback")}
     asked = {record["request"]: read_date(record["at"]) for record in records(folder, "questions")}
-    found = [
+    wanted = [
         replace(question, gold=gold[question.id], date=question.date or asked[question.id])
         for question in questions(folder, task.fields)
         if question.id in gold and (begin is None or (asked[question.id] or begin) >= begin)
     ]
+    found = _usable(folder, wanted, task.fields)
     if not found:
         raise DataError(f"{folder}: no answer has got a label{'' if since is None else f' since {since}'}")
     return Dataset(task.with_labels(labels), labels, tuple(found))
+
+
+def _usable(folder: Path, asked: Sequence[Question], fields: Fields) -> list[Question]:
+    """The questions and history items that data may hold; how many are left out is said.
+
+    Servers of earlier versions took blank texts and names, and all take history items without a label.
+    """
+
+    also = fields.also if fields.label is None else ()
+
+    def kept(item: HistoryItem) -> bool:
+        texts = [item.text, *([] if fields.label is None else [item.label]), *map(dict(item.more).get, also)]
+        return all(text is not None and wrong_text(text) is None for text in texts)
+
+    found = [one for one in asked if wrong_text(one.text) is None and wrong_text(one.user_id) is None]
+    whole = sum(len(one.history) for one in found)
+    found = [replace(one, history=tuple(filter(kept, one.history))) for one in found]
+    questions_out, items_out = len(asked) - len(found), whole - sum(len(one.history) for one in found)
+    if questions_out or items_out:
+        log.warning(
+            "%s: %d of %d questions and %d of %d history items are left out: empty, unreadable, or without a label",
+            *(folder, questions_out, len(asked), items_out, whole),
+        )
+    return found
 
 
 def spec_of_retune(
@@ -168,6 +195,7 @@ def retune(
     opened.study.set_user_attr(AGAIN, {**of, "why": list(why), "began_with": began})
     result = run_study(spec, home, watcher)
     told |= {"trials": result.trials, "why": list(why)}
+    told["stopped_by"] = result.stopped_by
     if result.stopped_by is not None:
         return {**told, "promoted": False, "reason": f"signal {result.stopped_by} stopped the study"}
     return {**told, **promote(open_study(spec, home), deploy, with_cold_start=False)}

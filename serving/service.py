@@ -35,7 +35,8 @@ from serving.histories import Histories
 from serving.lines import Asked, is_kept, item_of, line_of, shadow_line
 from serving.log import Log
 from serving.place import LOOK_S, Place
-from serving.wire import Ask, Feedback, question_of
+from serving.traffic import refuse_other_labels
+from serving.wire import Ask, Feedback, question_of, uncounted
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +58,13 @@ class Terms:
 
 
 class Given(NamedTuple):
-    """An answer, its name in the log, and what gave it."""
+    """An answer, its name in the log, and what gave it; `uncounted` as of `Asked`."""
 
     prediction: Prediction
     request: str
     generation: int
     arm: Literal["a", "b"]
+    uncounted: int
 
 
 class Service:
@@ -71,10 +73,11 @@ class Service:
     def __init__(self, place: Place, terms: Terms, other: Place | None = None) -> None:
         if terms.split and other is None:
             raise UsageError("a split needs the other config: --shadow OTHER")
+        refuse_other_labels(terms.folder, place.now.deployment.terms.labels)
         self.place, self.other, self.terms = place, other, terms
         self._own = _owned(terms.folder)
         self.salt = _salt(terms.folder)
-        _note_start(place, terms, other)
+        _note_about(place, terms, other)
         self.gauges = Gauges(place.now.deployment.terms.labels)
         self.questions = Log(terms.folder, "questions", keep=terms.keep)
         self.feedback = Log(terms.folder, "feedback", keep=terms.keep)
@@ -101,9 +104,10 @@ class Service:
 
     def _asked(self, ask: Ask) -> Asked:
         known = () if self.histories is None or ask.user is None or ask.history is not None else self._known(ask.user)
-        question = question_of(ask, next(self._numbers), known, self.place.now.deployment.terms)
+        terms = self.place.now.deployment.terms
+        question = question_of(ask, next(self._numbers), known, terms)
         arm = arm_of(ask.user, self.salt, self.terms.split) if ask.user is not None and self.terms.split else "a"
-        return Asked(question, ask.user, arm)
+        return Asked(question, ask.user, arm, self.terms.split, uncounted(question.history, terms.labels))
 
     def _known(self, user: str) -> tuple[HistoryItem, ...]:
         assert self.histories is not None
@@ -126,11 +130,15 @@ class Service:
         self._measured(asked, [found[row] for row in range(len(asked))], time.perf_counter() - started)
         if shadowed:
             self._loop.call_soon_threadsafe(self._begin_shadow, [one.question for one in asked], names)
-        return [Given(found[row], names[row], served[one.arm].generation, one.arm) for row, one in enumerate(asked)]
+        return [
+            Given(found[row], names[row], served[one.arm].generation, one.arm, one.uncounted)
+            for row, one in enumerate(asked)
+        ]
 
     def _measured(self, asked: Sequence[Asked], found: Sequence[Prediction], seconds: float) -> None:
         own = self.gauges
         own.answered(found, [not one.question.history for one in asked], [one.arm for one in asked])
+        own.uncounted.inc(sum(one.uncounted for one in asked))
         own.batch.observe(len(asked))
         own.seconds.observe(seconds)
         scorer = self.place.now.deployment.scorer
@@ -184,12 +192,19 @@ class Service:
         """Look for new generations and have the logs on the disk, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_S)
-            for place in (self.place, self.other):
-                if place is not None:
-                    await place.look()
+            await self.place.look()
+            if self.other is not None and await self.other.look():
+                self._noted()
             self._watched()
             with suppress(UnavailableError):  # a batch that cannot be logged says so itself
                 await asyncio.to_thread(self._sync)  # beside the model, which goes on
+
+    def _noted(self) -> None:
+        """Note that the other config is a new one; a disk that does not take it keeps nobody from an answer."""
+        try:
+            _note_about(self.place, self.terms, self.other)
+        except OSError as error:
+            log.error("about.json is not the newest: %s", error)
 
     def _sync(self) -> None:
         self.questions.sync()
@@ -212,11 +227,12 @@ class Service:
         self._own.close()
 
 
-def _note_start(place: Place, terms: Terms, other: Place | None) -> None:
+def _note_about(place: Place, terms: Terms, other: Place | None) -> None:
     """Note beside the log what it is of."""
     told = {
         "deploy": str(place.path.resolve()),
         "other": None if other is None else str(other.path.resolve()),
+        "other_config": None if other is None else other.now.digest,
         "split": terms.split,
     }
     write_atomic(terms.folder / "about.json", json.dumps(told) + "\n")

@@ -23,6 +23,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         fault = "; this is no chance: look for what loses users of one arm" if own["fault"] else ""
         out.append(f"split: {own['a']} and {own['b']} users, meant {own['share']:.1%}, p = {own['p']:.2g}{fault}")
     out.append(_comparison(found["comparison"], found["other"]))
+    if found["left_out"]:
+        out.append(f"  {found['left_out']} answers of other configs, or of a split before this one, are left out")
     out += [
         f"  user {one['user']}: loses {one['own']:.3f} on {one['labels']} labels, {one['loss']:.3f} shrunken"
         for one in found["losers"]
@@ -44,10 +46,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     out += [f"FAULT: {fault}" for fault in found["faults"]]
     if found["rolled_back"] is not None:
         own = found["rolled_back"]
-        out.append(f"rolled back: generation {own['generation']}, with the content of {own['restored_from']}")
+        said = f"rolled back: generation {own['generation']}, with the content of {own['restored_from']}"
+        out.append(said if own["reason"] is None else f"not rolled back: {own['reason']}")
     if found["retuned"] is not None:
         own = found["retuned"]
         said = f"generation {own['generation']} is promoted" if own["promoted"] else "nothing is promoted"
+        said = said if own["stopped_by"] is None else "stopped"
         out.append(f"tuned again for {'; '.join(own['why'])}: {said}: {own['reason']}")
     return out
 
@@ -77,7 +81,8 @@ def _calibration(one: Mapping[str, Any]) -> str:
 
 def _comparison(one: Mapping[str, Any] | None, other: str | None) -> str:
     if one is None:
-        return "no other config to compare with"
+        none = "no label has come yet for an answer that it gave, too"
+        return "no other config to compare with" if other is None else f"nothing to compare with {other}: {none}"
     told = f"{one['kind']}, {one['users']} users with {one['labels_by_user']} labels or more"
     between = "no interval yet" if one["interval"] is None else "[{:+.3f}, {:+.3f}]".format(*one["interval"])
     undecided = ", no decision yet" if one["verdict"] == "go on" else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.errors import DataError
+from personalization.errors import DataError, UsageError
 from personalization.evaluation import Evaluation
-from serving.log import records, segments
+from serving.log import Record, placed, records, segments
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Traffic:
     """n logged answers. `gold`: int [n], -1 where no label came; `arms`, `configs`: str [n]; `log_probs`: [n, K].
 
     `times`: ISO, UTC, str [n]; `users`: str [n]; `named`, whether the user was given, bool [n]; `chars`, `known`:
-    characters of the text and items of the history, int [n]; `shadow`: row -> what the other config said, float [K];
-    `split`: the share of users that the other config was to answer, as it was said last.
+    characters of the text and items of the history, int [n]; `shadow`: row -> what the other config said, float [K],
+    none while there is a split; `split`: the share of users that the other config is to answer; `since`: bool [n],
+    asked since this split has had its present other config; `left_out`: answers of other configs before the present
+    one, which are compared with nothing.
     """
 
     labels: tuple[str, ...]
@@ -43,7 +46,9 @@ class Traffic:
     chars: NDArray[np.int64]
     known: NDArray[np.int64]
     shadow: dict[int, NDArray[np.float64]]
+    since: NDArray[np.bool_]
     split: float = 0.0
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -63,7 +68,7 @@ class Traffic:
         places = {int(row): place for place, row in enumerate(rows)}
         shadow = {places[row]: said for row, said in self.shadow.items() if row in places}
         texts = ("requests", "times", "users", "priors", "arms", "configs")
-        arrays = ("named", "log_probs", "gold", "generations", "chars", "known")
+        arrays = ("named", "log_probs", "gold", "generations", "chars", "known", "since")
         chosen: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in texts}
         chosen |= {name: getattr(self, name)[rows] for name in arrays}
         return replace(self, **chosen, shadow=shadow)
@@ -90,17 +95,23 @@ def read_traffic(folder: Path) -> Traffic:
     """The traffic of a log; DataError where there is none."""
     if not segments(folder, "questions"):
         raise DataError(f"{folder}: no log of a server; give the folder that `chamtune serve` names")
-    lines = list(records(folder, "questions"))
-    if not lines:
+    found = list(placed(folder, "questions"))
+    if not found:
         raise DataError(f"{folder}: nothing was asked yet")
-    labels = tuple(lines[-1]["log_probs"])
+    lines = [line for _, _, line in found]
+    labels, told = tuple(lines[-1]["log_probs"]), about(folder)
     column = {label: number for number, label in enumerate(labels)}
     place = {line["request"]: row for row, line in enumerate(lines)}
     gold = np.full(len(lines), -1, dtype=np.int64)
     for label in records(folder, "feedback"):
         if label["of"] in place and label["label"] in column:
             gold[place[label["of"]]] = column[label["label"]]
-    other = {place[one["of"]]: _row(one, labels) for one in records(folder, "shadow") if one["of"] in place}
+    split, other = float(told.get("split", 0.0)), told.get("other_config")
+    beside = [one for one in placed(folder, "shadow") if one[2]["of"] in place]
+    since = _since(lines, split, other, {place[one[2]["of"]] for one in beside})
+    other = other or (beside[-1][2]["config"] if beside else None)
+    said = {} if split else {place[one[2]["of"]]: _row(*one, labels) for one in beside if one[2]["config"] == other}
+    before = sum(line["arm"] == "b" for line, present in zip(lines, since, strict=True) if not present)
 
     def of(name: str) -> tuple[Any, ...]:
         return tuple(line[name] for line in lines)
@@ -111,7 +122,7 @@ def read_traffic(folder: Path) -> Traffic:
         of("at"),
         of("user_id"),
         np.array(of("named"), dtype=np.bool_),
-        np.array([_row(line, labels) for line in lines]),
+        np.array([_row(*one, labels) for one in found]),
         of("prior"),
         gold,
         of("arm"),
@@ -119,17 +130,60 @@ def read_traffic(folder: Path) -> Traffic:
         np.array(of("generation"), dtype=np.int64),
         np.array(of("chars"), dtype=np.int64),
         np.array(of("known"), dtype=np.int64),
-        other,
-        float(about(folder).get("split", 0.0)),
+        said,
+        since,
+        split,
+        len(beside) - len(said) + before,
     )
 
 
+def _since(lines: Sequence[Record], split: float, config: str | None, shadowed: Container[int]) -> NDArray[np.bool_]:
+    """Which lines came since the present split and its present other config began, bool [n]; none without a split.
+
+    Logs of earlier versions do not note the split in their lines: there it begins with the first answer of arm b after
+    what a shadow answered.
+    """
+    if split == 0:
+        return np.zeros(len(lines), dtype=bool)
+    noted, in_b = any("split" in line for line in lines), [line["arm"] == "b" for line in lines]
+    config = config or next((line["config"] for line, b in zip(lines[::-1], in_b[::-1], strict=True) if b), None)
+    before = [
+        row
+        for row, line in enumerate(lines)
+        if row in shadowed or (noted and line.get("split") != split) or (in_b[row] and line["config"] != config)
+    ]
+    begin = max(before, default=-1) + 1
+    if not noted:
+        begin = next((row for row in range(begin, len(lines)) if in_b[row]), begin)
+    return np.arange(len(lines)) >= begin
+
+
 def about(folder: Path) -> dict[str, Any]:
-    """How a log's server was started last: deploy, other, split; empty where it is not noted."""
+    """How a log's server was started last: deploy, other, its config, split; empty where it is not noted."""
     path = folder / "about.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
 
 
-def _row(line: dict[str, Any], labels: tuple[str, ...]) -> NDArray[np.float64]:
-    return np.array([line["log_probs"][label] for label in labels])
+def refuse_other_labels(folder: Path, labels: Sequence[str]) -> None:
+    """UsageError where a log was begun with other labels."""
+    first = next(records(folder, "questions"), None)
+    if first is not None and set(first["log_probs"]) != set(labels):
+        raise UsageError(
+            f"{folder}: its answers have the labels {_listed(first['log_probs'])}, and this deployment's are "
+            f"{_listed(labels)}; give it another folder with --log"
+        )
+
+
+def _row(path: Path, number: int, line: Record, labels: Sequence[str]) -> NDArray[np.float64]:
+    found = line["log_probs"]
+    if set(found) != set(labels):
+        raise DataError(
+            f"{path}: line {number} has the labels {_listed(found)}, and the log's newest answer {_listed(labels)}; "
+            "keep the answers of each deployment in a folder of their own"
+        )
+    return np.array([found[label] for label in labels])
+
+
+def _listed(labels: Iterable[str]) -> str:
+    return f"{', '.join(labels):.100}"

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator
 
 from personalization.data.dates import read_date
+from personalization.data.labels import Listed
 from personalization.data.prompts import mismatch
 from personalization.data.records import HistoryItem, Question
+from personalization.data.texts import wrong_text
 from personalization.errors import DataError
 from personalization.tasks import Terms
 
 MOST_QUESTIONS, MOST_ITEMS, MOST_CHARS, MOST_NAME = 256, 10_000, 200_000, 256
 """Limits of a request: its questions, items of a history, characters of a text, characters of a name."""
 
-Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARS)]
-Name = Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
+
+def _readable(value: str) -> str:
+    if (problem := wrong_text(value)) is not None:
+        raise ValueError(problem)
+    return value
+
+
+Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARS), AfterValidator(_readable)]
+Name = Annotated[str, Field(min_length=1, max_length=MOST_NAME), AfterValidator(_readable)]
 Date = Annotated[str | None, Field(max_length=64, description="in most spellings, such as 2026-11-28T10:00:00")]
 
 
@@ -80,6 +90,9 @@ class Answer(BaseModel):
     prior: str = Field(description="where the prior came from")
     generation: int
     arm: Literal["a", "b"] = Field(description="a: the deployment; b: the other config of a split")
+    uncounted: int = Field(
+        description="items of the history whose label is none of the labels, which count for nothing"
+    )
 
 
 class Answers(BaseModel):
@@ -116,13 +129,26 @@ def question_of(ask: Ask, number: int, stored: tuple[HistoryItem, ...], terms: T
     if problem is not None:
         raise DataError(problem)
     text = task.with_labels(labels).question(ask.text)
-    history = stored if ask.history is None else items_of(ask.history)
+    history = stored if ask.history is None else items_of(ask.history, labels)
     return Question(str(number), ask.user or f"anonymous {number}", text, history, date=read_date(ask.date))
 
 
-def items_of(items: list[Item]) -> tuple[HistoryItem, ...]:
-    """History items as records."""
+def items_of(items: list[Item], labels: Sequence[str]) -> tuple[HistoryItem, ...]:
+    """History items as records; a label that is the same number as a listed one becomes it, as in files."""
+    listed = Listed(labels)
     return tuple(
-        HistoryItem(f"h{number}", item.text, item.label, read_date(item.date), tuple(sorted(item.more.items())))
+        HistoryItem(
+            f"h{number}",
+            item.text,
+            None if item.label is None else listed.read(item.label),
+            read_date(item.date),
+            tuple(sorted(item.more.items())),
+        )
         for number, item in enumerate(items)
     )
+
+
+def uncounted(history: Sequence[HistoryItem], labels: Sequence[str]) -> int:
+    """How many items have a label that is none of these."""
+    known = {None, *labels}
+    return sum(item.label not in known for item in history)

@@ -8,12 +8,17 @@ for t users with mean m and standard deviation s of what is observed of each,
 An observation is a user, since answers to one user hang together. It must not change once it is counted: in tier j a
 user counts with the mean over exactly the first 2^j labels, as soon as there are so many. Tier j has the level
 alpha / ((j + 1)(j + 2)), which adds up to alpha, so that the tiers hold together and more labels by user help.
+
+The mean beside the interval is of all that came: of each user's mean, every label counted. No tier holds just these
+values, so it may lie outside of what all tiers leave; then the nearest end is given. Where the interval holds the
+truth, which at all looks together it does with 1 - alpha, that end is nearer to it than the mean is. Of an empty
+interval the mean is given as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf, log, sqrt
+from math import fsum, inf, log, sqrt
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -30,7 +35,7 @@ Verdict = Literal["better", "equal", "worse", "go on", "inconclusive"]
 
 
 class Interval(NamedTuple):
-    """A mean over users, and the ends of its interval; `users`, `labels`: of the tier that it is from."""
+    """A mean over users, and the ends of its interval; `users`, `labels`: of the tier that says most."""
 
     mean: float
     low: float
@@ -65,6 +70,12 @@ class Tiers:
         self._sum: dict[str, float] = {}
         self._sums = np.zeros((TIERS, 3))
 
+    @property
+    def mean(self) -> float:
+        """Of all users' means, of every value that came; 0 before one came."""
+        means = [total / self._count[user] for user, total in self._sum.items()]
+        return fsum(means) / len(means) if means else 0.0
+
     def add(self, user: str, value: float) -> None:
         """One more value of a user."""
         count = self._count[user] = self._count.get(user, 0) + 1
@@ -85,8 +96,8 @@ class Tiers:
 
 
 def paired(values: Tiers, alpha: float = 0.05) -> Interval:
-    """The mean paired difference over users: what all tiers say together, with the mean of the tightest one."""
-    return _together([(values.tier(tier, alpha), tier) for tier in range(TIERS)])
+    """The mean paired difference over users, and what all tiers say of it together."""
+    return _together(values.mean, [(values.tier(tier, alpha), tier) for tier in range(TIERS)])
 
 
 def unpaired(first: Tiers, second: Tiers, alpha: float = 0.05) -> Interval:
@@ -95,17 +106,18 @@ def unpaired(first: Tiers, second: Tiers, alpha: float = 0.05) -> Interval:
     for tier in range(TIERS):
         (mean, wide, users), (other, also, more) = first.tier(tier, alpha / 2), second.tier(tier, alpha / 2)
         found.append(((mean - other, wide + also, min(users, more)), tier))
-    return _together(found)
+    return _together(first.mean - second.mean, found)
 
 
-def _together(tiers: Sequence[tuple[tuple[float, float, int], int]]) -> Interval:
-    (mean, wide, users), tier = min(tiers, key=lambda one: one[0][1])
+def _together(mean: float, tiers: Sequence[tuple[tuple[float, float, int], int]]) -> Interval:
+    (_, wide, users), tier = min(tiers, key=lambda one: one[0][1])
     if wide == inf:
         most = max(tiers, key=lambda one: one[0][2])
-        return Interval(most[0][0], -inf, inf, most[0][2], 1 << most[1])
-    low = max(mean - wide for (mean, wide, _), _ in tiers)
-    high = min(mean + wide for (mean, wide, _), _ in tiers)
-    return Interval(mean, low, high, users, 1 << tier)
+        return Interval(mean, -inf, inf, most[0][2], 1 << most[1])
+    low = max(middle - wide for (middle, wide, _), _ in tiers)
+    high = min(middle + wide for (middle, wide, _), _ in tiers)
+    inside = float(min(max(mean, low), high)) if low <= high else mean
+    return Interval(inside, low, high, users, 1 << tier)
 
 
 def verdict(found: Interval, margin: float, most_users: int | None = None) -> Verdict:

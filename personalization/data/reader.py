@@ -19,6 +19,7 @@ from personalization.data.labels import Listed
 from personalization.data.notes import notes
 from personalization.data.prompts import mismatch
 from personalization.data.records import Dataset, HistoryItem, Question
+from personalization.data.texts import wrong_text
 from personalization.tasks import TASKS, Task, Terms, listed_anywhere, of_form, task
 
 Place = tuple[Path, int]
@@ -118,12 +119,8 @@ class Reader:
         if not isinstance(value, str):
             kind = "missing" if value is None else f"a {type(value).__name__}"
             self.defect(place, field, f"{kind}, must be text")
-        elif not value.strip():
-            self.defect(place, field, "empty")
-        elif "\0" in value:
-            self.defect(place, field, "holds a null byte; remove it")
-        elif not _encodable(value):
-            self.defect(place, field, "holds half of a surrogate pair, which no tokenizer can read; repair it")
+        elif (problem := wrong_text(value)) is not None:
+            self.defect(place, field, problem)
         else:
             return value
         return None
@@ -309,11 +306,3 @@ def _relabelled(history: History, labels: Listed) -> History:
         for item in history
     ]
     return history if all(new is old for new, old in zip(items, history, strict=True)) else tuple(items)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -10,6 +10,7 @@ from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Deployment
 from personalization.errors import UsageError
 from serving.run import is_loopback, serve
+from tests.serving.conftest import ask, items
 
 FRAME = "What is the score of the following review on a scale of 1 to 5? review: "
 
@@ -76,6 +77,12 @@ def test_one_and_many_and_clients_together_get_the_deployments_answers(asking, d
         (b'{"text": "a", "sex": 1}', 422, "body.sex: Extra inputs are not permitted"),
         (b'{"text": "a", "date": "03/04/2019"}', 422, "body.date: Value error, not a date"),
         (b'{"text": "\\ud800"}', 422, "body.text"),
+        (b'{"text": "  "}', 422, "body.text: Value error, empty"),
+        (b'{"text": "nul\\u0000nul"}', 422, "body.text: Value error, holds a null byte; remove it"),
+        (b'{"text": "a", "user": " "}', 422, "body.user: Value error, empty"),
+        (b'{"text": "a", "user": "u\\u0000"}', 422, "body.user: Value error, holds a null byte"),
+        (b'{"text": "a", "history": [{"text": "\\t", "label": "4"}]}', 422, "body.history.0.text: Value error, empty"),
+        (b'{"text": "a", "history": [{"text": "b", "label": " "}]}', 422, "body.history.0.label: Value error, empty"),
         (b'{"questions": []}', 422, "body.questions: List should have at least 1 item"),
         (b'{"text": "Which tag? tags: [comedy, drama] description: a film"}', 422, "a question of LaMP_2"),
         (b'{"text": "%s"}' % (b"a" * 5000), 413, "a body has at most 4000 bytes"),
@@ -87,6 +94,21 @@ def test_what_cannot_be_answered_is_one_line(asking, body, status, said):
     assert reply.status_code == status
     assert said in reply.json()["error"]
     assert "\n" not in reply.json()["error"]
+
+
+def test_history_items_that_count_for_nothing_are_said(asking):
+    """A label that is the same number as a listed one is that label, as in files."""
+    histories = {"listed": items(*"222"), "a number": items("2.0", "02", "2"), "odd": items("two", "2 stars", "TWO")}
+    with asking() as client:
+        found = {name: client.post("/predict", json=ask(history=own)).json() for name, own in histories.items()}
+        bare = client.post("/predict", json=ask(history=[{"text": "a fan"}])).json()
+        text = client.get("/metrics").text
+        told = client.get("/openapi.json").json()["components"]["schemas"]["Answer"]["properties"]["uncounted"]
+    assert {name: one["uncounted"] for name, one in found.items()} == {"listed": 0, "a number": 0, "odd": 3}
+    assert found["listed"]["log_probs"] == found["a number"]["log_probs"] != found["odd"]["log_probs"]
+    assert (found["odd"]["prior"], bare["uncounted"]) == (bare["prior"], 0)
+    assert "chamtune_uncounted_items_total 3.0" in text
+    assert "none of the labels" in told["description"]
 
 
 def test_a_body_without_a_length_is_limited_too(asking):

@@ -6,9 +6,10 @@ from dataclasses import asdict
 import optuna
 import pytest
 
+from personalization.data.lamp import check_dataset
 from personalization.deployment import read_config
 from personalization.errors import DataError, UsageError
-from serving.log import records
+from serving.log import Log, records
 from serving.retune import AGAIN, by_user, fixed_below, labelled, spec_of_retune
 from studies.runner import run_study
 from studies.storage import open_storage, storage_url
@@ -58,6 +59,54 @@ def test_a_log_becomes_questions_with_gold_and_dates(logged):
         labelled(log, read_config(deploy), "2200-01-01")
     with pytest.raises(DataError, match="not a date"):
         labelled(log, read_config(deploy), "soon")
+
+
+def test_questions_and_items_that_no_file_may_hold_are_left_out_and_counted(logged, tmp_path, caplog):
+    """A server of an earlier version took them, and any server takes items without a label."""
+    deploy, log = logged
+    good = next(record for record in records(log, "questions"))
+    own = good["profile"][0]
+    odd = [{"input": "  "}, {"input": "nul\0nul"}, {"user_id": " "}, {"user_id": "u\0"}]
+    bare = {key: value for key, value in own.items() if key != "score"}
+    odd += [{"profile": [own, {**own, "text": "\t"}, {**own, "score": " "}, bare]}]
+    asked = Log(log, "questions")
+    names = asked.append([{**{k: v for k, v in good.items() if k != "request"}, **more} for more in odd])
+    given = Log(log, "feedback")
+    given.append([{"of": name, "label": "2", "at": good["at"]} for name in names])
+    asked.close()
+    given.close()
+    assert spec_of_retune(deploy, log, tmp_path / "home").name.startswith("tiny-again-")
+    dataset = labelled(log, read_config(deploy))
+    assert (len(dataset), len(dataset.questions[-1].history)) == (121, 1)
+    assert "4 of 125 questions and 3 of 484 history items are left out: empty, unreadable, or without" in caplog.text
+    (folder,) = (tmp_path / "home" / "serving" / "again").iterdir()
+    assert check_dataset(folder).usable().questions == dataset.questions
+
+
+@pytest.mark.usefixtures("no_results")
+@pytest.mark.parametrize("more", [(), ("--every", "1")])
+def test_a_signal_stops_it_with_its_number(logged, tmp_path, command, monkeypatch, more):
+    deploy, log = logged
+    monkeypatch.setattr("serving.retune.run_study", lambda *given: run_study(*given)._replace(stopped_by=15))
+    words = ("retune", deploy, "--data", log, "--trials", 1, "--home", tmp_path / "home", *more)
+    code, out, err = command(*words)
+    assert (code, "stopped: signal 15 stopped the study" in out) == (143, True), err
+
+
+@pytest.mark.usefixtures("no_results")
+def test_a_signal_stops_monitoring_that_tunes_again(logged, tmp_path, command, monkeypatch):
+    _, log = logged
+    times = [line["at"] for line in records(log, "questions")]
+    moved = {"what": "accuracy where labels came", "seen_at": times[9], "since": times[0], "before": 0.6, "after": 0.2}
+    monkeypatch.setattr("serving.monitor.drifts", lambda _: [moved])
+    monkeypatch.setattr("serving.retune.run_study", lambda *given: run_study(*given)._replace(stopped_by=2))
+    code, out, err = command("monitor", log, "--retune", "--trials", 1, "--home", tmp_path / "home")
+    assert (code, "0.6 -> 0.2: stopped: signal 2 stopped the study" in out) == (130, True), err
+
+
+def test_a_split_that_there_is_not_is_refused(deploy, tmp_path, command):
+    code, _, err = command("retune", deploy, "--data", tmp_path, "--split", "tiem")
+    assert (code, "--split tiem: there are users, time" in err) == (64, True)
 
 
 def test_other_data_than_a_log_or_files_are_refused(deploy, write_deployment, tmp_path):

@@ -78,6 +78,22 @@ def test_two_groups_of_users():
     assert same.low < 0 < same.high
 
 
+def test_the_mean_is_of_all_that_came_and_lies_in_its_interval():
+    """What users say first is 0.6, what they say later is less: the first labels alone are no estimate."""
+    assert paired(tiers_of(["a", "a", "a", "b"], [1, -1, 0, 1])).mean == pytest.approx((0 + 1) / 2)
+    nobody, seen = tiers_of(USERS, np.zeros(200)), []
+    for right in range(100, 150, 5):
+        rest = np.where(np.arange(200) < right, 1.0, -1.0)
+        tiers = tiers_of(USERS * 16, np.concatenate([np.repeat([1.0, -1.0], [160, 40]), np.tile(rest, 15)]))
+        found, apart = paired(tiers), unpaired(tiers, nobody)
+        assert tiers.mean == pytest.approx((0.6 + 15 * rest.mean()) / 16)
+        for one in (found, apart):
+            inside = one.low <= one.high
+            assert one.mean == pytest.approx(np.clip(tiers.mean, one.low, one.high) if inside else tiers.mean)
+        seen.append((found.low > found.high, bool(found.mean > tiers.mean)))
+    assert set(seen) == {(True, False), (False, True), (False, False)}
+
+
 @pytest.mark.parametrize(
     ("low", "high", "users", "said"),
     [
