@@ -91,7 +91,9 @@ def begin(place: str, named: Mapping[str, str | None], out: Path, name: str | No
     columns = told_columns(place, seen, named)
     labels = seen[str(columns.label)].values
     if len(labels) < 2:
-        raise UsageError(f"{place}: column {columns.label!r} has {len(labels)} labels, must have two; name --label")
+        raise UsageError(
+            f"{place}: column {columns.label!r} holds fewer than two different labels; give another one with --label"
+        )
     name = name or slug(place) or "study"
     files = {"spec": out / f"{name}.yaml", "task": out / f"{name}-task.yaml"}
     if there := [path for path in files.values() if path.exists()]:

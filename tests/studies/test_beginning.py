@@ -104,7 +104,7 @@ def test_numbers_of_values_that_do_not_tell_label_and_user_apart_are_said(tmp_pa
 
 def test_one_label_is_no_study(tmp_path):
     pd.DataFrame(items(12, 1)).to_csv(tmp_path / "t.csv", index=False)
-    with pytest.raises(UsageError, match="column 'label' has 1 labels, must have two"):
+    with pytest.raises(UsageError, match="column 'label' holds fewer than two different labels"):
         begin(str(tmp_path / "t.csv"), NONE, tmp_path)
 
 
