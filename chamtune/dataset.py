@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chamtune.frames import columns_of, rows_of
 from personalization.data import records
 from personalization.data.lamp import read_dataset, write_dataset
 from personalization.data.table import Columns, read_table, rows_as_questions
@@ -40,11 +41,10 @@ class Dataset:
         rows are taken as oldest first. `newest`: rows of a user to ask at most. `task`: a name, a YAML file, or a task;
         by default labels and text are put in a neutral form. UsageError for a missing column.
         """
-        asked = _columns(columns)
-        if missing := [name for name in asked.needed if name not in frame.columns]:
-            raise UsageError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
-        rows = ({str(key): _none(value) for key, value in row.items()} for row in frame.to_dict("records"))
-        return cls(rows_as_questions(rows, "table", asked, _task(task)).usable())
+        asked, there = _columns(columns), columns_of(frame)
+        if missing := [name for name in asked.needed if name not in there]:
+            raise UsageError(f"the table has no column {missing[0]!r}; it has {', '.join(there)}")
+        return cls(rows_as_questions(rows_of(frame), "table", asked, _task(task)).usable())
 
     def save(self, folder: str | Path, name: str = "data") -> Path:
         """Write LaMP files into a folder, which a spec's data.path may then name."""
@@ -73,17 +73,16 @@ class Dataset:
 
 
 def _columns(given: dict[str, Any]) -> Columns:
-    names = {"user": "user", "text": "text", "label": "label", **given}
-    text = names.pop("text")
-    if odd := set(names) - {field.name for field in fields(Columns)}:
+    """As a spec's `data` would name them, and checked as there."""
+    from studies.spec import parse_spec
+
+    if odd := set(given) - {field.name for field in fields(Columns)}:
         raise UsageError(f"{min(odd)!r} is no column of a data set; give user, text, label, time, id or newest")
-    return Columns(text=(text,) if isinstance(text, str) else tuple(text), **names)
+    data = {"table": "table", "user": "user", "text": "text", "label": "label", **given}
+    told = parse_spec({"name": "table", "model": {"path": "none"}, "data": data}, "columns").data.columns
+    assert told is not None
+    return told
 
 
 def _task(given: str | Path | Task | None) -> Task | None:
     return None if given is None else load_task(given if isinstance(given, Task) else str(given))
-
-
-def _none(value: Any) -> Any:
-    """What a table has where it has nothing."""
-    return None if value is None or value != value or str(value) == "NaT" else value

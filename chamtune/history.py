@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chamtune.frames import rows_of
 from chamtune.study import Study
 from personalization.errors import UsageError
 from studies.foreign import Mapped, cell, table_history
@@ -41,9 +42,7 @@ def insights(
     if frame is not None:
         if value is None or studies:
             raise UsageError("give a frame and its column of values, or studies")
-        rows = [
-            {str(k): cell(v) if isinstance(v, str) else _missing(v) for k, v in row.items()} for row in _rows(frame)
-        ]
+        rows = [{name: cell(held) for name, held in row.items()} for row in rows_of(frame, "frame")]
         found = table_history(rows, Mapped(value, direction, constraints or {}, groups or {}), "frame")
     else:
         found = together_or_one(studies, Path(home), how.get("goal"))
@@ -59,14 +58,3 @@ def together_or_one(studies: Sequence[str | Study], home: Path, goal: str | None
     names = [study.spec.name if isinstance(study, Study) else study for study in studies]
     found = read_histories(names, homes.pop(), None, goal)
     return found[0] if len(found) == 1 else together(found)
-
-
-def _rows(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    found: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return found
-
-
-def _missing(value: Any) -> Any:
-    """A cell as a plain number, a tuple, or None."""
-    value = value.item() if hasattr(value, "item") else value
-    return tuple(value) if isinstance(value, list) else value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chamtune.asked import questions_of
 from chamtune.dataset import Dataset
-from personalization.data.records import HistoryItem, Question
+from personalization.data.records import Question
 from personalization.deployment import Deployment
 from personalization.errors import UsageError
 
@@ -29,8 +30,8 @@ class Served:
     def predict(self, asked: pd.DataFrame | Dataset | Sequence[Question]) -> pd.DataFrame:
         """A row a question: id, label, probability, prior, `p_*` by label.
 
-        A table has a column `text`, and where known `id`, `user`, and `history`: a list of mappings with text and
-        label, oldest first.
+        A table has a column `text`, and where known `id`, `user`, `date`, and `history`: a list of mappings with text,
+        label and where known date, oldest first. DataError naming the first row that cannot be read.
         """
         import numpy as np
         import pandas as pd
@@ -54,22 +55,14 @@ class Served:
     def _questions(self, asked: pd.DataFrame | Dataset | Sequence[Question]) -> Sequence[Question]:
         if isinstance(asked, Dataset):
             return asked.records.questions
-        if not hasattr(asked, "columns"):
-            return list(asked)
-        table: Any = asked
-        if "text" not in table.columns:
-            raise UsageError(f"the table has no column 'text'; it has {', '.join(map(str, table.columns))}")
-        return [self._question(place, row) for place, row in enumerate(table.to_dict("records"))]
-
-    def _question(self, place: int, row: dict[Any, Any]) -> Question:
-        task, labels = self.deployment.terms
-        whole = task.with_labels(labels).question(str(row["text"]))
-        items = row.get("history")
-        history = tuple(
-            HistoryItem(f"h{number}", str(item["text"]), str(item["label"]))
-            for number, item in enumerate(items if isinstance(items, list | tuple) else ())
-        )
-        return Question(str(row.get("id", place)), str(row.get("user", place)), whole, history)
+        if hasattr(asked, "columns"):
+            return questions_of(asked, self.deployment.terms)
+        found = list(asked) if isinstance(asked, Iterable) else [asked]
+        for number, one in enumerate(found, 1):
+            if not isinstance(one, Question):
+                kind = type(one).__name__
+                raise UsageError(f"question {number} is a {kind}; give Questions, a Dataset, or a table with text")
+        return found
 
     def __repr__(self) -> str:
         config = self.deployment.config

@@ -16,7 +16,7 @@ from studies.carried import carry_over
 from studies.constraints import feasible
 from studies.results import StudyResult
 from studies.runner import run_study
-from studies.spec import StudySpec, load_spec, parse_spec
+from studies.spec import load_spec, parse_spec
 from studies.study import OpenStudy, best_feasible, ended_trials, open_study
 from studies.trial import MEASURED
 from studies.verdict.promotion import promote
@@ -49,7 +49,7 @@ class Study:
         queued, outside (reason -> count). UsageError where one is not there, or has another chain.
         """
         if trials is not None:
-            self.spec = StudySpec.model_validate({**self.spec.model_dump(), "trials": trials})
+            self.spec = parse_spec({**self.spec.model_dump(), "trials": trials}, "run")
         earlier = [from_] if isinstance(from_, str | Study) else from_
         names = [one.spec.name if isinstance(one, Study) else one for one in earlier]
         self.carried = carry_over(self.spec, self.home, names) if names else []

@@ -1,14 +1,16 @@
 """A table looked at, and a commented spec and task to start from.
 
-Which column is what is told by what stands in it, never by a language: of time are those whose values are dates; the
-text is the longest of the others; of what is left, and repeats itself, the label has the fewest values and the user the
-most. Whoever knows better names them.
+Which column is what its name says (`NAMES`), or else what stands in it, in any language: of time are those whose values
+are dates; the text is the longest of the others; of what is left, and repeats itself, the label has the fewest values
+and the user the most. Where numbers of values do not tell them apart, they are asked for. Whoever knows better names
+them.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,7 +20,8 @@ import numpy as np
 import yaml
 
 from personalization.data.dates import read_date
-from personalization.data.table import MANY_LABELS, Columns, plain, table_rows, task_of_columns
+from personalization.data.table import Columns, table_rows, task_of_columns
+from personalization.data.values import plain
 from personalization.errors import UsageError
 from personalization.files import write_atomic
 from personalization.metrics import entropy_bits
@@ -29,6 +32,17 @@ DATES = 0.9
 """Share of values that are dates in a column of time."""
 REPEATED = 2.0
 """Rows that a value of a column of labels or users has, on average."""
+FEW_LABELS = 50
+"""More different values than this are taken for labels only where a name says so."""
+APART = 2.0
+"""How many times the values of the next one a column must have to be told by their number."""
+NAMES = {
+    "user": ("user", "userid", "username", "customer", "customerid", "client", "author", "authorid", "reviewer"),
+    "text": ("text", "body", "message", "content", "review", "question"),
+    "label": ("label", "labels", "gold", "class", "category", "target", "tag"),
+    "time": ("time", "date", "datetime", "timestamp", "created", "createdat"),
+}
+"""What columns are that are called so, the surest first; letters count, in whatever case."""
 
 
 @dataclass
@@ -43,7 +57,8 @@ class Seen:
 
     def add(self, value: Any) -> None:
         """Take a row's value."""
-        text = "" if value is None else str(plain(value)).strip()
+        value = plain(value)
+        text = "" if value is None else str(value).strip()
         self.rows += 1
         if text:
             self.filled += 1
@@ -75,6 +90,10 @@ def begin(place: str, named: Mapping[str, str | None], out: Path, name: str | No
         raise UsageError(f"{place}: no row in it")
     columns = told_columns(place, seen, named)
     labels = seen[str(columns.label)].values
+    if len(labels) < 2:
+        raise UsageError(
+            f"{place}: column {columns.label!r} holds fewer than two different labels; give another one with --label"
+        )
     name = name or slug(place) or "study"
     files = {"spec": out / f"{name}.yaml", "task": out / f"{name}-task.yaml"}
     if there := [path for path in files.values() if path.exists()]:
@@ -96,13 +115,8 @@ def slug(place: str) -> str:
 
 
 def told_columns(place: str, seen: Mapping[str, Seen], named: Mapping[str, str | None]) -> Columns:
-    """Which column is what."""
-    found: dict[str, str] = {}
-    for key, column in named.items():
-        if column is not None and column not in seen:
-            raise UsageError(f"{place}: there is no column {column!r}; there are {', '.join(seen)}")
-        if column is not None:
-            found[key] = column
+    """Which column is what; UsageError where a named one is missing, or it is not clear."""
+    found = _named(place, seen, named)
     left = {column: what for column, what in seen.items() if column not in found.values()}
     dated = [c for c, what in left.items() if what.filled and what.dates >= DATES * what.filled and what.length >= 8]
     if "time" not in found and dated:
@@ -111,20 +125,55 @@ def told_columns(place: str, seen: Mapping[str, Seen], named: Mapping[str, str |
     if "text" not in found and left:
         found["text"] = max(left, key=lambda column: left[column].length)
         left.pop(found["text"])
-    again = [c for c, what in left.items() if what.repeats >= REPEATED and len(what.values) > 1]
-    if "label" not in found and again:
-        few = [column for column in again if len(left[column].values) <= MANY_LABELS] or again
-        found["label"] = min(few, key=lambda column: len(left[column].values))
-        again = [column for column in again if column != found["label"]]
-    if "user" not in found and again:
-        found["user"] = max(again, key=lambda column: len(left[column].values))
+    _count(place, seen, left, found)
     if missing := [key for key in ("user", "text", "label") if key not in found]:
-        raise UsageError(
-            f"{place}: it is not clear which column is the {missing[0]}; say so with --{missing[0]}. "
-            f"There are {', '.join(seen)}"
-        )
+        raise UsageError(_unclear(place, missing[:1], seen))
     unique = [c for c in left if c not in found.values() and left[c].repeats == 1 and left[c].filled == left[c].rows]
     return Columns(found["user"], (found["text"],), found["label"], found.get("time"), unique[0] if unique else None)
+
+
+def _named(place: str, seen: Mapping[str, Seen], named: Mapping[str, str | None]) -> dict[str, str]:
+    """The columns that the user names, and those whose names say what they are."""
+    found: dict[str, str] = {}
+    for key, column in named.items():
+        if column is not None and column not in seen:
+            raise UsageError(f"{place}: there is no column {column!r}; there are {', '.join(seen)}")
+        if column is not None:
+            found[key] = column
+    for key, known in NAMES.items():
+        called = {re.sub(r"[^a-z0-9]", "", column.lower()): column for column in seen if column not in found.values()}
+        there = [called[name] for name in known if name in called]
+        if key == "time":
+            there = [column for column in there if seen[column].dates]
+        if key not in found and there:
+            found[key] = there[0]
+    return found
+
+
+def _count(place: str, seen: Mapping[str, Seen], left: Mapping[str, Seen], found: dict[str, str]) -> None:
+    """Label and user by how many values they have, where nothing else tells; UsageError where that does not."""
+    sizes = {c: len(what.values) for c, what in left.items() if c not in found.values()}
+    again = sorted((c for c in sizes if left[c].repeats >= REPEATED and sizes[c] > 1), key=sizes.__getitem__)
+    counted = [key for key in ("label", "user") if key not in found]
+    if "label" in counted and again:
+        found["label"] = again.pop(0)
+        if sizes[found["label"]] > FEW_LABELS or (again and sizes[again[0]] < APART * sizes[found["label"]]):
+            raise UsageError(_unclear(place, counted, seen))
+    if "user" in counted and again:
+        found["user"] = again.pop()
+        rivals = [sizes[again[-1]]] if again else []
+        if "label" in found:
+            rivals.append(len(seen[found["label"]].values))
+        if any(sizes[found["user"]] < APART * rival for rival in rivals):
+            raise UsageError(_unclear(place, counted, seen))
+
+
+def _unclear(place: str, keys: Sequence[str], seen: Mapping[str, Seen]) -> str:
+    told = ", ".join(f"{column} ({len(what.values)})" for column, what in seen.items())
+    return (
+        f"{place}: it is not clear which column is the {' and which the '.join(keys)}; say so with "
+        f"{' and '.join(f'--{key}' for key in keys)}. There are, with how many different values, {told}"
+    )
 
 
 def _value(text: str) -> str:

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from personalization.data import table
+from personalization.data.values import plain
 from personalization.errors import DataError, UsageError
 from studies.constraints import UNMEASURED, Constraint, parse_constraint
 from studies.insights.history import ITEMS, METRICS, History, history
@@ -64,9 +66,11 @@ def csv_rows(path: Path) -> list[Row]:
     return [{name: cell(text) for name, text in row.items()} for row in rows]
 
 
-def cell(text: str) -> Any:
-    """What a cell holds: None where it is empty, a number, a tuple of items, or the text."""
-    text = text.strip()
+def cell(held: Any) -> Any:
+    """What a cell holds: None where it is empty or no finite number, a number, a tuple of items, or a text."""
+    if not isinstance(held, str):
+        return _cell_of_library(held)
+    text = held.strip()
     if not text:
         return None
     for kind in (int, float):
@@ -76,6 +80,16 @@ def cell(text: str) -> Any:
             continue
         return number if math.isfinite(number) else None
     return _items(text) if text.startswith("[") else text
+
+
+def _cell_of_library(held: Any) -> Any:
+    """The same of a value that a library has read."""
+    if isinstance(held, list | tuple | np.ndarray):
+        return tuple(held)
+    held = held.item() if isinstance(held, np.generic) else held
+    if plain(held) is None or (isinstance(held, float) and not math.isfinite(held)):
+        return None
+    return held
 
 
 def _items(text: str) -> Any:
@@ -203,7 +217,7 @@ def mlflow_rows(uri: str, experiment: str, mapped: Mapped) -> tuple[list[Row], s
     rows = runs_of(uri, experiment, {mapped.value, *mapped.constraints})
     if not rows:
         raise UsageError(f"experiment {experiment!r} has no finished run")
-    return [{name: cell(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows], experiment
+    return [{name: cell(held) for name, held in row.items()} for row in rows], experiment
 
 
 def rows_of(path: Path) -> tuple[list[Row], str]:

@@ -233,3 +233,16 @@ def test_compare_prints_a_table_and_writes_a_figure(chamtune, spec_file):
     assert Path("c.png").read_bytes().startswith(b"\x89PNG")
     code, _, err = chamtune("compare", "one", "three", "--home", "h")
     assert (code, "no study 'three'" in err) == (64, True)
+
+
+def test_a_fatal_row_is_no_lack_of_answers_and_a_note_is_said_once(chamtune, tmp_path):
+    rows = [f"u{place % 9},text {place},{'ab'[place % 2]},2020" for place in range(72)]
+    head = "user,text,label,time"
+    for name, changed in (("note", "u0,text,a,no date"), ("fatal", "u0,,a,2020")):
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *rows, changed]) + "\n")
+        assert chamtune("init", f"{name}.csv")[0] == 0
+    code, out, err = chamtune("data", "check", "note.yaml")
+    assert (code, err, out.count("dates cannot be read")) == (0, "", 1)
+    code, out, err = chamtune("data", "check", "fatal.yaml")
+    assert (code, err, out.count("unusable")) == (65, "", 1)
+    assert "no gold answers" not in out

@@ -69,7 +69,7 @@ def _tell_golds(report: dict[str, Any], source: Source, read: list[Dataset]) -> 
     }
     report |= {"confirm_questions": 0, "confirm_users": 0, "new_confirm_users": 0, "detectable_difference": None}
     try:
-        splits = source.splits()
+        splits = source.splits(warned=False)
     except DataError as error:
         report["usable"] = False
         report["defects"].append(_unusable(error))

@@ -72,13 +72,16 @@ class Checked:
         """The defects that make the data unusable."""
         return tuple(defect for defect in self.defects if defect.fatal)
 
-    def usable(self) -> Dataset:
-        """The data set, after a warning for each kind of defect; DataError with the first fatal one otherwise."""
+    def usable(self, warned: bool = True) -> Dataset:
+        """The data set, after a warning for each kind of defect; DataError with the first fatal one otherwise.
+
+        `warned`: not where whoever asks shows the defects.
+        """
         if self.fatal or self.dataset is None:
             more = len(self.fatal) - 1
             rest = f" (and {more} more kinds; `chamtune data check` lists them)" if more > 0 else ""
             raise DataError(f"{self.fatal[0]}{rest}")
-        for defect in self.defects:
+        for defect in self.defects if warned else ():
             log.warning("%s", defect)
         return self.dataset
 

@@ -20,6 +20,7 @@ from personalization.data.notes import notes
 from personalization.data.prompts import mismatch
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.data.texts import wrong_text
+from personalization.data.values import plain
 from personalization.tasks import TASKS, Task, Terms, listed_anywhere, of_form, task
 
 Place = tuple[Path, int]
@@ -112,7 +113,8 @@ class Reader:
 
     def text(self, place: Place, field: str, value: Any, fraction: bool = False) -> str | None:
         """A field that must be non-empty, encodable text; a number (`fraction`: of any kind) counts as its digits."""
-        if isinstance(value, int) and not isinstance(value, bool):
+        value = plain(value)
+        if isinstance(value, int):
             return str(value)
         if fraction and isinstance(value, float) and math.isfinite(value):
             return str(value)
@@ -127,6 +129,7 @@ class Reader:
 
     def date(self, place: Place, field: str, value: Any) -> Any:
         """A date in UTC; None, and a note, where it cannot be read."""
+        value = plain(value)
         if value is None or value == "":
             return None
         self.dates += 1

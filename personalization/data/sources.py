@@ -31,9 +31,9 @@ class Source:
         """Those of all files."""
         return tuple(defect for checked in self.read for defect in checked.defects)
 
-    def splits(self) -> Splits:
-        """The parts; DataError where the data cannot be used, or not be split so."""
-        read, by_time = [checked.usable() for checked in self.read], self.split == "time"
+    def splits(self, warned: bool = True) -> Splits:
+        """The parts; DataError where the data cannot be used, or not be split so. `warned` as for `usable`."""
+        read, by_time = [checked.usable(warned) for checked in self.read], self.split == "time"
         if len(read) == len(PARTS):
             tune, select, confirm = read
             return Splits(tune, select, confirm, shared_users=by_time)

@@ -5,7 +5,7 @@
 CSV (any of , ; | and tab between columns), JSON Lines, Parquet, Arrow, a folder that `datasets` saved, or a data set of
 the hub; rows are read one after another. At most `newest` rows of a user are asked, and at most half of them, rounded
 up. A row without a label has nothing to teach: it is left out, and where a deployment answers a table it is what is
-asked. Two rows of the same time stand as in the table.
+asked; a table without columns of label, time or id can be answered, too. Two rows of the same time stand as in it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from personalization.data.defects import Checked, Defect
 from personalization.data.json_stream import stream_records
 from personalization.data.reader import Place, Reader
 from personalization.data.records import HistoryItem, Question
+from personalization.data.values import plain
 from personalization.errors import DataError, UnavailableError
 from personalization.files import write_atomic
 from personalization.tasks import Task, Terms
@@ -56,9 +57,14 @@ class Columns:
         return cls(text=(text,) if isinstance(text, str) else tuple(text), newest=told.get("newest") or NEWEST, **named)
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """Those without which nothing can be asked."""
+        return (self.user, *self.text)
+
+    @property
     def needed(self) -> tuple[str, ...]:
         """All that are named."""
-        return tuple(name for name in (self.user, *self.text, self.label, self.time, self.id) if name is not None)
+        return tuple(name for name in (*self.asked, self.label, self.time, self.id) if name is not None)
 
 
 def task_of_columns(columns: Columns) -> Task:
@@ -72,9 +78,11 @@ def task_of_columns(columns: Columns) -> Task:
 
 
 def read_table(place: str, columns: Columns, task: Task | None = None, terms: Terms | None = None) -> Checked:
-    """A table's questions with every defect; `terms`: of a deployment, which answers the rows that have no label."""
+    """A table's questions with every defect; `terms`: of a deployment, which answers the rows that have no label, and
+    needs no more than the columns of user and text."""
+    rows = table_rows(place, columns.needed if terms is None else columns.asked, columns.needed)
     try:
-        return rows_as_questions(table_rows(place, columns.needed), place, columns, task, terms)
+        return rows_as_questions(rows, place, columns, task, terms)
     except DataError as error:
         problem = str(error).removeprefix(f"{place}: ")
         return Checked(None, (Defect(place, 0, "", problem, True),))
@@ -98,9 +106,8 @@ def rows_as_questions(
         found = sorted({item.label for rows in users.values() for _, item in rows if item.label is not None})
         reader.task, reader.listed = reader.task.with_labels(found), tuple(found)
     unlabelled = _ask(reader, users, columns, terms)
-    if unlabelled and columns.label is not None and terms is None:
-        problem = f"{unlabelled} rows have no label and are left out"
-        reader.defects.add(Defect(source, 0, columns.label, problem, False))
+    if problem := _left_out(unlabelled, reader, users):
+        reader.defects.add(Defect(source, 0, str(columns.label), problem, False))
     checked = reader.finish(None)
     if checked.dataset is not None and len(checked.dataset.labels) > MANY_LABELS:
         problem = f"{len(checked.dataset.labels)} different labels, each of which is scored for every question"
@@ -115,22 +122,18 @@ def rows_as_questions(
 
 def _item(reader: Reader, place: Place, raw: Mapping[str, Any], columns: Columns) -> HistoryItem | None:
     parts = [reader.text(place, name, raw.get(name)) for name in columns.text[:1]]
-    parts += [str(raw[name]) for name in columns.text[1:] if raw.get(name)]
-    label = None if columns.label is None else raw.get(columns.label)
+    parts += [str(plain(raw[name])) for name in columns.text[1:] if plain(raw.get(name)) is not None]
+    label = None if columns.label is None else plain(raw.get(columns.label))
     if label is not None and str(label).strip():
         label = reader.text(place, str(columns.label), label, fraction=True)
         if label is None:
             return None
-    date = None if columns.time is None else reader.date(place, columns.time, plain(raw.get(columns.time)))
-    key = str(place[1]) if columns.id is None else reader.text(place, columns.id, raw.get(columns.id))
+    date = None if columns.time is None else reader.date(place, columns.time, raw.get(columns.time))
+    named = None if reader.terms is not None and columns.id not in raw else columns.id
+    key = str(place[1]) if named is None else reader.text(place, named, raw.get(named))
     if parts[0] is None or key is None:
         return None
     return HistoryItem(key, "\n".join(part for part in parts if part), label or None, date)
-
-
-def plain(value: Any) -> Any:
-    """A date of a library as text."""
-    return value.isoformat() if hasattr(value, "isoformat") else value
 
 
 def _ask(
@@ -150,7 +153,20 @@ def _ask(
 
 
 def _asked(rows: int, columns: Columns) -> int:
-    return min(columns.newest, (rows + 1) // 2) or rows + 1
+    return max(1, min(columns.newest, (rows + 1) // 2))
+
+
+def _left_out(unlabelled: int, reader: Reader, users: Mapping[str, Sequence[Any]]) -> str | None:
+    """Which rows are not asked, and why, where that is not what a reader expects."""
+    if reader.terms is None:
+        return f"{unlabelled} rows have no label and are left out" if unlabelled else None
+    rows = sum(map(len, users.values()))
+    if unlabelled or not rows:
+        return None
+    return (
+        f"every row has a label, so {len(reader.questions)} of {rows} rows are asked, the newest of each user, and the "
+        "earlier ones are known; to ask others, leave their labels empty"
+    )
 
 
 def _add(reader: Reader, place: Place, user: str, item: HistoryItem, known: list[tuple[Place, HistoryItem]]) -> None:
@@ -181,14 +197,15 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or (path.is_dir() and (path / "state.json").is_file())
 
 
-def table_rows(place: str, needed: tuple[str, ...] = ()) -> Iterator[Mapping[str, Any]]:
+def table_rows(place: str, needed: tuple[str, ...] = (), wanted: tuple[str, ...] = ()) -> Iterator[Mapping[str, Any]]:
     """The rows of a table, one after another, with these columns or all; DataError where one is missing.
 
-    `place`: a file, a folder that `datasets` saved, or a hub id, perhaps with a split behind a colon.
+    `place`: a file, a folder that `datasets` saved, or a hub id, perhaps with a split behind a colon; `wanted`: further
+    columns, where they are there.
     """
     path = Path(place)
     if path.is_file():
-        yield from _of_file(path, needed)
+        yield from _of_file(path, needed, wanted)
     elif path.is_dir():
         yield from _of_datasets(place, needed, saved=True)
     elif place.count("/") == 1 and not place.startswith((".", "/", "~")) and not path.parent.is_dir():
@@ -197,7 +214,7 @@ def table_rows(place: str, needed: tuple[str, ...] = ()) -> Iterator[Mapping[str
         raise DataError(f"{place}: no such table")
 
 
-def _of_file(path: Path, needed: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+def _of_file(path: Path, needed: tuple[str, ...], wanted: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson", ".json"):
         for number, raw in stream_records(path, {}):
@@ -209,7 +226,7 @@ def _of_file(path: Path, needed: tuple[str, ...]) -> Iterator[Mapping[str, Any]]
     elif suffix in (".csv", ".tsv", ".txt"):
         yield from csv_rows(path, needed)
     elif suffix in (".parquet", ".arrow", ".feather"):
-        yield from _of_arrow(path, needed, suffix)
+        yield from _of_arrow(path, needed, wanted)
     else:
         raise DataError(f"{path}: not a table that is read here; give one of {', '.join(SUFFIXES)}")
 
@@ -234,14 +251,16 @@ def csv_rows(path: Path, needed: tuple[str, ...] = ()) -> Iterator[Mapping[str, 
         raise DataError(f"{path}: not CSV: {error}; put quotes around a text with quotes, and double those") from None
 
 
-def _of_arrow(path: Path, needed: tuple[str, ...], suffix: str) -> Iterator[Mapping[str, Any]]:
+def _of_arrow(path: Path, needed: tuple[str, ...], wanted: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
     import pyarrow
     import pyarrow.dataset
 
+    suffix = path.suffix.lower()
     try:
         found = pyarrow.dataset.dataset(path, format="parquet" if suffix == ".parquet" else "ipc")
         _refuse_missing(path, needed, found.schema.names)
-        for batch in found.to_batches(columns=list(needed) or None, batch_size=1024):
+        read = [name for name in dict.fromkeys((*needed, *wanted)) if name in found.schema.names]
+        for batch in found.to_batches(columns=read if needed else None, batch_size=1024):
             yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path}: not {suffix[1:]}: {str(error).splitlines()[0]}") from None

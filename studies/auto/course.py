@@ -31,6 +31,7 @@ from studies.auto.routing import kept_s, route
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, ended_trials, find_study, open_study, stored_spec
+from studies.verdict.deployments import stands
 from tracking.spool import OFF, Spool
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Course:
 
         Stopped by a signal; the same command goes on.
         """
+        stands(out)  # a place that is taken is said now, not when the time is spent
         with stop_on_signal() as request:
             try:
                 with ended_after(self._whole_s):

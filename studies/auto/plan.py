@@ -82,12 +82,19 @@ def data_of(place: str, home: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
         spec = folder / f"{path.stem}.yaml"
         if not spec.exists():
-            begin(place, {}, folder, path.stem)
+            _begin(place, folder)
         return _of_spec(spec)
     if not path.exists():
         raise UsageError(f"--data {place}: there is no such file; give a table, LaMP files, a spec, or {WORLDS[0]}")
     both = path.is_dir() and all(len(question_files(path, part)) == 1 for part in ("train", "dev"))
     return {"data": {"path": place, **({"split": "files", "shares": FILE_SHARES} if both else {})}}
+
+
+def _begin(table: str, folder: Path) -> None:
+    try:
+        begin(table, {}, folder, Path(table).stem)
+    except UsageError as error:
+        raise UsageError(f"{error}. `chamtune init {table}` takes them, and --data the spec that it writes") from None
 
 
 def _of_spec(path: Path) -> dict[str, Any]:

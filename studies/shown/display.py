@@ -271,7 +271,8 @@ def print_data_check(report: dict[str, Any]) -> None:
         f"history items a question: min {lengths['min']}, median {lengths['median']:g}, max {lengths['max']}"
     )
     if "gold_shares" not in report:
-        answers.print("no gold answers: the data can be predicted, not tuned on")
+        if report["usable"]:
+            answers.print("no gold answers: the data can be predicted, not tuned on")
         return
     table = empty_table("gold labels", "label", "share", left=("label",))
     for label, share in sorted(report["gold_shares"].items(), key=lambda item: -item[1]):

@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 60
 """How long MLflow is waited for; what is left is sent by the next run or `chamtune sync`."""
+OURS = re.compile(rf"\.?files-[0-9a-f]{{16}}|\.{re.escape(CONFIG)}\.|lost\+found$")
+"""Names in a place for a deployment that are no one else's: files, drafts, and what a disk has in its root."""
+SHOWN = 3
+"""Foreign names that are listed."""
 
 
 def _kept(home: Path, out: Path) -> Path:
@@ -88,9 +92,45 @@ def _place(folder: Path, config: dict[str, Any], files: Path) -> None:
     write_atomic(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
+def stands(out: Path) -> bool:
+    """Whether a deployment is at a place, be it damaged; UsageError where the place is taken by something else.
+
+    An empty folder, or one with what a promotion left that was killed before its config, is free.
+    """
+    if not out.exists():
+        return False
+    if out.is_file():
+        raise UsageError(
+            f"{out} is a file, and a deployment is a folder; give --out FOLDER. A config of an earlier version is "
+            "still served where it stands"
+        )
+    if (out / CONFIG).exists():
+        return True
+    foreign = sorted(path.name for path in out.iterdir() if not OURS.match(path.name))
+    if foreign:
+        more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
+        raise UsageError(
+            f"{out} is no deployment: it holds {', '.join(foreign[:SHOWN])}{more} and no {CONFIG}; give --out another "
+            "folder, a new or an empty one"
+        )
+    return False
+
+
+def set_aside(out: Path) -> None:
+    """Give a deployment that cannot be read another name; UsageError where its folder cannot be renamed."""
+    target = out.with_name(f"{out.name}.unreadable")
+    try:
+        out.rename(target)
+    except OSError as error:
+        raise UsageError(
+            f"{out} cannot be renamed to {target.name} ({error.strerror}), as a mount cannot; take what is in the way "
+            "away yourself, and promote again"
+        ) from None
+
+
 def publish(home: Path, out: Path, config: dict[str, Any], fitted: Fitted) -> int:
     """Write a new generation of a deployment; its number. The one it replaces is noted in it, and kept."""
-    replaced = read_config(out) if out.exists() else None
+    replaced = read_config(out) if stands(out) else None
     previous = None if replaced is None else replaced["generation"]
     digest = None if replaced is None else config_digest(replaced)
     with tempfile.TemporaryDirectory() as name:

@@ -30,7 +30,7 @@ from studies.results import figure_name, study_figure
 from studies.study import OpenStudy, ended_trials
 from studies.verdict.coldstart import NAMES, cold_start
 from studies.verdict.cost import cost_ms, cost_of
-from studies.verdict.deployments import publish, published, track
+from studies.verdict.deployments import publish, published, set_aside, stands, track
 from studies.verdict.evidence import Evidence, Look
 from studies.verdict.judgement import judge
 from studies.verdict.personal import answers_of, parts
@@ -132,7 +132,7 @@ def _finish(opened: OpenStudy, out: Path, incumbent: Incumbent, result: dict[str
             replaced = f"{result['reason']}; generation {generation} of {out} has since been replaced by {present}"
             return {**result, "reason": replaced, "generation": generation}
         if incumbent.unreadable is not None:
-            out.rename(out.with_name(f"{out.name}.unreadable"))
+            set_aside(out)
         elif present is not None and (str(out.resolve()), present) != (found["out"], found["replaces"]):
             raise UsageError(f"{out} holds a config that this study was not tested against; give --out {found['out']}")
         config = _config(opened, found, state)
@@ -155,13 +155,8 @@ def _state(opened: OpenStudy) -> str:
 
 def _incumbent(opened: OpenStudy, out: Path, replace_unreadable: bool) -> Incumbent:
     """The config at a place, tried on a question: what cannot answer is reported before any look."""
-    if not out.exists():
+    if not stands(out):
         return Incumbent()
-    if out.is_file():
-        raise UsageError(
-            f"{out} is a file, and a deployment is a folder; give --out FOLDER. A config of an earlier version is "
-            "still served where it stands"
-        )
     try:
         config = read_config(out)
         deployment = Deployment.load(out)

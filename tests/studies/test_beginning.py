@@ -1,5 +1,6 @@
 """`init`: which column is what, and files that a study starts from."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from personalization.errors import UsageError
+from studies.auto.plan import data_of
 from studies.beginning import begin
 from studies.data import load_splits
 from studies.spec import load_spec
@@ -59,3 +61,56 @@ def test_what_is_not_clear_is_asked_for(tmp_path, rows, said):
     pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(UsageError, match=said):
         begin(str(tmp_path / "t.csv"), NONE, tmp_path)
+
+
+def items(users, labels, names=("user", "text", "label", "time")):
+    """Rows of a table with so many users, each with eight rows, and labels."""
+    return [
+        dict(zip(names, (f"u{u}", f"what {i} of {u} says", f"a label {(8 * u + i) % labels}", day), strict=True))
+        for u in range(users)
+        for i, day in enumerate(f"2020-01-0{day}" for day in range(1, 9))
+    ]
+
+
+CALLED = [("user", "text", "label", "time"), ("Customer-ID", "Message", "category", "created_at")]
+
+
+@pytest.mark.parametrize(("users", "labels"), [(2, 3), (60, 200), (20, 6)])
+def test_a_column_is_what_its_name_says(tmp_path, users, labels):
+    for place, names in enumerate(CALLED):
+        pd.DataFrame(items(users, labels, names)).to_csv(tmp_path / "t.csv", index=False)
+        found = begin(str(tmp_path / "t.csv"), NONE, tmp_path, f"study{place}")["columns"]
+        assert (found["user"], found["text"], found["label"], found["time"]) == (names[0], (names[1],), *names[2:])
+
+
+def test_a_named_time_is_one_with_some_dates_that_cannot_be_read(tmp_path):
+    rows = [{**row, "time": "garbage" if place % 6 == 0 else row["time"]} for place, row in enumerate(items(12, 3))]
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    found = begin(str(tmp_path / "t.csv"), NONE, tmp_path)["columns"]
+    assert (found["user"], found["time"]) == ("user", "time")
+
+
+@pytest.mark.parametrize(("users", "labels"), [(2, 3), (20, 15), (300, 60)])
+def test_numbers_of_values_that_do_not_tell_label_and_user_apart_are_said(tmp_path, users, labels):
+    pd.DataFrame(items(users, labels, "abcd")).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(UsageError, match="the label and which the user; say so with --label and --user") as said:
+        begin(str(tmp_path / "t.csv"), NONE, tmp_path)
+    assert f"a ({users}), b ({8 * users}), c ({labels}), d (8)" in str(said.value)
+    with pytest.raises(UsageError, match="`chamtune init .*t.csv` takes them, and --data the spec"):
+        data_of(str(tmp_path / "t.csv"), tmp_path)
+    found = begin(str(tmp_path / "t.csv"), {**NONE, "user": "a", "label": "c"}, tmp_path)
+    assert found["columns"]["label"] == "c"
+
+
+def test_one_label_is_no_study(tmp_path):
+    pd.DataFrame(items(12, 1)).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(UsageError, match="column 'label' holds fewer than two different labels"):
+        begin(str(tmp_path / "t.csv"), NONE, tmp_path)
+
+
+def test_a_label_that_is_missing_is_none(tmp_path):
+    rows = items(12, 3)
+    for place, row in enumerate(rows):
+        row["label"] = float("nan") if place % 5 == 0 else place % 2 == 0
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sorted(begin(str(tmp_path / "t.jsonl"), NONE, tmp_path)["labels"]) == ["False", "True"]

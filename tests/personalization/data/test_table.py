@@ -3,7 +3,9 @@
 import csv
 import json
 from datetime import datetime
+from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from personalization.data.known import known_items
 from personalization.data.table import Columns, read_table, rows_as_questions, table_rows, write_table
+from personalization.data.values import plain
 from personalization.errors import DataError
 from personalization.tasks import Terms
 from tests.tickets import GERMAN, JAPANESE, tickets
@@ -176,3 +179,55 @@ def test_dates_of_the_table_are_read(tmp_path):
     found = rows_as_questions(iter(rows), "memory", Columns("u", ("x",), "y", "t", newest=2), None)
     dates = [item.date for q in found.dataset.questions for item in (*q.history, q)]
     assert set(dates) == {datetime(2019, 4, 3, 10, 5), datetime(2019, 7, 14)}
+
+
+SAID = [(True, "True"), (False, "False"), (17.0, "17"), (None, None), (float("nan"), None), (1.5, 1.5), ("x", "x")]
+
+
+@pytest.mark.parametrize(("held", "said"), [*SAID, (np.bool_(True), "True"), (np.float64(3), "3"), (pd.NA, None)])
+def test_what_a_cell_says_is_the_same_from_every_library(held, said):
+    assert plain(held) == (int(said) if isinstance(said, str) and said.isdigit() else said)
+    assert plain(pd.NaT) is plain(Decimal("NaN")) is None
+    assert plain(datetime(2020, 1, 1)) == plain(pd.Timestamp(2020, 1, 1)) == "2020-01-01T00:00:00"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_truth_values_and_whole_floats_are_words_and_gaps_are_no_label(tmp_path, suffix):
+    rows = [
+        {"u": float(i % 2), "x": f"t{i}", "y": None if i == 4 else i % 3 == 0, "z": float("nan") if i == 4 else i % 3}
+        for i in range(9)
+    ]
+    place = written(tmp_path, suffix, rows)
+    for column, labels in (("y", ("False", "True")), ("z", ("0", "1", "2"))):
+        checked = read_table(place, Columns("u", ("x",), column))
+        assert checked.usable().labels == labels
+        assert {question.user_id for question in checked.dataset.questions} == {"0", "1"}
+        assert [str(defect) for defect in checked.defects] == [f"{place}: 1 rows have no label and are left out"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_deployment_needs_user_and_text_alone(tmp_path, suffix):
+    rows = tickets(GERMAN, 3, 4)
+    columns = ("kunde", "anfrage")
+    labels = tuple(sorted({row["warteschlange"] for row in rows}))
+    task = rows_as_questions(iter(rows), "memory", COLUMNS, None).usable().task
+    place = written(tmp_path, suffix, [{name: row[name] for name in columns} for row in rows])
+    found = read_table(place, COLUMNS, None, Terms(task, labels)).usable()
+    assert {question.id for question in found.questions} == set(map(str, range(1, 13)))
+    assert {question.text for question in found.questions} == {row["anfrage"] for row in rows}
+    with pytest.raises(DataError, match="there is no column 'warteschlange'"):
+        read_table(place, COLUMNS).usable()
+    place = written(tmp_path, suffix, [{"anfrage": row["anfrage"]} for row in rows])
+    with pytest.raises(DataError, match="there is no column 'kunde'"):
+        read_table(place, COLUMNS, None, Terms(task, labels)).usable()
+
+
+def test_a_deployment_says_that_a_table_with_every_label_is_asked_for_its_newest_rows():
+    rows = tickets(GERMAN, 3, 6)
+    task = rows_as_questions(iter(rows), "memory", COLUMNS, None).usable().task
+    labels = tuple(sorted({row["warteschlange"] for row in rows}))
+    checked = rows_as_questions(iter(rows), "memory", COLUMNS, None, Terms(task, labels))
+    assert "every row has a label, so 9 of 18 rows are asked" in " ".join(map(str, checked.defects))
+    some = [{**row, "warteschlange": "" if place < 2 else row["warteschlange"]} for place, row in enumerate(rows)]
+    checked = rows_as_questions(iter(some), "memory", COLUMNS, None, Terms(task, labels))
+    assert "every row" not in " ".join(map(str, checked.defects))

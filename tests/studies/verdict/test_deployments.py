@@ -8,7 +8,14 @@ from personalization.errors import UsageError
 from personalization.stages.calibration import Learned, Numbers
 from personalization.stages.chain import Fitted
 from search_spaces import chain_space
-from studies.verdict.deployments import publish, published, registry_name, roll_back, roll_back_deployment
+from studies.verdict.deployments import (
+    publish,
+    published,
+    registry_name,
+    roll_back,
+    roll_back_deployment,
+    set_aside,
+)
 from tracking.deployed import standing_digest
 
 
@@ -93,3 +100,32 @@ def test_a_rollback_of_a_study_that_is_not_here_says_that_mlflow_is_not_told(tmp
     assert read_config(out)["restored_from"] == 1
     assert "MLflow's champion is not moved: no studies in" in caplog.text
     assert not (home / "spool").exists()
+
+
+def test_an_empty_folder_is_filled_as_it_stands(tmp_path):
+    home, out = tmp_path / "home", tmp_path / "deploy"
+    out.mkdir()
+    (out / "lost+found").mkdir()
+    (out / ".files-0123456789abcdef.1f").mkdir()  # of a promotion that was killed before its config
+    before = out.stat().st_ino
+    assert put(home, out, 1) == 1
+    assert (beta(out), out.stat().st_ino) == (1, before)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    out = tmp_path / "deploy"
+    out.mkdir()
+    for name in ("notes.txt", "a", "b", "c"):
+        (out / name).write_text("")
+    with pytest.raises(UsageError, match="is no deployment: it holds a, b, c and 1 more and no deploy.yaml"):
+        put(tmp_path / "home", out, 1)
+    assert len(list(out.iterdir())) == 4
+
+
+def test_a_deployment_that_cannot_be_renamed_is_one_line(tmp_path):
+    out = tmp_path / "deploy"
+    for folder in (out, tmp_path / "deploy.unreadable"):
+        folder.mkdir()
+        (folder / CONFIG).write_text("")
+    with pytest.raises(UsageError, match="cannot be renamed to deploy.unreadable .Directory not empty."):
+        set_aside(out)

@@ -147,3 +147,15 @@ def test_the_registrys_champion_is_the_whole_deployment(tmp_path, make_study):
         located("models:/nobody@champion", tmp_path / "elsewhere", uri),
     ):
         pass
+
+
+def test_a_folder_of_something_else_is_refused_before_any_look_whatever_is_asked(tmp_path, make_study):
+    opened, out = make_study(), tmp_path / "deploy"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    for replacing in (False, True):
+        with pytest.raises(UsageError, match="is no deployment: it holds notes.txt and no deploy.yaml"):
+            promote(opened, out, replace_unreadable=replacing)
+    assert looks(opened) == []
+    (out / "notes.txt").unlink()
+    assert promote(opened, out)["promoted"]
