@@ -15,6 +15,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +28,9 @@ from personalization.deployment import read_config, task_of
 from personalization.errors import DataError, UsageError
 from personalization.tasks.task import Fields
 from search_spaces.calibration import OWN
-from serving.log import records, segments
+from serving.log import placed, records, segments
 from serving.replay import questions
+from serving.traffic import check_labels
 from studies.recovery import POINT
 from studies.runner import Watcher, run_study
 from studies.samplers import holds
@@ -58,7 +60,10 @@ def labelled(folder: Path, config: Mapping[str, Any], since: str | None = None) 
     if since is not None and begin is None:
         raise DataError(f"{since}: not a date; write it as 2026-11-28T10:00:00")
     gold = {record["of"]: record["label"] for record in records(folder, "feedback")}
-    asked = {record["request"]: read_date(record["at"]) for record in records(folder, "questions")}
+    asked: dict[str, datetime | None] = {}
+    for path, number, record in placed(folder, "questions"):
+        check_labels(path, number, record, labels)
+        asked[record["request"]] = read_date(record["at"])
     wanted = [
         replace(question, gold=gold[question.id], date=question.date or asked[question.id])
         for question in questions(folder, task.fields)

@@ -175,14 +175,18 @@ def refuse_other_labels(folder: Path, labels: Sequence[str]) -> None:
         )
 
 
-def _row(path: Path, number: int, line: Record, labels: Sequence[str]) -> NDArray[np.float64]:
-    found = line["log_probs"]
-    if set(found) != set(labels):
+def check_labels(path: Path, number: int, line: Record, labels: Sequence[str]) -> None:
+    """DataError where a line of a log says something of other labels."""
+    if set(line["log_probs"]) != set(labels):
         raise DataError(
-            f"{path}: line {number} has the labels {_listed(found)}, and the log's newest answer {_listed(labels)}; "
+            f"{path}: line {number} has the labels {_listed(line['log_probs'])}, where {_listed(labels)} are wanted; "
             "keep the answers of each deployment in a folder of their own"
         )
-    return np.array([found[label] for label in labels])
+
+
+def _row(path: Path, number: int, line: Record, labels: Sequence[str]) -> NDArray[np.float64]:
+    check_labels(path, number, line, labels)
+    return np.array([line["log_probs"][label] for label in labels])
 
 
 def _listed(labels: Iterable[str]) -> str:

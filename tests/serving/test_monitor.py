@@ -29,6 +29,7 @@ from serving.monitor import (
 )
 from serving.place import Place
 from serving.replay import replay
+from serving.retune import labelled
 from serving.service import Service, Terms
 from serving.told import _constraint, lines
 from serving.traffic import Traffic, read_traffic
@@ -367,8 +368,10 @@ def test_a_log_with_other_labels_is_refused_when_served_and_when_read(asking, wr
         Service(Place(deploy), Terms(tmp_path / "log"))
     log = tmp_path / "log"
     Log(log, "questions").append([{**given_line(log), "log_probs": dict.fromkeys("12346", -1.6)}])
-    with pytest.raises(DataError, match=r"questions-000001\.jsonl: line 1 has the labels 1, 2, 3, 4, 5, and"):
+    with pytest.raises(DataError, match=r"questions-000001\.jsonl: line 1 has the labels 1, 2, 3, 4, 5, where 1"):
         watched(log, deploy)
+    with pytest.raises(DataError, match=r"questions-000001\.jsonl: line 1 has the labels 1, 2, 3, 4, 5, where 1"):
+        labelled(log, read_config(deploy))
 
 
 def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, write_deployment, tmp_path, command):
