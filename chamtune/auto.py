@@ -41,7 +41,7 @@ class Auto:
         more: Mapping[str, Any] | None = None,
     ) -> None:
         self.home = Path(home)
-        found = {"data": data} if isinstance(data, Dataset) else data_of(str(data), self.home)
+        found = {"data": data} if isinstance(data, Dataset) else data_of(str(data), self.home, name)
         goal = {"optimize": {metric: DIRECTIONS[metric]}}
         spec = plain_spec({**found, "model": model, **goal, **(more or {})}, self.home)
         self.plan = Plan(name, spec, minutes, tuple(stages), mix_users, tuple(like))

@@ -53,7 +53,7 @@ def auto(
     if metric not in DIRECTIONS:
         raise UsageError(f"--metric {metric}: there are {', '.join(DIRECTIONS)}")
     spec = {
-        **data_of(data, home),
+        **data_of(data, home, name),
         "model": {"path": model, "chat": chat, "retriever": retriever},
         "optimize": {metric: DIRECTIONS[metric]},
         "constraints": bounds(constraints or []),

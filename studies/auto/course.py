@@ -130,6 +130,8 @@ class Course:
 
     def _begin(self, request: StopRequest) -> None:
         """Open the first arm, measure what a pass costs, and give every arm that can be afforded its first slice."""
+        for name in self.plan.like:
+            find_study(name, self.home, self.plan.spec.get("storage"))
         first = self._open(ARMS["calibration"], request)
         asked = Counter(question.user_id for question in judged_dataset(self.base).questions)
         self.users, self.sizes = list(asked), np.array(list(asked.values()))

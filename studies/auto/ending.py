@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from studies.auto.judging import Entry
 
 NO_GAIN = "no arm does better than the model itself on users that it did not learn from"
+NONE_MEASURED = "no arm could be measured; what became of each is told with it"
 MARGIN_S, SPARE = 10.0, 1.3
 """What a promotion takes besides passes, and how much more than estimated is kept for it."""
 OVER = 1.08
@@ -35,11 +36,16 @@ DESCRIBED = 0.5
 """Share of the time left that describing a promotion may take."""
 
 
+def unpromoted(best: Entry | None) -> str:
+    """Why nothing was tried on confirm users."""
+    return NONE_MEASURED if best is None or best.standing is None else NO_GAIN
+
+
 def promote_leader(course: Course, out: Path) -> dict[str, Any] | None:
     """What promotion said of the leader; None where no arm beats the baseline."""
     best = course.best()
     if best is None or best.standing is None or np.nansum(best.standing.gains) <= 0:
-        course.say(NO_GAIN)
+        course.say(unpromoted(best))
         return None
     course.say(f"promoting {best.arm.name}, trial {best.trial}")
     told = best.opened.spec

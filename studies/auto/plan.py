@@ -22,6 +22,7 @@ from studies.spec import StudySpec, parse_spec
 FILE_SHARES = {"tune": 0.6, "select": 0.2, "confirm": 0.2}
 """Of train files: three quarters of their users tune; dev files confirm."""
 BOUNDS = ("<=", ">=")
+MOST_MINUTES = 60 * 24 * 365
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Plan:
     like: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not 0 < self.minutes <= MOST_MINUTES:
+            raise UsageError(f"--minutes {self.minutes:g}: give more than 0 and at most {MOST_MINUTES:,}, a year")
         for name in self.stages:
             if name not in STAGES:
                 raise UsageError(f"--stage {name}: there is no such stage; there are {', '.join(STAGES)}")
@@ -69,32 +72,40 @@ def fixed_by(params: ChainParams, arm: Arm, kind: str) -> dict[str, Any]:
     return {name: found[name] for name in names if name in found and not name.startswith("calibration.")}
 
 
-def data_of(place: str, home: Path) -> dict[str, Any]:
+def data_of(place: str, home: Path, race: str | None = None) -> dict[str, Any]:
     """`data`, and where it is known `task`, of a spec: from a spec, a table whose columns tell themselves, a planted
-    world or LaMP files. UsageError where it is none of these."""
+    world or LaMP files. UsageError where it is none of these, or `race` began with another table."""
     path = Path(place)
     if path.suffix in (".yaml", ".yml"):
         return _of_spec(path)
     if place in WORLDS:
         return {"data": {"path": place}}
     if path.is_file() and is_table(path):
-        folder = home / "auto"
-        folder.mkdir(parents=True, exist_ok=True)
-        spec = folder / f"{path.stem}.yaml"
-        if not spec.exists():
-            _begin(place, folder)
-        return _of_spec(spec)
+        return _of_table(path, home / "auto", race or name_of(place))
     if not path.exists():
         raise UsageError(f"--data {place}: there is no such file; give a table, LaMP files, a spec, or {WORLDS[0]}")
     both = path.is_dir() and all(len(question_files(path, part)) == 1 for part in ("train", "dev"))
     return {"data": {"path": place, **({"split": "files", "shares": FILE_SHARES} if both else {})}}
 
 
-def _begin(table: str, folder: Path) -> None:
-    try:
-        begin(table, {}, folder, Path(table).stem)
-    except UsageError as error:
-        raise UsageError(f"{error}. `chamtune init {table}` takes them, and --data the spec that it writes") from None
+def _of_table(table: Path, folder: Path, race: str) -> dict[str, Any]:
+    """From the spec that the race began with, made where there is none."""
+    spec = folder / f"{race}.yaml"
+    if not spec.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            begin(str(table), {}, folder, race)
+        except UsageError as error:
+            told = f"{error}. `chamtune init {table}` takes them, and --data the spec that it writes"
+            raise UsageError(told) from None
+    found = _of_spec(spec)
+    before = found["data"].get("table", "none")
+    if Path(before).resolve() != table.resolve():
+        raise UsageError(
+            f"--data {table}: the race {race} is over {before}, as {spec} says; give another --name, or correct the "
+            "path there if the table has moved"
+        )
+    return found
 
 
 def _of_spec(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from personalization.data.exchange import exchange
 from personalization.data.splits import PARTS
 from studies.auto.course import Course
-from studies.auto.ending import NO_GAIN
+from studies.auto.ending import unpromoted
 from studies.auto.judging import Entry, baseline
 from studies.auto.routing import promised
 from studies.results import changed
@@ -40,7 +40,7 @@ def table(course: Course, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "name": course.plan.name,
         "promoted": bool(verdict and verdict["promoted"]),
-        "reason": _reason(verdict),
+        "reason": unpromoted(best) if verdict is None else str(verdict["reason"]),
         "leader": None if best is None else best.arm.name,
         "study": None if best is None else best.opened.spec.name,
         "params": None if best is None or best.params is None else _plain(best),
@@ -64,10 +64,6 @@ def table(course: Course, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
 def _model(course: Course) -> str:
     told = course.base.spec.model
     return told.path if told.retriever is None else f"{told.path} (similar items by {told.retriever})"
-
-
-def _reason(verdict: Mapping[str, Any] | None) -> str:
-    return NO_GAIN if verdict is None else str(verdict["reason"])
 
 
 def _plain(entry: Entry) -> dict[str, Any]:

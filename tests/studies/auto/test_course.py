@@ -15,6 +15,7 @@ from personalization.errors import UsageError
 from studies.auto.arms import ARMS
 from studies.auto.clock import Journal
 from studies.auto.course import Course
+from studies.auto.ending import NO_GAIN, NONE_MEASURED
 from studies.auto.first import listed
 from studies.auto.judging import Entry
 from studies.auto.plan import Plan, data_of
@@ -273,3 +274,22 @@ def test_a_trial_that_does_not_end_ends_with_the_time(table, tiny_encoder, monke
     assert verdict["study"] == "race.calibration"
     assert time.monotonic() - started < 1.1 * 30
     assert course.journal.arm("similar")["slices"][0]["cut"]
+
+
+def test_a_study_to_begin_like_that_is_not_there_is_said_at_once(table, tiny_encoder):
+    plan = replace(plan_of(table / "h", tiny_encoder), like=("nope",))
+    with pytest.raises(UsageError, match="nope|no studies"):
+        Course(plan, table / "h").run(table / "deploy")
+    assert not (table / "h" / "studies.db").exists()
+
+
+def test_arms_that_all_fail_are_not_said_to_be_no_better(table, tiny_encoder, monkeypatch):
+    def broken(*_):
+        raise UsageError("broken")
+
+    plan = plan_of(table / "h", tiny_encoder, stages=("calibration",))
+    monkeypatch.setattr(Course, "_judge", broken)
+    course = Course(plan, table / "h")
+    assert course.run(table / "deploy") is None
+    assert table_of(course, None)["reason"] == NONE_MEASURED != NO_GAIN
+    assert all("broken" in arm["fate"] for arm in table_of(course, None)["arms"])

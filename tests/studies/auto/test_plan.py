@@ -90,6 +90,25 @@ def test_data_tell_how_they_are_split(tmp_path):
         data_of(str(tmp_path / "nothing"), tmp_path)
 
 
+def test_a_race_is_over_the_table_that_it_began_with(tmp_path):
+    rows = "".join(f"u{i % 8},a text {i},{'ab'[i % 2]}\n" for i in range(64))
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.csv").write_text(f"user,text,label\n{rows}")
+    one, other = str(tmp_path / "one" / "t.csv"), str(tmp_path / "other" / "t.csv")
+    found = data_of(one, tmp_path)
+    assert data_of(one, tmp_path) == found
+    with pytest.raises(UsageError, match=f"--data {other}: the race auto-t is over {one}, as .* give another --name"):
+        data_of(other, tmp_path)
+    assert data_of(other, tmp_path, "another")["data"] == {**found["data"], "table": other}
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("inf"), float("nan"), 1e12])
+def test_minutes_that_cannot_be_meant_are_refused(minutes):
+    with pytest.raises(UsageError, match=r"--minutes .* give more than 0 and at most 525,600, a year"):
+        Plan("race", {"data": {"path": "demo"}}, minutes)
+
+
 def test_a_spec_lends_its_data_and_task(tmp_path):
     spec = tmp_path / "s.yaml"
     spec.write_text("name: s\ndata: {path: x}\ntask: LaMP_2\nmodel: {path: demo}\n")
