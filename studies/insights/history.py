@@ -113,7 +113,7 @@ def history(
         row = {"number": trial.number, "state": trial.state.name, "feasible": feasible(trial), "value": value}
         params = trial.params
         unread = idle.at(params) if idle is not None else ()
-        row |= {f"params_{key}": _there(given) for key, given in params.items() if key not in unread}
+        row |= {f"params_{key}": there(given) for key, given in params.items() if key not in unread}
         row |= {f"params_{key}": tuple(given) for key, given in trial.user_attrs.get(ITEMS, {}).items()}
         row |= {f"constraints_{key}": given for key, given in trial.constraints.items()}
         measured = trial.user_attrs.get(METRICS)
@@ -135,7 +135,7 @@ def history(
     return History(name, goal[0], goal[1] == "maximize", frame, parameters)
 
 
-def _there(value: Any) -> Any:
+def there(value: Any) -> Any:
     """A value; None, which other studies may have as a choice, by its name, since it is not missing."""
     return "None" if value is None else value
 

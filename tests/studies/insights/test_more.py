@@ -17,7 +17,7 @@ from studies.insights.price import box, constraint_prices, price_curve
 from studies.insights.report import summary
 from studies.insights.suggestions import suggestions
 from studies.insights.trends import DOTS, course, points, trends
-from studies.insights.values import short, value_scores
+from studies.insights.values import levels, short, value_scores
 from tests.studies.insights.worlds import SPACE, of_values, planted, trial
 
 
@@ -245,3 +245,41 @@ def test_the_course_is_the_best_feasible_value_so_far(direction, sign):
     assert len(course(history("h", [], ("v", direction)))) == 0
     later = course(history("h", trials[2:], ("v", direction)))
     assert list(zip(later["trials"], later["best"], strict=True)) == [(1, sign * 2), (2, sign * 5), (4, sign * 5)]
+
+
+@pytest.mark.parametrize(
+    ("choices", "labels"),
+    [
+        ((0.999, 0.9991, 0.9999, 0.99995), ["0.999", "0.9991", "0.9999", "1"]),
+        (("1", 1), ["'1'", "1"]),
+        ((0.1, 0.2), ["0.1", "0.2"]),
+    ],
+)
+def test_values_that_look_alike_are_told_apart(choices, labels):
+    found = of_values("x", [(choice, i) for i in range(4) for choice in choices])
+    scores = value_scores(found)
+    assert sorted(scores["value"]) == sorted(labels)
+    assert [one for one in suggested(found) if one.kind == "explore"] == []
+
+
+def test_bins_that_look_alike_are_told_apart():
+    space = {"x": FloatDistribution(0, 1)}
+    found = history("h", [trial({"x": 0.5 + i * 1e-6}, i, space) for i in range(40)], ("v", "maximize"))
+    labels = value_scores(found)["value"]
+    assert labels.nunique() == len(labels) == 5
+
+
+def test_choices_that_are_told_by_named_ranges_were_tried_as_often_as_they_were():
+    space = {"l2": CategoricalDistribution([0.0, 0.001, 0.01, 0.1]), "y": CategoricalDistribution(["c", "d"])}
+    trials = [trial({"l2": x, "y": "c"}, i, space) for i in range(4) for x in space["l2"].choices]
+    trials += [trial({"l2": 0.0, "y": "d"}, 9 + i, space) for i in range(3)]
+    found = history("h", trials, ("v", "maximize"))
+    assert set(levels(found.parameters["l2"], found.trials["params_l2"]).labels) == {"none", "light", "medium", "heavy"}
+    assert [one for one in suggested(found) if one.kind == "explore"] == []
+
+
+def test_a_choice_of_none_is_suggested_as_it_is():
+    pairs = [(None, 1 + i / 100) for i in range(10)] + [("b", 0.0)] * 20 + [("b", 5.0)]
+    space = {"x": CategoricalDistribution([None, "b"]), "y": CategoricalDistribution(["c", "d"])}
+    trials = [trial({"x": x, "y": "d" if v == 5 else "c"}, v, space) for x, v in pairs]
+    assert suggested(history("h", trials, ("v", "maximize")))[0].change == {"x": None}
