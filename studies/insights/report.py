@@ -24,12 +24,15 @@ BEST = 10
 """Likely values that are shown."""
 STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 """How a trial ends: what it is called -> Optuna's name."""
+BEYOND = np.errstate(over="ignore", invalid="ignore")
+"""What is more than a float holds is told as it comes out, infinite or not at all."""
 NAMES = (
     "scores", "course", "importance", "feasibility", "interactions", "cells", "trends", "likely", "prices", "curve",
     "box", "suggestions",
 )  # fmt: skip
 
 
+@BEYOND
 def insights_of(
     found: History, top: float = TOP, evaluator: str | None = None, path: dict[str, Any] | None = None
 ) -> Frames:
@@ -70,6 +73,7 @@ def insights_of(
     }
 
 
+@BEYOND
 def summary(found: History, top: float = TOP) -> dict[str, Any]:
     """Counts, in all and by how trials ended, the threshold from which a trial is good, and the best trial."""
     kept = found.feasible

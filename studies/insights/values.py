@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from studies.insights.history import History, Parameter
+from studies.insights.history import History, Parameter, is_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,11 +97,6 @@ def levels(parameter: Parameter, column: pd.Series) -> Levels:
     values = sorted(seen, key=lambda v: (v if numbers else 0, str(v)))
     member = np.array([(column == value).to_numpy() & there for value in values], dtype=bool)
     return Levels(said_apart(values), member.reshape(len(values), len(column)).T)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value can be ordered and averaged: yes and no cannot."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
 
 
 def _binned(numbers: NDArray[np.float64]) -> Levels:
