@@ -171,6 +171,11 @@ def there(value: Any) -> Any:
     return "None" if value is None else value
 
 
+def choice_of(distribution: CategoricalDistribution, held: Any) -> Any:
+    """The choice that a column holds; what is no choice as it is."""
+    return next((choice for choice in distribution.choices if there(choice) == held), held)
+
+
 def discrete(distribution: BaseDistribution) -> bool:
     """Whether the values of a distribution are told apart one by one."""
     return not (isinstance(distribution, FloatDistribution) and distribution.step is None)

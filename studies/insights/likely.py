@@ -49,7 +49,7 @@ def likely(history: History) -> pd.DataFrame:
 
 
 def _shrunken(
-    effects: NDArray[np.bool_], values: NDArray[np.float64]
+    effects: NDArray[np.float64], values: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Likely values and their errors; the measured ones where the spread is beyond what a float holds."""
     centre, scale = float(values.mean()), float(values.std())

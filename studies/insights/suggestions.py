@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from studies.insights.history import History, Parameter, there
+from studies.insights.history import History, Parameter, choice_of, there
 from studies.insights.values import EXACT, levels, said, short
 
 MOST = 8
@@ -78,7 +78,7 @@ def _typed(parameter: Parameter, value: Any) -> Any:
     if isinstance(parameter.distribution, IntDistribution):
         return int(value)
     if isinstance(parameter.distribution, CategoricalDistribution):
-        return next((choice for choice in parameter.distribution.choices if there(choice) == value), value)
+        return choice_of(parameter.distribution, value)
     return value
 
 
