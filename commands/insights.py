@@ -58,7 +58,7 @@ def insights(
 ) -> None:
     """What goes with good trials, what matters, what it costs, and what to try next."""
     from personalization.errors import UsageError
-    from studies.insights.report import as_json, insights_of
+    from studies.insights.report import as_json, harmless, insights_of
     from studies.shown.insights import print_insights
 
     if format not in FORMATS:
@@ -76,7 +76,7 @@ def insights(
     way = _path((studies or [])[0], goal, home, storage) if path else None
     frames = insights_of(found, top, importance, way)
     if format == "csv":
-        frames["scores"].to_csv(sys.stdout, index=False)
+        frames["scores"].map(harmless).to_csv(sys.stdout, index=False)
     elif format == "json":
         print(json.dumps({**as_json(found, frames, top), "path": way}))
     else:

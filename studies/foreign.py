@@ -22,17 +22,21 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from personalization.data import table
-from personalization.data.values import plain
+from personalization.data.values import WHOLE, plain
+from personalization.databases import sqlite_file, sqlite_url
 from personalization.errors import DataError, UsageError
 from studies.constraints import UNMEASURED, Constraint, parse_constraint
-from studies.insights.history import ITEMS, METRICS, History, history
+from studies.insights.fields import fields_of
+from studies.insights.history import ITEMS, METRICS, History, history, is_number, items_of, metrics_of
 from studies.insights.reading import FOREIGN, goals_of
 from studies.recovery import FAILURE
-from studies.storage import open_storage, storage_url
+from studies.storage import may_exist, open_storage, storage_url
 from studies.study import study_names
 
 FEW = 12
 """Most different numbers that are taken as a choice."""
+SQLITE = b"SQLite format 3"
+"""How a database of SQLite begins."""
 Row = Mapping[str, Any]
 
 
@@ -57,6 +61,10 @@ class Mapped:
 
 def csv_rows(path: Path) -> list[Row]:
     """The rows of a CSV file; DataError where it is none."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(SQLITE)) == SQLITE:
+                raise DataError(f"{path} is a SQLite database; `chamtune import {sqlite_url(path)}` reads one")
     rows = list(table.csv_rows(path))
     if not rows:
         raise DataError(f"{path}: no row in it")
@@ -78,7 +86,7 @@ def cell(held: Any) -> Any:
             number = kind(text)
         except ValueError:
             continue
-        return number if math.isfinite(number) else None
+        return _number(number)
     return _items(text) if text.startswith("[") else text
 
 
@@ -87,9 +95,19 @@ def _cell_of_library(held: Any) -> Any:
     if isinstance(held, list | tuple | np.ndarray):
         return tuple(held)
     held = held.item() if isinstance(held, np.generic) else held
-    if plain(held) is None or (isinstance(held, float) and not math.isfinite(held)):
+    if plain(held) is None:
         return None
-    return held
+    return _number(held) if is_number(held) else held
+
+
+def _number(number: float) -> float | None:
+    """The number, a float where floats do not tell whole numbers apart, as trials hold them; None if it is not
+    finite."""
+    try:
+        held = float(number)
+    except OverflowError:
+        return None
+    return None if not math.isfinite(held) else number if abs(held) < WHOLE else held
 
 
 def _items(text: str) -> Any:
@@ -193,6 +211,8 @@ def _fitting(value: Any, distribution: BaseDistribution) -> Any:
 def optuna_trials(url: str, study: str | None) -> tuple[list[FrozenTrial], dict[str, Any]]:
     """The finished trials of a study elsewhere, marked, and what is known of it; UsageError where it is not clear
     which."""
+    if not may_exist(url):
+        raise UsageError(f"there is no file {sqlite_file(url)}")
     storage = open_storage(url)
     there = study_names(storage)
     if study is None and len(there) != 1:
@@ -202,7 +222,14 @@ def optuna_trials(url: str, study: str | None) -> tuple[list[FrozenTrial], dict[
         raise UsageError(f"no study {chosen!r} there; there are: {', '.join(there) or 'none'}")
     found = optuna.load_study(study_name=chosen, storage=storage)
     trials = [trial for trial in found.get_trials() if trial.state.is_finished()]
+    fields = fields_of(trials, found.user_attrs)
     for trial in trials:
+        measured = {"metrics": metrics_of(trial), "fields": fields.get(trial.number)}
+        own = {METRICS: {key: given for key, given in measured.items() if given}, ITEMS: items_of(trial)}
+        for key, given in own.items():
+            trial.user_attrs.pop(key, None)
+            if given:
+                trial.user_attrs[key] = given
         trial.user_attrs[FOREIGN] = {"source": chosen, "row": trial.number}
         if trial.state == TrialState.FAIL:
             trial.user_attrs.setdefault(FAILURE, "failed where it came from")

@@ -11,7 +11,7 @@ import chamtune as ct
 import cli
 from personalization.errors import UsageError
 from studies.insights.reading import kept_path
-from studies.insights.report import NAMES
+from studies.insights.report import NAMES, harmless
 from studies.recovery import POINT
 from studies.runner import run_study
 from studies.study import find_study
@@ -41,6 +41,29 @@ def test_a_table_is_told_without_being_stored(monkeypatch, capsys, tmp_path):
         "--group", "training",
     )  # fmt: skip
     assert list(json.loads(out)["analysis"]) == ["training"]
+
+
+def test_no_cell_of_the_csv_is_a_formula(monkeypatch, capsys, tmp_path):
+    table = tmp_path / "t.csv"
+    choices = ("=1+1", "-1+cmd", "+x", "@x", "plain")
+    rows = [f'"{choices[i % 5]}",{i % 4 - 2},{i}' for i in range(40)]
+    table.write_text("\n".join(["-name,n,v", *rows]))
+    code, out, _ = told(monkeypatch, capsys, "insights", "--csv", table, "--value", "v", "--format", "csv")
+    found = pd.read_csv(io.StringIO(out), dtype=str)
+    assert code == 0
+    assert set(found["parameter"]) == {"'-name", "n"}
+    assert set(found["value"]) == {"'=1+1", "'-1+cmd", "'+x", "'@x", "plain", "-2", "-1", "0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("-1.5", "-1.5"), ("-1e-05 to 0.5", "-1e-05 to 0.5"), ("\rx", "'\rx"), ("\t1", "'\t1"), (-1.5, -1.5),
+        ("-x", "'-x"),
+    ],
+)  # fmt: skip
+def test_numbers_stay_and_formulas_do_not(value, cell):
+    assert harmless(value) == cell
 
 
 @pytest.mark.parametrize(

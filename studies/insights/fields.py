@@ -28,10 +28,11 @@ def fields_of(trials: Sequence[FrozenTrial], kept: Mapping[str, Any]) -> Fields:
         measured = trial.user_attrs.get(METRICS)
         if not isinstance(measured, dict):
             continue
-        told = measured.get("fields") or found.get(measured.get("duplicate_of", -1))
+        repeated = measured.get("duplicate_of")
+        told = measured.get("fields") or (found.get(repeated) if isinstance(repeated, int) else None)
         told = told or kept.get(f"{KEPT}{trial.number}")
         if isinstance(told, dict):
-            found[trial.number] = told
+            found[trial.number] = {name: value for name, value in told.items() if not isinstance(value, dict)}
     return found
 
 
@@ -44,7 +45,7 @@ def with_fields(history: History, fields: Fields) -> History:
     for name in names:
         column = [fields.get(number, {}).get(name) for number in frame["number"]]
         items = any(isinstance(value, list) for value in column)
-        frame[f"params_{name}"] = [tuple(value) if isinstance(value, list) else value for value in column]
+        frame[f"params_{name}"] = [tuple(map(str, value)) if isinstance(value, list) else value for value in column]
         discrete = not any(isinstance(value, float) for value in column)
         known[name] = Parameter(name, name.partition(".")[0], discrete, items)
     return replace(history, trials=frame, fields=known)

@@ -7,6 +7,7 @@ trial is missing there: its value says nothing about the trial.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -97,9 +98,9 @@ def history(
     groups: Mapping[str, str] | None = None,
     place: int = 0,
 ) -> History:
-    """The history of finished trials. `goal`: metric and direction; `rooms`: the space of a chain, which knows what is
-    read and to which stage a parameter belongs; `groups`: parameter -> group, of any other origin; `place`: of the goal
-    among a trial's values."""
+    """The history of finished trials; one whose value is not finite has failed. `goal`: metric and direction; `rooms`:
+    the space of a chain, which knows what is read and to which stage a parameter belongs; `groups`: parameter -> group,
+    of any other origin; `place`: of the goal among a trial's values."""
     import pandas as pd
 
     distributions: dict[str, BaseDistribution] = {}
@@ -109,21 +110,26 @@ def history(
     sign = 1.0 if goal[1] == "maximize" else -1.0
     rows = []
     for trial in trials:
-        value = trial.values[place] if trial.state == TrialState.COMPLETE and trial.values else np.nan
-        row = {"number": trial.number, "state": trial.state.name, "feasible": feasible(trial), "value": value}
+        value = _value(trial, place)
+        state = TrialState.FAIL if trial.state == TrialState.COMPLETE and value is None else trial.state
+        kept = value is not None and feasible(trial)
+        row = {
+            "number": trial.number,
+            "state": state.name,
+            "feasible": kept,
+            "value": np.nan if value is None else value,
+        }
         params = trial.params
         unread = idle.at(params) if idle is not None else ()
-        row |= {f"params_{key}": _there(given) for key, given in params.items() if key not in unread}
-        row |= {f"params_{key}": tuple(given) for key, given in trial.user_attrs.get(ITEMS, {}).items()}
+        row |= {f"params_{key}": there(given) for key, given in params.items() if key not in unread}
+        row |= {f"params_{key}": given for key, given in items_of(trial).items()}
         row |= {f"constraints_{key}": given for key, given in trial.constraints.items()}
-        measured = trial.user_attrs.get(METRICS)
-        if isinstance(measured, dict):
-            row |= {f"metrics_{key}": given for key, given in measured.get("metrics", {}).items()}
+        row |= {f"metrics_{key}": given for key, given in metrics_of(trial).items()}
         rows.append(row)
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["number", "state", "feasible", "value"])
     frame.insert(4, "gain", sign * frame["value"].astype(float))
     frame["feasible"] = frame["feasible"].astype(bool)
-    items = {key for trial in trials for key in trial.user_attrs.get(ITEMS, {})}
+    items = {key for trial in trials for key in items_of(trial)}
     parameters = {
         key: Parameter(key, _group(key, rooms, groups or {}), discrete(found), distribution=found)
         for key, found in distributions.items()
@@ -135,9 +141,39 @@ def history(
     return History(name, goal[0], goal[1] == "maximize", frame, parameters)
 
 
-def _there(value: Any) -> Any:
+def _value(trial: FrozenTrial, place: int) -> float | None:
+    """The value of a goal; None where the trial has none, or one that does not compare, which Optuna stores as well."""
+    value = trial.values[place] if trial.state == TrialState.COMPLETE and trial.values else None
+    return value if value is not None and math.isfinite(value) else None
+
+
+def items_of(trial: FrozenTrial) -> dict[str, tuple[str, ...]]:
+    """Name -> items that went into a trial; what others keep under this name is none."""
+    found = trial.user_attrs.get(ITEMS)
+    told = found if isinstance(found, dict) else {}
+    return {key: tuple(map(str, given)) for key, given in told.items() if isinstance(given, list)}
+
+
+def metrics_of(trial: FrozenTrial) -> dict[str, float]:
+    """Name -> number that was measured of a trial; what others keep under this name is none."""
+    found = trial.user_attrs.get(METRICS)
+    told = found.get("metrics") if isinstance(found, dict) else None
+    return {key: given for key, given in told.items() if is_number(given)} if isinstance(told, dict) else {}
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value can be ordered and averaged: yes and no cannot."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
+
+
+def there(value: Any) -> Any:
     """A value; None, which other studies may have as a choice, by its name, since it is not missing."""
     return "None" if value is None else value
+
+
+def choice_of(distribution: CategoricalDistribution, held: Any) -> Any:
+    """The choice that a column holds; what is no choice as it is."""
+    return next((choice for choice in distribution.choices if there(choice) == held), held)
 
 
 def discrete(distribution: BaseDistribution) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from personalization.errors import UsageError
-from studies.insights.history import History
+from studies.insights.history import History, choice_of, is_number, there
 from studies.insights.values import TOP, Levels, good, levels, short
 
 if TYPE_CHECKING:
@@ -177,6 +178,35 @@ def _quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(told)
 
 
+def _trials_of(kept: pd.DataFrame, distributions: Mapping[str, BaseDistribution]) -> list[FrozenTrial]:
+    """Rows as trials of these parameters; ValueError where one has a value that its distribution lacks."""
+    columns = {}
+    for name, known in distributions.items():
+        column = kept[f"params_{name}"].to_list()
+        if isinstance(known, CategoricalDistribution):
+            column = [choice_of(known, held) for held in column]
+        columns[name] = column
+    given = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)] or [{}] * len(kept)
+    return [
+        optuna.create_trial(params=params, distributions={**distributions}, value=value)
+        for params, value in zip(given, kept["value"], strict=True)
+    ]
+
+
+def _widened(known: BaseDistribution, column: pd.Series) -> BaseDistribution:
+    """The distribution with all that the trials had: ranges may have changed, or differ between studies."""
+    seen = column.unique().tolist()
+    if isinstance(known, CategoricalDistribution):
+        more = [held for held in seen if held not in map(there, known.choices)]
+        return CategoricalDistribution([*known.choices, *more])
+    if not isinstance(known, FloatDistribution | IntDistribution) or not all(map(is_number, seen)):
+        return CategoricalDistribution(seen)
+    low, high = min(known.low, *seen), max(known.high, *seen)
+    if isinstance(known, IntDistribution) and all(float(held).is_integer() for held in seen):
+        return IntDistribution(int(low), int(high), log=known.log and low > 0)
+    return FloatDistribution(low, high, log=known.log and low > 0)
+
+
 def of_optuna(history: History, evaluator: str) -> dict[str, float]:
     """Optuna's importance among feasible trials, of the parameters that all of them have; UsageError for another name.
 
@@ -186,20 +216,24 @@ def of_optuna(history: History, evaluator: str) -> dict[str, float]:
     if evaluator not in EVALUATORS:
         raise UsageError(f"no importance {evaluator!r}; there are {', '.join(EVALUATORS)}")
     kept = history.feasible
+    refused = f"{evaluator} cannot judge {len(kept)} feasible trials of {history.name}"
+    if not len(kept):
+        raise UsageError(refused)
     known = {name: p.distribution for name, p in history.parameters.items() if p.distribution is not None}
     distributions = {name: found for name, found in known.items() if kept[f"params_{name}"].notna().all()}
+    try:
+        trials = _trials_of(kept, distributions)
+    except ValueError:
+        widened = {name: _widened(found, kept[f"params_{name}"]) for name, found in distributions.items()}
+        trials = _trials_of(kept, widened)
     with _quiet():
         study = optuna.create_study(direction="maximize" if history.maximize else "minimize")
-    for row in kept.to_dict("records"):
-        params = {name: row[f"params_{name}"] for name in distributions}
-        study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=row["value"]))
+    study.add_trials(trials)
     with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
         try:
             found = optuna.importance.get_param_importances(
                 study, evaluator=EVALUATORS[evaluator](), params=list(distributions)
             )
-        except (ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"{evaluator} cannot judge {len(kept)} feasible trials of {history.name}: {error}"
-            ) from None
+        except (ValueError, RuntimeError, AssertionError) as error:
+            raise UsageError(f"{refused}: {error}" if str(error) else refused) from None
     return dict(found)

@@ -38,16 +38,27 @@ def likely(history: History) -> pd.DataFrame:
     found = [levels(p, kept[f"params_{name}"]).member for name, p in history.parameters.items()]
     effects = np.hstack([np.zeros((len(kept), 0)), *(member for member in found if member.shape[1] > 1)])
     mean, error = values, np.zeros(len(kept))
-    if len(kept) >= ENOUGH and effects.shape[1] and np.ptp(values) > 0:
-        scale = float(values.std())
-        given, spread = ridge(effects, (values - values.mean()) / scale)
-        mean, error = values.mean() + scale * given, scale * spread
+    if len(kept) >= ENOUGH and effects.shape[1] and values.max() > values.min():
+        mean, error = _shrunken(effects, values)
     told = [name for name in ("study", "number", "value") if name in kept]
     frame = kept[told].assign(likely=mean, error=error)
     frame["rank"] = (-kept["gain"]).rank(method="first").astype(int)
     sign = 1.0 if history.maximize else -1.0
     frame["likely_rank"] = (-sign * frame["likely"]).rank(method="first").astype(int)
     return frame.sort_values("likely_rank", ignore_index=True)[[*told[:-2], *COLUMNS]]
+
+
+def _shrunken(
+    effects: NDArray[np.float64], values: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Likely values and their errors; the measured ones where the spread is beyond what a float holds."""
+    centre, scale = float(values.mean()), float(values.std())
+    if 0 < scale < np.inf:
+        given, spread = ridge(effects, (values - centre) / scale)
+        mean, error = centre + scale * given, scale * spread
+        if np.isfinite([mean, error]).all():
+            return mean, error
+    return values, np.zeros(len(values))
 
 
 def ridge(effects: NDArray[np.float64], gains: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -26,6 +26,7 @@ COARSE = 4
 MOST = 12
 """Most parameters that are paired: those that explain most alone."""
 COLUMNS = ("first", "second", "interaction", "low", "high", "trials")
+CELLS = ("first", "second", "first_value", "second_value", "count", "good_count", "mean")
 
 
 def _coarse(found: Levels) -> Levels:
@@ -74,7 +75,7 @@ def interactions(history: History, top: float = TOP) -> pd.DataFrame:
 
 
 def cells(history: History, first: str, second: str, top: float = TOP) -> pd.DataFrame:
-    """Count, good count and mean value of the trials with each two values of a pair."""
+    """A row each two values of a pair: count, good count and mean value of the trials that have both; `CELLS`."""
     import pandas as pd
 
     kept = history.feasible
@@ -86,6 +87,6 @@ def cells(history: History, first: str, second: str, top: float = TOP) -> pd.Dat
         for j, beside in enumerate(other.labels):
             mine = one.member[:, i] & other.member[:, j]
             mean = float(values[mine].mean()) if mine.any() else None
-            row = {first: label, second: beside, "count": int(mine.sum()), "good_count": int(chosen[mine].sum())}
-            rows.append({**row, "mean": mean})
-    return pd.DataFrame(rows, columns=[first, second, "count", "good_count", "mean"])
+            good_count = int(chosen[mine].sum())
+            rows.append((first, second, label, beside, int(mine.sum()), good_count, mean))
+    return pd.DataFrame(rows, columns=list(CELLS))

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import TrialState
 
-from studies.insights.history import History
-from studies.insights.values import is_number
+from studies.insights.history import History, is_number
 
 if TYPE_CHECKING:
     import pandas as pd

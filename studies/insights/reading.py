@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial
+from pydantic import BaseModel
 
 from personalization.databases import shown
 from personalization.errors import UsageError
@@ -81,7 +82,36 @@ def path_file(home: Path, name: str, goal: str | None = None) -> Path:
 def kept_path(home: Path, name: str, goal: str | None = None) -> dict[str, Any] | None:
     """The path that was measured last; None where none was, or what stands there is no path."""
     try:
-        found = json.loads(path_file(home, name, goal).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        found: dict[str, Any] = json.loads(path_file(home, name, goal).read_text(encoding="utf-8"))
+        _Path.model_validate(found)
+    except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) and "steps" in found else None
+    return found
+
+
+class _Gain(BaseModel):
+    gain: float
+    low: float
+    high: float
+
+
+class _Step(_Gain):
+    step: str
+    values: dict[str, Any]
+    alone: float
+    without: float
+    droppable: bool
+    users: dict[Literal["better", "worse", "same"], int] | None
+    moved: list[dict[Literal["user", "gain"], str | float]]
+
+
+class _Path(_Gain):
+    """What is read of a kept path."""
+
+    trial: int
+    measured_on: str
+    metric: str
+    before: float | None
+    after: float | None
+    error: float | None = None
+    steps: list[_Step]

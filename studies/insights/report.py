@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 Frames = dict[str, "pd.DataFrame"]
 BEST = 10
 """Likely values that are shown."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a text begins that a spreadsheet takes for a formula."""
 STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 """How a trial ends: what it is called -> Optuna's name."""
+BEYOND = np.errstate(over="ignore", invalid="ignore")
+"""What is more than a float holds is told as it comes out, infinite or not at all."""
 NAMES = (
     "scores", "course", "importance", "feasibility", "interactions", "cells", "trends", "likely", "prices", "curve",
     "box", "suggestions",
 )  # fmt: skip
 
 
+@BEYOND
 def insights_of(
     found: History, top: float = TOP, evaluator: str | None = None, path: dict[str, Any] | None = None
 ) -> Frames:
@@ -70,6 +75,7 @@ def insights_of(
     }
 
 
+@BEYOND
 def summary(found: History, top: float = TOP) -> dict[str, Any]:
     """Counts, in all and by how trials ended, the threshold from which a trial is good, and the best trial."""
     kept = found.feasible
@@ -126,6 +132,22 @@ def _place(group: str) -> int:
 def title(name: str) -> str:
     """A parameter's name as a heading."""
     return name.replace("_", " ").replace(".", ": ")
+
+
+def harmless(value: Any) -> Any:
+    """A cell of CSV: a text that a spreadsheet would take for a formula gets an apostrophe in front; numbers, and the
+    ends of a bin, stay."""
+    if not isinstance(value, str) or not value.startswith(FORMULA) or all(map(_is_numeral, value.split(" to "))):
+        return value
+    return f"'{value}"
+
+
+def _is_numeral(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text == text.strip()
 
 
 def plain(value: Any) -> Any:

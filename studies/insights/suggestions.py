@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from studies.insights.history import History, Parameter
+from studies.insights.history import History, Parameter, choice_of, there
 from studies.insights.values import EXACT, levels, said, short
 
 MOST = 8
@@ -46,7 +46,7 @@ def suggestions(
         reason = "the changes above at once; each is backed alone, their sum is not"
         found.append(Suggestion("together", change, reason, {**base, **change}))
     found += _between(history, likely, base, searched)
-    found += _unexplored(history, scores, base)
+    found += _unexplored(history, base)
     fresh, seen = list[Suggestion](), set[tuple[tuple[str, str], ...]]()
     for one in found:
         if _key(one.params) not in seen and not _tried(kept, one.params):
@@ -78,7 +78,7 @@ def _typed(parameter: Parameter, value: Any) -> Any:
     if isinstance(parameter.distribution, IntDistribution):
         return int(value)
     if isinstance(parameter.distribution, CategoricalDistribution):
-        return next((choice for choice in parameter.distribution.choices if choice == value), value)
+        return choice_of(parameter.distribution, value)
     return value
 
 
@@ -100,14 +100,14 @@ def _improvements(
     history: History, scores: pd.DataFrame, importance: pd.DataFrame, base: Mapping[str, Any]
 ) -> list[Suggestion]:
     kept, found = history.feasible, list[Suggestion]()
+    best = int(kept["gain"].to_numpy(dtype=float).argmax())
     for name in importance["parameter"]:
         own = scores[scores["parameter"] == name]
         if name not in base or not len(own):
             continue
         lead, parameter = own.iloc[0], history.parameters[name]
-        column = pd.concat([kept[f"params_{name}"], pd.Series([base[name]])], ignore_index=True)
-        now = levels(parameter, column)
-        has = [label for place, label in enumerate(now.labels) if now.member[-1, place]]
+        now = levels(parameter, kept[f"params_{name}"])
+        has = [label for label, mine in zip(now.labels, now.member[best], strict=True) if mine]
         if lead["low"] <= 1 or lead["confidence"] == "low" or lead["value"] in has:
             continue
         value = _example(parameter, kept, lead["value"])
@@ -148,15 +148,14 @@ def _between(
     return [Suggestion("likely", change, reason, params)]
 
 
-def _unexplored(history: History, scores: pd.DataFrame, base: Mapping[str, Any]) -> list[Suggestion]:
-    found = []
+def _unexplored(history: History, base: Mapping[str, Any]) -> list[Suggestion]:
+    kept, found = history.feasible, list[Suggestion]()
     for name, value in base.items():
         distribution = history.parameters[name].distribution
         if not isinstance(distribution, CategoricalDistribution):
             continue
-        own = scores[scores["parameter"] == name].set_index("value")["count"]
-        for choice in distribution.choices:
-            tried = int(own.get(said(choice), 0))
+        for choice in map(there, distribution.choices):
+            tried = int((kept[f"params_{name}"] == choice).sum())
             if tried < 3 and choice != value:
                 times = {0: "never", 1: "once", 2: "twice"}[tried]
                 label = short(said(choice))

@@ -18,7 +18,7 @@ tried fewer than three times behind all others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from studies.insights.history import History, Parameter
+from studies.insights.history import History, Parameter, is_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +48,8 @@ CATEGORIES: dict[str, tuple[tuple[float, str], ...]] = {
 """Word in a parameter's name -> upper ends of ranges and what they are called."""
 WHOLE = 1e12
 """Numbers below which what is whole is written out."""
+DIGITS = range(3, 18)
+"""Of a number that is not written out: as many as tell it from the others."""
 LONG = 48
 """Characters of a value that are shown at most."""
 COLUMNS = (
@@ -94,12 +96,7 @@ def levels(parameter: Parameter, column: pd.Series) -> Levels:
         return _binned(column.to_numpy(dtype=float))
     values = sorted(seen, key=lambda v: (v if numbers else 0, str(v)))
     member = np.array([(column == value).to_numpy() & there for value in values], dtype=bool)
-    return Levels([said(value) for value in values], member.reshape(len(values), len(column)).T)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value can be ordered and averaged: yes and no cannot."""
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
+    return Levels(said_apart(values), member.reshape(len(values), len(column)).T)
 
 
 def _binned(numbers: NDArray[np.float64]) -> Levels:
@@ -113,7 +110,7 @@ def _binned(numbers: NDArray[np.float64]) -> Levels:
     place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
     place = np.where(np.isfinite(numbers), place, -1)
     member = place[:, None] == np.arange(len(edges) - 1)
-    return Levels([f"{said(a)} to {said(b)}" for a, b in pairwise(edges)], member)
+    return Levels([f"{a} to {b}" for a, b in pairwise(said_apart(edges))], member)
 
 
 def _ranged(numbers: NDArray[np.float64], ranges: Sequence[tuple[float, str]]) -> Levels:
@@ -123,13 +120,21 @@ def _ranged(numbers: NDArray[np.float64], ranges: Sequence[tuple[float, str]]) -
     return Levels([ranges[i][1] for i in kept], place[:, None] == np.array(kept))
 
 
-def said(value: Any) -> str:
+def said(value: Any, digits: int = DIGITS[0]) -> str:
     """A value in a few characters."""
     if isinstance(value, float | np.floating):
         number = float(value)
         whole = number.is_integer() and abs(number) < WHOLE
-        return str(int(number)) if whole else f"{number:.3g}"
+        return str(int(number)) if whole else f"{number:.{digits}g}"
     return str(value)
+
+
+def said_apart(values: Iterable[Any]) -> list[str]:
+    """Different values in so few characters that no two are called alike; a text that is called like a number is
+    quoted."""
+    own = list(values)
+    told = ([said(value, digits) for value in own] for digits in DIGITS)
+    return next((names for names in told if len(set(names)) == len(own)), [repr(value) for value in own])
 
 
 def short(text: str, most: int = LONG) -> str:

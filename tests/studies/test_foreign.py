@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 
 from personalization.errors import DataError, UsageError
 from studies.foreign import Mapped, cell, csv_rows, import_optuna, import_rows, rows_of, table_history, trials_of
@@ -88,6 +89,8 @@ def test_what_is_stored_reads_as_what_stood_in_the_table(tmp_path):
     [
         ("", None), ("3", 3), ("0.5", 0.5), ("nan", None), ("adam", "adam"), ('["a", "b"]', ("a", "b")),
         ('[{"name": "id", "dim": 32}]', ("id 32D",)), ("[torn", "[torn"),
+        (str(2**53 - 1), 2**53 - 1), (str(2**63 + 1), 2.0**63), ("1" * 400, None),
+        (2**63 + 1, 2.0**63), (float("inf"), None),
     ],
 )  # fmt: skip
 def test_cells(text, value):
@@ -112,6 +115,44 @@ def test_bad_tables_are_one_line(tmp_path, content, mapped, error, said):
     with pytest.raises(error, match=said) as caught:
         trials_of(csv_rows(path), mapped, "t.csv")
     assert "\n" not in str(caught.value)
+
+
+def test_seeds_of_64_bits_are_numbers(tmp_path):
+    rows = [{"seed": cell(str(2**63 + i)), "n": i % 2, "v": i} for i in range(0, 90000, 4096)]
+    found = table_history(rows, Mapped("v"), "t")
+    assert found.trials["params_seed"].tolist() == [float(row["seed"]) for row in rows]
+    assert as_json(found, insights_of(found))["feasible_experiments"] == len(rows)
+    assert import_rows(rows, Mapped("v"), "t", (tmp_path, None))["complete"] == len(rows)
+
+
+def test_a_database_that_is_not_there_is_not_made(tmp_path):
+    missing = tmp_path / "nope.db"
+    with pytest.raises(UsageError, match="there is no file .*nope.db"):
+        import_optuna(f"sqlite:///{missing}", None, None, (tmp_path / "home", None))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_given_as_a_table_is_named_by_its_url(tmp_path):
+    import_rows([{"a": 1, "v": 1}], Mapped("v"), "t", (tmp_path, None))
+    path = tmp_path / "studies.db"
+    with pytest.raises(DataError, match=f"is a SQLite database; `chamtune import sqlite:///{path}` reads one"):
+        rows_of(path)
+
+
+def test_what_was_measured_elsewhere_comes_along(tmp_path):
+    url, space = f"sqlite:///{tmp_path / 'other.db'}", {"x": FloatDistribution(0, 1)}
+    told = [{"metrics": {"a": 1.0}, "fields": {"training.steps": 3}}, {"metrics": {"a": 1.0}, "duplicate_of": 0}]
+    study = optuna.create_study(storage=url, study_name="theirs")
+    for measured in told:
+        attrs = {"measured": measured, "foreign_items": {"kinds": ["b", "c"]}, "their own": [3]}
+        study.add_trial(optuna.create_trial(params={"x": 0.5}, distributions=space, value=1.0, user_attrs=attrs))
+    import_optuna(url, None, None, (tmp_path / "home", None))
+    kept = optuna.load_study(study_name="theirs", storage=storage_url(tmp_path / "home", None)).trials
+    assert [trial.user_attrs["measured"] for trial in kept] == [told[0]] * 2
+    assert [trial.user_attrs["their own"] for trial in kept] == [[3]] * 2
+    found = read_histories(["theirs"], tmp_path / "home")[0].trials
+    assert found["params_kinds"].tolist() == [("b", "c")] * 2
+    assert found["metrics_a"].tolist() == [1.0] * 2
 
 
 def test_a_study_of_another_storage_is_copied_whole(tmp_path):

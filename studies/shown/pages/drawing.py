@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,8 @@ def ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
     step = max(1.0, step) if whole else step
     first = math.ceil(low / step) * step
-    found = [round(first + i * step, 10) for i in range(int((high - first) / step + 1e-9) + 1)]
+    digits = max(10, 2 - math.floor(math.log10(step)))
+    found = [round(first + i * step, digits) for i in range(int((high - first) / step + 1e-9) + 1)]
     return found if len(found) > 2 or count > 8 or (whole and step == 1) else ticks(low, high, count + 1, whole)
 
 
@@ -119,7 +121,8 @@ def curve(
     left: bool = False,
     dots: Sequence[Row] = (),
 ) -> dict[str, Any] | None:
-    """A stair through points, with ticks and a marked place; None where there is nothing to draw.
+    """A stair through points, with ticks and a marked place; None where there is nothing to draw, or no float holds the
+    span.
 
     The points are in the order in which `up` gets better; each level holds until the next point, the last one to the
     end of the axis, which is the left one where larger numbers bind (`left`). `dots` (number, value, feasible) stand
@@ -133,6 +136,8 @@ def curve(
     inner, cut = sorted(y for _, y, _ in seen), len(seen) // 20
     ends_y = padded([y for _, y in known] + inner[cut : len(inner) - cut], 0.06)
     ends_x = padded(xs, 0.04 if mark is not None else 0.02)
+    if not all(sys.float_info.min < high - low < math.inf for low, high in (ends_x, ends_y)):
+        return None
     span_x, span_y = (MARGIN["left"], WIDTH - MARGIN["right"]), (HEIGHT - MARGIN["bottom"], MARGIN["top"])
     at = [(scaled(x, ends_x, span_x), scaled(y, ends_y, span_y)) for x, y in known]
     last = at[-1][0] if dots else span_x[0] if left else span_x[1]
@@ -186,10 +191,9 @@ def table_of(cells: Sequence[Row]) -> dict[str, Any] | None:
     """The strongest pair as rows and columns; each cell with its share of good trials."""
     if not cells:
         return None
-    first, second = list(cells[0])[:2]
-    rows, columns = (list(dict.fromkeys(cell[name] for cell in cells)) for name in (first, second))
-    grid = {(cell[first], cell[second]): cell for cell in cells}
-    return {"first": first, "second": second, "columns": columns,
+    rows, columns = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("first_value", "second_value"))
+    grid = {(cell["first_value"], cell["second_value"]): cell for cell in cells}
+    return {"first": cells[0]["first"], "second": cells[0]["second"], "columns": columns,
             "rows": [{"name": row, "cells": [grid[row, column] for column in columns]} for row in rows]}  # fmt: skip
 
 

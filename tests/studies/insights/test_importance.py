@@ -1,8 +1,10 @@
 """Importance against what was planted, against Optuna's own, and in its warnings."""
 
 import numpy as np
+import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 
 from personalization.errors import UsageError
 from studies.insights.history import history
@@ -47,6 +49,48 @@ def test_an_unrelated_parameter_explains_nothing_on_average():
 def test_optunas_own_evaluators_agree_on_the_order(evaluator, maximize):
     found = of_optuna(planted(120, maximize=maximize), evaluator)
     assert list(found) == ["strong", "weak", "none"]
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (FloatDistribution(0, 2), FloatDistribution(0.4, 0.6)),
+        (FloatDistribution(0, 2), FloatDistribution(0.4, 0.6, log=True)),
+        (IntDistribution(0, 20), IntDistribution(4, 8, step=2)),
+        (CategoricalDistribution(["a", "b", None]), CategoricalDistribution(["a"])),
+        (CategoricalDistribution(["a", "b", None]), FloatDistribution(0, 1)),
+    ],
+)
+def test_optunas_evaluators_judge_studies_whose_ranges_changed(first, last):
+    def at(found, place):
+        if isinstance(found, CategoricalDistribution):
+            return found.choices[place % len(found.choices)]
+        return found.low if isinstance(found, IntDistribution) and place else found.low + place / 20
+
+    kinds = {"k": CategoricalDistribution([None, "x"])}
+    trials = [
+        trial({"x": at(found, i), "k": kinds["k"].choices[i % 2]}, i % 4, {"x": found, **kinds})
+        for i, found in enumerate([first] * 3 + [last])
+        for _ in range(4)
+    ]
+    assert set(of_optuna(history("h", trials, ("v", "maximize")), "ped_anova")) == {"x", "k"}
+
+
+@pytest.mark.parametrize("evaluator", ["ped_anova", "fanova", "mdi"])
+def test_optunas_evaluators_cannot_judge_without_trials(evaluator):
+    space = {"x": FloatDistribution(0, 1)}
+    failed = optuna.create_trial(state=TrialState.FAIL, params={"x": 0.5}, distributions=space)
+    for trials in ([], [failed]):
+        with pytest.raises(UsageError, match=f"{evaluator} cannot judge 0 feasible trials of h"):
+            of_optuna(history("h", trials, ("v", "maximize")), evaluator)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_optuna_asserts_is_one_line():
+    space = {"x": FloatDistribution(0, 1)}
+    trials = [trial({"x": i / 20}, (1e308, -1e308)[i % 2], space) for i in range(20)]
+    with pytest.raises(UsageError, match="fanova cannot judge 20 feasible trials of h"):
+        of_optuna(history("h", trials, ("v", "maximize")), "fanova")
 
 
 def test_an_unknown_evaluator_is_refused():

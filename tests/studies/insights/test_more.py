@@ -1,5 +1,6 @@
 """Interactions, trends, likely values, prices, boxes, suggestions."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,15 +10,19 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from studies.constraints import parse_constraint
+from studies.foreign import import_optuna
 from studies.insights.history import _Idle, history, together
 from studies.insights.importance import importance
 from studies.insights.likely import likely, ridge
 from studies.insights.pairs import cells, interactions
 from studies.insights.price import box, constraint_prices, price_curve
-from studies.insights.report import summary
+from studies.insights.reading import kept_path, path_file, read_histories
+from studies.insights.report import as_json, insights_of, summary
 from studies.insights.suggestions import suggestions
 from studies.insights.trends import DOTS, course, points, trends
-from studies.insights.values import short, value_scores
+from studies.insights.values import levels, short, value_scores
+from studies.shown.pages import drawing
+from studies.storage import storage_url
 from tests.studies.insights.worlds import SPACE, of_values, planted, trial
 
 
@@ -32,7 +37,7 @@ def test_what_two_parameters_do_only_together_is_found():
     assert set(pairs.iloc[0][["first", "second"]]) == {"a", "b"}
     assert pairs.iloc[0]["low"] > 0.2
     assert (pairs.iloc[1:]["low"] < 0.05).all()
-    by_cell = cells(found, "a", "b").set_index(["a", "b"])
+    by_cell = cells(found, "a", "b").set_index(["first_value", "second_value"])
     assert by_cell.loc[("0", "1"), "mean"] == pytest.approx(1, abs=0.1)
     assert by_cell.loc[("1", "1"), "mean"] == pytest.approx(0, abs=0.1)
     assert by_cell["count"].sum() == 150
@@ -245,3 +250,104 @@ def test_the_course_is_the_best_feasible_value_so_far(direction, sign):
     assert len(course(history("h", [], ("v", direction)))) == 0
     later = course(history("h", trials[2:], ("v", direction)))
     assert list(zip(later["trials"], later["best"], strict=True)) == [(1, sign * 2), (2, sign * 5), (4, sign * 5)]
+
+
+@pytest.mark.parametrize(
+    ("choices", "labels"),
+    [
+        ((0.999, 0.9991, 0.9999, 0.99995), ["0.999", "0.9991", "0.9999", "1"]),
+        (("1", 1), ["'1'", "1"]),
+        ((0.1, 0.2), ["0.1", "0.2"]),
+    ],
+)
+def test_values_that_look_alike_are_told_apart(choices, labels):
+    found = of_values("x", [(choice, i) for i in range(4) for choice in choices])
+    scores = value_scores(found)
+    assert sorted(scores["value"]) == sorted(labels)
+    assert [one for one in suggested(found) if one.kind == "explore"] == []
+
+
+def test_bins_that_look_alike_are_told_apart():
+    space = {"x": FloatDistribution(0, 1)}
+    found = history("h", [trial({"x": 0.5 + i * 1e-6}, i, space) for i in range(40)], ("v", "maximize"))
+    labels = value_scores(found)["value"]
+    assert labels.nunique() == len(labels) == 5
+
+
+def test_choices_that_are_told_by_named_ranges_were_tried_as_often_as_they_were():
+    space = {"l2": CategoricalDistribution([0.0, 0.001, 0.01, 0.1]), "y": CategoricalDistribution(["c", "d"])}
+    trials = [trial({"l2": x, "y": "c"}, i, space) for i in range(4) for x in space["l2"].choices]
+    trials += [trial({"l2": 0.0, "y": "d"}, 9 + i, space) for i in range(3)]
+    found = history("h", trials, ("v", "maximize"))
+    assert set(levels(found.parameters["l2"], found.trials["params_l2"]).labels) == {"none", "light", "medium", "heavy"}
+    assert [one for one in suggested(found) if one.kind == "explore"] == []
+
+
+def test_a_choice_of_none_is_suggested_as_it_is():
+    pairs = [(None, 1 + i / 100) for i in range(10)] + [("b", 0.0)] * 20 + [("b", 5.0)]
+    space = {"x": CategoricalDistribution([None, "b"]), "y": CategoricalDistribution(["c", "d"])}
+    trials = [trial({"x": x, "y": "d" if v == 5 else "c"}, v, space) for x, v in pairs]
+    assert suggested(history("h", trials, ("v", "maximize")))[0].change == {"x": None}
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_none(value):
+    space = {"x": FloatDistribution(0, 1)}
+    trials = [trial({"x": i / 20}, i, space) for i in range(20)] + [trial({"x": 1.0}, value, space)]
+    found = history("h", trials, ("v", "maximize"))
+    told = as_json(found, insights_of(found))
+    assert (told["complete_experiments"], told["failed_experiments"], told["feasible_experiments"]) == (20, 1, 20)
+    assert told["best"]["value"] == 19
+
+
+@pytest.mark.parametrize("values", [(1e308, -1e308), (1e-310, 2e-310), (1e308, 1.0), (5e-324, 0.0)])
+def test_values_at_the_ends_of_what_a_float_holds_are_told_as_measured(values):
+    space = {"x": FloatDistribution(0, 1), "k": CategoricalDistribution(["a", "b"])}
+    trials = [trial({"x": i / 20, "k": "ab"[i % 2]}, values[i % 2], space, {"c": -0.5}) for i in range(20)]
+    for number, made in enumerate(trials):
+        made.number = number
+    found = history("h", trials, ("v", "maximize"))
+    told = as_json(found, insights_of(found))
+    assert told["likely"][0]["likely"] == max(values)
+    assert told["points"]
+    drawn = drawing.curve(told["course"], "trials", "best", dots=told["points"])
+    assert "nan" not in json.dumps(drawn).lower()
+    assert "infinity" not in json.dumps(drawn).lower()
+
+
+@pytest.mark.parametrize("name", ["count", "mean", "good_count", "first", "value", "trials"])
+def test_a_parameter_may_be_called_like_a_statistic(name):
+    space = {key: CategoricalDistribution([0, 1]) for key in (name, "other")}
+    trials = [trial({name: i % 2, "other": i // 2 % 2}, float(i % 2 != i // 2 % 2), space) for i in range(40)]
+    found = history("h", trials, ("v", "maximize"))
+    grid = drawing.table_of(as_json(found, insights_of(found))["cells"])
+    assert {grid["first"], grid["second"]} == {name, "other"}
+    assert [[cell["mean"] for cell in row["cells"]] for row in grid["rows"]] == [[0, 1], [1, 0]]
+    assert sum(cell["count"] for row in grid["rows"] for cell in row["cells"]) == 40
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"measured": 3}, {"measured": {"metrics": [1]}}, {"measured": {"metrics": {"a": "b"}, "fields": 3}},
+        {"measured": {"duplicate_of": [1]}}, {"foreign_items": 3}, {"foreign_items": {"a": 3}},
+    ],
+)  # fmt: skip
+def test_attributes_of_others_that_are_named_like_ours_are_not_read(tmp_path, attrs):
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    study = optuna.create_study(storage=url, study_name="theirs")
+    study.add_trials([trial({"x": i / 12}, i, {"x": FloatDistribution(0, 1)}, attrs=attrs) for i in range(12)])
+    (found,) = read_histories(["theirs"], tmp_path, url)
+    assert list(found.parameters) == ["x"]
+    assert as_json(found, insights_of(found))["feasible_experiments"] == 12
+    import_optuna(url, "theirs", None, (tmp_path / "home", None))
+    kept = optuna.load_study(study_name="theirs", storage=storage_url(tmp_path / "home", None)).trials
+    assert {"measured", "foreign_items"}.isdisjoint(kept[0].user_attrs)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"steps": 3}', b'{"steps": [{"gain": 1}]}', b"\xff"])
+def test_what_is_no_path_is_none(tmp_path, content):
+    file = path_file(tmp_path, "s")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    assert kept_path(tmp_path, "s") is None
