@@ -121,8 +121,10 @@ class Spool:
         far the sender came, `refused` maps the offsets behind records that were not taken to the reasons.
         """
         try:
-            notes: dict[str, Any] = json.loads(self.sent_path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            notes = json.loads(self.sent_path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        if not isinstance(notes, dict):
             return {}
         size = self.path.stat().st_size if self.path.exists() else 0
         return notes if notes.get("head") == self.head() and notes.get("offset", 0) <= size else {}

@@ -48,8 +48,8 @@ def _kept(home: Path, out: Path) -> Path:
 
 
 def kept_generations(kept: Path) -> dict[int, Path]:
-    """The generations in a folder that keeps them, oldest first. One without a config was never finished, and is none."""
-    found = [path for path in kept.glob("*") if path.name.isdigit() and (path / CONFIG).is_file()]
+    """The generations that a folder keeps, oldest first; one without a config was never finished, and is none."""
+    found = [path for path in kept.glob("*") if path.name.isdecimal() and (path / CONFIG).is_file()]
     return dict(sorted((int(path.name), path) for path in found))
 
 
