@@ -42,18 +42,19 @@ def promote(
 
 def rollback(
     config: Path,
+    to: Annotated[int | None, typer.Option(help="A kept generation; default: the one that was replaced.")] = None,
     home: HomeOption = HOME,
     storage: StorageOption = None,
     tracking: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring back the deployment that the present one replaced."""
+    """Bring back the deployment that the present one replaced, or any kept generation of it."""
     from studies.shown.display import print_line
     from studies.shown.logs import log_to
     from studies.verdict.deployments import roll_back_deployment
 
     with log_to(home):
-        generation, restored = roll_back_deployment(home, config, storage, tracking)
+        generation, restored = roll_back_deployment(home, config, storage, tracking, to)
     said = f"{config}: generation {generation}, with the content of generation {restored}"
     answer(as_json, {"generation": generation, "restored_from": restored}, lambda: print_line(said))
 

@@ -6,13 +6,18 @@ nobody joins one by hand, cuts one, or compares its beginning.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import sqlalchemy
 
-SECRETS = ("password", "passwd", "sslpassword", "token", "access_token")
-"""Keys of a URL's query whose values are secrets."""
+from personalization.errors import UsageError
+
+SECRETS = re.compile("key|pass|pwd|secret|token", re.IGNORECASE)
+"""What the keys of a URL's query have in them whose values are secrets."""
+FILES = ("sslkey", "ssl_key", "passfile")
+"""Keys whose values are names of files."""
 
 PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
@@ -36,7 +41,7 @@ def sqlite_file(url: str) -> Path | None:
         return None
     database = parsed.database or ":memory:"
     if "uri" in parsed.query and database.startswith("file:"):
-        database = unquote(urlsplit(database).path)
+        database = unquote(split(database).path)
     return None if database in ("", ":memory:") else Path(database).resolve()
 
 
@@ -54,9 +59,34 @@ def shown(url: str) -> str:
     parsed = _parsed(url)
     if parsed is not None:
         hidden = parsed.update_query_dict(dict.fromkeys(_secrets(parsed), "***"))
-        return hidden.render_as_string(hide_password=True)
+        return hidden.render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
     scheme, mark, _ = url.partition("://")
     return f"{scheme}://***" if mark else url
+
+
+def split(url: str) -> SplitResult:
+    """The parts of a URL; UsageError where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise UsageError(f"{shown(url)} is no URL") from None
+
+
+def without_secrets(said: str, url: str) -> str:
+    """What somebody else's library said who was given a URL, without what is hidden where the URL is shown.
+
+    Of a URL that cannot be taken apart nobody knows what is secret, so that nothing of what was said is told.
+    """
+    parsed = _parsed(url)
+    if parsed is None:
+        return "it cannot be taken apart as a URL" if "://" in url else said
+    raw = re.match(r"[^:/]*://[^:/]*:(.*)@", url)
+    secrets = {str(parsed.password or ""), *(str(parsed.query[key]) for key in _secrets(parsed))}
+    secrets |= set() if raw is None else {raw[1], *raw[1].split("@")}
+    said = said.replace(url, shown(url))
+    for secret in sorted(secrets - {""}, key=len, reverse=True):
+        said = said.replace(secret, "***")
+    return said
 
 
 def kept(url: str) -> str:
@@ -83,7 +113,7 @@ def kept(url: str) -> str:
 
 
 def _secrets(url: sqlalchemy.URL) -> list[str]:
-    return [key for key in url.query if key.lower() in SECRETS]
+    return [key for key in url.query if SECRETS.search(key) and key.lower() not in FILES]
 
 
 def _server(url: sqlalchemy.URL) -> tuple[object, ...]:
@@ -92,8 +122,13 @@ def _server(url: sqlalchemy.URL) -> tuple[object, ...]:
 
 
 def _parsed(url: str) -> sqlalchemy.URL | None:
-    """None where it is no database URL, as MLflow's may be; ValueError is SQLAlchemy's word for an odd port."""
+    """None where it is no database URL, as MLflow's may be; ValueError is SQLAlchemy's word for an odd port.
+
+    A password may hold an `@`, from which on SQLAlchemy takes it for the host.
+    """
     try:
-        return sqlalchemy.make_url(url)
+        parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         return None
+    more, mark, host = (parsed.host or "").rpartition("@")
+    return parsed.set(password=f"{parsed.password}@{unquote(more)}", host=host) if mark else parsed

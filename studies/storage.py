@@ -17,7 +17,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from personalization.databases import is_sqlite, shown, sqlite_file, sqlite_url
+from personalization.databases import is_sqlite, shown, sqlite_file, sqlite_url, without_secrets
 from personalization.errors import UnavailableError, first_line
 from personalization.files import locked
 
@@ -51,7 +51,7 @@ def open_storage(url: str) -> RDBStorage:
         KeyError,
         ValueError,
     ) as error:
-        raise UnavailableError(f"storage {name}: {reason(error)}") from error
+        raise UnavailableError(f"storage {name}: {without_secrets(reason(error), url)}") from error
     except OSError as error:
         raise UnavailableError(f"storage {name}: {error.strerror}") from None
     except ImportError as error:

@@ -17,14 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from tenacity import RetryCallState, Retrying, wait_exponential
 
+from personalization.databases import without_secrets
 from personalization.errors import first_line
 from tracking.projection import Projection
 from tracking.spool import PRIVATE, Spool
@@ -78,7 +75,7 @@ def send(spool: Spool, uri: str, patience: Patience) -> bool:
         retry=lambda state: (
             state.outcome is not None and isinstance(state.outcome.exception(), MlflowException | OSError)
         ),
-        before_sleep=lambda state: log.warning("MLflow does not take records now: %s", _reason(state)),
+        before_sleep=lambda state: log.warning("MLflow does not take records now: %s", _reason(state, uri)),
         retry_error_callback=lambda _: None,
     )
     with _turn(spool, patience) as ours:
@@ -101,12 +98,13 @@ def send(spool: Spool, uri: str, patience: Patience) -> bool:
         return False
 
 
-def _reason(state: RetryCallState) -> str:
+def _reason(state: RetryCallState, uri: str) -> str:
     error = state.outcome.exception() if state.outcome is not None else None
     assert error is not None
+    said = without_secrets(first_line(error), uri)
     if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
-        return f"{first_line(error)}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    return first_line(error)
+        return f"{said}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    return said
 
 
 def main() -> None:

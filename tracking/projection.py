@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from personalization.databases import is_sqlite, kept
+from personalization.databases import is_sqlite, kept, without_secrets
 from personalization.errors import first_line
 from tracking.registry import crown, newest_version, register
 from tracking.spool import VIEW_NAME, Spool
@@ -135,7 +135,7 @@ class Projection:
             self.faults += 1
             if self.faults < FILE_TRIES:
                 raise
-            reason = first_line(error)
+            reason = without_secrets(first_line(error), self.uri)
         except MlflowException as error:
             status = error.get_http_status_code()
             if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND) and not self._stands(record):
@@ -143,7 +143,7 @@ class Projection:
                 return False
             if status != HTTPStatus.BAD_REQUEST:
                 raise
-            reason = first_line(error)
+            reason = without_secrets(first_line(error), self.uri)
         self.faults = 0
         self._note(end, reason)
         return True

@@ -13,7 +13,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from personalization.databases import shown
+from personalization.databases import shown, without_secrets
 from personalization.errors import DataError, first_line
 from tracking.deployed import standing_digest
 from tracking.urls import tracking_environment
@@ -58,7 +58,8 @@ def download(name: str, uri: str, folder: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=name, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
-        raise DataError(f"{name} is not to be had from {shown(uri)}: {first_line(error)}") from None
+        said = without_secrets(first_line(error), uri)
+        raise DataError(f"{name} is not to be had from {shown(uri)}: {said}") from None
 
 
 def newest_version(client: MlflowClient, name: str, digest: str) -> str | None:

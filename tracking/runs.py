@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-from personalization.databases import shown
+from personalization.databases import shown, without_secrets
 from personalization.errors import UnavailableError, UsageError, first_line
 from tracking.urls import tracking_environment
 
@@ -21,7 +21,6 @@ def runs_of(uri: str, experiment: str, wanted: Collection[str]) -> list[dict[str
     parameter is called `metrics.NAME`. UsageError where there is no such experiment,
     UnavailableError where MLflow does not answer.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.update(tracking_environment(uri))
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -46,5 +45,5 @@ def runs_of(uri: str, experiment: str, wanted: Collection[str]) -> list[dict[str
                 rows.append({**run.data.params, **{k: v for k, v in metrics.items() if k in wanted}})
             token = page.token or None
     except (MlflowException, OSError) as error:
-        raise UnavailableError(f"MLflow at {shown(uri)}: {first_line(error)}") from error
+        raise UnavailableError(f"MLflow at {shown(uri)}: {without_secrets(first_line(error), uri)}") from error
     return rows

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from personalization.databases import sqlite_url
+from personalization.databases import split, sqlite_url
 from tracking.urls import tracking_environment
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,13 @@ VIEW_NAME = "chamtune"
 
 
 def tracking_uri(home: Path, uri: str | None) -> str:
-    """The given MLflow URI, or that of the home folder's `mlflow.db`.
+    """The given MLflow URI, or that of the home folder's `mlflow.db`; UsageError where what is given is none.
 
     MLflow makes the folder of a `sqlite:///` URI from its undecoded text, which would leave a folder `a%3Fb` beside a
     home `a?b`; it does not where the URI names its driver.
     """
     if uri is not None:
+        split(uri)
         return uri
     path = home.resolve() / "mlflow.db"
     plain = sqlite_url(path)
@@ -121,8 +122,10 @@ class Spool:
         far the sender came, `refused` maps the offsets behind records that were not taken to the reasons.
         """
         try:
-            notes: dict[str, Any] = json.loads(self.sent_path.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            notes = json.loads(self.sent_path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        if not isinstance(notes, dict):
             return {}
         size = self.path.stat().st_size if self.path.exists() else 0
         return notes if notes.get("head") == self.head() and notes.get("offset", 0) <= size else {}

@@ -68,7 +68,7 @@ def store_of(home: Path, studies: list[Tracked], tracking: str | None) -> str:
 def runs_page(base: str, study: Tracked, uri: str) -> str | None:
     """MLflow's page of a study's runs, best first; None where the study is not in this store."""
     notes = study.spool.sent()
-    if notes.get("place") != kept(uri):
+    if notes.get("place") != kept(uri) or "experiment" not in notes:
         return None
     return f"{base}/#/experiments/{notes['experiment']}/runs?{VIEW}"
 

@@ -47,10 +47,15 @@ def _kept(home: Path, out: Path) -> Path:
     return home / "deployments" / f"{out.stem}-{place}"
 
 
+def kept_generations(kept: Path) -> dict[int, Path]:
+    """The generations that a folder keeps, oldest first; one without a config was never finished, and is none."""
+    found = [path for path in kept.glob("*") if path.name.isdecimal() and (path / CONFIG).is_file()]
+    return dict(sorted((int(path.name), path) for path in found))
+
+
 def _generations(home: Path, out: Path) -> dict[int, Path]:
     """The kept generations of a place, oldest first."""
-    found = [path for path in _kept(home, out).glob("*") if path.is_dir() and path.name.isdigit()]
-    return dict(sorted((int(path.name), path) for path in found))
+    return kept_generations(_kept(home, out))
 
 
 def generations(home: Path, out: Path) -> list[dict[str, Any]]:
@@ -69,8 +74,9 @@ def _write(home: Path, out: Path, config: dict[str, Any], files: Path, replaced:
     """Put a config with its folder of files to a place, and keep it and what it replaces; its generation."""
     kept = _kept(home, out)
     standing = 0 if replaced is None else int(replaced["generation"])
-    generation = max(standing, *_generations(home, out), 0) + 1
-    if replaced is not None and not (kept / str(standing)).exists():
+    known = _generations(home, out)
+    generation = max(standing, *known, 0) + 1
+    if replaced is not None and standing not in known:
         _place(kept / str(standing), replaced, out / replaced["folder"])
     new = {"generation": generation, **config}
     _place(kept / str(generation), new, files)
@@ -167,16 +173,28 @@ def registry_name(home: Path, out: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"chamtune-{_kept(home, out).name}")
 
 
-def roll_back(home: Path, out: Path) -> tuple[int, int]:
-    """Bring back what the deployment replaced: (new generation, the restored one)."""
+def roll_back(home: Path, out: Path, to: int | None = None) -> tuple[int, int]:
+    """Bring back what the deployment replaced, or the kept generation `to`: (new generation, the restored one)."""
     current = read_config(out)
-    kept = _predecessor(home, out, current)
+    known = _generations(home, out)
+    kept = _predecessor(home, out, current) if to is None else known.get(to)
     if kept is None:
-        raise UsageError(f"{out}: generation {current['generation']} replaced nothing that is kept in {home}")
+        others = ", ".join(str(number) for number in known if number != current["generation"])
+        why = _nothing_before(current, home) if to is None else f"generation {to} is not kept in {home}"
+        raise UsageError(f"{out}: {why}{f'; --to brings back one of {others}' if others else ''}")
     restored = read_config(kept)
     previous = int(restored.pop("generation"))
     files = kept / restored["folder"]
     return _write(home, out, {**restored, "restored_from": previous}, files, current), previous
+
+
+def _nothing_before(config: dict[str, Any], home: Path) -> str:
+    """Why a config cannot give way to what it replaced, for a message."""
+    number, origin = config["generation"], config.get("restored_from")
+    content = "" if origin is None else f" has the content of generation {origin}, which"
+    previous = config.get("previous_generation")
+    what = "nothing" if previous is None else f"generation {previous}, which is not kept in {home}"
+    return f"generation {number}{content} replaced {what}"
 
 
 def _predecessor(home: Path, out: Path, current: dict[str, Any]) -> Path | None:
@@ -186,7 +204,7 @@ def _predecessor(home: Path, out: Path, current: dict[str, Any]) -> Path | None:
         return None
     elsewhere = sorted((home / "deployments").glob(f"*/{previous}"))
     for path in [_kept(home, out) / str(previous), *elsewhere]:
-        if path.is_dir() and config_digest(read_config(path)) == digest:
+        if (path / CONFIG).is_file() and config_digest(read_config(path)) == digest:
             return path
     return None
 
@@ -219,15 +237,16 @@ def _told(confirm: dict[str, Any]) -> dict[str, float]:
 
 
 def roll_back_deployment(
-    home: Path, out: Path, storage: str | None = None, tracking: str | None = None
+    home: Path, out: Path, storage: str | None = None, tracking: str | None = None, to: int | None = None
 ) -> tuple[int, int]:
-    """Bring back the config that the present one replaced, and move the registry's alias: (generation, restored).
+    """Bring back the config that the present one replaced, or that of the kept generation `to`, and move the
+    registry's alias: (generation, restored).
 
     MLflow is told at the place of the study that is rolled back. Where that study is not known here, it is said.
     """
     with locked(home / "deployments" / ".lock"):
         provenance = read_config(out)["provenance"]
-        generation, restored = roll_back(home, out)
+        generation, restored = roll_back(home, out, to)
         digest = config_digest(read_config(out))
     try:
         uri = tracking or stored_spec(find_study(provenance["study"], home, storage)).tracking

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from personalization.databases import is_sqlite, same_database, shown, sqlite_file, sqlite_url
+from personalization.databases import is_sqlite, same_database, shown, sqlite_file, sqlite_url, without_secrets
 
 ODD = ("plain", "a?b", "a%20b", "a%b", "a#b", "a b", "ä{x}", "a&b=c;d", "a@b:c")
 
@@ -74,3 +74,28 @@ def test_one_database_of_a_server_by_whatever_user_and_driver(other, same):
 def test_a_message_shows_no_password(url):
     assert "secret" not in shown(url)
     assert shown(url).startswith("postgresql://")
+
+
+def test_files_of_a_url_are_no_secrets():
+    url = "postgresql://h/d?passfile=%2Fa&sslkey=%2Fb&sslpassword=c"
+    assert shown(url) == "postgresql://h/d?passfile=%2Fa&sslkey=%2Fb&sslpassword=***"
+
+
+@pytest.mark.parametrize(
+    ("url", "said", "left"),
+    [
+        (
+            "databricks://bob:s3cret@h",
+            "databricks://bob:s3cret@h is bad: put bob s3cret@h",
+            "databricks://bob:***@h is bad: put bob ***@h",
+        ),
+        ("postgresql://bob:s3@cret@h/d", "no host 'cret@h'", "no host '***@h'"),
+        ("postgresql://bob:s3%40cret@h/d", "bob, s3@cret, s3%40cret", "bob, ***, ***"),
+        ("http://h?api_key=s3cret", "key s3cret", "key ***"),
+        ("http://[bob:s3cret", "no number: 's3cret'", "it cannot be taken apart as a URL"),
+        ("nonsense", "no such file", "no such file"),
+        ("sqlite:////a.db", "no such file", "no such file"),
+    ],
+)
+def test_what_a_library_says_of_a_url_is_told_without_its_secrets(url, said, left):
+    assert without_secrets(said, url) == left

@@ -416,7 +416,7 @@ def test_monitor_says_what_is_broken_and_rolls_back(asking, deploy, write_deploy
     code, out, err = command("monitor", log, "--home", tmp_path / "h", "--rollback")
     assert code == 1, err
     assert "FAULT: entropy >= 0.5 is broken" in out
-    assert f"not rolled back: {deploy}: generation 1 replaced nothing that is kept" in out
+    assert f"not rolled back: {deploy}: generation 1 replaced nothing" in out
     code, out, err = command("monitor", log, "--home", tmp_path / "h", "--rollback", "--retune", "--json")
     assert (code, "no text; `chamtune serve --texts` keeps them" in err) == (65, True)
     assert json.loads(out)["rolled_back"]["reason"].startswith(f"{deploy}: generation 1")

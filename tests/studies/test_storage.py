@@ -31,6 +31,7 @@ def test_a_busy_timeout_in_the_url_is_kept(tmp_path):
         ("sqlite:////proc/nowhere/x.db", "storage sqlite"),
         ("nonsense", "storage nonsense"),
         ("postgresql://u:secret@h:port/d", "storage postgresql"),
+        ("http://[u:secret", "storage http://***: it cannot be taken apart as a URL"),
         ("mysql+pymysql://u:secret@127.0.0.1/x", "needs a driver"),
     ],
 )

@@ -54,6 +54,8 @@ def test_sync_goes_to_the_place_of_the_study_unless_another_is_given(tmp_path, a
     assert asked == ["http://mlflow.example:5000", tracking_uri(home, None), "http://u:s3cret@other"]
     with pytest.raises(UsageError, match="no study 'nothing'"):
         sync("nothing", home)
+    with pytest.raises(UsageError, match=r"^http://u:\*\*\*@\[bad is no URL$"):
+        sync("there", home, tracking="http://u:s3cret@[bad")
     with pytest.raises(UsageError, match="off is not tracked"):
         sync("off", home)
 
@@ -103,6 +105,10 @@ def test_a_study_keeps_no_password(tmp_path, spec_of):
         ),
         ("postgresql://host/db?password=s3cret", "postgresql://host/db"),
         ("postgresql://user:s3cret@host:port/db", "postgresql://***"),
+        ("postgresql://user:s3cret@s3cret@host/db", "postgresql://user@host/db"),
+        ("postgresql://user:a/s3cret@s3cret@host:5432/db", "postgresql://user@host:5432/db"),
+        ("http://host/a?api_key=s3cret&x=1", "http://host/a?x=1"),
+        ("http://[user:s3cret", "http://***"),
         ("sqlite:////a b/mlflow.db", "sqlite:////a b/mlflow.db"),
         ("mlruns", "mlruns"),
     ],

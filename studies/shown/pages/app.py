@@ -1,6 +1,6 @@
 """The pages of the studies as a FastAPI application; `serving.pages` adds those of servers and runs it.
 
-It only reads: nothing but GET is answered, and only under a loopback name, so that no page elsewhere can reach
+It only reads: nothing but GET and HEAD is answered, and only under a loopback name, so that no page elsewhere can reach
 it by another name of this machine. Pages are made on the server, every text escaped; a strict content policy lets in
 nothing from elsewhere.
 
@@ -33,6 +33,7 @@ from studies.insights.report import title
 from studies.insights.values import short
 from studies.shown.pages import drawing
 from studies.shown.pages.house import House
+from studies.storage import reason
 
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; " + (
@@ -84,26 +85,38 @@ def application(house: House, templates: Environment | None = None) -> FastAPI:
 
     @app.middleware("http")
     async def _guarded(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.method != "GET":
-            return JSONResponse({"detail": "this page only shows"}, 405, {"Allow": "GET", **HEADERS})
-        response = await answer(request)
+        if request.method not in ("GET", "HEAD"):
+            return JSONResponse({"detail": "this page only shows"}, 405, {"Allow": "GET, HEAD", **HEADERS})
+        asked = request.method
+        request.scope["method"] = "GET"
+        try:
+            response = await answer(request)
+        finally:
+            request.scope["method"] = asked
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
-        return response
+        return response if asked == "GET" else Response(None, response.status_code, response.headers)
+
+    def _problem(request: Request, said: str, status: int) -> Response:
+        if request.url.path.startswith("/api/") or request.url.path.endswith(".csv"):
+            return JSONResponse({"detail": said}, status, HEADERS)
+        return HTMLResponse(templates.get_template("problem.html").render(problem=said), status, HEADERS)
 
     @app.exception_handler(ChamtuneError)
     async def _said(request: Request, error: ChamtuneError) -> Response:
-        if request.url.path.startswith("/api/") or request.url.path.endswith(".csv"):
-            return JSONResponse({"detail": str(error)}, 404)
-        page = templates.get_template("problem.html").render(problem=str(error))
-        return HTMLResponse(page, 404)
+        return _problem(request, str(error), 404)
+
+    @app.exception_handler(Exception)
+    async def _unforeseen(request: Request, error: Exception) -> Response:
+        """The server logs the traceback: whoever handles what nobody foresaw is told, and it is raised again."""
+        said = f"{type(error).__name__}: {reason(error)}; logs/pages.log in the home folder shows where"
+        return _problem(request, said, 500)
 
     @app.exception_handler(RequestValidationError)
     async def _unclear(request: Request, error: RequestValidationError) -> Response:
         if request.url.path != "/insights":
             return await request_validation_exception_handler(request, error)
-        page = templates.get_template("problem.html").render(problem="Choose one study, or up to 20 to compare.")
-        return HTMLResponse(page, 422)
+        return _problem(request, "Choose one study, or up to 20 to compare.", 422)
 
     _add_api(app, house)
     _add_pages(app, house, templates)

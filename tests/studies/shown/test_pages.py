@@ -1,5 +1,6 @@
 """The pages and their API: what they say, what they refuse, how they look to a browser."""
 
+import html
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from itertools import pairwise
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -23,7 +25,7 @@ from studies.shown.pages import drawing
 from studies.shown.pages.app import application
 from studies.shown.pages.house import House
 from studies.storage import storage_url
-from studies.study import find_study
+from studies.study import RECORD, find_study
 from tests.studies.test_foreign import EXPERIMENTS, MAPPED
 
 CHROMIUM = shutil.which("chromium")
@@ -79,6 +81,73 @@ def test_a_race_stands_on_the_start_page_and_its_page_is_one_click_away(experime
     assert "unsafe-inline" not in client.get("/").headers["content-security-policy"]
     for other in ("../race", "nothing", "race/auto"):
         assert client.get("/race", params={"name": other}).status_code == 404
+
+
+def test_what_cannot_be_read_takes_nothing_else_from_the_pages(experiments, tmp_path):
+    home = shutil.copytree(experiments, tmp_path / "home")
+    for name, told in {
+        "torn": '{"name": "to',
+        "list": "[]",
+        "other": '{"confirm": {}}',
+        "bare": '{"reason": "r"}',
+    }.items():
+        (home / "results" / name).mkdir(parents=True)
+        (home / "results" / name / "auto.json").write_text(told)
+    for place in ("half/3", "half/2", "torn/1", "list/1"):
+        (home / "deployments" / place).mkdir(parents=True)
+    for place, told in {
+        "half/2": "provenance: {study: experiments}",
+        "torn/1": "a: [",
+        "list/1": "provenance: 3",
+    }.items():
+        (home / "deployments" / place / "deploy.yaml").write_text(told)
+    strange = optuna.create_study(storage=storage_url(home, None), study_name="strange")
+    strange.set_user_attr(RECORD, {"id": "x"})
+    client = client_of(house_of(home))
+    assert client.get("/").status_code == 200
+    assert [row["name"] for row in client.get("/api/races").json()] == ["bare"]
+    (row,) = client.get("/api/studies").json()
+    assert (row["study"], [place["generation"] for place in row["deployments"]]) == ("experiments", [2])
+    page = client.get("/race?name=bare")
+    assert (page.status_code, "auto.html: No such file" in page.text) == (404, True)
+
+
+def test_a_study_that_goes_while_it_is_read_is_left_out(tmp_path, monkeypatch):
+    url = storage_url(tmp_path, None)
+    for name in ("gone", "there"):
+        optuna.create_study(storage=url, study_name=name)
+    house = house_of(tmp_path)
+    names, optuna_gone = house.names(), KeyError("Record does not exist.")
+    optuna.delete_study(study_name="gone", storage=url)
+    monkeypatch.setattr(house, "names", lambda: names)
+    assert [row["study"] for row in house.overview()] == ["there"]
+    monkeypatch.setattr("studies.shown.pages.house.trials_of", Mock(side_effect=optuna_gone))
+    assert client_of(house).get("/api/studies").json() == []
+
+
+def test_a_study_that_took_the_name_and_number_of_another_is_read_anew(tmp_path):
+    url, house = storage_url(tmp_path, None), house_of(tmp_path)
+    for value in (1.0, 2.0):
+        study = optuna.create_study(storage=url, study_name="again")
+        study.add_trials([optuna.create_trial(value=value) for _ in range(3)])
+        assert house.overview()[0]["best"] == value
+        assert house.insights(["again"])["best"]["value"] == value
+        optuna.delete_study(study_name="again", storage=url)
+
+
+@pytest.mark.parametrize("path", ["/", "/api/studies"])
+def test_what_nobody_foresaw_is_one_line_and_logged(experiments, monkeypatch, path):
+    house = house_of(experiments)
+    monkeypatch.setattr(house, "overview", Mock(side_effect=ZeroDivisionError("<b>by zero</b>\nand more")))
+    with pytest.raises(ZeroDivisionError):  # what the server logs
+        client_of(house).get(path)
+    client = TestClient(application(house), base_url="http://127.0.0.1", raise_server_exceptions=False)
+    answer = client.get(path)
+    assert answer.status_code == 500
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    said = answer.json()["detail"] if path.startswith("/api") else html.unescape(answer.text)
+    assert "ZeroDivisionError: <b>by zero</b>; logs/pages.log in the home folder shows where" in said
+    assert "<b>by zero" not in answer.text or path.startswith("/api")
 
 
 def test_the_api_covers_what_the_report_answers(experiments):
@@ -149,6 +218,9 @@ def test_other_hosts_and_all_writing_are_refused(experiments, path):
     assert client.get(path, headers={"Host": "evil.example"}).status_code == 400
     for method in ("POST", "PUT", "DELETE", "PATCH"):
         assert client.request(method, path).status_code == 405
+    head = client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Length"] == str(len(client.get(path).content))
     assert "default-src 'none'" in client.get(path).headers["Content-Security-Policy"]
 
 

@@ -9,6 +9,7 @@ from personalization.stages.calibration import Learned, Numbers
 from personalization.stages.chain import Fitted
 from search_spaces import chain_space
 from studies.verdict.deployments import (
+    generations,
     publish,
     published,
     registry_name,
@@ -61,10 +62,39 @@ def test_a_moved_config_is_rolled_back_where_its_predecessor_is_kept(tmp_path):
     put(home, out, 2)
     moved.parent.mkdir()
     shutil.move(out, moved)
-    with pytest.raises(UsageError, match="replaced nothing that is kept"):
+    with pytest.raises(UsageError, match="generation 2 replaced generation 1, which is not kept in .*stranger$"):
         roll_back(tmp_path / "stranger", moved)
     assert roll_back(home, moved) == (3, 1)
     assert beta(moved) == 1
+
+
+def test_a_generation_that_was_never_finished_is_none_and_is_written_over(tmp_path):
+    home, out = tmp_path / "home", tmp_path / "deploy"
+    assert [put(home, out, b) for b in (1, 2)] == [1, 2]
+    kept = next((home / "deployments").iterdir())
+    (kept / "3" / ".files-0123456789abcdef.1f").mkdir(parents=True)  # of a promotion that was killed
+    (kept / "2" / CONFIG).unlink()
+    assert published(home, out, "s") == 1
+    assert put(home, out, 3, "other") == 3
+    assert [row["generation"] for row in generations(home, out)] == [1, 2, 3]
+    assert roll_back(home, out) == (4, 2)
+
+
+def test_a_rollback_can_be_undone(tmp_path):
+    home, out = tmp_path / "home", tmp_path / "deploy"
+    put(home, out, 1)
+    with pytest.raises(UsageError, match="generation 1 replaced nothing$"):
+        roll_back(home, out)
+    put(home, out, 2)
+    assert roll_back(home, out) == (3, 1)
+    said = "generation 3 has the content of generation 1, which replaced nothing; --to brings back one of 1, 2$"
+    with pytest.raises(UsageError, match=said):
+        roll_back(home, out)
+    with pytest.raises(UsageError, match="generation 9 is not kept in .*; --to brings back one of 1, 2$"):
+        roll_back(home, out, 9)
+    assert roll_back(home, out, 2) == (4, 2)
+    assert beta(out) == 2
+    assert roll_back(home, out) == (5, 1)
 
 
 def test_published_is_the_newest_generation_of_a_state(tmp_path):
