@@ -29,7 +29,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from personalization.errors import ChamtuneError
 from studies.insights.history import GROUPS
-from studies.insights.report import title
+from studies.insights.report import harmless, title
 from studies.insights.values import short
 from studies.shown.pages import drawing
 from studies.shown.pages.house import House
@@ -172,14 +172,9 @@ def _add_api(app: FastAPI, house: House) -> None:
         file = io.StringIO()
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["group", "parameter", "value"])
         writer.writeheader()
-        writer.writerows([{key: _safe(value) for key, value in row.items()} for row in rows])
+        writer.writerows([{key: harmless(value) for key, value in row.items()} for row in rows])
         attached = {"Content-Disposition": 'attachment; filename="insights.csv"'}
         return Response(file.getvalue(), media_type="text/csv; charset=utf-8", headers=attached)
-
-
-def _safe(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula, with an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "@", "\t") else value
 
 
 def serve(app: FastAPI, house: House) -> None:
