@@ -10,6 +10,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import optuna
@@ -17,7 +18,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from personalization.databases import is_sqlite, shown, sqlite_file, sqlite_url, without_secrets
+from personalization.databases import is_sqlite, kept, shown, sqlite_file, sqlite_url, without_secrets
 from personalization.errors import UnavailableError, first_line
 from personalization.files import locked
 
@@ -29,6 +30,15 @@ STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInter
 def storage_url(home: Path, url: str | None) -> str:
     """The given URL, or that of the home folder's `studies.db`."""
     return url or sqlite_url(home.resolve() / "studies.db")
+
+
+def whereabouts(home: Path, url: str | None) -> str:
+    """The options that a printed command needs to find studies: the home folder, and their storage where it is
+    elsewhere, without a password."""
+    said = f" --home {quote(str(home.resolve()))}"
+    if url is None or sqlite_file(url) == home.resolve() / "studies.db":
+        return said
+    return f"{said} --storage {quote(kept(url))}"
 
 
 def may_exist(url: str) -> bool:

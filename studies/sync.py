@@ -17,11 +17,13 @@ def sync(study: str, home: Path, storage: str | None = None, tracking: str | Non
 
     Earlier studies of this name that were deleted are sent, too. UnavailableError tells what is not in MLflow, and why.
     """
-    place = tracking or stored_spec(find_study(study, home, storage)).tracking
+    records = sorted((home / "spool").glob(f"{study}-????????????.jsonl"))
+    known = None if tracking and records else stored_spec(find_study(study, home, storage)).tracking
+    place = tracking or known
     if place == OFF:
         raise UsageError(f"study {study} is not tracked: its spec says tracking: {OFF}; give --tracking URI")
     uri = tracking_uri(home, place)
-    for path in sorted((home / "spool").glob(f"{study}-????????????.jsonl")):
+    for path in records:
         spool = Spool(home, study, path.stem.rpartition("-")[2])
         sender = Sender(spool, uri)
         waiting = sender.finish(WAIT_S)

@@ -15,6 +15,7 @@ from studies.auto import charts
 from studies.auto.clock import spoken_time
 from studies.auto.course import Course
 from studies.auto.table import table
+from studies.storage import whereabouts
 
 HERE = Path(__file__).parent
 PAGE = "page.html"
@@ -25,7 +26,7 @@ def write_page(course: Course, verdict: Mapping[str, Any] | None, out: Path) -> 
     found = table(course, verdict)
     folder = course.home / "results" / course.plan.name
     folder.mkdir(parents=True, exist_ok=True)
-    steps = next_steps(found, out, course.home)
+    steps = next_steps(found, out, whereabouts(course.home, course.plan.spec.get("storage")))
     found |= {"page": str(folder / "auto.html"), "deploy": str(out) if found["promoted"] else None, "next": steps}
     write_atomic(folder / "auto.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     write_atomic(folder / "auto.md", markdown(found))
@@ -33,10 +34,10 @@ def write_page(course: Course, verdict: Mapping[str, Any] | None, out: Path) -> 
     return found
 
 
-def next_steps(found: Mapping[str, Any], out: Path, home: Path) -> list[dict[str, str | None]]:
-    """What somebody who reads this would do, wherever it is read."""
+def next_steps(found: Mapping[str, Any], out: Path, here: str) -> list[dict[str, str | None]]:
+    """What somebody who reads this would do, wherever it is read. `here`: the options that find its studies."""
     steps: list[dict[str, str | None]] = []
-    out, here = out.resolve(), f" --home {quote(str(home.resolve()))}"
+    out = out.resolve()
     place = quote(str(out))
     if found["promoted"]:
         command = f"chamtune predict --config {place} --questions QUESTIONS --out ANSWERS"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from personalization.errors import UnavailableError
-from studies.storage import open_storage, storage_url
+from studies.storage import open_storage, storage_url, whereabouts
 
 
 def test_sqlite_is_in_wal_mode_with_a_busy_timeout(tmp_path):
@@ -41,6 +41,13 @@ def test_unreachable_storage_is_one_line_without_the_password(url, said):
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_printed_command_finds_studies_that_are_kept_elsewhere(tmp_path):
+    here = f" --home {tmp_path}"
+    assert whereabouts(tmp_path, None) == whereabouts(tmp_path, storage_url(tmp_path, None)) == here
+    assert whereabouts(tmp_path, "sqlite:////srv/a b.db") == f"{here} --storage 'sqlite:////srv/a b.db'"
+    assert whereabouts(tmp_path, "postgresql://u:s3cret@db/s") == f"{here} --storage postgresql://u@db/s"
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path):

@@ -54,6 +54,8 @@ def test_sync_goes_to_the_place_of_the_study_unless_another_is_given(tmp_path, a
     assert asked == ["http://mlflow.example:5000", tracking_uri(home, None), "http://u:s3cret@other"]
     with pytest.raises(UsageError, match="no study 'nothing'"):
         sync("nothing", home)
+    with pytest.raises(UsageError, match="no study 'nothing'"):
+        sync("nothing", home, tracking="http://other")
     with pytest.raises(UsageError, match=r"^http://u:\*\*\*@\[bad is no URL$"):
         sync("there", home, tracking="http://u:s3cret@[bad")
     with pytest.raises(UsageError, match="off is not tracked"):

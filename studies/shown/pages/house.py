@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Any, TypeVar
 
 import optuna
@@ -27,7 +26,7 @@ from studies.insights.reading import FOREIGN, goals_of, history_of, kept_path
 from studies.insights.report import as_json, insights_of, plain
 from studies.shown.pages.heads import best_of, failures_of, winners_of
 from studies.shown.show import counts_of
-from studies.storage import open_storage, trials_of
+from studies.storage import open_storage, trials_of, whereabouts
 from studies.study import RECORD, finished, stored_spec, study_names
 from studies.verdict.deployments import kept_generations
 from studies.verdict.evidence import LOOKS, Evidence
@@ -170,7 +169,7 @@ class House:
     @property
     def here(self) -> str:
         """What says in a command that these studies are meant."""
-        return f" --home {quote(str(self.home.resolve()))}"
+        return whereabouts(self.home, self.url)
 
     def _row(
         self,

@@ -91,7 +91,7 @@ def found_of(**changes):
         },
         **changes,
     }
-    return {**found, "next": next_steps(found, Path("deploy"), Path("a home"))}
+    return {**found, "next": next_steps(found, Path("deploy"), HERE)}
 
 
 def test_the_page_says_what_was_found_and_what_to_do():
