@@ -131,8 +131,8 @@ def plain_spec(spec: Mapping[str, Any], home: Path) -> dict[str, Any]:
         plain["data"] = {"path": str(data.save(folder))}
         if data.records.task.name not in TASKS:
             plain.setdefault("task", data.records.task)
-    elif isinstance(data, str):
-        plain["data"] = {"path": data}
+    elif isinstance(data, str | Path):
+        plain["data"] = {"path": str(data)}
     if isinstance(model, Model):
         plain["model"] = {key: value for key, value in model.spec.items() if value is not None}
     elif isinstance(model, str | Path):

@@ -88,6 +88,12 @@ def test_a_table_survives_its_files(frame, tmp_path):
     ]
 
 
+def test_data_and_model_of_a_study_are_paths_or_text(tmp_path):
+    told = {"name": "s", "data": tmp_path / "items", "model": tmp_path / "model"}
+    as_text = {name: str(value) for name, value in told.items()}
+    assert ct.Study(told, tmp_path).spec == ct.Study(as_text, tmp_path).spec
+
+
 def test_a_file_is_the_same_data_as_its_frame(frame, tmp_path):
     frame.to_csv(tmp_path / "items.csv", index=False)
     columns = {"time": "time", "newest": 2}
