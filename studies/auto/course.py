@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.errors import ChamtuneError, UsageError
+from personalization.files import locked
 from studies.auto.arms import ARMS, Arm, Scene, together, trained, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import epoch_s, measured
@@ -71,9 +72,18 @@ class Course:
     def run(self, out: Path) -> dict[str, Any] | None:
         """Race, then promote the leader to `out`: what promotion said, None where no arm beats the baseline.
 
-        Stopped by a signal; the same command goes on.
+        Stopped by a signal; the same command goes on. UsageError where another process runs this race.
         """
         stands(out)  # a place that is taken is said now, not when the time is spent
+        with locked(self.journal.path.with_suffix(".lock"), self._refuse):
+            return self._run(out)
+
+    def _refuse(self) -> None:
+        raise UsageError(
+            f"the race {self.plan.name} is run by another process; wait for it, stop it, or give another --name"
+        )
+
+    def _run(self, out: Path) -> dict[str, Any] | None:
         with stop_on_signal() as request:
             try:
                 with ended_after(self._whole_s):

@@ -12,6 +12,7 @@ import pytest
 from cli import app
 from objectives.classification import Classification
 from personalization.errors import UsageError
+from personalization.files import locked
 from studies.auto.arms import ARMS
 from studies.auto.clock import Journal
 from studies.auto.course import Course
@@ -281,6 +282,13 @@ def test_a_study_to_begin_like_that_is_not_there_is_said_at_once(table, tiny_enc
     with pytest.raises(UsageError, match="nope|no studies"):
         Course(plan, table / "h").run(table / "deploy")
     assert not (table / "h" / "studies.db").exists()
+
+
+def test_a_race_is_run_by_one_process(table, tiny_encoder):
+    course = Course(plan_of(table / "h", tiny_encoder), table / "h")
+    with locked(table / "h" / "auto" / "race.lock"), pytest.raises(UsageError, match="race is run by another process"):
+        course.run(table / "deploy")
+    assert not course.entries
 
 
 def test_arms_that_all_fail_are_not_said_to_be_no_better(table, tiny_encoder, monkeypatch):
