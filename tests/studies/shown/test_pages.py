@@ -1,24 +1,17 @@
-"""The pages and their API: what they say, what they refuse, how they look to a browser."""
+"""The pages and their API: what they say, and what they refuse."""
 
 import html
 import json
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import threading
-import time
 from itertools import pairwise
 from unittest.mock import Mock
 
 import optuna
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from optuna.distributions import CategoricalDistribution
 
-from studies.foreign import import_rows, rows_of
 from studies.recovery import enqueue
 from studies.runner import run_study
 from studies.shown.pages import drawing
@@ -26,25 +19,7 @@ from studies.shown.pages.app import application
 from studies.shown.pages.house import House
 from studies.storage import storage_url
 from studies.study import RECORD, find_study
-from tests.studies.test_foreign import EXPERIMENTS, MAPPED
-
-CHROMIUM = shutil.which("chromium")
-
-
-def house_of(home) -> House:
-    return House(home, storage_url(home, None), "http://127.0.0.1:8080", None, None)
-
-
-def client_of(house: House) -> TestClient:
-    return TestClient(application(house), base_url="http://127.0.0.1")
-
-
-@pytest.fixture(scope="module")
-def experiments(tmp_path_factory):
-    """A home with the imported experiments."""
-    home = tmp_path_factory.mktemp("pages") / "home"
-    import_rows(rows_of(EXPERIMENTS)[0], MAPPED, "experiments", (home, None))
-    return home
+from tests.studies.shown.conftest import client_of, house_of, odd_studies
 
 
 def test_an_empty_home_says_how_to_begin(tmp_path):
@@ -286,30 +261,6 @@ def test_steps_of_a_waterfall_stand_on_one_another():
     assert all(b["x_low"] <= b["end"] <= b["x_high"] for b in bars)
 
 
-def odd_studies(url: str) -> list[str]:
-    """Studies that no chamtune made, with whatever Optuna lets in."""
-    optuna.create_study(storage=url, study_name="empty")
-    failed = optuna.create_study(storage=url, study_name="failed")
-    failed.add_trial(optuna.create_trial(state=optuna.trial.TrialState.FAIL))
-    broken = optuna.create_study(storage=url, study_name="infeasible")
-    mixed = optuna.create_study(storage=url, study_name="mixed", directions=["minimize", "maximize"])
-    space = {
-        "any": CategoricalDistribution([None, True, 3, 0.5, "x"]),
-        "count": optuna.distributions.IntDistribution(1, 10**6),
-        "one": CategoricalDistribution([1]),
-    }
-    for place in range(30):
-        params = {"any": space["any"].choices[place % 5], "count": 1 + 31_001 * place, "one": 1}
-        attributes = {"measured": 3, "items": "no items", "foreign": None}
-        named = {name: value for name, value in params.items() if name != "count" or place % 2}
-        chosen = {name: space[name] for name in named}
-        mixed.add_trial(
-            optuna.create_trial(params=named, distributions=chosen, values=[place, -place], user_attrs=attributes)
-        )
-        broken.add_trial(optuna.create_trial(params=named, distributions=chosen, value=1.0, constraints={"c": 1.0}))
-    return ["empty", "failed", "infeasible", "mixed"]
-
-
 def test_any_study_of_optuna_is_shown(tmp_path):
     client = client_of(house_of(tmp_path))
     for name in odd_studies(storage_url(tmp_path, None)):
@@ -338,123 +289,3 @@ def test_any_study_of_optuna_is_shown(tmp_path):
 @pytest.mark.parametrize(("score", "at"), [(1.0, 50), (8.0, 100), (80.0, 100), (0.125, 0), (0.0, 0), (None, 100)])
 def test_the_axis_of_scores(score, at):
     assert drawing.place(score) == pytest.approx(at)
-
-
-@pytest.fixture
-def address(experiments):
-    """The pages on a port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(application(house_of(experiments)), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture
-def served(address):
-    """The pages, and a browser."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield address, browser
-        browser.close()
-
-
-@pytest.mark.slow
-def test_an_open_page_follows_its_study(served, experiments):
-    base, browser = served
-    study = optuna.create_study(
-        storage=storage_url(experiments, None), study_name="live", direction="minimize", load_if_exists=True
-    )
-    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
-    page = browser.new_page()
-    page.goto(f"{base}/insights?study=live")
-    assert page.locator(".head").get_attribute("data-trials") == "3"
-    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
-    page.get_by_role("status").get_by_text("New trials").wait_for(timeout=20_000)
-    assert page.locator(".head").get_attribute("data-trials") == "5"
-    page.close()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser_at_three_widths_and_by_keyboard(served, scheme):
-    base, browser = served
-    for width in (1280, 768, 390):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        faults: list[str] = []
-        page.on("pageerror", lambda error, faults=faults: faults.append(str(error)))
-        page.on("console", lambda said, faults=faults: faults.append(said.text))
-        page.goto(f"{base}/")
-        page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.className") == "skip"
-        page.get_by_role("link", name="Insights of experiments").press("Enter")
-        page.wait_for_url("**/insights?study=experiments")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        value = page.locator("button.value").first
-        value.focus()
-        tip = value.locator(".tip")
-        tip.wait_for(state="visible")
-        assert "Raw ratio" in tip.inner_text()
-        assert page.locator("button, a[href], [tabindex='0']").count() > 40
-        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert dark == ("rgb(20, 23, 26)" if scheme == "dark" else "rgb(251, 250, 248)")
-        assert faults == []
-        page.close()
-
-
-def seen_by(axe, page) -> list[str]:
-    """What axe-core finds on a page, gravest and all others: rule, how grave, where."""
-    found = axe.run(page).response["violations"]
-    return [f"{one['id']} ({one['impact']}): {one['nodes'][0]['target']}" for one in found]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "name", [None, "experiments", "mixed", "experiments&study=mixed", "failed", "empty", "nowhere"]
-)
-def test_axe_finds_nothing(served, experiments, name):
-    from axe_playwright_python.sync_playwright import Axe
-
-    base, browser = served
-    odd = storage_url(experiments, None)
-    if "mixed" not in optuna.get_all_study_names(odd):
-        odd_studies(odd)
-    for scheme, width in (("light", 1280), ("dark", 390)):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.goto(base if name is None else f"{base}/insights?study={name}")
-        assert seen_by(Axe(), page) == [], (scheme, width)
-        page.close()
-
-
-@pytest.mark.slow
-def test_axe_sees_a_fault(served):
-    from axe_playwright_python.sync_playwright import Axe
-
-    base, browser = served
-    page = browser.new_page()
-    page.goto(base)
-    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<main><button></button></main>')")
-    assert any(said.startswith("button-name (critical)") for said in seen_by(Axe(), page))
-    page.close()
-
-
-@pytest.mark.slow
-def test_whatever_openapi_allows_and_forbids_is_answered_as_it_says(address, tmp_path):
-    """schemathesis draws right and wrong requests from OpenAPI: no 5xx, and only what is documented."""
-    checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    options = ["--checks", checks, "--max-examples", "40", "--seed", "1", "--phases", "examples,coverage,fuzzing"]
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert "generated" in done.stdout
