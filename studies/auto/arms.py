@@ -18,14 +18,13 @@ PRIORS = ("similar", "user")
 RANKED: Mapping[str, tuple[str, ...]] = {"causal": ("bm25", "recency")}
 """kind of what embeds -> rankings of similar items; not listed: all. A language model's own embeddings rank badly and
 cost a pass over the items."""
-EPOCHS = 3
 TRAINED: Mapping[str, Any] = {
     "blend": 1.0,
     "start": [0.5, 0.67, 0.84],
     "rank": [4, 8],
     "cluster_by": ["words", "labels"],
     "word_dropout": [0.0, 0.1],
-    "epochs": EPOCHS,
+    "epochs": 3,
     "lr": {"low": 5e-4, "high": 2e-2, "log": True},
     "lr_ratio": [1.0, 4.0],
     "schedule": "cosine",
@@ -49,8 +48,8 @@ EXACT: Mapping[str, Any] = {"fit": "exact"}
 
 class Scene(NamedTuple):
     """What costs depend on: the kind of model, questions and labelled items of the tune users, a question's and an
-    item's length (in characters), seconds of one pass over the questions, and of a training's epoch over the items;
-    `embedding`: what a text costs the encoder that embeds it, as a share of a pass of the model, 0 without one."""
+    item's length (in characters), seconds of one pass over the questions, and of a training on the items; `embedding`:
+    what a text costs the encoder that embeds it, as a share of a pass of the model, 0 without one."""
 
     kind: str
     questions: int
@@ -58,7 +57,7 @@ class Scene(NamedTuple):
     question_length: float
     item_length: float
     pass_s: float
-    epoch_s: float
+    training_s: float
     embedding: float = 0.0
 
     def of_items(self, count: float) -> float:
@@ -101,8 +100,13 @@ def once(_: Scene) -> float:
 
 
 def trained(scene: Scene) -> float:
-    """The epochs of a training over the items, as measured, and a pass with what was learned."""
-    return 1 + EPOCHS * scene.epoch_s / max(1e-9, scene.pass_s)
+    """A training on the items, as measured, and a pass with what was learned."""
+    return 1 + scene.training_s / max(1e-9, scene.pass_s)
+
+
+def trained_twice(scene: Scene) -> float:
+    """Groups, users and prefixes may start from the LoRA of all users, which is trained before."""
+    return 2 * trained(scene)
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,9 @@ class Arm:
 
 def _adapter(name: str, says: str, adapter: str, level: str) -> Arm:
     spaces = {"adapter": {**TRAINED, "adapter": adapter, "level": level}, "calibration": EXACT}
-    answers = trained if level == "user" else once
-    return Arm(name, says, ("adapter", "calibration"), trained, spaces, 3, 40, answers)
+    passes = trained if (adapter, level) == ("lora", "unified") else trained_twice
+    answers = passes if level == "user" else once
+    return Arm(name, says, ("adapter", "calibration"), passes, spaces, 3, 40, answers)
 
 
 ARMS: dict[str, Arm] = {

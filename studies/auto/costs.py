@@ -13,7 +13,7 @@ from personalization.backbones.location import weights_of
 from personalization.data.records import Dataset
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters
 from personalization.methods.history.labelled import labelled_items
-from studies.auto.arms import Scene
+from studies.auto.arms import TRAINED, Scene
 from studies.study import OpenStudy
 
 SAMPLED = {"causal": 8, "encoder": 64}
@@ -48,16 +48,19 @@ def _embedding(scorer: CachedScorer) -> float:
     return weights_of(scorer.embedder.files) / max(1, weights_of(scorer.files))
 
 
-def epoch_s(opened: OpenStudy) -> float:
-    """Seconds that an epoch of a LoRA's training over all labelled items of the tune users takes here, with the frozen
-    layers' pass and the judging of what is held out; 0 where there are too few items to learn from.
+def training_s(opened: OpenStudy) -> float:
+    """Seconds that a LoRA as races train them, the largest and with words left out, takes to learn from all labelled
+    items of the tune users here, with the frozen layers' passes and the judging of what is held out; 0 where there are
+    too few items to learn from.
 
-    The difference of two short trainings, so that what is done once in each takes no part.
+    The difference of two trainings on few items, so that what is done once in each takes no part.
     """
     tune, scorer = opened.splits.tune, opened.scorer
     items, count = labelled_items(tune), SAMPLED[scorer.kind]
     if len(items) < 3 * count:
         return 0.0
+    dearest = {"start": min(TRAINED["start"]), **{name: max(TRAINED[name]) for name in ("rank", "word_dropout")}}
+    plan = Plan(epochs=TRAINED["epochs"], patience=TRAINED["patience"], **dearest)
     seconds = []
     for size in (count, 3 * count):
         rows = np.linspace(0, len(items) - 1, size).round().astype(int)
@@ -65,7 +68,7 @@ def epoch_s(opened: OpenStudy) -> float:
         scorer.backbone.forget()
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            UserAdapters(scorer.unstored(), Path(folder)).learn(tune, Plan(epochs=1, evaluations=1, rank=8), items=some)
+            UserAdapters(scorer.unstored(), Path(folder)).learn(tune, plan, items=some)
             seconds.append(time.perf_counter() - started)
     scorer.backbone.forget()
     return max(0.0, seconds[1] - seconds[0]) * len(items) / (2 * count)

@@ -1,9 +1,9 @@
 """One race of arms: begun or gone on with, run for its minutes, and the leader promoted.
 
 Arms are ordinary studies, NAME.ARM, in one storage. First every arm that can be afforded has a slice, in the order of
-what it costs, as measured with this model on this machine. Then what won is put together, and the time goes where the
-race says (`race`). No arm is believed on users that it learned from: tune users are answered by what did not learn from
-them, and where that cannot be had, select users alone judge.
+what it costs, as measured with this model on this machine; two that lead are put together as soon as nothing cheaper
+waits. Then the time goes where the race says (`race`). No arm is believed on users that it learned from: tune users are
+answered by what did not learn from them, and where that cannot be had, select users alone judge.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from personalization.errors import ChamtuneError, UsageError
 from personalization.files import locked
-from studies.auto.arms import ARMS, Arm, Scene, together, trained, wanted
+from studies.auto.arms import ARMS, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
-from studies.auto.costs import epoch_s, measured
+from studies.auto.costs import measured, training_s
 from studies.auto.ending import promote_leader, promoting_s
 from studies.auto.first import queue_first
-from studies.auto.judging import Entry, judge, judged_dataset, rival
+from studies.auto.judging import Entry, judge, judged_dataset, rival, unmeasured
 from studies.auto.plan import Plan, fixed_by
 from studies.auto.race import following, hopeless, leader, mean_gain
 from studies.auto.routing import kept_s, route
@@ -63,6 +63,8 @@ class Course:
     sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     routing_s: float = 0.0
     arms: list[Arm] = field(default_factory=list)
+    waiting: list[Arm] = field(default_factory=list)
+    offered: set[str] = field(default_factory=set)
     share: float = HALF
 
     def __post_init__(self) -> None:
@@ -147,26 +149,36 @@ class Course:
         self.users, self.sizes = list(asked), np.array(list(asked.values()))
         self.scene = measured(first.opened)
         arms = wanted(self.scene.kind, self.plan.stages, self.plan.mix_users)
-        if any(arm.passes is trained for arm in arms):
-            self.scene = self.scene._replace(epoch_s=epoch_s(first.opened))
-        arms.sort(key=lambda arm: arm.passes(self._seen_scene))
-        self.arms = arms
-        self.say(self._announced(arms))
-        for arm in arms:
+        if any("adapter" in arm.chain for arm in arms):
+            self.scene = self.scene._replace(training_s=training_s(first.opened))
+        self.arms = sorted(arms, key=self._cost)
+        self.say(self._announced(self.arms))
+        self._reopen(request)
+        self.waiting = [arm for arm in self.arms if arm.name not in self.offered]
+        while at_hand := [*self.waiting[:1], *self._pairs()]:
+            arm = min(at_hand, key=self._cost)
+            self.waiting = [other for other in self.waiting if other is not arm]
             self.enter(arm, request)
-        for lower, upper in self._pairs():
-            both = together(lower.arm, upper.arm)
-            if both is not None:
-                self.enter(both, request)
+
+    def _reopen(self, request: StopRequest) -> None:
+        """The arms that were begun before the race was interrupted, in their order."""
+        for name, kept in list(self.journal.content["arms"].items()):
+            arm = ARMS.get(name) or self._pair(*name.split("+"))
+            if kept["slices"] and arm is not None:
+                self.enter(arm, request)
 
     @property
     def _seen_scene(self) -> Scene:
         assert self.scene is not None
         return self.scene
 
+    def _cost(self, arm: Arm) -> float:
+        """Seconds that an arm's first trial takes, about."""
+        return arm.passes(self._seen_scene) * self._seen_scene.pass_s
+
     def _announced(self, arms: Sequence[Arm]) -> str:
         scene = self._seen_scene
-        costs = ", ".join(f"{arm.name} {spoken_time(arm.passes(scene) * scene.pass_s)}" for arm in arms)
+        costs = ", ".join(f"{arm.name} {spoken_time(self._cost(arm))}" for arm in arms)
         return (
             f"a pass over the {scene.questions} tune questions takes about {spoken_time(scene.pass_s)} here; the first "
             f"trial of each arm, about: {costs}"
@@ -176,10 +188,11 @@ class Course:
 
     def enter(self, arm: Arm, request: StopRequest) -> None:
         """Open an arm and give it its first slice, unless a first trial would take too much of what is left."""
+        self.offered.add(arm.name)
         kept = self.journal.arm(arm.name)
         kept["says"] = arm.says
         if not kept["slices"]:
-            cost = arm.passes(self._seen_scene) * self._seen_scene.pass_s
+            cost = self._cost(arm)
             if cost > max(0.0, self.share * self.left_s):
                 part = f"more than {self.share:.0%} of the {spoken_time(self.left_s)} left"
                 kept["fate"] = f"not afforded: a first trial takes about {spoken_time(cost)}, {part}"
@@ -231,17 +244,25 @@ class Course:
             if stored_spec(other).space_of.chain == entry.arm.chain:
                 self.say(f"{entry.arm.name}: {carried_said(carry(entry.opened, other))}")
 
-    def _pairs(self) -> list[tuple[Entry, Entry]]:
-        """The best arms, each with each, that gain over the baseline at all."""
+    def _pair(self, *names: str) -> Arm | None:
+        """Two begun arms in one chain, where there is such a chain."""
+        begun = [self.entries[name].arm for name in names if name in self.entries]
+        return together(*begun) if len(begun) == len(names) == 2 else None
+
+    def _pairs(self) -> list[Arm]:
+        """The best arms that gain over the baseline at all, each with each; without those that were offered a slice."""
         standings = [
-            e.standing for e in self.entries.values() if e.standing is not None and np.nansum(e.standing.gains) > 0
+            entry.standing
+            for entry in self.entries.values()
+            if entry.standing is not None and entry.arm.name in ARMS and np.nansum(entry.standing.gains) > 0
         ]
-        best: list[Entry] = []
+        best: list[str] = []
         while standings and len(best) < PAIRED:
             ahead = leader(standings, self.sizes)
-            best.append(self.entries[ahead.name])
+            best.append(ahead.name)
             standings = [standing for standing in standings if standing is not ahead]
-        return [(one, other) for at, one in enumerate(best) for other in best[at + 1 :]]
+        found = [self._pair(one, other) for at, one in enumerate(best) for other in best[at + 1 :]]
+        return [arm for arm in found if arm is not None and arm.name not in self.offered]
 
     def _following(self) -> Entry | None:
         """The arm that goes on; notes those that are out."""
@@ -261,9 +282,9 @@ class Course:
     def _late(self, request: StopRequest) -> bool:
         """With nothing else left to do: begin the cheapest arm that takes more than half of the time left, and no more
         than is left; whether there was one."""
-        self.share, scene = LATE, self._seen_scene
+        self.share = LATE
         for arm in self.arms:
-            if arm.name not in self.entries and arm.passes(scene) * scene.pass_s <= LATE * self.left_s:
+            if arm.name not in self.entries and self._cost(arm) <= LATE * self.left_s:
                 self.journal.arm(arm.name)["fate"] = None
                 self.enter(arm, request)
                 return arm.name in self.entries
@@ -282,12 +303,13 @@ class Course:
             self.say(f"{name}: {why}")
 
     def _slice(self, entry: Entry, request: StopRequest) -> None:
-        """Run an arm to twice its trials, or to the end of its time."""
+        """Run an arm to twice its trials, or to the end of its time; at first to an equal part for all that wait."""
         slices = self.journal.arm(entry.arm.name)["slices"]
         before = len(ended_trials(entry.opened.study))
         total = min(entry.arm.most, max(entry.arm.first, 2 * before if slices else 0))
         seconds = max(self.share * self.left_s, 1.0)
-        spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": seconds})
+        equal = self.left_s / (1 + len(self.waiting) + PAIRED) if not slices else seconds
+        spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": max(min(seconds, equal), 1.0)})
         started, cut = self.journal.spent_s, False
         try:
             with ended_after(min(GRACE * seconds, max(self.left_s, 1.0))):
@@ -306,10 +328,9 @@ class Course:
         self.journal.arm(entry.arm.name)["done"] = stuck or done >= entry.arm.most
         self._judge(entry)
         self.journal.note()
-        self.say(
-            f"{entry.arm.name}: {done} trials, gain {now:+.3f} on users it did not learn from, "
-            f"{spoken_time(self.journal.spent_s)} of {spoken_time(self.limit_s)}"
-        )
+        told = f"gain {now:+.3f} on users it did not learn from" if entry.standing else unmeasured(entry)
+        spent = f"{spoken_time(self.journal.spent_s)} of {spoken_time(self.limit_s)}"
+        self.say(f"{entry.arm.name}: {done} trials, {told}, {spent}")
 
     def _judge(self, entry: Entry) -> None:
         judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))

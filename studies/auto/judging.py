@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.trial import TrialState
 
 from personalization.data.records import Dataset
 from personalization.evaluation import Evaluation, joined
@@ -60,6 +62,19 @@ def judge(entry: Entry, base: OpenStudy, users: Sequence[str], kept: Mapping[str
         slices[-1].get("lift", 0.0) if slices else 0.0,
         bool(kept.get("done", False)),
     )
+
+
+def unmeasured(entry: Entry) -> str:
+    """Why an arm has no trial that it could stand by."""
+    ended = ended_trials(entry.opened.study)
+    counts = Counter(trial.state for trial in ended)
+    if not ended:
+        return "no trial came to an end in its time"
+    if counts[TrialState.FAIL] == len(ended):
+        return f"all of its {len(ended)} trials failed"
+    if counts[TrialState.PRUNED]:
+        return f"out: of its {len(ended)} trials {counts[TrialState.PRUNED]} were ended early, behind the leader"
+    return f"out: none of its {len(ended)} trials keeps to the constraints"
 
 
 def _parts(base: OpenStudy) -> list[str]:

@@ -17,7 +17,7 @@ from personalization.data.exchange import exchange
 from personalization.data.splits import PARTS
 from studies.auto.course import Course
 from studies.auto.ending import unpromoted
-from studies.auto.judging import Entry, baseline
+from studies.auto.judging import Entry, baseline, unmeasured
 from studies.auto.routing import promised
 from studies.results import changed
 from studies.verdict.personal import answers_of, parts
@@ -98,7 +98,7 @@ def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[st
         "fate": kept["fate"],
     }
     if entry is None or entry.seen is None or entry.standing is None:
-        return row | {"fate": kept["fate"] or "no trial came to an end in its time"}
+        return row | {"fate": kept["fate"] or ("not begun" if entry is None else unmeasured(entry))}
     before = baseline(course.base, entry.seen)
     gains, sizes = gains_by_user(before, entry.seen)
     per_question = course.scene.pass_s / course.scene.questions if course.scene else 0.0

@@ -8,8 +8,8 @@ import pytest
 from personalization.methods.adapters.user_adapters import UserAdapters
 from personalization.methods.history.labelled import labelled_items
 from studies.auto import costs
-from studies.auto.arms import ARMS, EPOCHS
-from studies.auto.costs import epoch_s, measured
+from studies.auto.arms import ARMS
+from studies.auto.costs import measured, training_s
 from studies.auto.plan import Plan, data_of
 from studies.study import open_study
 from tests.tickets import GERMAN, tickets
@@ -29,7 +29,7 @@ def opened(tmp_path, monkeypatch, tiny_encoder):
     return open_study(plan.spec_of(ARMS["calibration"], "encoder"), tmp_path / "h")
 
 
-def test_an_epoch_is_what_more_items_take_longer(opened, monkeypatch):
+def test_a_training_is_what_more_items_take_longer(opened, monkeypatch):
     now, sizes = 0.0, []
 
     def learn(self, dataset, plan, report=None, items=None):
@@ -40,10 +40,11 @@ def test_an_epoch_is_what_more_items_take_longer(opened, monkeypatch):
     monkeypatch.setattr(UserAdapters, "learn", learn)
     monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now))
     items = labelled_items(opened.splits.tune)
-    assert epoch_s(opened) == pytest.approx(0.25 * len(items))
+    assert training_s(opened) == pytest.approx(0.25 * len(items))
     assert sizes == [12, 36]
-    scene = measured(opened)._replace(pass_s=2.0, epoch_s=10.0)
-    assert ARMS["lora"].passes(scene) == 1 + EPOCHS * 5
+    scene = measured(opened)._replace(pass_s=2.0, training_s=30.0)
+    assert ARMS["lora"].passes(scene) == 1 + 15
+    assert ARMS["prefix"].passes(scene) == ARMS["lora-groups"].passes(scene) == 2 * (1 + 15)
 
 
 def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
@@ -52,7 +53,7 @@ def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
     spoken = opened.objective.work("tune").spoken
     bare = opened.scorer.unstored()
     scores = bare.label_logprobs(asked, spoken)
-    epoch_s(opened)
+    training_s(opened)
     opened.scorer.backbone.forget()
     assert (bare.label_logprobs(asked, spoken) == scores).all()
     assert sorted(opened.home.rglob("*")) == before
@@ -60,4 +61,4 @@ def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
 
 def test_few_items_cost_nothing_to_measure(opened, monkeypatch):
     monkeypatch.setitem(costs.SAMPLED, "encoder", 10_000)
-    assert epoch_s(opened) == 0
+    assert training_s(opened) == 0

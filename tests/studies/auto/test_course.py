@@ -13,6 +13,7 @@ from cli import app
 from objectives.classification import Classification
 from personalization.errors import UsageError
 from personalization.files import locked
+from studies.auto import course as courses
 from studies.auto.arms import ARMS
 from studies.auto.clock import Journal
 from studies.auto.course import Course
@@ -23,6 +24,7 @@ from studies.auto.plan import Plan, data_of
 from studies.auto.routing import Routed
 from studies.auto.table import table as table_of
 from studies.recovery import POINT
+from studies.runner import StopRequest
 from tests.tickets import GERMAN, tickets
 
 
@@ -212,6 +214,37 @@ def test_time_that_nothing_else_needs_is_given_to_an_arm_that_takes_most_of_it(t
     assert set(course.entries) == {"calibration", "wording"}
     assert not str(course.journal.arm("wording")["fate"]).startswith("not afforded")
     assert course.journal.arm("similar")["fate"].startswith("not afforded")
+
+
+@pytest.mark.slow
+def test_what_leads_is_put_together_before_what_costs_more_and_dear_arms_get_an_equal_part(
+    table, tiny_encoder, monkeypatch
+):
+    monkeypatch.setattr(courses, "PAIRED", 9)
+    offered, seconds = [], {}
+    enter, work_on = Course.enter, courses.work_on
+
+    def entered(self, arm, request):
+        offered.append(arm.name)
+        enter(self, arm, request)
+
+    def worked(opened, *rest):
+        seconds.setdefault(opened.spec.name, opened.spec.timeout_s)
+        return work_on(opened, *rest)
+
+    monkeypatch.setattr(Course, "enter", entered)
+    monkeypatch.setattr(courses, "work_on", worked)
+    monkeypatch.setitem(ARMS, "own", replace(ARMS["own"], passes=lambda scene: 1.0 / scene.pass_s))
+    course = Course(plan_of(table / "h", tiny_encoder, 1.0), table / "h")
+    course.run(table / "deploy")
+    assert offered.index("wording+shared") < offered.index("own")
+    assert len(offered) == len(set(offered))
+    assert seconds["race.calibration"] < 60 / 10
+    again = Course(plan_of(table / "h", tiny_encoder, 1.0), table / "h")
+    offered.clear()
+    again._begin(StopRequest())
+    assert set(offered) == set(course.entries)
+    assert offered == [name for name in course.journal.content["arms"] if name in course.entries]
 
 
 def test_what_cannot_be_afforded_is_said(table, tiny_encoder, monkeypatch):
