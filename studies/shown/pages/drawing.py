@@ -30,6 +30,15 @@ def bar(row: Row) -> dict[str, float]:
     return {"x": min(50.0, at), "width": round(abs(at - 50), 2), "low": low, "high": high, "at": at}
 
 
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Values that are numbers, or ranges of them, from the lowest to the highest, so that a peak is seen; others as
+    they come."""
+    try:
+        return sorted(rows, key=lambda row: float(str(row["value"]).split(" to ")[0]))
+    except ValueError:
+        return list(rows)
+
+
 def scaled(value: float, ends: tuple[float, float], places: tuple[float, float]) -> float:
     """Where a value stands between two places, as it stands between its ends."""
     span = ends[1] - ends[0] or 1.0

@@ -289,3 +289,12 @@ def test_any_study_of_optuna_is_shown(tmp_path):
 @pytest.mark.parametrize(("score", "at"), [(1.0, 50), (8.0, 100), (80.0, 100), (0.125, 0), (0.0, 0), (None, 100)])
 def test_the_axis_of_scores(score, at):
     assert drawing.place(score) == pytest.approx(at)
+
+
+def test_numbers_and_ranges_of_them_stand_in_their_order_and_names_as_they_come():
+    def ordered(*values) -> list[str]:
+        return [row["value"] for row in drawing.in_order([{"value": value} for value in values])]
+
+    assert ordered("1.07 to 1.9", "-0.4 to 0.9", "0.9 to 1.07") == ["-0.4 to 0.9", "0.9 to 1.07", "1.07 to 1.9"]
+    assert ordered("16", "2", "128") == ["2", "16", "128"]
+    assert ordered("user", "global", "3") == ["user", "global", "3"]
