@@ -29,7 +29,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from personalization.errors import ChamtuneError
 from studies.insights.history import GROUPS
-from studies.insights.report import harmless, title
+from studies.insights.report import harmless
 from studies.insights.values import short
 from studies.shown.pages import drawing
 from studies.shown.pages.house import House
@@ -56,6 +56,12 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign; one that rounds to nothing has none."""
+    told = f"{value:+.{digits}f}"
+    return told if float(told) else told[1:]
+
+
 def pages(*further: Path, elsewhere: Mapping[str, str] | None = None) -> Environment:
     """The templates: everything that is put in is escaped, and an unknown name is an error.
 
@@ -68,7 +74,7 @@ def pages(*further: Path, elsewhere: Mapping[str, str] | None = None) -> Environ
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": number, "title": title, "short": short}
+    found.filters.update(number=number, signed=signed, short=short)
     found.globals |= {"groups": GROUPS, "draw": drawing, "elsewhere": dict(elsewhere or {})}
     return found
 

@@ -11,7 +11,7 @@ from studies.insights.importance import FIXED, SCARCE, UNREAD
 
 Row = Mapping[str, Any]
 WIDTH, HEIGHT = 640, 220
-MARGIN = {"left": 56, "right": 16, "top": 12, "bottom": 34}
+MARGIN = {"left": 68, "right": 16, "top": 12, "bottom": 34}
 REACH = 8.0
 """Scores are drawn from 1 / REACH to REACH."""
 
@@ -28,6 +28,15 @@ def bar(row: Row) -> dict[str, float]:
     """The bar of a score: from 1 to the score, its whiskers, all from 0 to 100."""
     at, low, high = (place(row[name]) for name in ("score", "low", "high"))
     return {"x": min(50.0, at), "width": round(abs(at - 50), 2), "low": low, "high": high, "at": at}
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Values that are numbers, or ranges of them, from the lowest to the highest, so that a peak is seen; others as
+    they come."""
+    try:
+        return sorted(rows, key=lambda row: float(str(row["value"]).split(" to ")[0]))
+    except ValueError:
+        return list(rows)
 
 
 def scaled(value: float, ends: tuple[float, float], places: tuple[float, float]) -> float:
@@ -91,11 +100,11 @@ def waterfall(path: Row) -> dict[str, Any]:
     )
     ends = [0.0, *(b[key] for b in bars for key in ("from", "to", "least", "most"))]
     low, high = min(ends), max(ends)
-    row, left = 34, 150
+    row, left = 46, 8
     for number, one in enumerate(bars):
         at = {key: scaled(one[key], (low, high), (left, WIDTH - 90)) for key in ("from", "to", "least", "most")}
         one |= {
-            "y": 10 + number * row,
+            "y": 4 + number * row,
             "x": min(at["from"], at["to"]),
             "width": max(1.5, abs(at["to"] - at["from"])),
             "x_low": at["least"],
@@ -103,7 +112,7 @@ def waterfall(path: Row) -> dict[str, Any]:
             "end": at["to"],
         }
     zero = scaled(0.0, (low, high), (left, WIDTH - 90))
-    return {"bars": bars, "height": 20 + len(bars) * row, "width": WIDTH, "zero": zero, "row": row}
+    return {"bars": bars, "height": 8 + len(bars) * row, "width": WIDTH, "zero": zero, "row": row, "left": left}
 
 
 def padded(values: Sequence[float], share: float) -> tuple[float, float]:
@@ -178,13 +187,20 @@ def heat(pairs: Sequence[Row]) -> dict[str, Any] | None:
     for pair in pairs:
         j, i = sorted((names.index(pair["first"]), names.index(pair["second"])))
         squares.append(
-            {**pair, "x": left + j * side, "y": 10 + (i - 1) * side, "fill": round(pair["interaction"] / strongest, 3)}
+            {
+                **pair,
+                "x": left + j * side,
+                "y": 10 + (i - 1) * side,
+                "fill": round(pair["interaction"] / strongest, 3),
+                "said": f"{pair['interaction']:.2f}" if pair["interaction"] >= 0.005 else "",
+            }
         )
     labels = [{"name": name, "at": 10 + (i - 1) * side + side / 2} for i, name in enumerate(names) if i]
     below = [{"name": name, "at": left + i * side + side / 2} for i, name in enumerate(names[:-1])]
-    height = 10 + (len(names) - 1) * side
-    return {"squares": squares, "rows": labels, "columns": below, "side": side, "base": height,
-            "height": height + 135, "width": left + len(names) * side, "left": left}  # fmt: skip
+    base = 10 + (len(names) - 1) * side
+    height = base + 16 + 7 * max(len(name[:18]) for name in names[:-1])
+    return {"squares": squares, "rows": labels, "columns": below, "side": side, "base": base,
+            "height": height, "width": left + len(names) * side, "left": left}  # fmt: skip
 
 
 def table_of(cells: Sequence[Row]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from studies.insights.report import plain
 from studies.results import changed
 from studies.shown.show import reason_of
 from studies.study import RECORD, finished, ranked, stored_rooms, stored_spec
+from studies.trial import MEASURED
 
 
 def best_of(study: optuna.Study, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def winners_of(
     study: optuna.Study, trials: Sequence[FrozenTrial], told: Mapping[str, Any], tested: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
     """The trials that lead, and the parameters in which one of them is not the baseline; None without a feasible trial.
+    `gain`: of a measured accuracy, over the baseline's on the same users.
 
     `told`: the insights; `tested`: the verdict on the trial that was tested, with its metrics on confirm users.
     """
@@ -55,14 +57,19 @@ def winners_of(
         return None
     users = "tune users" if RECORD in study.user_attrs else None
     best, likely = told["best"], told["likely"]
+    gained = told["metric"] == "accuracy"
     extreme = "largest" if told["direction"] == "maximize" else "smallest"
+    by_number = {trial.number: trial for trial in trials}
     rows = [_row(f"{extreme} measured", best["trial"], best["value"], users)]
+    if gained:
+        measured = by_number[best["trial"]].user_attrs.get(MEASURED)
+        rows[0]["gain"] = measured["metrics"].get("accuracy_gain") if users and measured else None
     if any(row["error"] for row in likely):
         rows.append(_row("likely best", int(likely[0]["number"]), likely[0]["likely"], users, likely[0]["error"]))
     if tested is not None:
         what = "promoted" if tested["promoted"] else "tested, refused"
         rows.append(_row(what, tested["trial"], tested["metrics"].get(told["metric"]), "confirm users"))
-    by_number = {trial.number: trial for trial in trials}
+        rows[-1]["gain"] = tested["metrics"].get("accuracy_gain") if gained else None
     own = [_moved(study, by_number[row["trial"]]) for row in rows]
     names = list(dict.fromkeys(name for moved in own for name in moved))
     lines = [{"parameter": name, "values": [moved.get(name) for moved in own]} for name in names]
@@ -71,7 +78,7 @@ def winners_of(
 
 
 def _row(what: str, trial: int, value: float | None, users: str | None, error: float | None = None) -> dict[str, Any]:
-    return {"what": what, "trial": trial, "value": value, "error": error, "users": users}
+    return {"what": what, "trial": trial, "value": value, "error": error, "users": users, "gain": None}
 
 
 def _moved(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:

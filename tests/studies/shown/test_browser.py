@@ -16,6 +16,12 @@ from studies.storage import storage_url
 from tests.studies.shown.conftest import house_of, odd_studies
 
 CHROMIUM = shutil.which("chromium")
+CUT = """() => [...document.querySelectorAll('.chart.fits')].flatMap((chart) => {
+  const whole = chart.parentElement.getBoundingClientRect();
+  const inside = (box) => box.left >= whole.left && box.right <= whole.right && box.top >= whole.top;
+  return [...chart.querySelectorAll('text')].filter((text) => !inside(text.getBoundingClientRect()));
+}).map((text) => text.textContent)"""
+"""Texts of a chart that its frame cuts off."""
 
 
 @pytest.fixture
@@ -78,6 +84,7 @@ def test_in_a_browser_at_three_widths_and_by_keyboard(served, scheme):
         page.get_by_role("link", name="Insights of experiments").press("Enter")
         page.wait_for_url("**/insights?study=experiments")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate(CUT) == []
         value = page.locator("button.value").first
         value.focus()
         tip = value.locator(".tip")

@@ -15,11 +15,13 @@ from optuna.distributions import CategoricalDistribution
 from studies.recovery import enqueue
 from studies.runner import run_study
 from studies.shown.pages import drawing
-from studies.shown.pages.app import application
+from studies.shown.pages.app import application, signed
 from studies.shown.pages.house import House
 from studies.storage import storage_url
 from studies.study import RECORD, find_study
 from tests.studies.shown.conftest import client_of, house_of, odd_studies
+
+row_of = House._row
 
 
 def test_an_empty_home_says_how_to_begin(tmp_path):
@@ -289,3 +291,33 @@ def test_any_study_of_optuna_is_shown(tmp_path):
 @pytest.mark.parametrize(("score", "at"), [(1.0, 50), (8.0, 100), (80.0, 100), (0.125, 0), (0.0, 0), (None, 100)])
 def test_the_axis_of_scores(score, at):
     assert drawing.place(score) == pytest.approx(at)
+
+
+def test_numbers_and_ranges_of_them_stand_in_their_order_and_names_as_they_come():
+    def ordered(*values) -> list[str]:
+        return [row["value"] for row in drawing.in_order([{"value": value} for value in values])]
+
+    assert ordered("1.07 to 1.9", "-0.4 to 0.9", "0.9 to 1.07") == ["-0.4 to 0.9", "0.9 to 1.07", "1.07 to 1.9"]
+    assert ordered("16", "2", "128") == ["2", "16", "128"]
+    assert ordered("user", "global", "3") == ["user", "global", "3"]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0796, "+0.080"), (-0.109, "-0.109"), (0.0, "0.000"), (-0.0, "0.000"), (-0.0004, "0.000")]
+)
+def test_a_difference_that_rounds_to_nothing_has_no_sign(value, said):
+    assert signed(value) == said
+
+
+def test_a_study_alone_cannot_be_chosen_and_its_verdict_stands_on_both_pages(tmp_path, monkeypatch):
+    record = {"promoted": True, "reason": "accuracy better by +0.1", "trial": 3, "metrics": {"value": 1.0}}
+    monkeypatch.setattr(House, "_row", lambda self, *given: {**row_of(self, *given), "verdict": record})
+    for place, name in enumerate(("one", "two")):
+        study = optuna.create_study(storage=storage_url(tmp_path, None), study_name=name, direction="maximize")
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=12)
+        client = client_of(house_of(tmp_path))
+        assert client.get("/").text.count('type="checkbox"') == 2 * place
+    for path in ("/", "/insights?study=one"):
+        assert "promoted, trial 3: accuracy better by +0.1" in client.get(path).text
+    page = client.get("/insights?study=one").text
+    assert page.index('class="jump"') < page.index('id="winners"') < page.index('class="course"')
