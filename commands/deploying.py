@@ -90,12 +90,14 @@ def predict(
     tracking: TrackingOption = None,
 ) -> None:
     """Answer questions with a deployment: of a table the rows without a label."""
-    from personalization.data.lamp import write_predictions
+    from personalization.data.lamp import outputs_of, write_predictions
     from personalization.data.table import write_table
     from personalization.deployment import Deployment
+    from personalization.files import refuse_unwritable
     from studies.shown.logs import log_to
     from studies.verdict.deployments import located
 
+    refuse_unwritable(out, questions, outputs_of(questions), config, model)
     with log_to(home), located(config, home, tracking) as folder:
         deployment = Deployment.load(folder, model)
         read = deployment.read(questions)

@@ -63,10 +63,13 @@ def replay(
 ) -> None:
     """Answer logged questions with another config."""
     from personalization.deployment import Deployment
+    from personalization.files import refuse_unwritable
     from serving.replay import replay as run
     from studies.shown.display import print_line
     from studies.shown.logs import log_to
 
+    if out is not None:
+        refuse_unwritable(out, log, config, model)
     with log_to(home):
         found = run(log, Deployment.load(config, model), out)
     said = f"{found['answers']} answers, {found['changed']:.1%} of them others than were given"

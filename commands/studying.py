@@ -99,22 +99,28 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare the best feasible trials of studies on the select users."""
-    from personalization.files import write_atomic
-    from studies.shown.display import print_comparison
+    from personalization.databases import sqlite_file
+    from personalization.files import refuse_unwritable, write_atomic
+    from studies.data import places_of
+    from studies.shown.consoles import beside
+    from studies.shown.display import print_comparison, print_line
     from studies.shown.logs import log_to
     from studies.shown.progress import ScoringDisplay
+    from studies.storage import storage_url
     from studies.study import find_study, located_spec, open_study
     from studies.verdict.comparison import compare as compare_studies
     from studies.verdict.comparison import comparison_figure
 
+    specs = [located_spec(find_study(study, home, storage)) for study in dict.fromkeys(studies)]
+    read = (place for spec in specs for place in places_of(spec))
+    refuse_unwritable(out, sqlite_file(storage_url(home, storage)), *read)
     with log_to(home), ScoringDisplay() as display:
-        opened = []
-        for study in dict.fromkeys(studies):
-            spec = located_spec(find_study(study, home, storage)).model_copy(update={"storage": storage})
-            opened.append(open_study(spec, home, display.scoring))
+        opened = [open_study(spec.model_copy(update={"storage": storage}), home, display.scoring) for spec in specs]
         result = compare_studies(opened)
+    answer(as_json, result, lambda: print_comparison(result))
     write_atomic(out, comparison_figure(result))
-    answer(as_json, result, lambda: print_comparison(result, out))
+    with beside(as_json):
+        print_line(f"figure: {out}")
 
 
 def summary(folder: Path, as_json: JsonOption = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -22,10 +23,10 @@ from personalization.errors import UsageError
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write in the place of `path`: a new one beside it, then fsync, replace, fsync the folder.
 
-    Where the writing fails, what stood there before stays. A file keeps its mode, a new one has what the umask leaves;
-    behind a link it is the link's target that is replaced.
+    Where the writing fails, what stood there before stays, and the error names `path`. A file keeps its mode, a new one
+    has what the umask leaves; behind a link it is the link's target that is replaced.
     """
-    path = path.resolve()
+    named, path = path, path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -36,6 +37,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:
+        if error.filename in (None, str(draft)):
+            raise OSError(error.errno, error.strerror, str(named)) from error
+        raise
     finally:
         draft.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -57,6 +62,26 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], told: Mapping[s
 
     content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(told or {}) or None)
     write_atomic(path, content)
+
+
+def refuse_unwritable(out: Path, *read: str | Path | None) -> None:
+    """UsageError where `out` is a folder, or is or lies in one of what is `read`; OSError where it cannot be made."""
+    place = out.resolve()
+    for source in read:
+        if source is not None and place.is_relative_to(Path(source).resolve()):
+            raise UsageError(f"--out {out} would write into {source}, which is read; give another place")
+    if place.is_dir():
+        raise UsageError(f"--out {out} is a folder; give a file")
+    refuse_closed(place.parent)
+
+
+def refuse_closed(folder: Path) -> None:
+    """OSError where nothing can be written into a folder, or it cannot be made."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 @contextmanager

@@ -41,6 +41,14 @@ def _source(spec: StudySpec) -> Source:
     return read_source(Path(str(data.path)), data.split, spec.task)
 
 
+def places_of(spec: StudySpec) -> tuple[str | None, ...]:
+    """Files, folders and hub ids that a spec's data are read from; none of the planted world."""
+    data, files = spec.data, spec.data.files
+    if data.path in WORLDS:
+        return ()
+    return data.path, data.table, *(() if files is None else (files.tune, files.select, files.confirm))
+
+
 def _read(spec: StudySpec, place: str) -> Checked:
     columns = spec.data.columns
     if columns is None:

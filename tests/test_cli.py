@@ -97,6 +97,11 @@ def test_show_and_summary(chamtune, spec_file):
         (["data", "check", "nothing"], 65, "no such file or folder"),
         (["data", "export", "dem", "x"], 64, "there are demo and demo-null"),
         (["predict", "--config", "no.yaml", "--questions", "q", "--out", "o"], 65, "no.yaml: No such file"),
+        (["predict", "--config", "no.yaml", "--questions", "q", "--out", "q"], 64, "q, which is read"),
+        (["predict", "--config", "c", "--questions", "a_questions.json", "--out", "a_outputs.json"], 64, "is read"),
+        (["predict", "--config", "no.yaml", "--questions", "q", "--out", "/"], 64, "--out / is a folder"),
+        (["replay", "log", "--config", "no.yaml", "--out", "log/questions-000001.jsonl"], 64, "log, which is read"),
+        (["replay", "log", "--config", "no.yaml", "--out", "/dev/null/x"], 74, "/dev/null: Not a directory"),
         (["rollback", "no.yaml"], 65, "no.yaml: No such file"),
     ],
 )
@@ -230,9 +235,17 @@ def test_compare_prints_a_table_and_writes_a_figure(chamtune, spec_file):
     result = json.loads(out.splitlines()[-1])
     assert (code, [row["study"] for row in result["rows"]]) == (0, ["one", "two"])
     assert "two: accuracy +0.000" in err
+    assert err.endswith("figure: c.png\n")
     assert Path("c.png").read_bytes().startswith(b"\x89PNG")
     code, _, err = chamtune("compare", "one", "three", "--home", "h")
     assert (code, "no study 'three'" in err) == (64, True)
+
+
+def test_compare_writes_over_nothing_that_it_reads(chamtune, spec_file, no_results, small_data):
+    chamtune("run", spec_file(trials=1, constraints={}, data={"path": str(small_data)}), "--home", "h")
+    for out in (Path("h") / "studies.db", small_data / "new.png"):
+        code, _, err = chamtune("compare", "small", "--home", "h", "--out", out)
+        assert (code, "which is read" in err, err.count("\n")) == (64, True, 1)
 
 
 def test_a_fatal_row_is_no_lack_of_answers_and_a_note_is_said_once(chamtune, tmp_path):

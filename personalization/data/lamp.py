@@ -29,6 +29,11 @@ def question_files(folder: Path, part: str = "") -> list[Path]:
     return sorted(path for path in found if not path.name.endswith("_outputs.jsonl"))
 
 
+def outputs_of(questions: Path) -> Path:
+    """Where the answers to a questions file are; the file itself where its name does not tell."""
+    return questions.with_name(questions.name.replace("_questions.json", "_outputs.json"))
+
+
 def file_pairs(path: Path) -> list[tuple[Path, Path | None]]:
     """(questions, outputs) under a folder, or for one questions file; outputs is None where there are none."""
     if path.is_dir():
@@ -41,7 +46,7 @@ def file_pairs(path: Path) -> list[tuple[Path, Path | None]]:
         raise DataError(f"{path}: no such file or folder")
     pairs: list[tuple[Path, Path | None]] = []
     for questions in found:
-        outputs = questions.with_name(questions.name.replace("_questions.json", "_outputs.json"))
+        outputs = outputs_of(questions)
         pairs.append((questions, outputs if outputs != questions and outputs.is_file() else None))
     return pairs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from studies.results import StudyResult
@@ -218,7 +217,7 @@ def _print_cold_start(found: dict[str, Any]) -> None:
     answers.print(f"accuracy by the newest history items given (no test): {said}{more}")
 
 
-def print_comparison(result: dict[str, Any], figure: Path) -> None:
+def print_comparison(result: dict[str, Any]) -> None:
     """One row a study, gains over the first."""
     title = f"{result['questions']} questions of {result['users']} select users; gains over {result['against']}"
     names = ["accuracy", "macro_f1", "nll", *(name for name in ("mae", "rmse") if name in result["rows"][0])]
@@ -236,7 +235,6 @@ def print_comparison(result: dict[str, Any], figure: Path) -> None:
         )
         for line in sentences(gain["parts"]):
             answers.print(f"  {line}")
-    answers.print(f"figure: {figure}")
 
 
 def print_summary(summary: Summary) -> None:

@@ -23,7 +23,7 @@ import yaml
 
 from personalization.deployment import CONFIG, read_config, write_files
 from personalization.errors import UsageError
-from personalization.files import locked, write_atomic
+from personalization.files import locked, refuse_closed, write_atomic
 from personalization.stages.chain import Fitted
 from studies.study import OpenStudy, find_study, stored_spec
 from tracking.deployed import config_digest
@@ -99,17 +99,19 @@ def _place(folder: Path, config: dict[str, Any], files: Path) -> None:
 
 
 def stands(out: Path) -> bool:
-    """Whether a deployment is at a place, be it damaged; UsageError where the place is taken by something else.
+    """Whether a deployment is at a place, be it damaged; UsageError where the place is taken by something else, OSError
+    where it cannot be written.
 
     An empty folder, or one with what a promotion left that was killed before its config, is free.
     """
-    if not out.exists():
-        return False
     if out.is_file():
         raise UsageError(
             f"{out} is a file, and a deployment is a folder; give --out FOLDER. A config of an earlier version is "
             "still served where it stands"
         )
+    refuse_closed(out)
+    if not out.exists():
+        return False
     if (out / CONFIG).exists():
         return True
     foreign = sorted(path.name for path in out.iterdir() if not OURS.match(path.name))

@@ -1,8 +1,10 @@
+import errno
 import os
 
 import pytest
 
-from personalization.files import atomic_file, write_atomic
+from personalization.errors import UsageError
+from personalization.files import atomic_file, refuse_unwritable, write_atomic
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o007])
@@ -60,3 +62,38 @@ def test_what_stood_there_stays_where_the_writing_fails(tmp_path):
     with pytest.raises(TypeError), atomic_file(path) as file:
         file.write("text, where bytes are due")
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("old", "old")]
+
+
+def test_an_error_names_the_file_and_not_its_draft(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError) as found:
+        write_atomic(tmp_path / "taken", "x")
+    assert found.value.filename == str(tmp_path / "taken")
+    with pytest.raises(OSError, match="No space left") as found, atomic_file(tmp_path / "new"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert found.value.filename == str(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_an_output_never_lies_in_what_is_read(tmp_path):
+    (tmp_path / "asked").mkdir()
+    for name in ("q.json", "asked/q.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "q.json")
+    for out, read in (("q.json", "q.json"), ("link", "q.json"), ("asked/p.json", "asked"), ("asked/../q.json", "link")):
+        with pytest.raises(UsageError, match="which is read"):
+            refuse_unwritable(tmp_path / out, None, tmp_path / read)
+    refuse_unwritable(tmp_path / "asked" / "p.json", tmp_path / "asked" / "q.json", "owner/name")
+
+
+def test_an_output_that_cannot_be_made_is_named_before_there_is_one(tmp_path, unprivileged):
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(UsageError, match="is a folder; give a file"):
+        refuse_unwritable(tmp_path)
+    with pytest.raises(NotADirectoryError, match=str(tmp_path / "file")):
+        refuse_unwritable(tmp_path / "file" / "deep" / "p.json")
+    with unprivileged(), pytest.raises(PermissionError, match=str(tmp_path / "closed")):
+        refuse_unwritable(tmp_path / "closed" / "deep" / "p.json")
+    refuse_unwritable(tmp_path / "new" / "deep" / "p.json")
+    assert not (tmp_path / "new").exists()

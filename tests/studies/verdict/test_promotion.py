@@ -205,7 +205,8 @@ def test_a_promotion_killed_before_the_config_was_written_is_finished(tmp_path, 
     assert (again["deploy"], again["generation"]) == (str(out), 1)
 
 
-def test_a_place_that_cannot_be_written_costs_no_second_look(tmp_path, make_study, unprivileged):
+def test_a_place_that_is_closed_meanwhile_costs_no_second_look(tmp_path, make_study, unprivileged, monkeypatch):
+    monkeypatch.setattr("studies.verdict.deployments.refuse_closed", lambda _: None)
     opened, place = make_study(), tmp_path / "place"
     place.mkdir(mode=0o555)
     with unprivileged(), pytest.raises(PermissionError):

@@ -47,6 +47,14 @@ def test_a_file_of_an_earlier_version_is_not_replaced_by_a_folder(tmp_path, make
     assert looks(opened) == []
 
 
+def test_a_place_that_cannot_be_made_is_refused_before_any_look(tmp_path, make_study):
+    opened = make_study()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=str(tmp_path / "file")):
+        promote(opened, tmp_path / "file" / "deploy")
+    assert looks(opened) == []
+
+
 def test_config_of_a_changed_model_is_refused(tmp_path, make_study):
     opened = make_study()
     out = tmp_path / "deploy"
