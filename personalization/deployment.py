@@ -33,7 +33,8 @@ from personalization.data.prompts import mismatch
 from personalization.data.records import Dataset, Question
 from personalization.data.table import Columns, is_table, read_table
 from personalization.errors import ChamtuneError, DataError, UsageError
-from personalization.files import read_mapping, sha256_of
+from personalization.files import sha256_of
+from personalization.mappings import Kept, read_mapping
 from personalization.methods.taste.calibration import Calibrated
 from personalization.stages import STAGES, chain
 from personalization.stages.chain import Fitted
@@ -199,7 +200,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     place = path / CONFIG if path.is_dir() else path
     try:
-        config = read_mapping(place, "a deploy config")
+        config = read_mapping(place, "a deploy config", Kept)
     except UsageError as error:
         raise DataError(f"not a deploy config: {error}") from None
     if config.get("format") == 5:

@@ -1,4 +1,4 @@
-"""Files: written so that a reader sees the old content or the new, never a mix; locked; read as YAML."""
+"""Files: written so that a reader sees the old content or the new, never a mix; locked; refused."""
 
 from __future__ import annotations
 
@@ -101,26 +101,6 @@ def locked(path: Path, patience: Callable[[], None] | None = None) -> Iterator[N
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """The keys of a YAML file, which should be `what`; UsageError where it has none."""
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: byte {error.start} is not UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark is not None else ""
-        problem = str(getattr(error, "problem", error)).splitlines()[0]
-        raise UsageError(f"{path}: {place}not YAML: {problem}") from None
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path}: {what} is a mapping of keys, but this is a {type(raw).__name__}")
-    return raw
 
 
 def sha256_of(path: Path) -> str:

@@ -24,6 +24,7 @@ from personalization.data.table import Columns, table_rows, task_of_columns
 from personalization.data.values import plain
 from personalization.errors import UsageError
 from personalization.files import write_atomic
+from personalization.mappings import Saying
 from personalization.metrics import entropy_bits
 
 LOOKED_AT = 50_000
@@ -178,7 +179,7 @@ def _unclear(place: str, keys: Sequence[str], seen: Mapping[str, Seen]) -> str:
 
 def _value(text: str) -> str:
     """A text as YAML on one line."""
-    return yaml.safe_dump(text, allow_unicode=True, default_flow_style=True, width=10_000).splitlines()[0]
+    return yaml.dump(text, Dumper=Saying, allow_unicode=True, default_flow_style=True, width=10_000).splitlines()[0]
 
 
 def _task_text(name: str, columns: Columns, labels: list[str]) -> str:

@@ -18,7 +18,7 @@ from personalization.data.splits import DEFAULT_SHARES, LEARNING_SHARES, PARTS
 from personalization.data.table import NEWEST, Columns
 from personalization.errors import UsageError
 from personalization.evaluation import MEANS
-from personalization.files import read_mapping
+from personalization.mappings import read_mapping
 from personalization.metrics import METRICS, ORDERED
 from personalization.stages import ordered, shares_of
 from personalization.tasks import Task, load_task

@@ -16,9 +16,20 @@ from personalization.errors import DataError
 
 CHUNK_BYTES = 1 << 18
 CUT_OFF = "the file ends in the middle; it was cut off, fetch or write it again"
-_DECODER = json.JSONDecoder()
 _SPACE = " \t\r\n"
 _NUMBER_GOES_ON = ("", *".eE+-0123456789")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; ValueError where a key stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _problem(error: json.JSONDecodeError) -> str:
@@ -167,7 +178,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 if text:
-                    yield number, json.loads(text)
+                    yield number, _DECODER.decode(text)
             except UnicodeDecodeError as error:
                 raise DataError(f"{path}: record {number}: byte {error.start} of the line is not UTF-8") from None
             except json.JSONDecodeError as error:

@@ -221,7 +221,7 @@ def _of_file(path: Path, needed: tuple[str, ...], wanted: tuple[str, ...]) -> It
             if not isinstance(raw, dict):
                 raise DataError(f"{path}: record {number} is a {type(raw).__name__}, must be an object")
             if number == 1:
-                _refuse_missing(path, needed, list(raw))
+                _check_columns(path, needed, list(raw))
             yield raw
     elif suffix in (".csv", ".tsv", ".txt"):
         yield from csv_rows(path, needed)
@@ -240,7 +240,7 @@ def csv_rows(path: Path, needed: tuple[str, ...] = ()) -> Iterator[Mapping[str, 
             separator = max(SEPARATORS, key=header.count)
             file.seek(0)
             rows = csv.DictReader(file, delimiter=separator, strict=True)
-            _refuse_missing(path, needed, list(rows.fieldnames or ()))
+            _check_columns(path, needed, list(rows.fieldnames or ()))
             for row in rows:
                 if None in row:
                     raise DataError(f"{path}: line {rows.line_num} has more values than the header has columns")
@@ -254,11 +254,13 @@ def csv_rows(path: Path, needed: tuple[str, ...] = ()) -> Iterator[Mapping[str, 
 def _of_arrow(path: Path, needed: tuple[str, ...], wanted: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
     import pyarrow
     import pyarrow.dataset
+    import pyarrow.fs
 
     suffix = path.suffix.lower()
     try:
-        found = pyarrow.dataset.dataset(path, format="parquet" if suffix == ".parquet" else "ipc")
-        _refuse_missing(path, needed, found.schema.names)
+        kind = pyarrow.dataset.ParquetFileFormat() if suffix == ".parquet" else pyarrow.dataset.IpcFileFormat()
+        _check_columns(path, needed, kind.inspect(str(path), pyarrow.fs.LocalFileSystem()).names)
+        found = pyarrow.dataset.dataset(path, format=kind)
         read = [name for name in dict.fromkeys((*needed, *wanted)) if name in found.schema.names]
         for batch in found.to_batches(columns=read if needed else None, batch_size=1024):
             yield from batch.to_pylist()
@@ -277,10 +279,15 @@ def _of_datasets(place: str, needed: tuple[str, ...], saved: bool) -> Iterator[M
         raise kind(f"{place}: cannot be read as a data set: {str(error).splitlines()[0]}") from None
     if isinstance(found, datasets.DatasetDict):
         raise DataError(f"{place}: holds several parts; give one of {', '.join(f'{place}/{part}' for part in found)}")
-    _refuse_missing(place, needed, found.column_names)
+    _check_columns(place, needed, found.column_names)
     yield from found
 
 
-def _refuse_missing(place: str | Path, needed: tuple[str, ...], there: list[str]) -> None:
+def _check_columns(place: str | Path, needed: tuple[str, ...], there: list[str]) -> None:
+    """DataError where a column is missing, or stands twice; columns without a name may, where others are asked for."""
+    twice = [name for at, name in enumerate(there) if name in there[:at] and (name or not needed)]
+    if twice:
+        first, second, *_ = (at for at, name in enumerate(there, 1) if name == twice[0])
+        raise DataError(f"{place}: columns {first} and {second} are both called {twice[0]!r}; give each its own name")
     if missing := [name for name in needed if name not in there]:
         raise DataError(f"{place}: there is no column {missing[0]!r}; there are {', '.join(map(str, there))}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from personalization.errors import UsageError
-from personalization.files import read_mapping
+from personalization.mappings import read_mapping
 from personalization.tasks.task import Task, labels_in
 
 __all__ = ["TASKS", "Task", "Terms", "listed_anywhere", "load_task", "of_form", "task"]

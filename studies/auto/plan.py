@@ -11,7 +11,7 @@ from personalization.data.lamp import question_files
 from personalization.data.splits import DEFAULT_SHARES
 from personalization.data.table import is_table
 from personalization.errors import UsageError
-from personalization.files import read_mapping
+from personalization.mappings import read_mapping
 from personalization.stages import STAGES
 from search_spaces import ChainParams, chain_space
 from studies.auto.arms import Arm

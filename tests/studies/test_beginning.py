@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from personalization.errors import UsageError
+from personalization.tasks import load_task
 from studies.auto.plan import data_of
 from studies.beginning import begin
 from studies.data import load_splits
@@ -114,3 +115,10 @@ def test_a_label_that_is_missing_is_none(tmp_path):
         row["label"] = float("nan") if place % 5 == 0 else place % 2 == 0
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert sorted(begin(str(tmp_path / "t.jsonl"), NONE, tmp_path)["labels"]) == ["False", "True"]
+
+
+def test_labels_that_look_like_numbers_stay_texts(tmp_path):
+    rows = "".join(f"u{place % 5},text {place},{('1e5', '2e-7')[place % 2]}\n" for place in range(20))
+    (tmp_path / "codes.csv").write_text(f"user,text,label\n{rows}")
+    found = begin(str(tmp_path / "codes.csv"), {}, tmp_path)
+    assert dict(load_task(found["task"]).labels) == {"1e5": "1e5", "2e-7": "2e-7"}

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 
 from personalization.deployment import CONFIG
 from personalization.errors import ChamtuneError, UsageError, first_line
-from personalization.files import read_mapping
+from personalization.mappings import Kept, read_mapping
 from studies.insights.history import together
 from studies.insights.reading import FOREIGN, goals_of, history_of, kept_path
 from studies.insights.report import as_json, insights_of, plain
@@ -214,7 +214,7 @@ class House:
             if newest is None:
                 continue
             try:
-                told = read_mapping(newest[1] / CONFIG, "a deploy config")["provenance"]
+                told = read_mapping(newest[1] / CONFIG, "a deploy config", Kept)["provenance"]
                 row = {"place": place.name.rpartition("-")[0], "generation": newest[0], "at": told.get("promoted_at")}
                 found.setdefault(told["study"], []).append(row)
             except UNREADABLE as error:

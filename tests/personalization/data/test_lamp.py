@@ -356,3 +356,10 @@ def test_any_damage_is_one_line_and_never_a_traceback(tmp_path_factory, values, 
         read_dataset(path)
     except DataError as error:
         assert "\n" not in str(error)
+
+
+def test_a_key_that_stands_twice_is_a_defect(tmp_path):
+    path = tmp_path / "a_questions.json"
+    path.write_text('[{"id": 1, "input": "a", "profile": [{"id": 1, "id": 2}]}]')
+    (defect,) = check_dataset(path).defects
+    assert (defect.fatal, "the key 'id' stands twice" in str(defect)) == (True, True)

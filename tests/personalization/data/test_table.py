@@ -231,3 +231,28 @@ def test_a_deployment_says_that_a_table_with_every_label_is_asked_for_its_newest
     some = [{**row, "warteschlange": "" if place < 2 else row["warteschlange"]} for place, row in enumerate(rows)]
     checked = rows_as_questions(iter(some), "memory", COLUMNS, None, Terms(task, labels))
     assert "every row" not in " ".join(map(str, checked.defects))
+
+
+def test_two_columns_of_one_name_are_refused_in_every_format(tmp_path):
+    import pyarrow
+    import pyarrow.feather
+    import pyarrow.parquet
+
+    (tmp_path / "t.csv").write_text("user,text,label,text\nu,a,x,b\n")
+    made = pyarrow.table([["u"], ["a"], ["x"], ["b"]], names=["user", "text", "label", "text"])
+    pyarrow.parquet.write_table(made, tmp_path / "t.parquet")
+    pyarrow.feather.write_feather(made, tmp_path / "t.arrow")
+    for name in ("t.csv", "t.parquet", "t.arrow"):
+        for needed in ((), ("user", "text"), ("user", "label")):
+            with pytest.raises(DataError, match="columns 2 and 4 are both called 'text'"):
+                list(table_rows(str(tmp_path / name), needed))
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": "a", "text": "b"}\n')
+    with pytest.raises(DataError, match="record 2: .* the key 'text' stands twice"):
+        list(table_rows(str(tmp_path / "t.jsonl")))
+
+
+def test_columns_without_a_name_do_not_matter_where_others_are_asked_for(tmp_path):
+    (tmp_path / "t.csv").write_text("user,text,,\nu,a,,\n")
+    assert [row["text"] for row in table_rows(str(tmp_path / "t.csv"), ("user", "text"))] == ["a"]
+    with pytest.raises(DataError, match="columns 3 and 4 are both called ''"):
+        list(table_rows(str(tmp_path / "t.csv")))
