@@ -66,6 +66,11 @@ def insights(
     needing = [name for name, given in (("path", path), ("enqueue", enqueue), ("backfill", backfill)) if given]
     if needing and (csv is not None or len(studies or []) != 1):
         raise UsageError(f"--{needing[0]} is of one study; name it")
+    if csv is None:
+        _refuse(_of_mapped(value, minimize, columns, constraint, leave_out), "a table; name it with --csv FILE")
+    else:
+        _refuse({"goal": goal, "storage": storage}, "studies; --csv names a table")
+        _refuse({"csv": studies}, "a table alone; leave it out, or the studies")
     if backfill:
         _backfill((studies or [])[0], home, storage)
     if csv is not None:
@@ -86,6 +91,19 @@ def insights(
 
 
 FORMATS = ("table", "json", "csv")
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    """UsageError for the first of these options that is given, and is of something else."""
+    from personalization.errors import UsageError
+
+    for name in (name for name, value in given.items() if value):
+        raise UsageError(f"--{name} is of {why}")
+
+
+def _of_mapped(*given: Any) -> dict[str, Any]:
+    """What `_mapped` takes, by the names of its options."""
+    return dict(zip(("value", "minimize", "columns", "constraint", "leave-out"), given, strict=True))
 
 
 def _of_studies(names: list[str], goal: str | None, home: Path, storage: str | None) -> History:
@@ -193,8 +211,11 @@ def import_(
 
     with log_to(home):
         if experiment is None and "://" in source:
+            told = _of_mapped(value, minimize, columns, constraint, leave_out)
+            _refuse(told, "a table or an --experiment; a study of Optuna says it itself")
             result = import_optuna(source, study, name, (home, storage))
         else:
+            _refuse({"study": study}, "an Optuna URL alone")
             mapped = _mapped(value, minimize, columns, constraint, leave_out)
             rows, named = mlflow_rows(source, experiment, mapped) if experiment else rows_of(Path(source))
             result = import_rows(rows, mapped, name or named, (home, storage))

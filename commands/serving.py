@@ -91,7 +91,7 @@ def monitor(
     again: Annotated[
         bool, typer.Option("--retune", help="Tune again on the log where something drifted or is broken.")
     ] = False,
-    trials: Annotated[int, typer.Option(min=1, help="Of --retune.")] = 100,
+    trials: Annotated[int | None, typer.Option(min=1, help="Of --retune; default: 100.")] = None,
     home: HomeOption = HOME,
     storage: StorageOption = None,
     tracking: TrackingOption = None,
@@ -100,13 +100,15 @@ def monitor(
     """Say what a server's log says: constraints, calibration, drift, and which of two configs is better."""
     from personalization.errors import UsageError
     from serving.monitor import faults, reasons, report, watched
+    from serving.retune import TRIALS, spec_of_retune
     from serving.retune import retune as tune
-    from serving.retune import spec_of_retune
     from serving.told import lines
     from serving.traffic import about
     from studies.shown.display import print_line
     from studies.shown.logs import log_to
 
+    if trials is not None and not again:
+        raise UsageError("--trials is of --retune; give both")
     place = deploy or (Path(about(log)["deploy"]) if about(log) else None)
     if place is None:
         raise UsageError(f"{log} does not say what it is of; give --deploy")
@@ -118,7 +120,7 @@ def monitor(
         why, since = reasons(found)
         try:
             if again and why:
-                spec = spec_of_retune(place, log, home, trials, since=since)
+                spec = spec_of_retune(place, log, home, trials or TRIALS, since=since)
                 found["retuned"] = tune(spec, place, home, why=why)
         finally:  # what was found is worth knowing, whatever became of the study
             answer(as_json, found, lambda: print_line("\n".join(lines(found))))

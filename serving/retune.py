@@ -111,6 +111,8 @@ def spec_of_retune(
         folder = home / "serving" / "again" / dataset.fingerprint()[:16]
         if not folder.exists():
             write_dataset(folder, "log", dataset)
+    elif since is not None:
+        raise UsageError(f"--since is of a log, and {data} is none")
     elif data.exists():
         folder, dataset = data, check_dataset(data, task=task_of(config)).usable()
     else:

@@ -102,6 +102,7 @@ def test_show_and_summary(chamtune, spec_file):
         (["predict", "--config", "no.yaml", "--questions", "q", "--out", "/"], 64, "--out / is a folder"),
         (["replay", "log", "--config", "no.yaml", "--out", "log/questions-000001.jsonl"], 64, "log, which is read"),
         (["replay", "log", "--config", "no.yaml", "--out", "/dev/null/x"], 74, "/dev/null: Not a directory"),
+        (["monitor", "log", "--trials", "5"], 64, "--trials is of --retune"),
         (["rollback", "no.yaml"], 65, "no.yaml: No such file"),
     ],
 )

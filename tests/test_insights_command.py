@@ -74,6 +74,12 @@ def test_numbers_stay_and_formulas_do_not(value, cell):
         (("--csv", EXPERIMENTS, "--value", "recall_at_100", "--columns", "x"), "write GROUP=COLUMN,COLUMN"),
         (("--csv", EXPERIMENTS, "--value", "recall_at_100", "--constraint", "x"), 'write "COLUMN <= NUMBER"'),
         (("--csv", EXPERIMENTS, "--value", "recall_at_100", "--group", "nothing"), "is in group 'nothing'"),
+        (("--csv", EXPERIMENTS, "--value", "recall_at_100", "study"), "--csv is of a table alone"),
+        (("--csv", EXPERIMENTS, "--value", "recall_at_100", "--goal", "nll"), "--goal is of studies"),
+        (("study", "--value", "x"), "--value is of a table; name it with --csv FILE"),
+        (("study", "--minimize"), "--minimize is of a table"),
+        (("study", "--columns", "a=b"), "--columns is of a table"),
+        (("study", "--leave-out", "a"), "--leave-out is of a table"),
         (("--format", "pdf"), "--format pdf: there are table, json, csv"),
         (("--enqueue", "2"), "--enqueue is of one study; name it"),
         (("nowhere",), "no studies in"),
@@ -84,6 +90,20 @@ def test_what_cannot_be_told_is_one_line(monkeypatch, capsys, tmp_path, argument
     assert code == 64
     assert said in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sqlite:///x.db", "--constraint", "a <= 1"), "--constraint is of a table or an --experiment"),
+        (("sqlite:///x.db", "--minimize"), "--minimize is of a table or an --experiment"),
+        (("sqlite:///x.db", "--leave-out", "a"), "--leave-out is of a table or an --experiment"),
+        ((EXPERIMENTS, "--value", "recall_at_100", "--study", "s"), "--study is of an Optuna URL alone"),
+    ],
+)
+def test_an_option_that_does_not_apply_to_a_source_is_refused(command, tmp_path, arguments, said):
+    code, _, err = command("import", *arguments, "--home", tmp_path / "home")
+    assert (code, said in err, err.count("\n")) == (64, True, 1)
 
 
 def test_suggestions_are_queued_and_taken_first(monkeypatch, capsys, tmp_path, spec_of, kept_scores, no_results):

@@ -109,6 +109,12 @@ def test_a_split_that_there_is_not_is_refused(deploy, tmp_path, command):
     assert (code, "--split tiem: there are users, time" in err) == (64, True)
 
 
+def test_since_is_of_a_log_alone(deploy, write_deployment, tmp_path):
+    write_deployment(deploy, provenance=PROVENANCE)
+    with pytest.raises(UsageError, match="--since is of a log, and .* is none"):
+        spec_of_retune(deploy, tmp_path, tmp_path / "home", since="2026-01-01")
+
+
 def test_other_data_than_a_log_or_files_are_refused(deploy, write_deployment, tmp_path):
     write_deployment(deploy, provenance=PROVENANCE)
     with pytest.raises(DataError, match="no log of a server, and no LaMP files"):
