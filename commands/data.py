@@ -46,7 +46,7 @@ def export(
     preset: Annotated[str, typer.Argument(help="demo or demo-null")],
     folder: Path,
     seed: Annotated[int, typer.Option(help="Draws the users and questions.")] = 0,
-    users: Annotated[int, typer.Option(help="How many users.")] = 500,
+    users: Annotated[int, typer.Option(min=1, help="How many users.")] = 500,
 ) -> None:
     """Write the planted world as official LaMP files."""
     from personalization.data.demo.world import make_world

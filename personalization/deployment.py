@@ -106,10 +106,13 @@ class Deployment:
         """Questions of a file or folder for this config, which says task and labels where they do not.
 
         A table has the columns of the study's; what is asked are the rows without a label, or else each user's newest.
+        JSON Lines are questions where the study read no table.
         """
         if not is_table(Path(path)):
             return check_dataset(Path(path), self.terms)
-        told = self.config["provenance"]["spec"]["data"]
+        told = self.config["provenance"].get("spec", {}).get("data", {})
+        if told.get("user") is None and Path(path).suffix == ".jsonl":
+            return check_dataset(Path(path), self.terms)
         if told.get("user") is None:
             raise DataError(f"{path}: a table, but the study of this config read none; give LaMP questions")
         return read_table(str(path), Columns.of(told), None, self.terms)

@@ -96,6 +96,7 @@ def test_show_and_summary(chamtune, spec_file):
         (["summary", "nothing"], 65, "none of summary.csv"),
         (["data", "check", "nothing"], 65, "no such file or folder"),
         (["data", "export", "dem", "x"], 64, "there are demo and demo-null"),
+        (["data", "export", "demo", "x", "--users", "0"], 64, "'--users'"),
         (["predict", "--config", "no.yaml", "--questions", "q", "--out", "o"], 65, "no.yaml: No such file"),
         (["predict", "--config", "no.yaml", "--questions", "q", "--out", "q"], 64, "q, which is read"),
         (["predict", "--config", "c", "--questions", "a_questions.json", "--out", "a_outputs.json"], 64, "is read"),

@@ -48,9 +48,9 @@ def config(tiny_encoder, tmp_path_factory):
 def predict(config, tmp_path, command):
     """A function that asks by the command line and returns (exit code, stderr, predictions)."""
 
-    def ask(records):
-        path, out = tmp_path / "new_questions.json", tmp_path / "p.json"
-        path.write_text(json.dumps(records))
+    def ask(records, lines=False):
+        path, out = tmp_path / f"new_questions.json{'l' if lines else ''}", tmp_path / "p.json"
+        path.write_text("\n".join(map(json.dumps, records)) if lines else json.dumps(records))
         asked = ("--questions", path, "--out", out, "--home", tmp_path / "h")
         code, _, err = command("predict", "--config", config, *asked)
         return code, err, json.loads(out.read_text()) if out.exists() else None
@@ -62,8 +62,9 @@ def asked(text, number=0, profile=()):
     return {"id": number, "user_id": f"u{number}", "input": text, "profile": list(profile)}
 
 
-def test_new_users_alone_are_answered_with_the_prior_of_all(predict):
-    code, err, found = predict([asked(FRAME + f"a lamp {n}", n) for n in range(3)])
+@pytest.mark.parametrize("lines", [False, True])
+def test_new_users_alone_are_answered_with_the_prior_of_all(predict, lines):
+    code, err, found = predict([asked(FRAME + f"a lamp {n}", n) for n in range(3)], lines)
     assert (code, found) == (0, {"task": "LaMP_3", "golds": [{"id": n, "output": "4"} for n in range(3)]})
     assert "3 of 3 questions (100 %) have no history" in err
 
