@@ -13,6 +13,8 @@ from studies.shown import logs
 
 answers = Console(highlight=False, markup=False, soft_wrap=True)
 notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+WIDE = 1_000_000
+"""Characters of a line, where no terminal bounds it."""
 
 
 def speak(tables: bool, log: bool) -> None:
@@ -35,5 +37,12 @@ def empty_table(heading: str | None, *columns: str, left: Container[str] | None 
     """Columns stand to the right where `left` is given and does not name them."""
     made = Table(title=heading, title_justify="left")
     for name in columns:
-        made.add_column(name, justify="left" if left is None or name in left else "right")
+        made.add_column(name, justify="left" if left is None or name in left else "right", overflow="fold")
     return made
+
+
+def print_table(table: Table) -> None:
+    """A table on standard output: in a terminal as wide as that, elsewhere as wide as what stands in it."""
+    if not answers.is_terminal:
+        table.width = answers.measure(table, options=answers.options.update(max_width=WIDE)).maximum
+    answers.print(table, soft_wrap=False, crop=answers.is_terminal)

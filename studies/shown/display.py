@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from studies.results import StudyResult
-from studies.shown.consoles import answers, empty_table
+from studies.shown.consoles import answers, empty_table, print_table
 from studies.spec import StudySpec
 from studies.verdict.prospects import roles_said
 from tracking.parts import cost_said, gain_said, sentences
@@ -35,7 +35,7 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
     for name in names:
         value = None if best is None else best["metrics"][name]
         table.add_row(name, _number(result.baseline.get(name)), _number(value), _number(result.gold.get(name)))
-    answers.print(table, soft_wrap=False)
+    print_table(table)
     for name, accuracy in result.references.items():
         answers.print(f"without the model, {name}: accuracy {_number(accuracy)}")
     _print_choices(result)
@@ -101,7 +101,7 @@ def print_studies(rows: list[dict[str, Any]]) -> None:
     table = empty_table(None, *names, "best feasible")
     for row in rows:
         table.add_row(*(str(row.get(name, "")) for name in names), _number(row.get("best")))
-    answers.print(table, soft_wrap=False)
+    print_table(table)
 
 
 def print_study(description: dict[str, Any]) -> None:
@@ -118,7 +118,7 @@ def print_study(description: dict[str, Any]) -> None:
     table = empty_table("best feasible trials (tune users)", "trial", *names, "params")
     for row in description["best"]:
         table.add_row(str(row["trial"]), *(_number(row["metrics"][n]) for n in names), _params(row["changed"]))
-    answers.print(table, soft_wrap=False)
+    print_table(table)
     for number, reason in description["failures"].items():
         answers.print(f"trial {number} failed: {reason}")
 
@@ -134,7 +134,7 @@ def print_auto(found: dict[str, Any]) -> None:
         accuracy, gain = (f"{arm['accuracy']:.4f}", f"{arm['gain']:+.3f}") if measured else ("", "")
         fate = str(arm["fate"]).partition(":")[0]
         rows.add_row(arm["arm"], accuracy, gain, select, str(arm["trials"]), f"{arm['seconds']:.0f} s", fate)
-    answers.print(rows)
+    print_table(rows)
     for arm in found["arms"]:
         if ": " in str(arm["fate"]):
             answers.print(f"{arm['arm']} {arm['fate']}")
@@ -226,7 +226,7 @@ def print_comparison(result: dict[str, Any]) -> None:
         trained = "" if row["training_s"] is None else f"{row['training_s']:.1f}"
         costs = (f"{row['cost_ms']:.1f}", str(row["user_bytes"]), trained)
         table.add_row(row["study"], str(row["trial"]), *(f"{row[name]:.3f}" for name in names), *costs)
-    answers.print(table, soft_wrap=False)
+    print_table(table)
     for row in result["rows"][1:]:
         gain = row["gain"]
         answers.print(
@@ -242,7 +242,7 @@ def print_summary(summary: Summary) -> None:
     table = empty_table(f"from {summary.source}", "metric", "baseline", "candidate", "gold labels")
     for name, *values in summary.rows:
         table.add_row(name, *map(_number, values))
-    answers.print(table, soft_wrap=False)
+    print_table(table)
 
 
 def print_beginning(found: dict[str, Any]) -> None:
@@ -275,7 +275,7 @@ def print_data_check(report: dict[str, Any]) -> None:
     table = empty_table("gold labels", "label", "share", left=("label",))
     for label, share in sorted(report["gold_shares"].items(), key=lambda item: -item[1]):
         table.add_row(label, f"{share:.3f}")
-    answers.print(table, soft_wrap=False)
+    print_table(table)
     for name, value in report["baselines"].items():
         answers.print(f"{name}: accuracy {_number(value)}")
     if report["split"] == "time" and report["confirm_questions"]:

@@ -9,7 +9,7 @@ from studies.insights.history import GROUPS, History
 from studies.insights.importance import FIXED, SCARCE
 from studies.insights.report import BEST, STATES, summary, title
 from studies.insights.values import short
-from studies.shown.consoles import answers, empty_table
+from studies.shown.consoles import answers, empty_table, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ def _print_importance(frames: dict[str, pd.DataFrame]) -> None:
     for row in matters.head(MATTERS).to_dict("records"):
         extra = [_number(row[name]) for name in more]
         table.add_row(row["parameter"], f"{row['importance']:.3f}", _interval(row), *extra, row["warning"])
-    answers.print(table, soft_wrap=False)
+    print_table(table)
     if len(matters) > MATTERS:
         answers.print(f"and {len(matters) - MATTERS} more, each {matters['importance'].iloc[MATTERS]:.3f} or less")
     for why, own in whole[whole["unjudged"] != ""].groupby("unjudged", sort=False):
@@ -98,7 +98,7 @@ def _print_scores(scores: pd.DataFrame) -> None:
                 table.add_row(told, faded + short(row["value"]), *cells, _number(row["mean"]), _number(row["best"]))
             if len(rows) > SHOWN:
                 table.add_row("", f"and {len(rows) - SHOWN} more")
-        answers.print(table, soft_wrap=False)
+        print_table(table)
 
 
 def _print_rest(found: History, frames: dict[str, pd.DataFrame]) -> None:
@@ -143,4 +143,4 @@ def print_path(path: dict[str, Any]) -> None:
             row["step"], to, f"{row['gain']:+.3f}", told, f"{row['alone']:+.3f}", f"{-row['without']:+.3f}", users
         )
     table.add_row("all", "", f"{path['gain']:+.3f}", f"[{path['low']:+.3f}, {path['high']:+.3f}]")
-    answers.print(table, soft_wrap=False)
+    print_table(table)
