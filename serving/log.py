@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import threading
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from personalization.data.dates import read_date
 from personalization.errors import DataError, UnavailableError
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,20 @@ SEGMENT_BYTES = 64 << 20
 """Of a file, before the next one begins."""
 
 Record = dict[str, Any]
+ANSWER = {"log_probs": dict, "config": str}
+NEEDED: dict[str, dict[str, type]] = {
+    "questions": {
+        **dict.fromkeys(("request", "user_id", "input", "at", "prior", "arm"), str),
+        **dict.fromkeys(("known", "chars", "generation"), int),
+        **ANSWER,
+        "profile": list,
+        "named": bool,
+    },
+    "feedback": {"of": str, "label": str},
+    "shadow": {"of": str, **ANSWER},
+}
+"""Fields without which a line of a server's log says nothing."""
+MEND = "restore the file, or take the line out"
 
 
 class Log:
@@ -153,8 +169,22 @@ def placed(folder: Path, name: str) -> Iterator[tuple[Path, int, Record]]:
                 if not line.endswith(b"\n"):
                     break  # it is being written
                 try:
-                    yield path, number, json.loads(line)
-                except ValueError:
-                    raise DataError(
-                        f"{path}: line {number} is no JSON; restore the file, or take the line out"
-                    ) from None
+                    record = json.loads(line)
+                except (RecursionError, ValueError):
+                    raise DataError(f"{path}: line {number} is no JSON; {MEND}") from None
+                if (problem := _problem(record, NEEDED.get(name, {}))) is not None:
+                    raise DataError(f"{path}: line {number} {problem}; {MEND}")
+                yield path, number, record
+
+
+def _problem(record: Any, needed: Mapping[str, type]) -> str | None:
+    """What is wrong with a line of a log that needs these fields."""
+    if not isinstance(record, dict):
+        return "is no record"
+    for field, kind in needed.items():
+        if not isinstance(record.get(field), kind):
+            return f"has no {field}" if field not in record else f"has a {field} of another kind than {kind.__name__}"
+    values = record["log_probs"].values() if "log_probs" in needed else ()
+    if not all(isinstance(value, int | float) and value < math.inf for value in values):
+        return "has a log-probability that is no number"
+    return "has a time that cannot be read" if "at" in needed and read_date(record["at"]) is None else None

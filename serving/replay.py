@@ -16,7 +16,7 @@ from personalization.errors import DataError
 from personalization.files import atomic_file
 from personalization.tasks.task import Fields
 from serving.lines import HASHED, Line
-from serving.log import records
+from serving.log import placed
 from serving.traffic import Traffic, read_traffic
 
 TOGETHER = 256
@@ -68,9 +68,11 @@ def answers_of(folder: Path, deployment: Deployment, wanted: Sequence[str]) -> l
 
 def questions(folder: Path, fields: Fields) -> Iterator[Question]:
     """A log's questions, by the names of their requests; DataError where it keeps no texts."""
-    for line in records(folder, "questions"):
+    for path, number, line in placed(folder, "questions"):
         if line["input"].startswith(HASHED):
             raise DataError(f"{folder}: request {line['request']} has no text; `chamtune serve --texts` keeps them")
+        if not all(isinstance(raw, dict) and {"id", fields.text} <= set(raw) for raw in line["profile"]):
+            raise DataError(f"{path}: line {number} has a history item without id or {fields.text}")
         history = tuple(_item(raw, fields) for raw in line["profile"])
         yield Question(line["request"], line["user_id"], line["input"], history, date=read_date(line.get("date")))
 

@@ -161,7 +161,12 @@ def _since(lines: Sequence[Record], split: float, config: str | None, shadowed: 
 def about(folder: Path) -> dict[str, Any]:
     """How a log's server was started last: deploy, other, its config, split; empty where it is not noted."""
     path = folder / "about.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: is no JSON object; restore it, or take it away")
     return found
 
 

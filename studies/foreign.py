@@ -81,7 +81,7 @@ def cell(held: Any) -> Any:
     text = held.strip()
     if not text:
         return None
-    for kind in (int, float):
+    for kind in (int, float) if "_" not in text else ():
         try:
             number = kind(text)
         except ValueError:
@@ -112,12 +112,12 @@ def _number(number: float) -> float | None:
 
 def _items(text: str) -> Any:
     try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
+        return tuple(
+            f"{i['name']} {i['dim']}D" if isinstance(i, dict) and {"name", "dim"} <= set(i) else str(i)
+            for i in json.loads(text)
+        )
+    except (RecursionError, ValueError):
         return text
-    return tuple(
-        f"{i['name']} {i['dim']}D" if isinstance(i, dict) and {"name", "dim"} <= set(i) else str(i) for i in found
-    )
 
 
 def trials_of(rows: Sequence[Row], mapped: Mapped, source: str) -> tuple[list[FrozenTrial], list[str]]:

@@ -202,3 +202,42 @@ def test_a_log_of_nothing_is_refused(tmp_path, deploy):
     with pytest.raises(DataError, match="nothing was asked yet"):
         watched(tmp_path, Path(deploy))
     assert read_config(deploy)["generation"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"user_id": None}, "has a user_id of another kind than str"),
+        ({"user_id": ...}, "has no user_id"),
+        ({"log_probs": dict.fromkeys("12345", float("nan"))}, "has a log-probability that is no number"),
+        ({"log_probs": dict.fromkeys("12345", "x")}, "has a log-probability that is no number"),
+        ({"at": "soon"}, "has a time that cannot be read"),
+        (None, "is no record"),
+    ],
+)
+def test_a_line_that_is_none_is_named_wherever_it_is_read(asking, deploy, tmp_path, change, said):
+    answered(asking, users=3)
+    path = tmp_path / "log" / "questions-000001.jsonl"
+    first, second, *rest = path.read_text().splitlines()
+    changed = None if change is None else {**json.loads(second), **change}
+    kept = changed and {name: value for name, value in changed.items() if value is not ...}
+    path.write_text("\n".join([first, json.dumps(kept), *rest, ""]))
+    for read in (
+        lambda: watched(tmp_path / "log", deploy),
+        lambda: replay(tmp_path / "log", Deployment.load(deploy)),
+        lambda: labelled(tmp_path / "log", read_config(deploy)),
+    ):
+        with pytest.raises(DataError, match=f"{path}: line 2 {said}"):
+            read()
+
+
+def test_an_item_without_its_text_is_named_by_its_line(asking, deploy, tmp_path):
+    answered(asking, users=3)
+    path = tmp_path / "log" / "questions-000001.jsonl"
+    changed = [{**json.loads(line), "profile": [{"id": "h"}]} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    with pytest.raises(DataError, match=f"{path}: line 1 has a history item without id or text"):
+        replay(tmp_path / "log", Deployment.load(deploy))
+    (tmp_path / "log" / "about.json").write_text("{")
+    with pytest.raises(DataError, match="about.json: is no JSON object"):
+        watched(tmp_path / "log", deploy)
