@@ -2,11 +2,12 @@
 
 Heavy rooms are imported inside the commands, so that `chamtune --help` is quick. Exit codes follow sysexits (64 usage,
 65 data, 69 unavailable, 70 internal); 3 is a refused promotion, 1 a study without a feasible trial, 128 + n a run that
-signal n stopped.
+signal n stopped, 141 among them where nobody reads the output to its end.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,8 +18,9 @@ import typer
 from commands import data, deploying, insights, serving, studying
 from commands.auto import auto
 
-USAGE, UNAVAILABLE, INTERNAL, IO_ERROR = 64, 69, 70, 74
-"""Exit codes: wrong arguments, a storage that fails, a fault of ours, a disk or file that fails."""
+USAGE, UNAVAILABLE, INTERNAL, IO_ERROR, CLOSED = 64, 69, 70, 74, 141
+"""Exit codes: wrong arguments, a storage that fails, a fault of ours, a disk or file that fails, an output that nobody
+reads to its end, for which typer and rich leave by themselves."""
 ARGUMENTS_ERROR: Any = typer.BadParameter.__base__
 """What typer raises for wrong arguments."""
 ANYWHERE = {"--debug": "debug", "--quiet": "quiet", "-q": "quiet", "--verbose": "verbose", "-v": "verbose"}
@@ -92,10 +94,17 @@ def main() -> None:
         speak("quiet" not in given, "verbose" in given)
         groups = [[], *([group.name] for group in app.registered_groups)]
         code = app([*arguments, "--help"] if arguments in groups else arguments, "chamtune", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except ARGUMENTS_ERROR as error:
         command = error.ctx.command_path if error.ctx else "chamtune"
         print(f"error: {error.format_message().rstrip('.')}; `{command} -h` tells more", file=sys.stderr)
         sys.exit(USAGE)
+    except SystemExit as ended:
+        code = CLOSED if isinstance(ended.__context__, BrokenPipeError) else ended.code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = CLOSED
     except Exception as error:
         if "debug" in given:
             traceback.print_exc()

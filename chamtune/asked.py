@@ -31,7 +31,7 @@ def questions_of(frame: Any, terms: Terms) -> list[Question]:
             reader.questions[key], reader.places[key], ids[key] = replace(question, id=key), place, question.id
     if not reader.questions and not reader.defects:
         return []
-    return [replace(question, id=ids[question.id]) for question in reader.finish(None).usable().questions]
+    return [replace(question, id=ids[question.id]) for question in reader.finish(None, "questions").usable().questions]
 
 
 def _question(reader: Reader, place: Place, row: Mapping[str, Any]) -> Question | None:

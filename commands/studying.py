@@ -100,6 +100,7 @@ def compare(
 ) -> None:
     """Compare the best feasible trials of studies on the select users."""
     from personalization.databases import sqlite_file
+    from personalization.errors import UsageError
     from personalization.files import refuse_unwritable, write_atomic
     from studies.data import places_of
     from studies.shown.consoles import beside
@@ -111,7 +112,9 @@ def compare(
     from studies.verdict.comparison import compare as compare_studies
     from studies.verdict.comparison import comparison_figure
 
-    specs = [located_spec(find_study(study, home, storage)) for study in dict.fromkeys(studies)]
+    if twice := [study for study in studies if studies.count(study) > 1]:
+        raise UsageError(f"study {twice[0]} is named twice; compare different ones")
+    specs = [located_spec(find_study(study, home, storage)) for study in studies]
     read = (place for spec in specs for place in places_of(spec))
     refuse_unwritable(out, sqlite_file(storage_url(home, storage)), *read)
     with log_to(home), ScoringDisplay() as display:

@@ -83,13 +83,16 @@ def _aliases() -> Iterator[tuple[str, ...]]:
 
 
 def _parameters(stage: str) -> Iterator[tuple[str, ...]]:
-    for name, found in space_of(stage).SPACE.items():
+    space = space_of(stage)
+    on_request = getattr(space, "ON_REQUEST", {})
+    for name, found in {**space.SPACE, **on_request}.items():
+        more = "; only where a spec names it" if name in on_request else ""
         choices = getattr(found, "choices", None)
         if choices is not None:
-            yield f"`{name}`", ", ".join(f"`{choice}`" for choice in choices)
+            yield f"`{name}`", ", ".join(f"`{choice}`" for choice in choices) + more
         else:
             ends: Any = found
-            yield f"`{name}`", f"{ends.low} to {ends.high}{', logarithmic' if ends.log else ''}"
+            yield f"`{name}`", f"{ends.low} to {ends.high}{', logarithmic' if ends.log else ''}{more}"
 
 
 def _commands(command: Any, name: str) -> Iterator[str]:

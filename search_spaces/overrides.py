@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import warnings
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+logger = logging.getLogger(__name__)
 
 Override = float | int | str | list[Any] | dict[str, Any]
 
@@ -38,12 +42,24 @@ def replaced(
         if missing := sorted({"low", "high"} - set(override)):
             raise ValueError(f"a range has low and high, and {' and '.join(missing)} is missing")
         log = bool(override.get("log", original.log and "step" not in override))
-        step = override.get("step")
-        step = {"step": type(original.low)(step)} if step is not None else {}
-        return kind(number(override["low"]), number(override["high"]), log=log, **step)  # type: ignore[call-arg]
+        low, high, step = number(override["low"]), number(override["high"]), override.get("step")
+        if step is None:
+            return kind(low, high, log=log)  # type: ignore[call-arg]
+        return _stepped(kind, low, high, log, type(original.low)(step))
     if not choices:
         raise ValueError("must be a number or numbers")
     return CategoricalDistribution([number(c) for c in choices])
+
+
+def _stepped(kind: Any, low: Any, high: Any, log: bool, step: Any) -> BaseDistribution:
+    """A range in steps, of which there is at least one; it is said where the last one ends below `high`."""
+    if step > high - low:
+        raise ValueError(f"a step of {step:g} leads beyond the range from {low:g} to {high:g}")
+    with warnings.catch_warnings(action="ignore"):
+        made: FloatDistribution | IntDistribution = kind(low, high, log=log, step=step)
+    if made.high != high:
+        logger.warning("space: steps of %g from %g end below %g, at %g", step, low, high, made.high)
+    return made
 
 
 def _meant(original: Any, value: Any, most: float | None) -> Any:

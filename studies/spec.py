@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from personalization.data.splits import DEFAULT_SHARES, LEARNING_SHARES, PARTS
 from personalization.data.table import NEWEST, Columns
@@ -60,6 +60,14 @@ Value = bool | float | int | str
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_min_length=1)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError(f"cannot be {str(value).lower()}")
+        return value
 
 
 class SplitFiles(_Strict):
@@ -199,6 +207,15 @@ class StudySpec(_Strict):
             if name not in DIRECTIONS:
                 raise ValueError(f"no metric {name!r}{_nearest(name, DIRECTIONS)}")
         return value
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _told_values(cls, raw: Any) -> Any:
+        for name, value in raw.items() if isinstance(raw, dict) else ():
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            if wrong := [one for one in inner if not isinstance(one, bool | float | int | str) or one == ""]:
+                raise ValueError(f"{name}: a value, a list of values or {{low, high}} is wanted, but got {wrong[0]!r}")
+        return raw
 
     @field_validator("task", mode="before")
     @classmethod

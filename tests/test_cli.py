@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -104,6 +106,8 @@ def test_show_and_summary(chamtune, spec_file):
         (["replay", "log", "--config", "no.yaml", "--out", "log/questions-000001.jsonl"], 64, "log, which is read"),
         (["replay", "log", "--config", "no.yaml", "--out", "/dev/null/x"], 74, "/dev/null: Not a directory"),
         (["monitor", "log", "--trials", "5"], 64, "--trials is of --retune"),
+        (["compare", "a", "b", "a"], 64, "study a is named twice"),
+        (["studies", "--storage", "sqlite:////nowhere/x.db"], 64, "there is no storage sqlite:////nowhere/x.db"),
         (["rollback", "no.yaml"], 65, "no.yaml: No such file"),
     ],
 )
@@ -120,6 +124,24 @@ def test_debug_shows_the_traceback_wherever_it_stands(chamtune, place):
     arguments = ["run", "demoo"]
     _, _, err = chamtune(*arguments[:place], "--debug", *arguments[place:])
     assert "Traceback" in err
+
+
+@pytest.mark.parametrize("arguments", [["schema"], ["studies", "--storage", "sqlite:///x.db"], ["show", "-h"]])
+def test_an_output_that_nobody_reads_to_its_end_ends_the_command(tmp_path, arguments):
+    optuna.create_study(storage=f"sqlite:///{tmp_path / 'x.db'}", study_name="s")
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "cli", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_run_says_that_its_time_is_over(chamtune, spec_file, no_results):
+    _, out, _ = chamtune("run", spec_file(trials=500, timeout_s=0.01, constraints={}), "--home", "h")
+    assert "timeout_s: 0.01 s are over, with" in out
+    assert "of 500 trials; the same command goes on from here" in out
 
 
 def test_help_version_and_completion(chamtune):

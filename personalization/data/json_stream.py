@@ -128,6 +128,8 @@ def stream_records(path: Path, head: dict[str, Any] | None = None) -> Iterator[t
 def _json(path: Path, head: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     stream = _Stream(path)
     with stream.file:
+        if not stream.peek():
+            raise DataError(f"{path}: the file is empty")
         if stream.peek() == "[":
             for record in stream.items():
                 yield stream.record, record

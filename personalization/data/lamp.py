@@ -76,7 +76,7 @@ def check_dataset(path: Path, terms: Terms | None = None, task: Task | None = No
             file, _, problem = str(error).partition(": ")
             return unreadable(Path(file), problem)
     name = head.get("task")
-    return reader.finish(name if isinstance(name, str) and name else None)
+    return reader.finish(name if isinstance(name, str) and name else None, str(path))
 
 
 def read_dataset(path: Path, task: Task | None = None) -> Dataset:

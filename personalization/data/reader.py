@@ -222,11 +222,12 @@ class Reader:
             problem = f"its fields ({found}) are those of {fitting}, and this is {self.task}"
         self.defect(place, field, problem)
 
-    def finish(self, name: str | None) -> Checked:
-        """Join questions and answers and check them against the labels. `name`: what the files call the task."""
+    def finish(self, name: str | None, source: str) -> Checked:
+        """Join questions and answers and check them against the labels. `name`: what the files call the task; `source`:
+        what was read."""
         if not self.questions:
             if not self.defects:
-                self.defects.add(Defect("data", 0, "", "no question found", True))
+                self.defects.add(Defect(source, 0, "", "no question found", True))
             return Checked(None, tuple(self.defects))
         labels = self.listed or self._own_labels()
         if labels is None or self.task is None:

@@ -108,7 +108,7 @@ def rows_as_questions(
     unlabelled = _ask(reader, users, columns, terms)
     if problem := _left_out(unlabelled, reader, users):
         reader.defects.add(Defect(source, 0, str(columns.label), problem, False))
-    checked = reader.finish(None)
+    checked = reader.finish(None, source)
     if checked.dataset is not None and len(checked.dataset.labels) > MANY_LABELS:
         problem = f"{len(checked.dataset.labels)} different labels, each of which is scored for every question"
         return Checked(

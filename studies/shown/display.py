@@ -53,7 +53,7 @@ def print_result(result: StudyResult, spec: StudySpec) -> None:
         answers.print(f"no feasible trial; closest: trial {result.closest['trial']}, over its bounds by {broken}")
         for remark in result.closest["remarks"]:
             answers.print(f"note: {remark}")
-    _print_incidents(result)
+    _print_incidents(result, spec)
 
 
 def _print_choices(result: StudyResult) -> None:
@@ -65,7 +65,7 @@ def _print_choices(result: StudyResult) -> None:
         answers.print("best by number of groups: " + ", ".join(f"{k}: {v:.4f}" for k, v in result.groups.items()))
 
 
-def _print_incidents(result: StudyResult) -> None:
+def _print_incidents(result: StudyResult, spec: StudySpec) -> None:
     """What a user should know about how the run went."""
     if result.truncated_prompts:
         answers.print(
@@ -80,6 +80,11 @@ def _print_incidents(result: StudyResult) -> None:
         )
     if result.stopped_by is not None:
         answers.print("stopped on request; the same command goes on from here")
+    elif spec.timeout_s is not None and result.elapsed_s >= spec.timeout_s and result.trials < spec.trials:
+        answers.print(
+            f"timeout_s: {spec.timeout_s:g} s are over, with {result.trials} of {spec.trials} trials; the same command "
+            "goes on from here"
+        )
     if result.waiting:
         answers.print(
             f"{result.waiting} records wait for MLflow; the next run or `chamtune sync {result.study}` sends them"

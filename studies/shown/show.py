@@ -9,6 +9,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from personalization.databases import shown
+from personalization.errors import UsageError
 from studies.constraints import feasible
 from studies.recovery import FAILURE, INTERRUPTED, REPEATED, SURPLUS, WORKER_LOST
 from studies.results import changed
@@ -52,9 +54,12 @@ def reason_of(trial: FrozenTrial) -> str:
 
 
 def list_studies(home: Path, url: str | None) -> list[dict[str, Any]]:
-    """A row for each study: counts and the best feasible value of its first metric."""
+    """A row for each study: counts and the best feasible value of its first metric; UsageError where the URL names a
+    file that is not there."""
     where = storage_url(home, url)
     if not may_exist(where):
+        if url is not None:
+            raise UsageError(f"there is no storage {shown(where)}")
         return []
     storage = open_storage(where)
     rows = []

@@ -246,8 +246,10 @@ def roll_back_deployment(
 
     MLflow is told at the place of the study that is rolled back. Where that study is not known here, it is said.
     """
+    provenance = read_config(out)["provenance"]
+    if not (home / "deployments").is_dir():
+        raise UsageError(f"{out}: no generation is kept in {home}; name the home that promoted it with --home")
     with locked(home / "deployments" / ".lock"):
-        provenance = read_config(out)["provenance"]
         generation, restored = roll_back(home, out, to)
         digest = config_digest(read_config(out))
     try:

@@ -125,6 +125,7 @@ def test_overrides(override, name, expected):
         ({"prior_mode": "users"}, "allowed are similar, user, global, uniform"),
         ({"gamma": "high"}, "must be a number"),
         ({"gamma": {"low": 0}}, "a range has low and high, and high is missing"),
+        ({"kappa": {"low": 1, "high": 2, "step": 5}}, "a step of 5 leads beyond the range from 1 to 2"),
         ({"gamma": {"low": 0, "high": 1, "steps": 3}}, "unknown key 'steps'"),
         ({"gamma": {"low": 2, "high": 1}}, "space.gamma"),
         ({"gamma": []}, "must be a number"),
@@ -250,3 +251,9 @@ def test_what_nothing_reads_at_a_point_is_idle():
     assert "front" in space.idle(still)
     assert "front" not in space.idle({**still, "alpha_general": 0.5})
     assert "beta" not in space.idle(still)
+
+
+def test_steps_that_end_below_the_range_are_said_in_our_words(caplog):
+    found = chain_space(("calibration",)).overridden("causal", {"beta": {"low": 0, "high": 1, "step": 0.3}})
+    assert found["beta"].high == pytest.approx(0.9)
+    assert caplog.messages == ["space: steps of 0.3 from 0 end below 1, at 0.9"]

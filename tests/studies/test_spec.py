@@ -54,6 +54,11 @@ def test_the_presets_are_there():
         ({"promotion": {"margins": {"nll": 0.1}}}, "'nll' is no further goal of this study"),
         ({"name": "../escape"}, "name: String should match pattern"),
         ({"model": {}}, "model.path: Field required"),
+        ({"trials": True}, "trials: cannot be true"),
+        ({"promotion": {"alpha": False}}, "promotion.alpha: cannot be false"),
+        ({"space": {"beta": None}}, "space: beta: a value, a list of values or {low, high} is wanted, but got None"),
+        ({"space": {"beta": [1, {}]}}, "space: beta: a value, a list of values or {low, high} is wanted, but got {}"),
+        ({"space": {"beta": ""}}, "space: beta: a value, a list of values or {low, high} is wanted, but got ''"),
     ],
 )
 def test_a_wrong_spec_is_one_line(changes, message):

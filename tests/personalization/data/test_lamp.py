@@ -121,7 +121,7 @@ def test_each_defect_is_one_line_with_its_place(tmp_path, questions, golds, line
     ("raw", "line"),
     [
         (json.dumps([question(0), question(1)])[:-40], "record 2: the file ends in the middle"),
-        ("", "record 0: the file ends in the middle"),
+        ("", "the file is empty"),
         ('[{"id": "1"} {"id": "2"}]', "where one of , ] must stand"),
         ('[{"id": "1", "input": "a\x00b"}]', "record 1: not JSON: Invalid control character"),
         ('[{"id": NaN]', "not JSON"),
@@ -363,3 +363,12 @@ def test_a_key_that_stands_twice_is_a_defect(tmp_path):
     path.write_text('[{"id": 1, "input": "a", "profile": [{"id": 1, "id": 2}]}]')
     (defect,) = check_dataset(path).defects
     assert (defect.fatal, "the key 'id' stands twice" in str(defect)) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("", "the file is empty"), (" \n", "the file is empty"), ("[]", "no question found")]
+)
+def test_a_file_without_questions_is_named(tmp_path, content, said):
+    path = tmp_path / "a_questions.json"
+    path.write_text(content)
+    assert [str(defect) for defect in check_dataset(path).defects] == [f"{path}: {said}"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from personalization.deployment import CONFIG, FORMAT, read_config
-from personalization.errors import UsageError
+from personalization.errors import DataError, UsageError
 from personalization.stages.calibration import Learned, Numbers
 from personalization.stages.chain import Fitted
 from search_spaces import chain_space
@@ -120,6 +120,15 @@ def test_a_config_that_is_brought_back_has_the_digest_that_it_had(tmp_path):
 
 def test_a_registry_name_has_only_letters_that_a_registry_takes(tmp_path):
     assert registry_name(tmp_path, tmp_path / "it's a/b: model.yaml").startswith("chamtune-b-model-")
+
+
+def test_a_rollback_makes_no_home(tmp_path):
+    home, out = tmp_path / "home", tmp_path / "deploy"
+    put(home, out, 1)
+    for place, error, said in ((out, UsageError, "no generation is kept in"), (tmp_path / "no", DataError, "no: ")):
+        with pytest.raises(error, match=said):
+            roll_back_deployment(tmp_path / "other", place)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_rollback_of_a_study_that_is_not_here_says_that_mlflow_is_not_told(tmp_path, caplog):
