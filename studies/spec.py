@@ -8,6 +8,7 @@ resume.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -214,7 +215,8 @@ class StudySpec(_Strict):
         for name, value in raw.items() if isinstance(raw, dict) else ():
             inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
             if wrong := [one for one in inner if not isinstance(one, bool | float | int | str) or one == ""]:
-                raise ValueError(f"{name}: a value, a list of values or {{low, high}} is wanted, but got {wrong[0]!r}")
+                got = reprlib.repr(wrong[0])
+                raise ValueError(f"{name}: a value, a list of values or {{low, high}} is wanted, but got {got}")
         return raw
 
     @field_validator("task", mode="before")
@@ -342,7 +344,7 @@ def parse_spec(raw: Mapping[str, Any], source: str) -> StudySpec:
             problem = first["msg"].removeprefix("Value error, ")
             found = first["input"]
             if first["type"] not in ("missing", "value_error"):
-                problem += f", but got {found!r}"
+                problem += f", but got {reprlib.repr(found)}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise UsageError(f"{source}: {key}: {problem}{more}") from None
 

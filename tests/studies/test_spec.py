@@ -54,6 +54,7 @@ def test_the_presets_are_there():
         ({"promotion": {"margins": {"nll": 0.1}}}, "'nll' is no further goal of this study"),
         ({"name": "../escape"}, "name: String should match pattern"),
         ({"model": {}}, "model.path: Field required"),
+        ({"name": [["x"] * 9] * 9}, "[['x', 'x', 'x', 'x', 'x', 'x', ...], ["),
         ({"trials": True}, "trials: cannot be true"),
         ({"promotion": {"alpha": False}}, "promotion.alpha: cannot be false"),
         ({"space": {"beta": None}}, "space: beta: a value, a list of values or {low, high} is wanted, but got None"),
