@@ -10,7 +10,7 @@ from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Deployment
 from personalization.errors import UsageError
 from serving.run import is_loopback, serve
-from tests.serving.conftest import ask, items
+from tests.serving.conftest import ask, items, predict
 
 FRAME = "What is the score of the following review on a scale of 1 to 5? review: "
 
@@ -51,7 +51,7 @@ def test_one_and_many_and_clients_together_get_the_deployments_answers(asking, d
     wanted = expected(deploy, asks)
     with asking() as client:
         alone = [client.post("/predict", json=one).json() for one in asks[:4]]
-        many = client.post("/predict", json={"questions": asks}).json()["answers"]
+        many = predict(client, asks)
         with ThreadPoolExecutor(8) as pool:
             together = [reply.json() for reply in pool.map(lambda one: client.post("/predict", json=one), asks)]
         text = client.get("/metrics").text
@@ -133,13 +133,8 @@ def test_nobody_listens_to_the_world_without_a_token(monkeypatch):
     monkeypatch.delenv("CHAMTUNE_TOKEN", raising=False)
     with pytest.raises(UsageError, match=r"on 0\.0\.0\.0 others than this machine may ask"):
         serve(None, "0.0.0.0", 0)
-    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert all(is_loopback(host) for host in ("127.0.0.1", "::1", "localhost"))
+    assert not any(is_loopback(host) for host in ("0.0.0.0", "example.org"))
 
 
 def test_it_says_what_it_is_and_how_it_is_asked(asking):

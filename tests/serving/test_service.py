@@ -19,7 +19,7 @@ from serving.log import records
 from serving.place import Place
 from serving.service import Service, Terms
 from serving.traffic import read_traffic
-from tests.serving.conftest import ask, items
+from tests.serving.conftest import ask, feed, items, until
 
 LOOK_S = 0.1
 
@@ -31,13 +31,6 @@ def impatient(monkeypatch):
 
 def lines(tmp_path, name="questions"):
     return list(records(tmp_path / "log", name))
-
-
-def until(true, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("texts", [False, True])
@@ -65,18 +58,14 @@ def test_the_log_has_the_shape_of_questions_and_texts_where_they_are_asked_for(a
 def test_feedback_is_noted_and_becomes_history(asking, tmp_path):
     with asking(texts=True) as client:
         for number in range(3):
-            request = client.post("/predict", json=ask(f"a lamp {number}", user="u1")).json()["request"]
-            noted = client.post("/feedback", json={"request": request, "label": "2"}).json()
-            assert noted == {"request": request, "remembered": True}
+            answer = client.post("/predict", json=ask(f"a lamp {number}", user="u1")).json()
+            assert feed(client, answer, "2").json() == {"request": answer["request"], "remembered": True}
         assert client.post("/predict", json=ask("a desk", user="u1")).json()["label"] == "2"
         assert client.post("/predict", json=ask("a desk", user="u1", history=[])).json()["label"] == "4"
         assert client.post("/predict", json=ask("a desk", user="u2")).json()["label"] == "4"
-        assert client.post("/feedback", json={"request": request, "label": "5"}).status_code == 200
-        odd = [client.post("/feedback", json=body) for body in (
-            {"request": "1-0-00000000", "label": "2"},
-            {"request": request, "label": "7"},
-            {"request": "../../etc", "label": "2"},
-        )]  # fmt: skip
+        assert feed(client, answer, "5").status_code == 200
+        odd = [feed(client, {"request": "1-0-00000000"}, "2"), feed(client, answer, "7")]
+        odd.append(feed(client, {"request": "../../etc"}, "2"))
     assert [reply.status_code for reply in odd] == [404, 422, 422]
     with asking(texts=True) as client:  # a new process has it, the label that came last
         history = client.service.histories.of("u1")
@@ -88,8 +77,8 @@ def test_feedback_is_noted_and_becomes_history(asking, tmp_path):
 
 def test_without_texts_nothing_is_remembered(asking, tmp_path):
     with asking() as client:
-        request = client.post("/predict", json=ask(user="u1")).json()["request"]
-        assert client.post("/feedback", json={"request": request, "label": "2"}).json()["remembered"] is False
+        answer = client.post("/predict", json=ask(user="u1")).json()
+        assert feed(client, answer, "2").json()["remembered"] is False
         assert client.post("/predict", json=ask(user="u1")).json()["label"] == "4"
     assert not (tmp_path / "log" / "histories.db").exists()
     assert [line["label"] for line in lines(tmp_path, "feedback")] == ["2"]
