@@ -82,7 +82,7 @@ def _item(raw: Line, fields: Fields) -> HistoryItem:
 
 
 def shadowed(folder: Path, deployment: Deployment, traffic: Traffic) -> dict[int, np.ndarray[Any, Any]]:
-    """What a config says to the labelled questions of a log: row -> log-probabilities [K]."""
+    """A config's answers to the labelled questions of a log: row -> log-probabilities, float [K]."""
     asked = traffic.requests[traffic.labelled]
     found, place = answers_of(folder, deployment, asked), dict(zip(asked, traffic.labelled.tolist(), strict=True))
     return {place[one.id]: np.array([one.log_probs[label] for label in traffic.labels]) for one in found}

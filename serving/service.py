@@ -10,24 +10,23 @@ the disk within a second. Feedback lies on the disk before it is acknowledged.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Prediction
 from personalization.errors import DataError, UnavailableError, UsageError
-from personalization.files import write_atomic
+from personalization.files import locked, write_atomic
 from serving.arms import arm_of
 from serving.batching import Batcher
 from serving.gauges import Gauges
@@ -75,7 +74,8 @@ class Service:
             raise UsageError("a split needs the other config: --shadow OTHER")
         refuse_other_labels(terms.folder, place.now.deployment.terms.labels)
         self.place, self.other, self.terms = place, other, terms
-        self._own = _owned(terms.folder)
+        self._own = ExitStack()  # the lock of the folder
+        self._own.enter_context(locked(terms.folder / ".lock", partial(_refuse, terms.folder)))
         self.salt = _salt(terms.folder)
         _note_about(place, terms, other)
         self.gauges = Gauges(place.now.deployment.terms.labels)
@@ -234,16 +234,8 @@ def _note_about(place: Place, terms: Terms, other: Place | None) -> None:
     write_atomic(terms.folder / "about.json", json.dumps(told) + "\n")
 
 
-def _owned(folder: Path) -> IO[bytes]:
-    """The lock of a folder, held until it is closed; UsageError where another server logs there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UsageError(f"{folder}: another server logs there; give this one a folder with --log") from None
-    return lock
+def _refuse(folder: Path) -> None:
+    raise UsageError(f"{folder}: another server logs there; give this one a folder with --log") from None
 
 
 def _salt(folder: Path) -> str:
