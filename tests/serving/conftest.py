@@ -49,6 +49,12 @@ def deploy(write_deployment, tmp_path):
 
 
 @pytest.fixture
+def other(write_deployment, tmp_path):
+    """Another deployment, which answers 2."""
+    return write_deployment(tmp_path / "other", favourite=2)
+
+
+@pytest.fixture
 def asking(deploy, tmp_path):
     """A function: a client of a running service of the deployment, and the service."""
 
@@ -102,3 +108,10 @@ def predict(client, asks):
 def feed(client, answer, label):
     """What is said to the right label of an answer."""
     return client.post("/feedback", json={"request": answer["request"], "label": label})
+
+
+def same(answer, prediction):
+    """Check that an answer over HTTP is the deployment's own."""
+    assert (answer["label"], answer["prior"]) == (prediction.label, prediction.prior_mode)
+    assert answer["log_probs"] == pytest.approx(prediction.log_probs, rel=0, abs=1e-4)
+    assert answer["probability"] == pytest.approx(np.exp(answer["log_probs"][answer["label"]]))

@@ -6,7 +6,6 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import yaml
 from starlette.testclient import TestClient
@@ -21,7 +20,7 @@ from serving.run import LOCAL
 from serving.service import Service, Terms
 from tests.deployed import write_deployed
 from tests.personalization.stages.chains import ACTIVE, fitted_on, growing, params_of
-from tests.serving.conftest import on_a_port, predict
+from tests.serving.conftest import on_a_port, predict, same
 
 PLAIN = ACTIVE["calibration"][0]
 KINDS = {
@@ -68,9 +67,8 @@ def test_http_answers_are_the_chains_own_with_and_without_a_shadow(kind, tools, 
             found = predict(client, asks)
             alone = [client.post("/predict", json=one).json() for one in asks]
         for answer, single, prediction in zip(found, alone, wanted, strict=True):
-            assert answer["label"] == single["label"] == prediction.label
-            for label, value in prediction.log_probs.items():
-                assert np.abs([answer["log_probs"][label] - value, single["log_probs"][label] - value]).max() < 1e-4
+            same(answer, prediction)
+            same(single, prediction)
 
 
 SWAPS, CLIENTS, BETWEEN = 20, 8, 30
@@ -131,9 +129,6 @@ def test_twenty_swaps_between_all_kinds_under_load_drop_nothing_and_change_no_an
     assert service.place.swaps == SWAPS
     assert {answer["generation"] for _, _, answer in found} == set(range(1, SWAPS + 2))
     for _, place, answer in found:
-        prediction = wanted[(answer["generation"] - 1) % len(names)][place]
-        assert answer["label"] == prediction.label
-        apart = [answer["log_probs"][label] - value for label, value in prediction.log_probs.items()]
-        assert np.abs(apart).max() < 1e-4
+        same(answer, wanted[(answer["generation"] - 1) % len(names)][place])
     assert len({answer["request"] for _, _, answer in found}) == len(found)
     assert len(found) > SWAPS * BETWEEN

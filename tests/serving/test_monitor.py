@@ -250,17 +250,15 @@ def test_users_who_lose_are_listed_shrunken():
     assert 0.2 < worst["loss"] < worst["own"] < 0.4
 
 
-def test_the_lines_name_the_other_config_what_is_undecided_and_what_is_broken_lately(
-    asking, write_deployment, deploy, tmp_path
-):
-    with asking(other=write_deployment(tmp_path / "other", favourite=2), texts=True) as client:
+def test_the_lines_name_the_other_config_what_is_undecided_and_what_is_broken_lately(asking, other, deploy, tmp_path):
+    with asking(other=other, texts=True) as client:
         for number in range(4):
             answer = client.post("/predict", json=ask(f"a lamp {number}", user=f"u{number}")).json()
             feed(client, answer, "2")
     found = report(watched(tmp_path / "log", deploy))
     said = lines({**found, "faults": [], "rolled_back": None, "retuned": None})
     (line,) = (one for one in said if one.startswith("accuracy of this one minus"))
-    assert f"that of {tmp_path / 'other'}: -1.000 no interval yet" in line
+    assert f"that of {other}: -1.000 no interval yet" in line
     assert line.endswith("go on, no decision yet")
     assert "  user u0: loses 1.000 on 1 labels, 1.000 shrunken" in said
     late = {"since": "2026-11-29T10:43:53", "answers": 200, "value": 0.79, "interval": [0.6, 0.9], "state": "broken"}
@@ -270,5 +268,5 @@ def test_the_lines_name_the_other_config_what_is_undecided_and_what_is_broken_la
     row_told = "0.23 [0.2, 0.3], holds over all; broken in the newest 200 answers: 0.79 [0.6, 0.9], 200 answers"
     assert f"constraint top1_share <= 0.55: {row_told}" in told
     assert "no fault yet: the newest 200 answers break top1_share <= 0.55" in told
-    anew = report(watched(tmp_path / "log", deploy, baseline=tmp_path / "other"))["other"]
-    assert anew == str(tmp_path / "other")
+    anew = report(watched(tmp_path / "log", deploy, baseline=other))["other"]
+    assert anew == str(other)

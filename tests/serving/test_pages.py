@@ -33,9 +33,8 @@ def converse(client, users=30, label="4", of=4):
 
 
 @pytest.fixture
-def logged(asking, write_deployment, tmp_path):
+def logged(asking, other, tmp_path):
     """The log of a deployment that answers 4 where 4 is right, beside a shadow that answers 2."""
-    other = write_deployment(tmp_path / "other", favourite=2)
     with asking(other=other) as client:
         converse(client)
     return tmp_path / "log"
@@ -128,8 +127,7 @@ def test_a_report_follows_the_log_and_rests_where_it_took_long(logged, tmp_path,
     assert logs.report("log")["answers"] == 121
 
 
-def test_users_are_escaped_and_nothing_is_written(asking, write_deployment, tmp_path):
-    other = write_deployment(tmp_path / "other", favourite=2)
+def test_users_are_escaped_and_nothing_is_written(asking, other, tmp_path):
     with asking(other=other) as client:
         asks = [ask(f"a lamp {n}", user=f"<script>{n}</script>") for n in range(40) for _ in range(4)]
         for number, answer in enumerate(predict(client, asks)):
@@ -173,13 +171,12 @@ def test_figures_keep_their_ends_and_their_gaps():
 
 
 @pytest.fixture
-def served(asking, write_deployment, tmp_path):
+def served(asking, other, tmp_path):
     """The pages on a port, a browser, and a client of the server that they are of."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
     from playwright.sync_api import sync_playwright
 
-    other = write_deployment(tmp_path / "other", favourite=2)
     with asking(other=other) as client:
         converse(client)
         with on_a_port(pages_of(tmp_path / "home", tmp_path / "log")) as port, sync_playwright() as playwright:

@@ -1,14 +1,12 @@
 """What is remembered: the log, feedback, generations that take over, the shadow, the split."""
 
-import json
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 
+import httpx2
 import pytest
 
 from personalization.deployment import CONFIG
@@ -128,9 +126,8 @@ def test_a_generation_that_cannot_serve_leaves_the_old_one(asking, deploy, write
     assert "generation 1 goes on" in caplog.text
 
 
-def test_the_shadow_is_logged_never_returned_and_shares_the_pass(asking, write_deployment, tmp_path, monkeypatch):
+def test_the_shadow_is_logged_never_returned_and_shares_the_pass(asking, other, tmp_path, monkeypatch):
     passes = []
-    other = write_deployment(tmp_path / "other", favourite=2)
     with asking(other=other) as client:
         backbone = client.service.place.now.deployment.scorer.backbone
         scored = backbone.label_logprobs
@@ -145,8 +142,7 @@ def test_the_shadow_is_logged_never_returned_and_shares_the_pass(asking, write_d
     assert sorted(read_traffic(tmp_path / "log").shadow) == [0, 1, 2, 3, 4]
 
 
-def test_a_shadow_that_fails_is_counted_and_the_answer_stands(asking, deploy, write_deployment, tmp_path, monkeypatch):
-    other = write_deployment(tmp_path / "other", favourite=2)
+def test_a_shadow_that_fails_is_counted_and_the_answer_stands(asking, deploy, other, monkeypatch):
     with asking(other=other) as client:
 
         def broken(*_):
@@ -157,8 +153,7 @@ def test_a_shadow_that_fails_is_counted_and_the_answer_stands(asking, deploy, wr
         until(lambda: "chamtune_shadow_failures_total 1.0" in client.get("/metrics").text)
 
 
-def test_users_stay_in_their_arm(asking, write_deployment, tmp_path):
-    other = write_deployment(tmp_path / "other", favourite=2)
+def test_users_stay_in_their_arm(asking, other):
     users = [f"u{number}" for number in range(60)]
 
     def arms():
@@ -211,15 +206,12 @@ def test_kill_9_loses_no_answer_and_no_feedback(deploy, tmp_path, free_port):
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def post(path, body):
-        asked = urllib.request.Request(base + path, json.dumps(body).encode(), {"content-type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=20) as reply:
-            return json.load(reply)
+        return httpx2.post(base + path, json=body, timeout=20).raise_for_status().json()
 
     def up():
         try:
-            with urllib.request.urlopen(base + "/readyz", timeout=1) as reply:
-                return reply.status == 200
-        except OSError:
+            return httpx2.get(base + "/readyz", timeout=1).status_code == 200
+        except httpx2.HTTPError:
             return False
 
     told, labelled = [], []
@@ -231,7 +223,7 @@ def test_kill_9_loses_no_answer_and_no_feedback(deploy, tmp_path, free_port):
                 told.append(request)
                 post("/feedback", {"request": request, "label": "3"})
                 labelled.append(request)
-        except (OSError, HTTPException):  # it was killed before, or within an answer
+        except httpx2.HTTPError:  # it was killed before, or within an answer
             return
 
     try:

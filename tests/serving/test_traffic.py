@@ -71,8 +71,8 @@ def test_a_split_is_judged_since_it_is_as_it_is(asking, write_deployment, deploy
     assert (found["ratio"]["b"], found["comparison"]["mean"], found["left_out"]) == (fewer, 0, 200 + b + fewer)
 
 
-def test_in_a_log_of_an_earlier_version_a_split_begins_after_its_shadow(asking, write_deployment, deploy, tmp_path):
-    log, other = tmp_path / "log", write_deployment(tmp_path / "other", favourite=2)
+def test_in_a_log_of_an_earlier_version_a_split_begins_after_its_shadow(asking, other, deploy, tmp_path):
+    log = tmp_path / "log"
     answered(asking, users=200, other=other)
     answered(asking, users=40, other=other, split=0.5)
     (path,) = log.glob("questions-*")
@@ -88,9 +88,11 @@ def test_in_a_log_of_an_earlier_version_a_split_begins_after_its_shadow(asking, 
     assert (found["comparison"]["kind"], found["left_out"]) == ("split", whole["left_out"])
 
 
-def test_the_other_config_is_noted_anew_when_a_new_one_takes_its_place(asking, write_deployment, tmp_path, monkeypatch):
+def test_the_other_config_is_noted_anew_when_a_new_one_takes_its_place(
+    asking, other, write_deployment, tmp_path, monkeypatch
+):
     monkeypatch.setattr("serving.service.LOOK_S", 0.05)
-    about, other = tmp_path / "log" / "about.json", write_deployment(tmp_path / "other", favourite=2)
+    about = tmp_path / "log" / "about.json"
     with asking(other=other):
         before = json.loads(about.read_text())
         write_deployment(other, favourite=3, generation=2)
@@ -112,7 +114,7 @@ def test_a_log_with_other_labels_is_refused_when_served_and_when_read(asking, wr
             read()
 
 
-def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, write_deployment, tmp_path, command):
+def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, other, tmp_path, command):
     with asking(texts=True) as client:
         for number in range(6):
             more = {"user": f"u{number}", "history": items(*"2" * (number % 3)), "date": "2026-01-02"}
@@ -125,7 +127,6 @@ def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, write_deplo
     assert [line["request"] for line in out] == given.requests.tolist()
     apart = np.array([[line["log_probs"][label] for label in given.labels] for line in out]) - given.log_probs
     assert np.abs(apart).max() < 1e-4
-    other = write_deployment(tmp_path / "other", favourite=2)
     code, out, _ = command("replay", log, "--config", other, "--home", tmp_path / "h", "--json")
     assert (code, json.loads(out)["changed"], json.loads(out)["accuracy_now"]) == (0, 0.3333, 1.0)
     Log(log, "questions").append([{**given_line(log), "input": "blake2b:00"}])
