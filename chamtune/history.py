@@ -49,7 +49,6 @@ def insights(
         if len(homes) > 1:
             raise UsageError("studies of one home can be compared; import those of another")
         names = [study.spec.name if isinstance(study, Study) else study for study in studies]
-        histories = read_histories(names, homes.pop(), None, how.get("goal"))
-        found = histories[0] if len(histories) == 1 else together(histories)
+        found = together(read_histories(names, homes.pop(), None, how.get("goal")))
     found = found.of_group(how.get("group"))
     return insights_of(found, how.get("top", TOP), how.get("evaluator"))

@@ -71,8 +71,7 @@ def insights(
     if csv is not None:
         found = table_history(csv_rows(csv), _mapped(value, minimize, columns, constraint, leave_out), csv.name)
     else:
-        histories = read_histories(names, home, storage, goal)
-        found = histories[0] if len(histories) == 1 else together(histories)
+        found = together(read_histories(names, home, storage, goal))
     found = found.of_group(group)
     way = _path(names[0], goal, home, storage) if path else None
     frames = insights_of(found, top, importance, way)
