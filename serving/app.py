@@ -46,7 +46,7 @@ def app_of(service: Service, hosts: Sequence[str], token: str | None = None, **l
 
     app = FastAPI(title="chamtune", docs_url=None, redoc_url=None, lifespan=lifespan, responses=REFUSALS)
     _answers(app, service)
-    _signs(app, service)
+    _status(app, service)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http)
     app.exception_handler(DataError)(_told(422))
@@ -61,7 +61,7 @@ def app_of(service: Service, hosts: Sequence[str], token: str | None = None, **l
 
 
 def _answers(app: FastAPI, service: Service) -> None:
-    """The routes that answer and learn."""
+    """Add the routes of predictions and feedback."""
 
     @app.post("/predict", response_model=Answer | Answers)
     async def predict(body: Body) -> Response:
@@ -93,8 +93,8 @@ def _answer(key: str | None, given: Given) -> Answer:
     )
 
 
-def _signs(app: FastAPI, service: Service) -> None:
-    """The routes that say how it is."""
+def _status(app: FastAPI, service: Service) -> None:
+    """Add the routes of health, version and metrics."""
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from ipaddress import ip_address
-from pathlib import Path
 
 import uvicorn
 
 from personalization.errors import UnavailableError, UsageError
 from serving.app import app_of
-from serving.place import Place
-from serving.service import Service, Terms
+from serving.service import Service
 
 TOKEN = "CHAMTUNE_TOKEN"
 """The environment variable with what clients must bring."""
@@ -67,12 +65,3 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def service_of(
-    deploy: Path, folder: Path, other: Path | None, split: float, texts: bool, keep: int | None, model: str | None
-) -> Service:
-    """A service of a deployment, with perhaps another one beside it, that logs into a folder."""
-    place = Place(deploy, model)
-    beside = None if other is None else Place(other, None, place.now.deployment)
-    return Service(place, Terms(folder, texts, split, keep), beside)
