@@ -52,8 +52,11 @@ def serve(
         place = Place(deploy, model)
         other = None if shadow is None else Place(shadow, None, place.now.deployment)
         service = Service(place, Terms(folder, texts, split, keep), other)
-        typer.echo(f"generation {place.now.generation} on http://{host}:{port}, log in {folder}", err=True)
-        run(service, host, port, tuple(allow or ()))
+
+        def bound(port: int) -> None:
+            typer.echo(f"generation {place.now.generation} on http://{host}:{port}, log in {folder}", err=True)
+
+        run(service, host, port, tuple(allow or ()), bound)
 
 
 def replay(

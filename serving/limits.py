@@ -51,7 +51,7 @@ class Limits:
 
     def _refused(self, path: str, headers: Headers) -> tuple[int, str] | None:
         if self._token is not None and path not in OPEN:
-            given = headers.get("authorization", "").encode()
+            given = headers.get("authorization", "").encode("latin-1")
             if not secrets.compare_digest(given, b"Bearer " + self._token.encode()):
                 return 401, "give the token of this server: Authorization: Bearer TOKEN"
         length = headers.get("content-length", "0")

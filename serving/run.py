@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import uvicorn
@@ -20,8 +21,10 @@ IDLE_S = 30
 """A connection that asks nothing for so long is closed."""
 
 
-def serve(service: Service, host: str, port: int, hosts: tuple[str, ...] = ()) -> None:
-    """Answer over HTTP until SIGINT or SIGTERM; what was asked before is answered.
+def serve(
+    service: Service, host: str, port: int, hosts: tuple[str, ...] = (), bound: Callable[[int], None] = lambda _: None
+) -> None:
+    """Answer over HTTP until SIGINT or SIGTERM; what was asked before is answered. `bound` is told the port.
 
     UsageError where others than this machine could ask and there is no token; UnavailableError where the port is taken.
     """
@@ -40,6 +43,7 @@ def serve(service: Service, host: str, port: int, hosts: tuple[str, ...] = ()) -
         lifespan="on",
     )
     with listening(host, port) as door:
+        bound(door.getsockname()[1])
         uvicorn.Server(config).run([door])
 
 

@@ -46,6 +46,10 @@ RECENT = 2
 """Passes that are remembered for a shadow, which answers a batch right after it was answered."""
 
 
+class NoSuchRequest(Exception):
+    """Feedback to a request that is not in the log."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """How a deployment is served. `texts`: keep them, so that histories grow and the log can be answered again."""
@@ -164,13 +168,13 @@ class Service:
             log.error("the shadow failed on a batch", exc_info=error)
 
     async def note(self, feedback: Feedback) -> bool:
-        """Note the label of an answered question; whether it is in the user's history. LookupError: no such request."""
+        """Note the label of an answered question; whether it is in the history. NoSuchRequest: it is not in the log."""
         labels = self.place.now.deployment.terms.labels
         if feedback.label not in labels:
             raise DataError(f"label {feedback.label!r:.80} is none of {', '.join(labels)}")
         (noted,) = await self._labels.of([feedback])
         if noted is None:
-            raise LookupError(f"request {feedback.request} is not in the log")
+            raise NoSuchRequest(f"request {feedback.request} is not in the log")
         return noted
 
     def _note(self, feedback: list[Feedback]) -> list[bool | None]:

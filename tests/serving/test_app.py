@@ -119,6 +119,9 @@ def test_a_foreign_host_and_a_missing_token_are_refused(asking):
         assert client.post("/predict", json={"text": "a"}).status_code == 401
         assert client.get("/metrics", headers={"authorization": "Bearer t0"}).status_code == 401
         assert client.get("/metrics", headers={"authorization": "Bearer t0k"}).status_code == 200
+    with asking(token="geheimnis-ä") as client:
+        given = "Bearer geheimnis-ä".encode()
+        assert client.get("/metrics", headers={b"authorization": given}).status_code == 200
 
 
 def test_nobody_listens_to_the_world_without_a_token(monkeypatch):
