@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.options import HOME, HomeOption, JsonOption, StorageOption, answer
+from commands.options import HOME, HomeOption, JsonOption, StorageOption, answer, opened_studies
 
 if TYPE_CHECKING:
     from studies.foreign import Mapped
-    from studies.insights.history import History
-    from studies.study import OpenStudy
 
 ValueOption = Annotated[str | None, typer.Option(help="Of a table: the column that tells how good a run was.")]
 MinimizeOption = Annotated[bool, typer.Option("--minimize", help="Of a table: smaller values are better.")]
@@ -58,27 +54,28 @@ def insights(
 ) -> None:
     """What goes with good trials, what matters, what it costs, and what to try next."""
     from personalization.errors import UsageError
+    from studies.foreign import csv_rows, table_history
+    from studies.insights.history import together
+    from studies.insights.reading import read_histories
     from studies.insights.report import as_json, harmless, insights_of
     from studies.shown.insights import print_insights
 
     if format not in FORMATS:
         raise UsageError(f"--format {format}: there are {', '.join(FORMATS)}")
+    names = studies or []
     needing = [name for name, given in (("path", path), ("enqueue", enqueue), ("backfill", backfill)) if given]
-    if needing and (csv is not None or len(studies or []) != 1):
+    if needing and (csv is not None or len(names) != 1):
         raise UsageError(f"--{needing[0]} is of one study; name it")
-    if csv is None:
-        _refuse(_of_mapped(value, minimize, columns, constraint, leave_out), "a table; name it with --csv FILE")
-    else:
-        _refuse({"goal": goal, "storage": storage}, "studies; --csv names a table")
-        _refuse({"csv": studies}, "a table alone; leave it out, or the studies")
+    told = (value, minimize, columns, constraint, leave_out)
+    _refuse_other(csv, names, _of_mapped(*told), {"goal": goal, "storage": storage})
     if backfill:
-        _backfill((studies or [])[0], home, storage)
+        _backfill(names[0], home, storage)
     if csv is not None:
-        found = _of_table(csv, _mapped(value, minimize, columns, constraint, leave_out))
+        found = table_history(csv_rows(csv), _mapped(*told), csv.name)
     else:
-        found = _of_studies(studies or [], goal, home, storage)
+        found = together(read_histories(names, home, storage, goal))
     found = found.of_group(group)
-    way = _path((studies or [])[0], goal, home, storage) if path else None
+    way = _path(names[0], goal, home, storage) if path else None
     frames = insights_of(found, top, importance, way)
     if format == "csv":
         frames["scores"].map(harmless).to_csv(sys.stdout, index=False)
@@ -87,7 +84,7 @@ def insights(
     else:
         print_insights(found, frames, way)
     if enqueue:
-        _enqueue((studies or [])[0], frames["suggestions"].to_dict("records")[:enqueue], home, storage)
+        _enqueue(names[0], frames["suggestions"].to_dict("records")[:enqueue], home, storage)
 
 
 FORMATS = ("table", "json", "csv")
@@ -101,17 +98,18 @@ def _refuse(given: dict[str, Any], why: str) -> None:
         raise UsageError(f"--{name} is of {why}")
 
 
+def _refuse_other(csv: Path | None, names: list[str], of_table: dict[str, Any], of_studies: dict[str, Any]) -> None:
+    """UsageError for options that are of a table where studies are named, or the other way round."""
+    if csv is None:
+        _refuse(of_table, "a table; name it with --csv FILE")
+    else:
+        _refuse(of_studies, "studies; --csv names a table")
+        _refuse({"csv": names}, "a table alone; leave it out, or the studies")
+
+
 def _of_mapped(*given: Any) -> dict[str, Any]:
     """What `_mapped` takes, by the names of its options."""
     return dict(zip(("value", "minimize", "columns", "constraint", "leave-out"), given, strict=True))
-
-
-def _of_studies(names: list[str], goal: str | None, home: Path, storage: str | None) -> History:
-    from studies.insights.history import together
-    from studies.insights.reading import read_histories
-
-    found = read_histories(names, home, storage, goal)
-    return found[0] if len(found) == 1 else together(found)
 
 
 def _mapped(
@@ -141,31 +139,13 @@ def _mapped(
     return Mapped(value, "minimize" if minimize else "maximize", bounds, groups, leave_out or [])
 
 
-def _of_table(path: Path, mapped: Mapped) -> History:
-    from studies.foreign import csv_rows, table_history
-
-    return table_history(csv_rows(path), mapped, path.name)
-
-
 def _backfill(name: str, home: Path, storage: str | None) -> None:
     from studies.insights.fields import backfill
     from studies.shown.consoles import notes
 
-    with _opened(name, home, storage) as opened:
+    with opened_studies([name], home, storage) as (opened,):
         done = backfill(opened)
     notes.print(f"fields of {done['filled']} trials of {name} are worked out; {done['had']} had theirs")
-
-
-@contextmanager
-def _opened(name: str, home: Path, storage: str | None) -> Iterator[OpenStudy]:
-    """A study with its data and model, progress being shown."""
-    from studies.shown.logs import log_to
-    from studies.shown.progress import ScoringDisplay
-    from studies.study import find_study, located_spec, open_study
-
-    spec = located_spec(find_study(name, home, storage))
-    with log_to(home), ScoringDisplay() as display:
-        yield open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
 
 
 def _path(name: str, goal: str | None, home: Path, storage: str | None) -> dict[str, Any]:
@@ -173,7 +153,7 @@ def _path(name: str, goal: str | None, home: Path, storage: str | None) -> dict[
     from studies.insights.path import path_of
     from studies.insights.reading import path_file
 
-    with _opened(name, home, storage) as opened:
+    with opened_studies([name], home, storage) as (opened,):
         found = path_of(opened, goal)
     write_atomic(path_file(home, name, goal), json.dumps(found, indent=1))
     return found
@@ -211,8 +191,8 @@ def import_(
 
     with log_to(home):
         if experiment is None and "://" in source:
-            told = _of_mapped(value, minimize, columns, constraint, leave_out)
-            _refuse(told, "a table or an --experiment; a study of Optuna says it itself")
+            of_table = _of_mapped(value, minimize, columns, constraint, leave_out)
+            _refuse(of_table, "a table or an --experiment; a study of Optuna says it itself")
             result = import_optuna(source, study, name, (home, storage))
         else:
             _refuse({"study": study}, "an Optuna URL alone")

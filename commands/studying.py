@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from commands.options import HOME, STOPPED, HomeOption, JsonOption, StorageOption, TrackingOption, answer
+from commands.options import (
+    HOME,
+    STOPPED,
+    HomeOption,
+    JsonOption,
+    StorageOption,
+    TrackingOption,
+    answer,
+    opened_studies,
+)
 
 
 def run(
@@ -105,10 +114,8 @@ def compare(
     from studies.data import places_of
     from studies.shown.consoles import beside
     from studies.shown.display import print_comparison, print_line
-    from studies.shown.logs import log_to
-    from studies.shown.progress import ScoringDisplay
     from studies.storage import storage_url
-    from studies.study import find_study, located_spec, open_study
+    from studies.study import find_study, located_spec
     from studies.verdict.comparison import compare as compare_studies
     from studies.verdict.comparison import comparison_figure
 
@@ -117,8 +124,7 @@ def compare(
     specs = [located_spec(find_study(study, home, storage)) for study in studies]
     read = (place for spec in specs for place in places_of(spec))
     refuse_unwritable(out, sqlite_file(storage_url(home, storage)), *read)
-    with log_to(home), ScoringDisplay() as display:
-        opened = [open_study(spec.model_copy(update={"storage": storage}), home, display.scoring) for spec in specs]
+    with opened_studies(studies, home, storage) as opened:
         result = compare_studies(opened)
     answer(as_json, result, lambda: print_comparison(result))
     write_atomic(out, comparison_figure(result))

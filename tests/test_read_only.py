@@ -7,7 +7,7 @@ import yaml
 
 from studies.runner import run_study
 
-ALL = ("studies", "show small", "compare small small", "sync small", "insights small", "promote small", "run spec.yaml")
+ALL = ("studies", "show small", "compare small", "sync small", "insights small", "promote small", "run spec.yaml")
 
 
 @pytest.fixture

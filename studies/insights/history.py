@@ -225,13 +225,16 @@ class _Idle:
 
 
 def together(histories: Sequence[History]) -> History:
-    """Several studies as one: `gain` is a trial's rank among the feasible of its own study, from 0 to 1.
+    """Several studies as one: `gain` is a trial's rank among the feasible of its own study, from 0 to 1. One study
+    stays as it is.
 
     Values of different data or metrics do not compare, nor do bounds; ranks do. Parameters of one name are taken for
     the same one.
     """
     import pandas as pd
 
+    if len(histories) == 1:
+        return histories[0]
     frames = []
     for found in histories:
         frame = found.trials[[name for name in found.trials if not name.startswith("constraints_")]].copy()

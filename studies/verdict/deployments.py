@@ -15,7 +15,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +247,8 @@ def roll_back_deployment(
     MLflow is told at the place of the study that is rolled back. Where that study is not known here, it is said.
     """
     provenance = read_config(out)["provenance"]
-    if not (home / "deployments").is_dir():
-        raise UsageError(f"{out}: no generation is kept in {home}; name the home that promoted it with --home")
-    with locked(home / "deployments" / ".lock"):
+    kept = home / "deployments"
+    with locked(kept / ".lock") if kept.is_dir() else nullcontext():  # a home that keeps nothing is not made
         generation, restored = roll_back(home, out, to)
         digest = config_digest(read_config(out))
     try:

@@ -125,7 +125,10 @@ def test_a_registry_name_has_only_letters_that_a_registry_takes(tmp_path):
 def test_a_rollback_makes_no_home(tmp_path):
     home, out = tmp_path / "home", tmp_path / "deploy"
     put(home, out, 1)
-    for place, error, said in ((out, UsageError, "no generation is kept in"), (tmp_path / "no", DataError, "no: ")):
+    for place, error, said in (
+        (out, UsageError, "generation 1 replaced nothing"),
+        (tmp_path / "no", DataError, "no: "),
+    ):
         with pytest.raises(error, match=said):
             roll_back_deployment(tmp_path / "other", place)
     assert not (tmp_path / "other").exists()
