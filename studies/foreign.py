@@ -29,6 +29,7 @@ from studies.constraints import UNMEASURED, Constraint, parse_constraint
 from studies.insights.fields import fields_of
 from studies.insights.history import ITEMS, METRICS, History, history, is_number, items_of, metrics_of
 from studies.insights.reading import FOREIGN, goals_of
+from studies.names import study_name
 from studies.recovery import FAILURE
 from studies.storage import may_exist, one_creator, open_storage, storage_url
 from studies.study import study_names
@@ -282,8 +283,13 @@ def _kept(
     told: Mapping[str, Any],
     place: tuple[Path, str | None],
 ) -> dict[str, Any]:
-    """Write trials into the storage of a home as a new study, marked as foreign; UsageError where the name is taken."""
+    """Write trials into the storage of a home as a new study, marked as foreign; UsageError where the name is taken, or
+    no study can be called so."""
     home, url = place
+    try:
+        study_name(name)
+    except UsageError as error:
+        raise UsageError(f"{error}; --name gives one") from None
     home.mkdir(parents=True, exist_ok=True)
     storage = open_storage(storage_url(home, url))
     directions = [StudyDirection[direction.upper()] for direction in goals.values()]

@@ -30,6 +30,7 @@ from search_spaces.route import Params as RouteParams
 from search_spaces.route import arms_of
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
+from studies.names import LOOKS
 from studies.pruning import make_pruner
 from studies.record import (
     differences,
@@ -45,7 +46,7 @@ from studies.recovery import uncounted
 from studies.samplers import LONE, derived_seed, make_sampler, points
 from studies.spec import RELATIVE_METRICS, StudySpec, parse_spec
 from studies.storage import may_exist, one_creator, open_storage, storage_url
-from studies.verdict.evidence import LOOKS, Evidence
+from studies.verdict.evidence import Evidence
 
 log = logging.getLogger(__name__)
 

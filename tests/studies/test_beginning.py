@@ -114,3 +114,12 @@ def test_a_label_that_is_missing_is_none(tmp_path):
         row["label"] = float("nan") if place % 5 == 0 else place % 2 == 0
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert sorted(begin(str(tmp_path / "t.jsonl"), NONE, tmp_path)["labels"]) == ["False", "True"]
+
+
+def test_a_name_that_no_study_can_have_is_refused_before_a_file_is_written(tmp_path):
+    pd.DataFrame(items(12, 3)).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(UsageError, match=r"no study can be called '../evil'"):
+        begin(str(tmp_path / "t.csv"), NONE, tmp_path / "out", "../evil")
+    with pytest.raises(UsageError, match=r"no study can be called '../evil'"):
+        data_of(str(tmp_path / "t.csv"), tmp_path, "../evil")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]

@@ -52,7 +52,8 @@ def test_the_presets_are_there():
         ({"optimize": {"accuracy": "minimize"}}, "accuracy improves when it is maximized, so minimize is no goal"),
         ({"constraints": {"helped": ">= 30"}}, "helped is a share, from 0 to 1"),
         ({"promotion": {"margins": {"nll": 0.1}}}, "'nll' is no further goal of this study"),
-        ({"name": "../escape"}, "name: String should match pattern"),
+        ({"name": "../escape"}, "name: no study can be called '../escape'; allowed are 1 to 100 letters"),
+        ({"name": "chamtune.looks"}, "name: no study can be called 'chamtune.looks', where the evidence"),
         ({"model": {}}, "model.path: Field required"),
     ],
 )

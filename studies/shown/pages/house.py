@@ -24,12 +24,13 @@ from personalization.files import read_mapping
 from studies.insights.history import together
 from studies.insights.reading import FOREIGN, goals_of, history_of, kept_path
 from studies.insights.report import as_json, insights_of, plain
+from studies.names import LOOKS
 from studies.shown.pages.heads import best_of, failures_of, winners_of
 from studies.shown.show import counts_of
 from studies.storage import open_storage, trials_of, whereabouts
 from studies.study import RECORD, finished, stored_spec, study_names
 from studies.verdict.deployments import kept_generations
-from studies.verdict.evidence import LOOKS, Evidence
+from studies.verdict.evidence import Evidence
 from studies.verdict.judgement import judge
 from tracking.spool import OFF, Spool, tracking_uri
 
