@@ -1,8 +1,9 @@
 import os
+import time
 
 import pytest
 
-from personalization.files import atomic_file, write_atomic
+from personalization.files import DRAFT_S, atomic_file, copy_atomic, write_atomic
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o007])
@@ -60,3 +61,22 @@ def test_what_stood_there_stays_where_the_writing_fails(tmp_path):
     with pytest.raises(TypeError), atomic_file(path) as file:
         file.write("text, where bytes are due")
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [("old", "old")]
+
+
+def test_drafts_of_dead_writers_go_after_a_day_and_nothing_else_does(tmp_path, monkeypatch):
+    others = (".new.0123456789abcdeg", ".news.0123456789abcdef", "new.0123456789abcdef", "old")
+    for name in (".new.0123456789abcdef", ".new.01234567", *others):
+        (tmp_path / name).write_text("x")
+    write_atomic(tmp_path / "new", "1")
+    assert len(list(tmp_path.iterdir())) == 7
+    now = time.time()
+    monkeypatch.setattr("personalization.files.time.time", lambda: now + DRAFT_S + 60)
+    write_atomic(tmp_path / "new", "2")
+    assert {path.name for path in tmp_path.iterdir()} == {"new", *others}
+
+
+def test_a_folder_is_copied_in_one_step(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("1")
+    copy_atomic(tmp_path / "a", tmp_path / "b")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["a", "a/x", "b", "b/x"]
