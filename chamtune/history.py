@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,16 +45,10 @@ def insights(
         rows = [{name: cell(held) for name, held in row.items()} for row in rows_of(frame, "frame")]
         found = table_history(rows, Mapped(value, direction, constraints or {}, groups or {}), "frame")
     else:
-        found = together_or_one(studies, Path(home), how.get("goal"))
+        homes = {study.home for study in studies if isinstance(study, Study)} or {Path(home)}
+        if len(homes) > 1:
+            raise UsageError("studies of one home can be compared; import those of another")
+        names = [study.spec.name if isinstance(study, Study) else study for study in studies]
+        found = together(read_histories(names, homes.pop(), None, how.get("goal")))
     found = found.of_group(how.get("group"))
     return insights_of(found, how.get("top", TOP), how.get("evaluator"))
-
-
-def together_or_one(studies: Sequence[str | Study], home: Path, goal: str | None = None) -> Any:
-    """The history of one study, or of several by rank, by their first goal or the named one."""
-    homes = {study.home for study in studies if isinstance(study, Study)} or {home}
-    if len(homes) > 1:
-        raise UsageError("studies of one home can be compared; import those of another")
-    names = [study.spec.name if isinstance(study, Study) else study for study in studies]
-    found = read_histories(names, homes.pop(), None, goal)
-    return found[0] if len(found) == 1 else together(found)

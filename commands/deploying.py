@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from commands.options import HOME, HomeOption, JsonOption, ModelOption, StorageOption, TrackingOption, answer
+from commands.options import (
+    HOME,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    StorageOption,
+    TrackingOption,
+    answer,
+    opened_deployment,
+    opened_studies,
+)
 
 
 def promote(
@@ -26,14 +36,9 @@ def promote(
 ) -> None:
     """Test the study's best on users that no trial saw; write a deployment folder if it holds."""
     from studies.shown.display import print_promotion
-    from studies.shown.logs import log_to
-    from studies.shown.progress import ScoringDisplay
-    from studies.study import find_study, located_spec, open_study
     from studies.verdict.promotion import promote as promote_study
 
-    spec = located_spec(find_study(study, home, storage))
-    with log_to(home), ScoringDisplay() as display:
-        opened = open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
+    with opened_studies([study], home, storage) as (opened,):
         result = promote_study(opened, out, replace_unreadable, cold_start)
     answer(as_json, result, lambda: print_promotion(result))
     if not result["promoted"]:
@@ -68,12 +73,7 @@ def export(
     tracking: TrackingOption = None,
 ) -> None:
     """Write a deployment's LoRA for vLLM and PEFT, its steering vectors for EasySteer and llama.cpp."""
-    from personalization.deployment import Deployment
-    from studies.shown.logs import log_to
-    from studies.verdict.deployments import located
-
-    with log_to(home), located(config, home, tracking) as folder:
-        deployment = Deployment.load(folder, model)
+    with opened_deployment(config, home, tracking, model) as deployment:
         lines = deployment.export(deployment.read(questions).usable().questions, out)
     for line in lines:
         typer.echo(line)
@@ -92,12 +92,8 @@ def predict(
     """Answer questions with a deployment: of a table the rows without a label."""
     from personalization.data.lamp import write_predictions
     from personalization.data.table import write_table
-    from personalization.deployment import Deployment
-    from studies.shown.logs import log_to
-    from studies.verdict.deployments import located
 
-    with log_to(home), located(config, home, tracking) as folder:
-        deployment = Deployment.load(folder, model)
+    with opened_deployment(config, home, tracking, model) as deployment:
         read = deployment.read(questions)
         asked = read.usable().questions
         answers = deployment.predict(asked)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.options import HOME, HomeOption, JsonOption, StorageOption, answer
+from commands.options import HOME, HomeOption, JsonOption, StorageOption, answer, opened_studies
 
 if TYPE_CHECKING:
     from studies.foreign import Mapped
-    from studies.insights.history import History
-    from studies.study import OpenStudy
 
 ValueOption = Annotated[str | None, typer.Option(help="Of a table: the column that tells how good a run was.")]
 MinimizeOption = Annotated[bool, typer.Option("--minimize", help="Of a table: smaller values are better.")]
@@ -58,22 +54,26 @@ def insights(
 ) -> None:
     """What goes with good trials, what matters, what it costs, and what to try next."""
     from personalization.errors import UsageError
+    from studies.foreign import csv_rows, table_history
+    from studies.insights.history import together
+    from studies.insights.reading import read_histories
     from studies.insights.report import as_json, harmless, insights_of
     from studies.shown.insights import print_insights
 
     if format not in FORMATS:
         raise UsageError(f"--format {format}: there are {', '.join(FORMATS)}")
+    names = studies or []
     needing = [name for name, given in (("path", path), ("enqueue", enqueue), ("backfill", backfill)) if given]
-    if needing and (csv is not None or len(studies or []) != 1):
+    if needing and (csv is not None or len(names) != 1):
         raise UsageError(f"--{needing[0]} is of one study; name it")
     if backfill:
-        _backfill((studies or [])[0], home, storage)
+        _backfill(names[0], home, storage)
     if csv is not None:
-        found = _of_table(csv, _mapped(value, minimize, columns, constraint, leave_out))
+        found = table_history(csv_rows(csv), _mapped(value, minimize, columns, constraint, leave_out), csv.name)
     else:
-        found = _of_studies(studies or [], goal, home, storage)
+        found = together(read_histories(names, home, storage, goal))
     found = found.of_group(group)
-    way = _path((studies or [])[0], goal, home, storage) if path else None
+    way = _path(names[0], goal, home, storage) if path else None
     frames = insights_of(found, top, importance, way)
     if format == "csv":
         frames["scores"].map(harmless).to_csv(sys.stdout, index=False)
@@ -82,18 +82,10 @@ def insights(
     else:
         print_insights(found, frames, way)
     if enqueue:
-        _enqueue((studies or [])[0], frames["suggestions"].to_dict("records")[:enqueue], home, storage)
+        _enqueue(names[0], frames["suggestions"].to_dict("records")[:enqueue], home, storage)
 
 
 FORMATS = ("table", "json", "csv")
-
-
-def _of_studies(names: list[str], goal: str | None, home: Path, storage: str | None) -> History:
-    from studies.insights.history import together
-    from studies.insights.reading import read_histories
-
-    found = read_histories(names, home, storage, goal)
-    return found[0] if len(found) == 1 else together(found)
 
 
 def _mapped(
@@ -123,31 +115,13 @@ def _mapped(
     return Mapped(value, "minimize" if minimize else "maximize", bounds, groups, leave_out or [])
 
 
-def _of_table(path: Path, mapped: Mapped) -> History:
-    from studies.foreign import csv_rows, table_history
-
-    return table_history(csv_rows(path), mapped, path.name)
-
-
 def _backfill(name: str, home: Path, storage: str | None) -> None:
     from studies.insights.fields import backfill
     from studies.shown.consoles import notes
 
-    with _opened(name, home, storage) as opened:
+    with opened_studies([name], home, storage) as (opened,):
         done = backfill(opened)
     notes.print(f"fields of {done['filled']} trials of {name} are worked out; {done['had']} had theirs")
-
-
-@contextmanager
-def _opened(name: str, home: Path, storage: str | None) -> Iterator[OpenStudy]:
-    """A study with its data and model, progress being shown."""
-    from studies.shown.logs import log_to
-    from studies.shown.progress import ScoringDisplay
-    from studies.study import find_study, located_spec, open_study
-
-    spec = located_spec(find_study(name, home, storage))
-    with log_to(home), ScoringDisplay() as display:
-        yield open_study(spec.model_copy(update={"storage": storage}), home, display.scoring)
 
 
 def _path(name: str, goal: str | None, home: Path, storage: str | None) -> dict[str, Any]:
@@ -155,7 +129,7 @@ def _path(name: str, goal: str | None, home: Path, storage: str | None) -> dict[
     from studies.insights.path import path_of
     from studies.insights.reading import path_file
 
-    with _opened(name, home, storage) as opened:
+    with opened_studies([name], home, storage) as (opened,):
         found = path_of(opened, goal)
     write_atomic(path_file(home, name, goal), json.dumps(found, indent=1))
     return found

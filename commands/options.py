@@ -1,13 +1,18 @@
-"""Options that several commands share, and how a command answers."""
+"""Options that several commands share, what they open, and how a command answers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from personalization.deployment import Deployment
+    from studies.study import OpenStudy
 
 HomeOption = Annotated[
     Path, typer.Option(envvar="CHAMTUNE_HOME", help="Folder of studies, tracking, caches and results.")
@@ -29,3 +34,26 @@ def answer(as_json: bool, found: Any, show: Callable[[], None]) -> None:
         show()
     if as_json:
         print(json.dumps(found))
+
+
+@contextmanager
+def opened_studies(names: Sequence[str], home: Path, storage: str | None) -> Iterator[list[OpenStudy]]:
+    """Stored studies with their data and models, while progress is shown and the log is written."""
+    from studies.shown.logs import log_to
+    from studies.shown.progress import ScoringDisplay
+    from studies.study import find_study, located_spec, open_study
+
+    specs = [located_spec(find_study(name, home, storage)) for name in names]  # an unknown one makes no home
+    with log_to(home), ScoringDisplay() as display:
+        yield [open_study(one.model_copy(update={"storage": storage}), home, display.scoring) for one in specs]
+
+
+@contextmanager
+def opened_deployment(config: str, home: Path, tracking: str | None, model: str | None) -> Iterator[Deployment]:
+    """A deployment of a folder or of MLflow's registry, while the log is written."""
+    from personalization.deployment import Deployment
+    from studies.shown.logs import log_to
+    from studies.verdict.deployments import located
+
+    with log_to(home), located(config, home, tracking) as folder:
+        yield Deployment.load(folder, model)

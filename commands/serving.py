@@ -41,16 +41,22 @@ def serve(
     home: HomeOption = HOME,
 ) -> None:
     """Answer over HTTP: /predict, /feedback, /metrics; a new generation takes over while it runs."""
+    from serving.place import Place
     from serving.run import serve as run
-    from serving.run import service_of
+    from serving.service import Service, Terms
     from serving.traffic import log_folder
     from studies.shown.logs import log_to
 
     with log_to(home):
         folder = log or log_folder(home, deploy)
-        service = service_of(deploy, folder, shadow, split, texts, keep, model)
-        typer.echo(f"generation {service.place.now.generation} on http://{host}:{port}, log in {folder}", err=True)
-        run(service, host, port, tuple(allow or ()))
+        place = Place(deploy, model)
+        other = None if shadow is None else Place(shadow, None, place.now.deployment)
+        service = Service(place, Terms(folder, texts, split, keep), other)
+
+        def bound(port: int) -> None:
+            typer.echo(f"generation {place.now.generation} on http://{host}:{port}, log in {folder}", err=True)
+
+        run(service, host, port, tuple(allow or ()), bound)
 
 
 def replay(

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 
 import typer
 
-from commands.options import HOME, STOPPED, HomeOption, JsonOption, StorageOption, TrackingOption, answer
+from commands.options import (
+    HOME,
+    STOPPED,
+    HomeOption,
+    JsonOption,
+    StorageOption,
+    TrackingOption,
+    answer,
+    opened_studies,
+)
 
 
 def run(
@@ -101,17 +110,10 @@ def compare(
     """Compare the best feasible trials of studies on the select users."""
     from personalization.files import write_atomic
     from studies.shown.display import print_comparison
-    from studies.shown.logs import log_to
-    from studies.shown.progress import ScoringDisplay
-    from studies.study import find_study, located_spec, open_study
     from studies.verdict.comparison import compare as compare_studies
     from studies.verdict.comparison import comparison_figure
 
-    with log_to(home), ScoringDisplay() as display:
-        opened = []
-        for study in dict.fromkeys(studies):
-            spec = located_spec(find_study(study, home, storage)).model_copy(update={"storage": storage})
-            opened.append(open_study(spec, home, display.scoring))
+    with opened_studies(list(dict.fromkeys(studies)), home, storage) as opened:
         result = compare_studies(opened)
     write_atomic(out, comparison_figure(result))
     answer(as_json, result, lambda: print_comparison(result, out))

@@ -8,7 +8,8 @@ from personalization.evaluation import Evaluation
 
 
 class Report(Protocol):
-    """Called with what the first users, or the first steps of a training, gave; may raise to end the trial."""
+    """Called with intermediate results: on the first users, or after the first steps of a training. May raise to end
+    the trial."""
 
     def __call__(self, first: Evaluation, step: int | None = None) -> None:
-        """`step`: how many there are with this one; as many as there were calls where none is given."""
+        """`step`: the number of this result, from 1; None: the number of calls so far."""

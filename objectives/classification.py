@@ -34,11 +34,7 @@ class Classification:
     """One chain on one split of a data set. The tune users are scored at once, without any stage."""
 
     def __init__(
-        self,
-        space: ChainSpace,
-        splits: Splits,
-        scorer: CachedScorer,
-        progress: Progress | None = None,
+        self, space: ChainSpace, splits: Splits, scorer: CachedScorer, progress: Progress | None = None
     ) -> None:
         folder = None if scorer.folder is None else scorer.folder.parent / "adapters"
         self.space, self.splits = space, splits
@@ -53,9 +49,8 @@ class Classification:
         if not refit or not select.questions:
             return self
         if self._refitted is None:
-            both = Dataset(tune.task, tune.labels, (*tune.questions, *select.questions))
-            nobody = Dataset(tune.task, tune.labels, ())
-            splits = replace(self.splits, tune=both, select=nobody)
+            both = replace(tune, questions=(*tune.questions, *select.questions))
+            splits = replace(self.splits, tune=both, select=replace(tune, questions=()))
             found = self._refitted = Classification(self.space, splits, self._tools.scorer, self._tools.progress)
             found._work["tune"] = replace(begin(both, found._tools, "tune"), seams=(len(tune),))
         return self._refitted
@@ -73,28 +68,18 @@ class Classification:
         table = plain_scores(self.work("tune"), self._tools)
         return float(np.exp(np.logaddexp.reduce(table, axis=1)).mean())
 
-    def _everybody(self) -> Dataset:
-        tune = self.splits.tune
-        questions = [q for part in PARTS for q in self.splits.part(part).questions]
-        return Dataset(tune.task, tune.labels, tuple(questions))
-
     def evaluate(self, params: ChainParams, part: str = "tune", report: Report | None = None) -> Evaluation:
         """Measure on one part; with `report`, first on growing blocks of tune users, or on what a training gives."""
-        if part != "tune":
-            return self._answered(params, part)
-        fitted = self._fit(params) if report is None else self._fit_reporting(params, report)
-        return evaluation(self.splits.tune, fitted.answers)
+        if part == "tune":
+            answers = (self._fit(params) if report is None else self._fit_reporting(params, report)).answers
+        else:
+            answers = self._tools.once("answers", (part, params), lambda: self._answers(params, self.work(part)))
+        return evaluation(self.splits.part(part), answers)
 
-    def _answered(self, params: ChainParams, part: str) -> Evaluation:
-        work = self.work(part)
-
-        def make() -> Calibrated:
-            found = chain.answer(self.fitted(params), work, self._tools).answer
-            assert found is not None
-            return found
-
-        answers: Calibrated = self._tools.once("answers", (part, params), make)
-        return evaluation(work.dataset, answers)
+    def _answers(self, params: ChainParams, work: Work) -> Calibrated:
+        found = chain.answer(self.fitted(params), work, self._tools).answer
+        assert found is not None
+        return found
 
     def evaluate_with(self, params: ChainParams, part: str, asked: Dataset, name: Hashable | None = None) -> Evaluation:
         """Measure on a part's questions as `asked` has them, in their order: with other histories.
@@ -102,9 +87,7 @@ class Classification:
         Users and gold labels are those of the part. What is run is kept in memory by a name.
         """
         work = begin(asked, self._tools, None if name is None else (part, name))
-        answers = chain.answer(self.fitted(params), work, self._tools).answer
-        assert answers is not None
-        return evaluation(self.splits.part(part), answers)
+        return evaluation(self.splits.part(part), self._answers(params, work))
 
     def _fit(self, params: ChainParams) -> Fitted:
         return chain.fit(params, self.work("tune"), self._tools)
@@ -128,7 +111,8 @@ class Classification:
 
     def fitted(self, params: ChainParams) -> Fitted:
         """The chain as it is served: with what belongs to each user alone, of every user whose history is known."""
-        return chain.extended(self._fit(params), self._everybody(), self._tools)
+        questions = tuple(q for part in PARTS for q in self.splits.part(part).questions)
+        return chain.extended(self._fit(params), replace(self.splits.tune, questions=questions), self._tools)
 
     def facts(self, params: ChainParams) -> Facts:
         """What the stages did on the tune users, beyond their predictions."""
@@ -185,9 +169,8 @@ class Classification:
         """The parameters, with the numbers that a solver finds; to be shown."""
         if params.get_value("calibration.fit") != "exact":
             return params
-        return params.with_stage(
-            "calibration", resolved(params["calibration"], self._fit(params).learned["calibration"])
-        )
+        solved = resolved(params["calibration"], self._fit(params).learned["calibration"])
+        return params.with_stage("calibration", solved)
 
     def settled(self, params: ChainParams) -> ChainParams:
         """The same decisions with better probabilities: the temperature that minimises NLL on tune."""
@@ -199,9 +182,8 @@ class Classification:
     def solved(self, params: ChainParams) -> ChainParams:
         """The parameters with a calibration that is most accurate on tune, as far as lines through it tell; those of a
         chain in which anything else acts are left alone, since that would have to be run."""
-        if any(own != self.space.BASELINE[name] for name, own in params.items() if name != "calibration"):
-            return params
-        if "calibration" not in self.space.chain:
+        acts = any(own != self.space.BASELINE[name] for name, own in params.items() if name != "calibration")
+        if acts or "calibration" not in self.space.chain:
             return params
         found = stage("calibration").solved(params["calibration"], self.work("tune"), self._tools)
         return params.with_stage("calibration", found)

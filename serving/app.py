@@ -16,7 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from personalization.errors import DataError, UnavailableError
 from serving.limits import Limits
-from serving.service import Given, Service
+from serving.service import Given, NoSuchRequest, Service
 from serving.wire import Answer, Answers, Asks, Body, Feedback, Noted, Refused
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -46,12 +46,12 @@ def app_of(service: Service, hosts: Sequence[str], token: str | None = None, **l
 
     app = FastAPI(title="chamtune", docs_url=None, redoc_url=None, lifespan=lifespan, responses=REFUSALS)
     _answers(app, service)
-    _signs(app, service)
+    _status(app, service)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http)
     app.exception_handler(DataError)(_told(422))
     app.exception_handler(UnavailableError)(_told(503))
-    app.exception_handler(LookupError)(_told(404))
+    app.exception_handler(NoSuchRequest)(_told(404))
     Instrumentator(registry=service.gauges.registry, excluded_handlers=["/metrics"]).instrument(
         app, latency_highr_buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
     )
@@ -61,7 +61,7 @@ def app_of(service: Service, hosts: Sequence[str], token: str | None = None, **l
 
 
 def _answers(app: FastAPI, service: Service) -> None:
-    """The routes that answer and learn."""
+    """Add the routes of predictions and feedback."""
 
     @app.post("/predict", response_model=Answer | Answers)
     async def predict(body: Body) -> Response:
@@ -93,8 +93,8 @@ def _answer(key: str | None, given: Given) -> Answer:
     )
 
 
-def _signs(app: FastAPI, service: Service) -> None:
-    """The routes that say how it is."""
+def _status(app: FastAPI, service: Service) -> None:
+    """Add the routes of health, version and metrics."""
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -47,7 +47,7 @@ class Batcher(Generic[Asked, Given]):
         self._busy = False
 
     async def of(self, asked: Sequence[Asked]) -> list[Given]:
-        """What `run` gives for these; they stay together. UnavailableError where too many wait."""
+        """The results of `run` for these, in their order, from one batch; UnavailableError where too many wait."""
         if self._count + len(asked) > MOST_WAITING:
             raise UnavailableError(f"{self._count} questions wait; ask again in a second")
         answer: asyncio.Future[list[object]] = asyncio.get_running_loop().create_future()

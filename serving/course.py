@@ -18,7 +18,7 @@ FEWEST = 10
 
 
 def course(found: Watched) -> dict[str, Any]:
-    """JSON-able: `parts` of all answers in the order of time, and `looks` at the comparison."""
+    """JSON-able: the figures of successive `parts` of all answers, oldest first, and of `looks` at the comparison."""
     return {"parts": _parts(found), "looks": _looks(found)}
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import suppress
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 4 << 20
@@ -35,7 +37,7 @@ class Limits:
         refused = self._refused(scope["path"], headers)
         if refused is None:
             try:
-                body = await asyncio.wait_for(self._body(receive), self._body_s)
+                body = await asyncio.wait_for(self._body(Request(scope, receive)), self._body_s)
             except TimeoutError:
                 refused = 408, f"the body took more than {self._body_s:g} seconds"
             else:
@@ -49,7 +51,7 @@ class Limits:
 
     def _refused(self, path: str, headers: Headers) -> tuple[int, str] | None:
         if self._token is not None and path not in OPEN:
-            given = headers.get("authorization", "").encode()
+            given = headers.get("authorization", "").encode("latin-1")
             if not secrets.compare_digest(given, b"Bearer " + self._token.encode()):
                 return 401, "give the token of this server: Authorization: Bearer TOKEN"
         length = headers.get("content-length", "0")
@@ -60,19 +62,15 @@ class Limits:
     def _too_large(self) -> tuple[int, str]:
         return 413, f"a body has at most {self._most} bytes; send fewer questions at a time"
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The body; None where it is too large."""
-        parts, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                break
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            more = message.get("more_body", False)
-            if size > self._most:
-                return None
-        return b"".join(parts)
+    async def _body(self, request: Request) -> bytes | None:
+        """The body, as far as it came; None where it is too large."""
+        body = bytearray()
+        with suppress(ClientDisconnect):
+            async for part in request.stream():
+                body += part
+                if len(body) > self._most:
+                    return None
+        return bytes(body)
 
 
 def _replay(body: Any, receive: Receive) -> Receive:

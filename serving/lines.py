@@ -75,7 +75,7 @@ def _profile(item: HistoryItem, text: str, label: str | None) -> Line:
 
 
 def hashed(text: str, key: str) -> str:
-    """A text that cannot be read any more."""
+    """`HASHED` and the keyed BLAKE2b of a text, 16 bytes in hex."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), key=key.encode(), digest_size=16)
     return HASHED + digest.hexdigest()
 

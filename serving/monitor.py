@@ -45,6 +45,7 @@ called broken since a drift elsewhere. Percentiles of resampled users alarmed in
 MARGIN = 0.02
 """Of accuracy: what is as good as equal."""
 LOSERS = 10
+"""Users who are listed."""
 
 
 class Watched(NamedTuple):
@@ -63,7 +64,7 @@ class Watched(NamedTuple):
 def watched(folder: Path, deploy: Path, baseline: Path | None = None) -> Watched:
     """A log, and what of it the deployment at a place has answered; `baseline`: what answers its labels anew."""
     traffic, config = read_traffic(folder), read_config(deploy)
-    own = np.flatnonzero(np.array(traffic.configs) == config_digest(config))
+    own = np.flatnonzero(traffic.configs == config_digest(config))
     if baseline is not None:
         traffic = replace(traffic, shadow=shadowed(folder, Deployment.load(baseline), traffic), left_out=0)
     other = about(folder).get("other") if baseline is None else str(baseline)
@@ -79,7 +80,7 @@ def report(found: Watched, margin: float = MARGIN, most_users: int | None = None
         "answers": len(traffic),
         "of_this_config": len(own),
         "labelled": len(labelled),
-        "users": len({traffic.users[row] for row in own}),
+        "users": len(set(traffic.users[own])),
         "generation": int(config["generation"]),
         "config": config_digest(config),
         "constraints": constraints(traffic, own, told, drift),
@@ -110,7 +111,7 @@ def _constraint(
     named = {"metric": metric, "bound": text, "value": None, "interval": None, "lately": None}
     rows = own if metric in ALONE else own[traffic.gold[own] >= 0]
     if metric in RELATIVE_METRICS:
-        rows = np.array([row for row in rows if int(row) in traffic.shadow], dtype=np.int64)
+        rows = _shadowed(traffic, rows)
     if len(rows) < FEWEST:
         return {**named, "state": f"not measured: {len(rows)} answers of {FEWEST}"}
     if metric not in metrics_of(traffic.labels) and metric not in RELATIVE_METRICS:
@@ -140,7 +141,7 @@ def _lately(
 
     Without such a drift: on the newest `NEWEST` of the answers, `FEWEST` at least. None where that is all there is.
     """
-    times = np.array([traffic.times[row] for row in rows])
+    times = traffic.times[rows]
     since = max((begin for begin in begins if (times >= begin).sum() >= FEWEST), default=None)
     newest = rows[-max(FEWEST, int(NEWEST * len(rows))) :] if since is None else rows[times >= since]
     if len(newest) == len(rows):
@@ -163,21 +164,16 @@ def _measured(traffic: Traffic, rows: NDArray[np.int64], metric: str) -> tuple[E
     return found, lambda some: of(found.log_probs[some], found.predicted[some], found.gold[some])
 
 
-def _resampled(found: Evaluation, measure: Measure) -> NDArray[np.float64]:
-    """The metric of resampled users, float [`DRAWS`]."""
-    users, of = found.users
-    rows = [np.flatnonzero(of == number) for number in range(len(users))]
-    rng = np.random.default_rng(0)
-    draws = (rng.integers(0, len(users), len(users)) for _ in range(DRAWS))
-    return np.array([measure(np.concatenate([rows[number] for number in drawn])) for drawn in draws])
-
-
 def _interval(found: Evaluation, measure: Measure, value: float) -> tuple[float, float]:
-    """For few answers and many looks, at `LEVEL`: Student's t over users, around the value less its bias.
+    """For few answers and many looks, at `LEVEL`: Student's t over resampled users, around the value less its bias.
 
     Entropy of few answers is too small, and its percentiles smaller still; users who ask more count as fewer users.
     """
-    sizes, values = np.bincount(found.users[1]), _resampled(found, measure)
+    owners = found.users[1]
+    sizes, rng = np.bincount(owners), np.random.default_rng(0)
+    rows = [np.flatnonzero(owners == user) for user in range(len(sizes))]
+    draws = [np.concatenate([rows[user] for user in rng.integers(0, len(rows), len(rows))]) for _ in range(DRAWS)]
+    values = np.array([measure(drawn) for drawn in draws])
     counted = sizes.sum() ** 2 / (sizes**2).sum()
     far = stats.t.isf(LEVEL / 2, max(1.0, counted - 1)) * values.std() * np.sqrt(len(sizes) / (len(sizes) - 1))
     middle = 2 * value - values.mean()
@@ -204,7 +200,7 @@ def ratio(traffic: Traffic) -> dict[str, Any] | None:
     if traffic.split == 0:
         return None
     rows = np.flatnonzero(traffic.named & traffic.since)
-    seen = {(traffic.users[row], traffic.arms[row]) for row in rows}
+    seen = set(zip(traffic.users[rows], traffic.arms[rows], strict=True))
     first, second = (sum(arm == own for _, arm in seen) for own in ("a", "b"))
     p = sample_ratio(first, second, traffic.split)
     return {"a": first, "b": second, "share": traffic.split, "p": p, "fault": p < ALARM}
@@ -224,22 +220,29 @@ class Compared(NamedTuple):
 
 def compared(traffic: Traffic, own: NDArray[np.int64], labelled: NDArray[np.int64]) -> Compared | None:
     """The observations that a comparison is made of; None where there is no other config."""
-    rows = np.array([row for row in labelled if int(row) in traffic.shadow], dtype=np.int64)
-    right = (traffic.predicted == traffic.gold).astype(np.float64)
+    rows, values = _against_shadow(traffic, labelled)
     if len(rows):
-        theirs = np.array([traffic.shadow[int(row)].argmax() for row in rows])
-        values = right[rows] - (theirs == traffic.gold[rows])
-        return Compared("paired", _users(traffic, rows), values, np.zeros(len(rows), dtype=bool))
+        return Compared("paired", tuple(traffic.users[rows]), values, np.zeros(len(rows), dtype=bool))
     if traffic.split == 0:
         return None
-    mine, in_b = set(own.tolist()), np.array([arm == "b" for arm in traffic.arms])
+    mine, in_b = set(own.tolist()), traffic.arms == "b"
     known = np.flatnonzero((traffic.gold >= 0) & traffic.named & traffic.since)
     rows = np.array([row for row in known if in_b[row] or row in mine], dtype=np.int64)
-    return Compared("split", _users(traffic, rows), right[rows], in_b[rows])
+    right = (traffic.predicted[rows] == traffic.gold[rows]).astype(np.float64)
+    return Compared("split", tuple(traffic.users[rows]), right, in_b[rows])
 
 
-def _users(traffic: Traffic, rows: NDArray[np.int64]) -> tuple[str, ...]:
-    return tuple(traffic.users[row] for row in rows)
+def _shadowed(traffic: Traffic, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of these rows to which the other config has said something, too."""
+    return np.array([row for row in rows if int(row) in traffic.shadow], dtype=np.int64)
+
+
+def _against_shadow(traffic: Traffic, labelled: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rows [m] that both configs answered, and on each: 1 only this one is right, -1 only the other, 0 equal."""
+    rows = _shadowed(traffic, labelled)
+    theirs = np.array([traffic.shadow[int(row)].argmax() for row in rows], dtype=np.int64)
+    right = (traffic.predicted[rows] == traffic.gold[rows]).astype(np.float64)
+    return rows, right - (theirs == traffic.gold[rows])
 
 
 def looks(found: Compared, places: Sequence[int]) -> list[Interval]:
@@ -258,19 +261,15 @@ def comparison(found: Compared | None, margin: float, most_users: int | None) ->
     if found is None:
         return None
     (last,) = looks(found, [len(found.users)])
-    return _said(last, found.kind, margin, most_users)
-
-
-def _said(found: Interval, kind: str, margin: float, most_users: int | None) -> dict[str, Any]:
-    finite = bool(np.isfinite([found.low, found.high]).all())
+    finite = bool(np.isfinite([last.low, last.high]).all())
     return {
-        "kind": kind,
-        "mean": round(found.mean, 4),
-        "interval": [round(found.low, 4), round(found.high, 4)] if finite else None,
-        "users": found.users,
-        "labels_by_user": found.labels,
+        "kind": found.kind,
+        "mean": round(last.mean, 4),
+        "interval": [round(last.low, 4), round(last.high, 4)] if finite else None,
+        "users": last.users,
+        "labels_by_user": last.labels,
         "margin": margin,
-        "verdict": verdict(found, margin, most_users),
+        "verdict": verdict(last, margin, most_users),
     }
 
 
@@ -281,11 +280,9 @@ def losers(traffic: Traffic, labelled: NDArray[np.int64]) -> list[dict[str, Any]
     mean difference d over n labels is drawn to the mean of all, m + (d - m) T / (T + s / n), where s is the variance
     inside users and T that between them (normal-normal, by moments).
     """
-    rows = np.array([row for row in labelled if int(row) in traffic.shadow], dtype=np.int64)
+    rows, values = _against_shadow(traffic, labelled)
     if not len(rows):
         return []
-    theirs = np.array([traffic.shadow[int(row)].argmax() for row in rows])
-    values = (traffic.predicted[rows] == traffic.gold[rows]).astype(np.float64) - (theirs == traffic.gold[rows])
     users, of = traffic.evaluation(rows).users
     sizes = np.bincount(of)
     means = np.bincount(of, weights=values) / sizes
@@ -313,12 +310,12 @@ def faults(found: Mapping[str, Any]) -> list[str]:
     less than 0.02 for all looks. Where something else changed, the interval at `LEVEL` must lie beyond the bound. The
     newest answers without a drift have no such guard over many looks, and are no fault: `doubts`.
     """
-    broken = [f"{_bound(one)} is broken" for one in found["constraints"] if one["state"] == "broken"]
-    since = [
-        f"{_bound(one)} is broken since {minute(one['lately']['since'])}" for one in _lately_broken(found, drifted=True)
-    ]
-    worse = found["comparison"] is not None and found["comparison"]["verdict"] == "worse"
-    return [*broken, *since, *(["it is worse than the other config"] if worse else [])]
+    out = [f"{_bound(one)} is broken" for one in found["constraints"] if one["state"] == "broken"]
+    for one in _lately_broken(found, drifted=True):
+        out.append(f"{_bound(one)} is broken since {minute(one['lately']['since'])}")
+    if found["comparison"] is not None and found["comparison"]["verdict"] == "worse":
+        out.append("it is worse than the other config")
+    return out
 
 
 def doubts(found: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def _share(right: Any) -> float | None:
     return round(float(right.mean()), 4) if len(right) else None
 
 
-def answers_of(folder: Path, deployment: Deployment, wanted: Sequence[str]) -> list[Prediction]:
+def answers_of(folder: Path, deployment: Deployment, wanted: Iterable[str]) -> list[Prediction]:
     """The answers to these requests, in the order of the log."""
     asked, chosen = list[Question](), set(wanted)
     found: list[Prediction] = []
@@ -82,8 +82,7 @@ def _item(raw: Line, fields: Fields) -> HistoryItem:
 
 
 def shadowed(folder: Path, deployment: Deployment, traffic: Traffic) -> dict[int, np.ndarray[Any, Any]]:
-    """What a config says to the labelled questions of a log: row -> log-probabilities [K]."""
-    rows = [int(row) for row in traffic.labelled]
-    found = answers_of(folder, deployment, [traffic.requests[row] for row in rows])
-    place = {traffic.requests[row]: row for row in rows}
+    """A config's answers to the labelled questions of a log: row -> log-probabilities, float [K]."""
+    asked = traffic.requests[traffic.labelled]
+    found, place = answers_of(folder, deployment, asked), dict(zip(asked, traffic.labelled.tolist(), strict=True))
     return {place[one.id]: np.array([one.log_probs[label] for label in traffic.labels]) for one in found}

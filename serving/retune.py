@@ -115,6 +115,7 @@ def spec_of_retune(
         folder, dataset = data, check_dataset(data, task=task_of(config)).usable()
     else:
         raise DataError(f"{data}: no log of a server, and no LaMP files")
+    was.pop("start_from", None)
     changes: dict[str, Any] = {
         "name": f"{base}-again-{dataset.fingerprint()[:8]}",
         "data": {"path": str(folder), "split": split, "shares": was["data"]["shares"]},
@@ -122,8 +123,7 @@ def spec_of_retune(
         "task": config["task"],
         "trials": trials,
     }
-    kept = {key: value for key, value in was.items() if key != "start_from"}
-    return parse_spec({**kept, **changes}, f"the spec of {deploy}")
+    return parse_spec({**was, **changes}, f"the spec of {deploy}")
 
 
 def by_user(spec: StudySpec) -> StudySpec:
@@ -168,8 +168,7 @@ def begin_with(opened: OpenStudy, config: Mapping[str, Any]) -> dict[str, Any]:
 
     Where strengths of each user's own are tried, the same with these is the second one.
     """
-    full = deployed_values(config)
-    inside: dict[str, Any] = {}
+    full, inside = deployed_values(config), dict[str, Any]()
     for name, room in opened.space.items():
         values = [value for key, value in full.items() if name in (key, key.partition(".")[2])]
         if len(values) == 1 and holds(name, room, values[0]):
@@ -194,13 +193,18 @@ def retune(
     config = read_config(deploy)
     opened = open_study(spec, home, started=fixed_below(config, home))
     began = begin_with(opened, config)
-    told: dict[str, Any] = {"study": spec.name, "began_with": began, "fixed": opened.record.get("started", {})}
-    told["questions"] = sum(len(opened.splits.part(name)) for name in PARTS)
     of = {"generation": config["generation"], "config": config_digest(config), "deploy": str(deploy.resolve())}
     opened.study.set_user_attr(AGAIN, {**of, "why": list(why), "began_with": began})
     result = run_study(spec, home, watcher)
-    told |= {"trials": result.trials, "why": list(why)}
-    told["stopped_by"] = result.stopped_by
+    told: dict[str, Any] = {
+        "study": spec.name,
+        "began_with": began,
+        "fixed": opened.record.get("started", {}),
+        "questions": sum(len(opened.splits.part(name)) for name in PARTS),
+        "trials": result.trials,
+        "why": list(why),
+        "stopped_by": result.stopped_by,
+    }
     if result.stopped_by is not None:
         return {**told, "promoted": False, "reason": f"signal {result.stopped_by} stopped the study"}
     return {**told, **promote(open_study(spec, home), deploy, with_cold_start=False)}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from ipaddress import ip_address
-from pathlib import Path
 
 import uvicorn
 
 from personalization.errors import UnavailableError, UsageError
 from serving.app import app_of
-from serving.place import Place
-from serving.service import Service, Terms
+from serving.service import Service
 
 TOKEN = "CHAMTUNE_TOKEN"
 """The environment variable with what clients must bring."""
@@ -22,8 +21,10 @@ IDLE_S = 30
 """A connection that asks nothing for so long is closed."""
 
 
-def serve(service: Service, host: str, port: int, hosts: tuple[str, ...] = ()) -> None:
-    """Answer over HTTP until SIGINT or SIGTERM; what was asked before is answered.
+def serve(
+    service: Service, host: str, port: int, hosts: tuple[str, ...] = (), bound: Callable[[int], None] = lambda _: None
+) -> None:
+    """Answer over HTTP until SIGINT or SIGTERM; what was asked before is answered. `bound` is told the port.
 
     UsageError where others than this machine could ask and there is no token; UnavailableError where the port is taken.
     """
@@ -42,6 +43,7 @@ def serve(service: Service, host: str, port: int, hosts: tuple[str, ...] = ()) -
         lifespan="on",
     )
     with listening(host, port) as door:
+        bound(door.getsockname()[1])
         uvicorn.Server(config).run([door])
 
 
@@ -67,12 +69,3 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def service_of(
-    deploy: Path, folder: Path, other: Path | None, split: float, texts: bool, keep: int | None, model: str | None
-) -> Service:
-    """A service of a deployment, with perhaps another one beside it, that logs into a folder."""
-    place = Place(deploy, model)
-    beside = None if other is None else Place(other, None, place.now.deployment)
-    return Service(place, Terms(folder, texts, split, keep), beside)

@@ -10,24 +10,23 @@ the disk within a second. Feedback lies on the disk before it is acknowledged.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import logging
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Prediction
 from personalization.errors import DataError, UnavailableError, UsageError
-from personalization.files import write_atomic
+from personalization.files import locked, write_atomic
 from serving.arms import arm_of
 from serving.batching import Batcher
 from serving.gauges import Gauges
@@ -45,6 +44,10 @@ TOKENS = 16_384
 
 RECENT = 2
 """Passes that are remembered for a shadow, which answers a batch right after it was answered."""
+
+
+class NoSuchRequest(Exception):
+    """Feedback to a request that is not in the log."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Service:
             raise UsageError("a split needs the other config: --shadow OTHER")
         refuse_other_labels(terms.folder, place.now.deployment.terms.labels)
         self.place, self.other, self.terms = place, other, terms
-        self._own = _owned(terms.folder)
+        self._own = ExitStack()  # the lock of the folder
+        self._own.enter_context(locked(terms.folder / ".lock", partial(_refuse, terms.folder)))
         self.salt = _salt(terms.folder)
         _note_about(place, terms, other)
         self.gauges = Gauges(place.now.deployment.terms.labels)
@@ -103,36 +107,36 @@ class Service:
         return await self._batches.of([self._asked(ask) for ask in asks])
 
     def _asked(self, ask: Ask) -> Asked:
-        known = () if self.histories is None or ask.user is None or ask.history is not None else self._known(ask.user)
+        known: tuple[HistoryItem, ...] = ()
+        if self.histories is not None and ask.user is not None and ask.history is None:
+            known = self.histories.of(ask.user)
         terms = self.place.now.deployment.terms
         question = question_of(ask, next(self._numbers), known, terms)
         arm = arm_of(ask.user, self.salt, self.terms.split) if ask.user is not None and self.terms.split else "a"
         return Asked(question, ask.user, arm, self.terms.split, uncounted(question.history, terms.labels))
 
-    def _known(self, user: str) -> tuple[HistoryItem, ...]:
-        assert self.histories is not None
-        return self.histories.of(user)
-
     def _answer(self, asked: list[Asked]) -> list[Given]:
         """One batch, in the model's thread: each arm by its own config, then the log."""
         started, now = time.perf_counter(), datetime.now(UTC)
         served = {"a": self.place.now, **({} if self.other is None else {"b": self.other.now})}
-        shadowed = self.other is not None and not self.terms.split
-        found: dict[int, Prediction] = {}
+        by_row: dict[int, Prediction] = {}
         for arm, by in served.items():
             rows = [row for row, one in enumerate(asked) if one.arm == arm]
             if rows:
-                found.update(zip(rows, by.deployment.predict([asked[row].question for row in rows]), strict=True))
-        lines = [
-            line_of(one, found[row], served[one.arm], now, self.terms.texts, self.salt) for row, one in enumerate(asked)
-        ]
-        names = self.questions.append(lines)
-        self._measured(asked, [found[row] for row in range(len(asked))], time.perf_counter() - started)
-        if shadowed:
+                by_row.update(zip(rows, by.deployment.predict([asked[row].question for row in rows]), strict=True))
+        found = [by_row[row] for row in range(len(asked))]
+        names = self.questions.append(
+            [
+                line_of(one, answer, served[one.arm], now, self.terms.texts, self.salt)
+                for one, answer in zip(asked, found, strict=True)
+            ]
+        )
+        self._measured(asked, found, time.perf_counter() - started)
+        if self.other is not None and not self.terms.split:
             self._loop.call_soon_threadsafe(self._begin_shadow, [one.question for one in asked], names)
         return [
-            Given(found[row], names[row], served[one.arm].generation, one.arm, one.uncounted)
-            for row, one in enumerate(asked)
+            Given(answer, name, served[one.arm].generation, one.arm, one.uncounted)
+            for one, answer, name in zip(asked, found, names, strict=True)
         ]
 
     def _measured(self, asked: Sequence[Asked], found: Sequence[Prediction], seconds: float) -> None:
@@ -164,13 +168,13 @@ class Service:
             log.error("the shadow failed on a batch", exc_info=error)
 
     async def note(self, feedback: Feedback) -> bool:
-        """Note the label of an answered question; whether it is in the user's history. LookupError: no such request."""
+        """Note the label of an answered question; whether it is in the history. NoSuchRequest: it is not in the log."""
         labels = self.place.now.deployment.terms.labels
         if feedback.label not in labels:
             raise DataError(f"label {feedback.label!r:.80} is none of {', '.join(labels)}")
         (noted,) = await self._labels.of([feedback])
         if noted is None:
-            raise LookupError(f"request {feedback.request} is not in the log")
+            raise NoSuchRequest(f"request {feedback.request} is not in the log")
         return noted
 
     def _note(self, feedback: list[Feedback]) -> list[bool | None]:
@@ -194,17 +198,13 @@ class Service:
             await asyncio.sleep(LOOK_S)
             await self.place.look()
             if self.other is not None and await self.other.look():
-                self._noted()
+                try:
+                    _note_about(self.place, self.terms, self.other)
+                except OSError as error:  # a disk that does not take it keeps nobody from an answer
+                    log.error("about.json is not the newest: %s", error)
             self._watched()
             with suppress(UnavailableError):  # a batch that cannot be logged says so itself
                 await asyncio.to_thread(self._sync)  # beside the model, which goes on
-
-    def _noted(self) -> None:
-        """Note that the other config is a new one; a disk that does not take it keeps nobody from an answer."""
-        try:
-            _note_about(self.place, self.terms, self.other)
-        except OSError as error:
-            log.error("about.json is not the newest: %s", error)
 
     def _sync(self) -> None:
         self.questions.sync()
@@ -238,23 +238,14 @@ def _note_about(place: Place, terms: Terms, other: Place | None) -> None:
     write_atomic(terms.folder / "about.json", json.dumps(told) + "\n")
 
 
-def _owned(folder: Path) -> IO[bytes]:
-    """The lock of a folder, held until it is closed; UsageError where another server logs there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UsageError(f"{folder}: another server logs there; give this one a folder with --log") from None
-    return lock
+def _refuse(folder: Path) -> None:
+    raise UsageError(f"{folder}: another server logs there; give this one a folder with --log") from None
 
 
 def _salt(folder: Path) -> str:
     """The log's own secret: it assigns users to arms and hashes texts, and stays as long as the folder."""
     path = folder / "salt"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, secrets.token_hex(16))
         path.chmod(0o600)
     return path.read_text(encoding="ascii").strip()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,30 +23,30 @@ from serving.log import Record, placed, records, segments
 
 @dataclass(frozen=True)
 class Traffic:
-    """n logged answers. `gold`: int [n], -1 where no label came; `arms`, `configs`: str [n]; `log_probs`: [n, K].
+    """n logged answers; the names in `COLUMNS` are arrays with a row an answer, text as objects.
 
-    `times`: ISO, UTC, str [n]; `users`: str [n]; `named`, whether the user was given, bool [n]; `chars`, `known`:
-    characters of the text and items of the history, int [n]; `shadow`: row -> what the other config said, float [K],
-    none while there is a split; `split`: the share of users that the other config is to answer; `since`: bool [n],
+    `times`: ISO, UTC; `named`: whether the user was given; `log_probs`: float [n, K]; `gold`: -1 where no label came;
+    `chars`, `known`: characters of the text and items of the history; `shadow`: row -> what the other config said,
+    float [K], none while there is a split; `split`: the share of users that the other config is to answer; `since`:
     asked since this split has had its present other config; `left_out`: answers of other configs before the present
     one, which are compared with nothing.
     """
 
     labels: tuple[str, ...]
-    requests: tuple[str, ...]
-    times: tuple[str, ...]
-    users: tuple[str, ...]
+    requests: NDArray[np.object_]
+    times: NDArray[np.object_]
+    users: NDArray[np.object_]
     named: NDArray[np.bool_]
     log_probs: NDArray[np.float64]
-    priors: tuple[str, ...]
+    priors: NDArray[np.object_]
     gold: NDArray[np.int64]
-    arms: tuple[str, ...]
-    configs: tuple[str, ...]
+    arms: NDArray[np.object_]
+    configs: NDArray[np.object_]
     generations: NDArray[np.int64]
     chars: NDArray[np.int64]
     known: NDArray[np.int64]
-    shadow: dict[int, NDArray[np.float64]]
     since: NDArray[np.bool_]
+    shadow: dict[int, NDArray[np.float64]]
     split: float = 0.0
     left_out: int = 0
 
@@ -67,22 +67,22 @@ class Traffic:
         """These rows alone."""
         places = {int(row): place for place, row in enumerate(rows)}
         shadow = {places[row]: said for row, said in self.shadow.items() if row in places}
-        texts = ("requests", "times", "users", "priors", "arms", "configs")
-        arrays = ("named", "log_probs", "gold", "generations", "chars", "known", "since")
-        chosen: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in texts}
-        chosen |= {name: getattr(self, name)[rows] for name in arrays}
+        chosen: dict[str, Any] = {name: getattr(self, name)[rows] for name in COLUMNS}
         return replace(self, **chosen, shadow=shadow)
 
     def evaluation(self, rows: NDArray[np.int64], log_probs: NDArray[np.float64] | None = None) -> Evaluation:
         """These rows as an evaluation, with their own log-probabilities or others [len(rows), K]."""
         return Evaluation(
             self.labels,
-            tuple(self.requests[row] for row in rows),
-            tuple(self.users[row] for row in rows),
+            tuple(self.requests[rows]),
+            tuple(self.users[rows]),
             self.gold[rows],
             self.log_probs[rows] if log_probs is None else log_probs,
-            [self.priors[row] for row in rows],
+            list(self.priors[rows]),
         )
+
+
+COLUMNS = tuple(field.name for field in fields(Traffic) if field.name not in ("labels", "shadow", "split", "left_out"))
 
 
 def log_folder(home: Path, deploy: Path) -> Path:
@@ -113,25 +113,25 @@ def read_traffic(folder: Path) -> Traffic:
     said = {} if split else {place[one[2]["of"]]: _row(*one, labels) for one in beside if one[2]["config"] == other}
     before = sum(line["arm"] == "b" for line, present in zip(lines, since, strict=True) if not present)
 
-    def of(name: str) -> tuple[Any, ...]:
-        return tuple(line[name] for line in lines)
+    def of(name: str, kind: type = object) -> NDArray[Any]:
+        return np.array([line[name] for line in lines], dtype=kind)
 
     return Traffic(
         labels,
         of("request"),
         of("at"),
         of("user_id"),
-        np.array(of("named"), dtype=np.bool_),
+        of("named", np.bool_),
         np.array([_row(*one, labels) for one in found]),
         of("prior"),
         gold,
         of("arm"),
         of("config"),
-        np.array(of("generation"), dtype=np.int64),
-        np.array(of("chars"), dtype=np.int64),
-        np.array(of("known"), dtype=np.int64),
-        said,
+        of("generation", np.int64),
+        of("chars", np.int64),
+        of("known", np.int64),
         since,
+        said,
         split,
         len(beside) - len(said) + before,
     )

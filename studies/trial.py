@@ -120,7 +120,7 @@ class TrialRunner:
     """Runs the trials of one study in one process.
 
     `begin`: the first act of a trial; it may raise GivenBack. `rival`: answers that a trial is ended for not being able
-    to beat. `measured` maps canonical params to (trial number, metrics).
+    to beat, once one of the study was measured to its end. `measured` maps canonical params to (trial number, metrics).
     """
 
     opened: OpenStudy
@@ -202,7 +202,9 @@ class TrialRunner:
             return metrics, {"remarks": [], "curves": {}, "duplicate_of": original}
         spec, baseline = self.opened.spec, self.opened.baseline
         goals = list(spec.optimize)
-        report = together(watch(spec.pruner, trial, goals, baseline), outrun(self.rival, goals[0]))
+        report = together(
+            watch(spec.pruner, trial, goals, baseline), outrun(self.rival if self.measured else None, goals[0])
+        )
         try:
             evaluation = self.opened.objective.evaluate(params, report=report)
         except optuna.TrialPruned:

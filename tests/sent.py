@@ -46,14 +46,18 @@ def trial(number: int, **changes):
     }
 
 
-def study_record(spool: Spool):
-    return {
-        "kind": "study",
-        "study": spool.study,
-        "started_ms": 1,
-        "params": {"sampler": "tpe"},
-        "tags": {"model": "m"},
-    }
+def begun(home: Path, study: str, trials: int = 0, study_id: str = "id") -> Spool:
+    """A spool with the records of a study and of its first trials."""
+    spool = Spool(home, study, study_id)
+    told = {"started_ms": 1, "params": {"sampler": "tpe"}, "tags": {"model": "m"}}
+    spool.append({"kind": "study", "study": study, **told})
+    for number in range(trials):
+        spool.append(trial(number))
+    return spool
+
+
+def result(name: str, key: str, folder: Path):
+    return trial(0) | {"kind": "result", "name": name, "key": key, "folder": str(folder), "tags": {}}
 
 
 def file_of(uri: str) -> Path:
@@ -64,6 +68,10 @@ def runs(uri: str, study: str):
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(study)
     return client, client.search_runs([experiment.experiment_id], max_results=1000)
+
+
+def run_of(found, name: str):
+    return next(run for run in found if run.info.run_name == name)
 
 
 def names(uri: str, study: str) -> list[str]:

@@ -2,13 +2,11 @@
 
 import io
 import json
-import sys
 
 import pandas as pd
 import pytest
 
 import chamtune as ct
-import cli
 from personalization.errors import UsageError
 from studies.insights.reading import kept_path
 from studies.insights.report import NAMES, harmless
@@ -18,37 +16,29 @@ from studies.study import find_study
 from tests.studies.test_foreign import EXPERIMENTS
 
 
-def told(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["chamtune", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    out, err = capsys.readouterr()
-    return ended.value.code or 0, out, err
-
-
-def test_a_table_is_told_without_being_stored(monkeypatch, capsys, tmp_path):
+def test_a_table_is_told_without_being_stored(command, tmp_path):
     arguments = ("insights", "--csv", EXPERIMENTS, "--value", "recall_at_100", "--home", tmp_path / "home")
-    code, out, err = told(monkeypatch, capsys, *arguments, "--columns", "training=optimizer,batch_size")
+    code, out, err = command(*arguments, "--columns", "training=optimizer,batch_size")
     assert (code, err) == (0, "")
     assert "25 trials, 24 feasible" in out
     assert "what good trials hang on" in out
     assert not (tmp_path / "home").exists()
-    code, out, _ = told(monkeypatch, capsys, *arguments, "--format", "csv")
+    code, out, _ = command(*arguments, "--format", "csv")
     table = pd.read_csv(io.StringIO(out))
     assert {"parameter", "value", "score", "low", "high", "ratio_raw", "confidence"} <= set(table)
-    code, out, _ = told(
-        monkeypatch, capsys, *arguments, "--format", "json", "--columns", "training=optimizer,batch_size",
+    code, out, _ = command(
+        *arguments, "--format", "json", "--columns", "training=optimizer,batch_size",
         "--group", "training",
     )  # fmt: skip
     assert list(json.loads(out)["analysis"]) == ["training"]
 
 
-def test_no_cell_of_the_csv_is_a_formula(monkeypatch, capsys, tmp_path):
+def test_no_cell_of_the_csv_is_a_formula(command, tmp_path):
     table = tmp_path / "t.csv"
     choices = ("=1+1", "-1+cmd", "+x", "@x", "plain")
     rows = [f'"{choices[i % 5]}",{i % 4 - 2},{i}' for i in range(40)]
     table.write_text("\n".join(["-name,n,v", *rows]))
-    code, out, _ = told(monkeypatch, capsys, "insights", "--csv", table, "--value", "v", "--format", "csv")
+    code, out, _ = command("insights", "--csv", table, "--value", "v", "--format", "csv")
     found = pd.read_csv(io.StringIO(out), dtype=str)
     assert code == 0
     assert set(found["parameter"]) == {"'-name", "n"}
@@ -79,20 +69,20 @@ def test_numbers_stay_and_formulas_do_not(value, cell):
         (("nowhere",), "no studies in"),
     ],
 )
-def test_what_cannot_be_told_is_one_line(monkeypatch, capsys, tmp_path, arguments, said):
-    code, _, err = told(monkeypatch, capsys, "insights", *arguments, "--home", tmp_path / "home")
+def test_what_cannot_be_told_is_one_line(command, tmp_path, arguments, said):
+    code, _, err = command("insights", *arguments, "--home", tmp_path / "home")
     assert code == 64
     assert said in err
     assert err.count("\n") == 1
 
 
-def test_suggestions_are_queued_and_taken_first(monkeypatch, capsys, tmp_path, spec_of, kept_scores, no_results):
+def test_suggestions_are_queued_and_taken_first(command, tmp_path, spec_of, kept_scores, no_results):
     run_study(spec_of(trials=15, constraints={}), tmp_path)
-    code, out, _ = told(monkeypatch, capsys, "insights", "small", "--format", "json", "--home", tmp_path)
+    code, out, _ = command("insights", "small", "--format", "json", "--home", tmp_path)
     wanted = [one["params"] for one in json.loads(out)["suggestions"][:2]]
     assert code == 0
     assert wanted
-    told(monkeypatch, capsys, "insights", "small", "--enqueue", "2", "--home", tmp_path)
+    command("insights", "small", "--enqueue", "2", "--home", tmp_path)
     run_study(spec_of(trials=15 + len(wanted), constraints={}), tmp_path)
     trials = find_study("small", tmp_path, None).trials[15:]
     assert [trial.params for trial in trials] == wanted
@@ -100,9 +90,9 @@ def test_suggestions_are_queued_and_taken_first(monkeypatch, capsys, tmp_path, s
     assert all(trial.user_attrs["suggested"] for trial in trials)
 
 
-def test_the_path_is_printed_and_kept_for_the_page(monkeypatch, capsys, tmp_path, spec_of, kept_scores, no_results):
+def test_the_path_is_printed_and_kept_for_the_page(command, tmp_path, spec_of, kept_scores, no_results):
     run_study(spec_of(trials=12, warm_start=True, constraints={}), tmp_path)
-    code, out, _ = told(monkeypatch, capsys, "insights", "small", "--path", "--home", tmp_path)
+    code, out, _ = command("insights", "small", "--path", "--home", tmp_path)
     assert code == 0
     assert "from the baseline to trial" in out
     assert "tune users: optimistic" in out.replace("\n", " ")

@@ -8,9 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 
+import httpx2
 import optuna
 import pytest
 
@@ -104,18 +103,10 @@ def page(browser):
 
 
 def status(url: str, host: str | None = None, origin: str | None = None, method: str = "GET") -> int:
-    request = urllib.request.Request(url, method=method, data=b"{}" if method == "POST" else None)
-    request.add_header("Content-Type", "application/json")
-    if host:
-        request.add_header("Host", host)
-    if origin:
-        request.add_header("Origin", origin)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
+    told = {"Content-Type": "application/json", "Host": host, "Origin": origin}
+    headers = {name: value for name, value in told.items() if value}
+    body = b"{}" if method == "POST" else None
+    return httpx2.request(method, url, headers=headers, content=body, follow_redirects=True, timeout=10).status_code
 
 
 @pytest.mark.slow
@@ -151,13 +142,9 @@ def test_mlflow_shows_the_runs_and_their_comparison(home, addresses, page, tmp_p
     assert page.get_by_text("Welcome to MLflow Assistant").count() == 0
     assert page.get_by_text("this is off in the MLflow").count() == 0
     experiment = addresses[2].partition("experiments/")[2].partition("/")[0]
-    request = urllib.request.Request(
-        f"{addresses[1]}/api/2.0/mlflow/runs/search",
-        data=json.dumps({"experiment_ids": [experiment], "max_results": 50}).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        runs = {r["info"]["run_name"]: r["info"]["run_id"] for r in json.load(answer)["runs"]}
+    wanted = {"experiment_ids": [experiment], "max_results": 50}
+    found = httpx2.post(f"{addresses[1]}/api/2.0/mlflow/runs/search", json=wanted, timeout=20).json()["runs"]
+    runs = {run["info"]["run_name"]: run["info"]["run_id"] for run in found}
     assert {"watched", "baseline", "best", "trial-0000", "trial-0011"} <= set(runs)
     chosen = json.dumps([runs["trial-0001"], runs["trial-0002"]])
     page.goto(f'{addresses[1]}/#/compare-runs?runs={chosen}&experiments=["{experiment}"]')

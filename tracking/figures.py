@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from personalization.evaluation import Evaluation
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NAMED_LABELS = 60
 WITHOUT_NAMES = 10.0
@@ -20,16 +17,20 @@ WITHOUT_NAMES = 10.0
 BLUE, ORANGE, GREY = "#1f5a9e", "#d9731a", "#b0b0b0"
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty one, in inches. Matplotlib takes .9 s to load, which commands without a figure do not pay."""
+def _axes(width: float, height: float, columns: int = 1) -> Any:
+    """The axes of a new figure, or with `columns` several side by side; in inches.
+
+    Matplotlib takes .9 s to load, which commands without a figure do not pay.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height))
+    return Figure(figsize=(width, height)).subplots(1, columns)
 
 
-def _png(figure: Figure) -> bytes:
+def _png(axes: Any) -> bytes:
+    """The figure of some axes."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    axes.figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     return buffer.getvalue()
 
 
@@ -43,8 +44,7 @@ def confusion_matrix(evaluation: Evaluation) -> bytes:
     np.add.at(counts, (evaluation.gold, evaluation.predicted), 1)
     named = k <= NAMED_LABELS
     size = 2.5 + 0.42 * k if named else WITHOUT_NAMES
-    figure = _figure(size, size)
-    axes = figure.add_subplot()
+    axes = _axes(size, size)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if named:
@@ -58,7 +58,7 @@ def confusion_matrix(evaluation: Evaluation) -> bytes:
         ylabel="gold",
         title=f"accuracy {evaluation.metrics['accuracy']:.3f}, n = {len(evaluation.gold)}",
     )
-    return _png(figure)
+    return _png(axes)
 
 
 def reliability_diagram(evaluation: Evaluation) -> bytes:
@@ -66,8 +66,7 @@ def reliability_diagram(evaluation: Evaluation) -> bytes:
     confidence = np.exp(evaluation.log_probs.max(axis=1))
     order = np.argsort(confidence, kind="stable")
     bins = np.array_split(order, min(10, len(order)))
-    figure = _figure(4.6, 4.4)
-    axes = figure.add_subplot()
+    axes = _axes(4.6, 4.4)
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, label="perfect")
     x = [confidence[b].mean() for b in bins]
     y = [evaluation.correct[b].mean() for b in bins]
@@ -78,13 +77,12 @@ def reliability_diagram(evaluation: Evaluation) -> bytes:
         xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", title=f"debiased squared error {error:.4f}"
     )
     axes.legend(loc="upper left", fontsize=8)
-    return _png(figure)
+    return _png(axes)
 
 
 def history(metric: str, values: Sequence[float], feasible: Sequence[bool], baseline: float, maximize: bool) -> bytes:
     """One metric over the trials, with the best feasible one so far."""
-    figure = _figure(7, 4)
-    axes = figure.add_subplot()
+    axes = _axes(7, 4)
     numbers, points, ok = np.arange(len(values)), np.asarray(values), np.asarray(feasible, dtype=bool)
     axes.scatter(numbers[~ok], points[~ok], s=14, color=GREY, label="infeasible")
     axes.scatter(numbers[ok], points[ok], s=14, color=BLUE, label="feasible")
@@ -96,13 +94,12 @@ def history(metric: str, values: Sequence[float], feasible: Sequence[bool], base
     axes.axhline(baseline, color="black", lw=1, ls="--", label="baseline")
     axes.set(xlabel="trial", ylabel=f"{metric} (tune users)")
     axes.legend(fontsize=8)
-    return _png(figure)
+    return _png(axes)
 
 
 def pareto(names: tuple[str, str], points: np.ndarray, feasible: Sequence[bool], front: Sequence[bool]) -> bytes:
     """Two metrics against each other; points float [n, 2]."""
-    figure = _figure(5.5, 4.5)
-    axes = figure.add_subplot()
+    axes = _axes(5.5, 4.5)
     ok, best = np.asarray(feasible, dtype=bool), np.asarray(front, dtype=bool)
     for chosen, color, label in (
         (~ok, GREY, "infeasible"),
@@ -112,13 +109,12 @@ def pareto(names: tuple[str, str], points: np.ndarray, feasible: Sequence[bool],
         axes.scatter(points[chosen, 0], points[chosen, 1], s=16, color=color, label=label)
     axes.set(xlabel=f"{names[0]} (tune users)", ylabel=f"{names[1]} (tune users)")
     axes.legend(fontsize=8)
-    return _png(figure)
+    return _png(axes)
 
 
 def taste(gammas: NDArray[np.float64], accuracies: NDArray[np.float64], chosen: float, prior: float) -> bytes:
     """Accuracy over the weight of the user's taste: below 0 it is subtracted, above 0 added."""
-    figure = _figure(5.2, 3.6)
-    axes = figure.add_subplot()
+    axes = _axes(5.2, 3.6)
     axes.axvspan(gammas[0], 0, color=ORANGE, alpha=0.08, lw=0)
     axes.plot(gammas, accuracies, color=BLUE, lw=1.8, label="the best trial with another gamma")
     axes.axvline(chosen, color=BLUE, lw=0.8, ls=":", label=f"its own gamma, {chosen:.2f}")
@@ -126,7 +122,7 @@ def taste(gammas: NDArray[np.float64], accuracies: NDArray[np.float64], chosen: 
     axes.text(gammas[0], axes.get_ylim()[1], " subtracted", va="top", fontsize=8, color=ORANGE)
     axes.set(xlabel="gamma, weight of the user's taste", ylabel="accuracy on the tune users")
     axes.legend(fontsize=7, loc="lower right")
-    return _png(figure)
+    return _png(axes)
 
 
 def edits(
@@ -137,8 +133,7 @@ def edits(
     hurt: NDArray[np.bool_],
 ) -> bytes:
     """Steering: AUC of the direction at each layer [L] with the edited ones; score changes of questions [n] in nats."""
-    figure = _figure(9.6, 3.6)
-    left, right = figure.subplots(1, 2)
+    left, right = _axes(9.6, 3.6, columns=2)
     left.plot(range(len(separations)), separations, "o-", color=BLUE, ms=4, label="AUC of the direction")
     for layer in layers:
         left.axvspan(layer - 0.4, layer + 0.4, color=ORANGE, alpha=0.25, lw=0)
@@ -146,59 +141,54 @@ def edits(
     left.set(xlabel="layer (edited ones shaded)", ylabel="history told from no history", ylim=(0.4, 1.02))
     left.set_xticks(range(len(separations)))
     left.legend(fontsize=8, loc="lower right")
-    same = ~helped & ~hurt
-    parts, names, colors = (
-        (moved[same], moved[helped], moved[hurt]),
-        ("neither", "helped", "hurt"),
-        (GREY, BLUE, ORANGE),
-    )
-    labels = [f"{name}, {len(part)}" for name, part in zip(names, parts, strict=True)]
-    right.hist(parts, bins=25, stacked=True, color=colors, label=labels)
+    parts = {"neither": moved[~helped & ~hurt], "helped": moved[helped], "hurt": moved[hurt]}
+    labels = [f"{name}, {len(part)}" for name, part in parts.items()]
+    right.hist(list(parts.values()), bins=25, stacked=True, color=(GREY, BLUE, ORANGE), label=labels)
     right.set(xlabel="largest change of a label's score before calibration, nats", ylabel="questions (tune users)")
     right.legend(fontsize=8)
-    return _png(figure)
+    return _png(left)
 
 
 def comparison(names: Sequence[str], accuracies: Sequence[float], intervals: Sequence[tuple[float, float]]) -> bytes:
     """Accuracy of several studies with its interval over users, the first on top."""
-    figure = _figure(6.0, 1.0 + 0.42 * len(names))
-    axes = figure.add_subplot()
+    axes = _axes(6.0, 1.0 + 0.42 * len(names))
     rows = np.arange(len(names))
-    low, high = np.array(intervals).T
     values = np.array(accuracies)
-    spread = np.maximum(np.array([values - low, high - values]), 0.0)
-    axes.errorbar(values, rows, xerr=spread, fmt="o", color=BLUE, capsize=3, ecolor=GREY)
+    axes.errorbar(values, rows, xerr=_bars(values, intervals), fmt="o", color=BLUE, capsize=3, ecolor=GREY)
     axes.set_yticks(rows, names, fontsize=8)
     axes.margins(y=0.3)
     axes.invert_yaxis()
     axes.set(xlabel="accuracy on the select users, 95 % interval over users")
-    return _png(figure)
+    return _png(axes)
+
+
+def _bars(values: NDArray[np.float64], intervals: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+    """Distances of values [n] from the ends of their intervals, [2, n], as Matplotlib takes them; not below 0."""
+    low, high = np.array(intervals).T
+    return np.asarray(np.maximum([values - low, high - values], 0.0))
 
 
 def cold_start(
     items: Sequence[str], accuracies: Sequence[float], intervals: Sequence[tuple[float, float]], baseline: float | None
 ) -> bytes:
     """Accuracy by how many of the newest history items are given, with its interval over users."""
-    figure = _figure(5.6, 3.8)
-    axes = figure.add_subplot()
+    axes = _axes(5.6, 3.8)
     places, values = np.arange(len(items)), np.array(accuracies)
     if len(items):
-        low, high = np.array(intervals).T
-        spread = np.maximum(np.array([values - low, high - values]), 0.0)
-        axes.errorbar(places, values, yerr=spread, fmt="o-", color=BLUE, capsize=3, ecolor=GREY, label="promoted chain")
+        bars = _bars(values, intervals)
+        axes.errorbar(places, values, yerr=bars, fmt="o-", color=BLUE, capsize=3, ecolor=GREY, label="promoted chain")
     if baseline is not None:
         axes.axhline(baseline, color="black", lw=1, ls="--", label=f"baseline, {baseline:.3f}")
     axes.set_xticks(places, items)
     axes.set(xlabel="newest history items given", ylabel="accuracy on the confirm users", ylim=(0, None))
     axes.set_title("descriptive; 95 % interval over users", fontsize=9)
     axes.legend(fontsize=8, loc="lower right")
-    return _png(figure)
+    return _png(axes)
 
 
 def training(records: Sequence[Mapping[str, float]]) -> bytes:
     """A training: parts of the loss and the loss of held-out items; spread of the predictions on these."""
-    figure = _figure(9.6, 3.6)
-    left, right = figure.subplots(1, 2)
+    left, right = _axes(9.6, 3.6, columns=2)
     epochs = [record["epoch"] for record in records]
     learned = [record.get("train_loss", record["loss"]) for record in records]
     left.plot(epochs, learned, "o-", ms=3, color=BLUE, lw=1.8, label="items learned from")
@@ -221,31 +211,29 @@ def training(records: Sequence[Mapping[str, float]]) -> bytes:
     left.set(xlabel="epoch", ylabel="loss, nats")
     left.legend(fontsize=7)
     right.set(xlabel="epoch", ylabel="held-out items", ylim=(0, 1))
-    figure.tight_layout()
-    return _png(figure)
+    left.figure.tight_layout()
+    return _png(left)
 
 
 def groups(places: NDArray[np.floating], groups: NDArray[np.int64], silhouette: float) -> bytes:
     """Users [U, 2] on the two axes along which their histories differ most, by group [U]."""
-    figure = _figure(5.6, 4.6)
-    axes = figure.add_subplot()
+    axes = _axes(5.6, 4.6)
     for group in np.unique(groups):
         own = places[groups == group]
         axes.scatter(own[:, 0], own[:, 1], s=14, color=f"C{group % 10}", label=f"group {group}, {len(own)} users")
     axes.set(xlabel="first axis", ylabel="second axis", title=f"silhouette {silhouette:.3f}")
     axes.legend(fontsize=8)
-    return _png(figure)
+    return _png(axes)
 
 
 def numbers(name: str, values: Mapping[int, float], metric: str) -> bytes:
     """The best value of a metric among the trials with each value of a whole number."""
-    figure = _figure(5.2, 3.4)
-    axes = figure.add_subplot()
+    axes = _axes(5.2, 3.4)
     axes.plot(list(values), list(values.values()), "o-", color=BLUE, label="best feasible trial")
     axes.set(xlabel=name, ylabel=f"{metric} (tune users)")
     axes.set_xticks(list(values))
     axes.legend(fontsize=8)
-    return _png(figure)
+    return _png(axes)
 
 
 PICTURES: dict[str, Callable[..., bytes]] = {"edits": edits, "training": training, "groups": groups}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.stats import entropy
 
 from personalization.evaluation import Evaluation
 from tracking.significance import gains_by_user, user_totals
@@ -19,13 +20,11 @@ def concentration(evaluation: Evaluation) -> dict[str, float]:
     counts = np.zeros((len(users), len(evaluation.labels)))
     np.add.at(counts, (rows, evaluation.predicted), 1)
     shares = counts / counts.sum(axis=1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bits = -np.where(shares > 0, shares * np.log2(shares), 0.0).sum(axis=1)
     top = shares.max(axis=1)
     return {
         "one_label": float((top == 1).mean()),
         "over_80_percent_one_label": float((top > 0.8).mean()),
-        "mean_entropy": float(bits.mean()),
+        "mean_entropy": float(entropy(counts, base=2, axis=1).mean()),
         "mean_top1_share": float(top.mean()),
     }
 

@@ -14,22 +14,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import unquote
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CLOSED = re.compile(
     r"/+(gateway|((ajax-)?api/+[\d.]+/+)(mlflow/+)?"
     r"(assistant|gateway|gateway-proxy|jobs|mcp-servers|prompt-optimization|scorer))(/|$)"
 )
 """Paths that are answered with 404, as if MLflow had no such route."""
-
-
 ASKED: tuple[tuple[re.Pattern[str], bytes], ...] = (
     (re.compile(r"/ajax-api/[\d.]+/mlflow/assistant/(config|providers)\?"), b"{}"),
     (re.compile(r"/ajax-api/[\d.]+/mlflow/gateway-proxy\?gateway_path=api/2\.0/endpoints/$"), b'{"endpoints": []}'),
@@ -40,44 +34,41 @@ START = b"""<script>localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirst
 <style>[data-assistant-ui] { display: none !important }</style>"""
 
 
-def guarded(app: App) -> App:
+def guarded(app: ASGIApp) -> ASGIApp:
     """MLflow without the closed paths, without writes from another origin, and with no assistant on its page."""
 
-    async def checked(scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (nothing := _nothing(scope)) is not None:
-            await _answer(send, {"status": 200, "headers": [(b"content-type", b"application/json")]}, nothing)
-        elif scope["type"] == "http" and (status := _refusal(scope)):
-            await _answer(send, {"status": status, "headers": []}, b"this is off in the MLflow of chamtune ui\n")
-        elif scope["type"] == "http" and scope["path"] == "/":
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+        elif (nothing := _nothing(scope)) is not None:
+            await Response(nothing, media_type="application/json")(scope, receive, send)
+        elif (status := _refusal(scope)) is not None:
+            await PlainTextResponse("this is off in the MLflow of chamtune ui\n", status)(scope, receive, send)
+        elif scope["path"] == "/":
             held: list[Message] = []
 
             async def hold(message: Message) -> None:
                 held.append(message)
 
             await app(scope, receive, hold)
-            body = b"".join(message.get("body", b"") for message in held[1:])
-            await _answer(send, held[0], body.replace(b"<head>", b"<head>" + START, 1))
+            body = b"".join(message.get("body", b"") for message in held[1:]).replace(b"<head>", b"<head>" + START, 1)
+            headers = [(name, value) for name, value in held[0]["headers"] if name != b"content-length"]
+            await send({**held[0], "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+            await send({"type": "http.response.body", "body": body})
         else:
             await app(scope, receive, send)
 
     return checked
 
 
-def _nothing(scope: Message) -> bytes | None:
+def _nothing(scope: Scope) -> bytes | None:
     """The answer to what the page asks of closed parts; None to anything else."""
     asked = f"{scope['path']}?{unquote(scope['query_string'].decode('latin-1'))}"
     known = ASKED if scope["method"] == "GET" else ()
     return next((answer for question, answer in known if question.match(asked)), None)
 
 
-async def _answer(send: Send, start: Message, body: bytes) -> None:
-    headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({**start, "type": "http.response.start", "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _refusal(scope: Message) -> int | None:
+def _refusal(scope: Scope) -> int | None:
     if CLOSED.match(scope["path"]):
         return 404
     headers = dict(scope["headers"])

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from tenacity import RetryCallState, Retrying, wait_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
 from personalization.databases import without_secrets
 from personalization.errors import first_line
@@ -72,9 +72,7 @@ def send(spool: Spool, uri: str, patience: Patience) -> bool:
     retrying = Retrying(
         wait=wait_exponential(0.5, max=10),
         stop=patience.is_over,
-        retry=lambda state: (
-            state.outcome is not None and isinstance(state.outcome.exception(), MlflowException | OSError)
-        ),
+        retry=retry_if_exception_type((MlflowException, OSError)),
         before_sleep=lambda state: log.warning("MLflow does not take records now: %s", _reason(state, uri)),
         retry_error_callback=lambda _: None,
     )

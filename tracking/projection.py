@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from personalization.databases import is_sqlite, kept, without_secrets
 from personalization.errors import first_line
 from tracking.registry import crown, newest_version, register
+from tracking.runs import every_run
 from tracking.spool import VIEW_NAME, Spool
 
 log = logging.getLogger("tracking")
@@ -71,7 +72,8 @@ class Projection:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             tags = {**EXPERIMENT_TAGS, MARK_TAG: uuid.uuid4().hex}
-            made = self.client.create_experiment(name, _artifact_location(self.spool, self.uri), tags)
+            beside = (self.spool.home.resolve() / "mlartifacts" / name).as_uri()  # a server has a place of its own
+            made = self.client.create_experiment(name, beside if is_sqlite(self.uri) else None, tags)
             return self.client.get_experiment(made)
         if found.lifecycle_stage == LifecycleStage.DELETED:
             self.client.restore_experiment(found.experiment_id)
@@ -84,20 +86,14 @@ class Projection:
         active: dict[str, str] = {}
         deleted: dict[str, str] = {}
         ended: set[str] = set()
-        token: str | None = None
-        while True:
-            page = self.client.search_runs([self.experiment], "", ViewType.ALL, 1000, page_token=token)
-            for run in page:
-                key = run.data.tags.get(KEY_TAG, "")
-                if not key.startswith(f"{self.spool.study_id}/"):
-                    continue
-                if RunStatus.is_terminated(RunStatus.from_string(run.info.status)):
-                    ended.add(key)
-                stage = active if run.info.lifecycle_stage == LifecycleStage.ACTIVE else deleted
-                stage[key] = run.info.run_id
-            token = page.token
-            if not token:
-                break
+        for run in every_run(self.client, self.experiment, run_view_type=ViewType.ALL):
+            key = run.data.tags.get(KEY_TAG, "")
+            if not key.startswith(f"{self.spool.study_id}/"):
+                continue
+            if RunStatus.is_terminated(RunStatus.from_string(run.info.status)):
+                ended.add(key)
+            stage = active if run.info.lifecycle_stage == LifecycleStage.ACTIVE else deleted
+            stage[key] = run.info.run_id
         for key in deleted.keys() - active.keys():
             self.client.restore_run(deleted[key])
         return deleted | active, ended
@@ -197,13 +193,6 @@ class Projection:
         self.client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
 
 
-def _artifact_location(spool: Spool, uri: str) -> str | None:
-    """Beside the database for a local one; a server has a place of its own."""
-    if not is_sqlite(uri):
-        return None
-    return (spool.home.resolve() / "mlartifacts" / spool.study).as_uri()
-
-
 def log_study(projection: Projection, record: Record) -> None:
     """The study itself: the parent run."""
     run_id = projection.run("study", record["study"], record["tags"], record["started_ms"], None)
@@ -276,16 +265,11 @@ def log_model(projection: Projection, record: Record) -> None:
     register(projection.client, record, projection.runs.get(f"{projection.spool.study_id}/result/{record['key']}"))
 
 
-def log_rollback(projection: Projection, record: Record) -> None:
-    """The alias follows what stands at the place."""
-    crown(projection.client, record)
-
-
 HANDLERS: dict[str, Callable[[Projection, Record], None]] = {
     "study": log_study,
     "trial": log_trial,
     "result": log_result,
     "summary": log_summary,
     "model": log_model,
-    "rollback": log_rollback,
+    "rollback": lambda projection, record: crown(projection.client, record),  # the alias follows what stands there
 }

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from personalization.errors import DataError
 from personalization.evaluation import Evaluation, changes
@@ -93,8 +94,11 @@ def _personal(told: Mapping[str, Any], note: str) -> dict[str, str]:
 
 
 def _predictions(baseline: Evaluation, candidate: Evaluation) -> str:
-    labels = candidate.labels
-    lines = []
+    labels, lines = candidate.labels, []
+
+    def said(log_probs: NDArray[np.floating]) -> dict[str, float]:
+        return {label: round(float(value), 6) for label, value in zip(labels, log_probs, strict=True)}
+
     for i, question_id in enumerate(candidate.question_ids):
         record = {
             "id": question_id,
@@ -105,28 +109,29 @@ def _predictions(baseline: Evaluation, candidate: Evaluation) -> str:
             "correct": bool(candidate.correct[i]),
             "changed": bool(candidate.predicted[i] != baseline.predicted[i]),
             "prior_mode": candidate.prior_modes[i],
-            "log_probs": {label: round(float(v), 6) for label, v in zip(labels, candidate.log_probs[i], strict=True)},
-            "baseline_log_probs": {
-                label: round(float(v), 6) for label, v in zip(labels, baseline.log_probs[i], strict=True)
-            },
+            "log_probs": said(candidate.log_probs[i]),
+            "baseline_log_probs": said(baseline.log_probs[i]),
         }
         lines.append(json.dumps(record, ensure_ascii=False))
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row) -> list[str]:
+    name, *values = row
+    return [name, *("" if value is None else f"{value:.6f}" for value in values)]
 
 
 def _csv(rows: list[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([[name, *("" if v is None else f"{v:.6f}" for v in values)] for name, *values in rows])
+    writer.writerows(map(_cells, rows))
     return buffer.getvalue()
 
 
 def _markdown(rows: list[Row], note: str) -> str:
     lines = [f"# Summary\n\n{note}\n", "| " + " | ".join(COLUMNS) + " |", "|---|---:|---:|---:|"]
-    lines += [
-        "| " + " | ".join([name, *("" if v is None else f"{v:.6f}" for v in values)]) + " |" for name, *values in rows
-    ]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 

@@ -44,10 +44,10 @@ class Interval(NamedTuple):
     labels: int
 
 
-def rho_of(alpha: float, users: int = TIGHT_AT) -> float:
-    """The mixture's parameter with which the interval is tightest at so many users."""
+def rho_of(alpha: float) -> float:
+    """The mixture's parameter with which the interval is tightest at `TIGHT_AT` users."""
     spent = -2 * log(alpha)
-    return users / (spent + log(spent) + 1)
+    return TIGHT_AT / (spent + log(spent) + 1)
 
 
 def radius(deviation: float, users: int, alpha: float) -> float:

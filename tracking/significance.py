@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,14 +67,15 @@ def sign_flip(user_gains: NDArray[np.number[Any]], draws: int = RESAMPLES) -> fl
     gains = user_gains[user_gains != 0].astype(np.float64)
     if len(gains) < 2:
         return 1.0
+    pairs, batch = (gains, np.zeros_like(gains)), max(1, BATCH_ELEMENTS // len(gains))
+    return _permuted(pairs, lambda x, y, axis: (x - y).sum(axis=axis), draws, vectorized=True, batch=batch)
+
+
+def _permuted(pairs: tuple[NDArray[Any], NDArray[Any]], statistic: Callable[..., Any], draws: int, **how: Any) -> float:
+    """Two-sided p-value of a statistic of pairs [U] when the values of a pair change places; exact for few pairs."""
+    rng = np.random.default_rng(0)
     result = scipy.stats.permutation_test(
-        (gains, np.zeros_like(gains)),
-        lambda x, y, axis: (x - y).sum(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=draws,
-        batch=max(1, BATCH_ELEMENTS // len(gains)),
-        rng=np.random.default_rng(0),
+        pairs, statistic, permutation_type="samples", n_resamples=draws, rng=rng, **how
     )
     return float(result.pvalue)
 
@@ -124,15 +125,8 @@ def exchange(before: Evaluation, after: Evaluation, metric: str, draws: int = RE
     everybody = np.arange(systems.users)
     if systems.users < 2 or (before.log_probs == after.log_probs).all():
         return 1.0
-    result = scipy.stats.permutation_test(
-        (2 * everybody + 1, 2 * everybody),
-        lambda x, _: systems.gain_by(x % 2, everybody),
-        permutation_type="samples",
-        vectorized=False,
-        n_resamples=draws,
-        rng=np.random.default_rng(0),
-    )
-    return float(result.pvalue)
+    pairs = (2 * everybody + 1, 2 * everybody)
+    return _permuted(pairs, lambda x, _: systems.gain_by(x % 2, everybody), draws, vectorized=False)
 
 
 def difference(one: NDArray[np.float64], other: NDArray[np.float64], sizes: NDArray[np.integer]) -> tuple[float, float]:
@@ -151,47 +145,39 @@ def difference(one: NDArray[np.float64], other: NDArray[np.float64], sizes: NDAr
     return mean, math.sqrt(spread) / float(n.sum())
 
 
-def user_interval(
-    user_gains: NDArray[np.number[Any]], user_sizes: NDArray[np.number[Any]], level: float = 0.95
-) -> tuple[float, float]:
-    """BCa interval over users of the item-weighted mean gain; its two ends are equal when no user differs."""
+def _bca(data: tuple[NDArray[Any], ...], statistic: Callable[..., Any], **how: Any) -> tuple[float, float]:
+    """95 % BCa bootstrap interval of a statistic of users."""
+    rng = np.random.default_rng(0)
+    found = scipy.stats.bootstrap(data, statistic, n_resamples=RESAMPLES, method="BCa", rng=rng, **how)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def user_interval(user_gains: NDArray[np.number[Any]], user_sizes: NDArray[np.number[Any]]) -> tuple[float, float]:
+    """95 % BCa interval over users of the item-weighted mean gain; its two ends are equal when no user differs."""
     if len(user_gains) < 2 or np.ptp(user_gains / user_sizes) == 0:
         mean = float(user_gains.sum() / user_sizes.sum())
         return mean, mean
-    result = scipy.stats.bootstrap(
+    return _bca(
         (user_gains.astype(np.float64), user_sizes.astype(np.float64)),
         lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis),
         paired=True,
         vectorized=True,
-        confidence_level=level,
-        n_resamples=RESAMPLES,
         batch=max(1, BATCH_ELEMENTS // len(user_gains)),
-        method="BCa",
-        rng=np.random.default_rng(0),
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def gain_interval(before: Evaluation, after: Evaluation, metric: str, level: float = 0.95) -> tuple[float, float]:
-    """BCa interval over users of a gain in a metric; its two ends are equal where no resample differs."""
+def gain_interval(before: Evaluation, after: Evaluation, metric: str) -> tuple[float, float]:
+    """95 % BCa interval over users of a gain in a metric; its two ends are equal where no resample differs."""
     if metric in MEANS:
-        return user_interval(*gains_by_user(before, after, metric), level)
+        return user_interval(*gains_by_user(before, after, metric))
     systems = _Systems(before, after, metric)
     observed = systems.observed
     if systems.users < 2 or (before.log_probs == after.log_probs).all():
         return observed, observed
     second = np.ones(systems.users, dtype=np.int64)
     with warnings.catch_warnings(category=scipy.stats.DegenerateDataWarning, action="ignore"):
-        found = scipy.stats.bootstrap(
-            (np.arange(systems.users),),
-            lambda users: systems.gain_by(second, users),
-            vectorized=False,
-            confidence_level=level,
-            n_resamples=RESAMPLES,
-            method="BCa",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-    return (float(found.low), float(found.high)) if np.isfinite(found).all() else (observed, observed)
+        found = _bca((np.arange(systems.users),), lambda users: systems.gain_by(second, users), vectorized=False)
+    return found if np.isfinite(found).all() else (observed, observed)
 
 
 def user_totals(evaluation: Evaluation, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -72,7 +72,9 @@ class Logs:
             "other": told["other"],
             "split": told["split"],
             "generation": int(read_config(place)["generation"]) if there else None,
-            "last": _written(newest.st_mtime) if newest.st_size else None,
+            "last": datetime.fromtimestamp(newest.st_mtime, UTC).isoformat(timespec="seconds")
+            if newest.st_size
+            else None,
             "state": self.state(name),
         }
 
@@ -138,7 +140,3 @@ class Logs:
             "accuracy": log.traffic.evaluation(labelled).metrics["accuracy"] if len(labelled) else None,
             "why": why,
         }
-
-
-def _written(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

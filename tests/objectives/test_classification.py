@@ -8,17 +8,17 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import yaml
 
 from objectives.classification import Classification
 from personalization.backbones.cached import CachedScorer
 from personalization.data.lamp import write_dataset
 from personalization.data.records import Dataset
 from personalization.data.splits import Splits, split_users
-from personalization.deployment import CONFIG, FORMAT, Deployment, write_files
+from personalization.deployment import Deployment, served
 from personalization.scoring.fixed import FixedRows
 from personalization.stages import calibration as calibration_stage
 from search_spaces import chain_space
+from tests.deployed import write_deployed
 from tests.personalization.stages.chains import params_of, singles
 from tests.tiny import SHARES, short_world
 from tracking import figures
@@ -74,17 +74,14 @@ def into(seen):
     return lambda first, step=None: seen.append(first)
 
 
-def has(params, stage):
-    return stage in params
-
-
 ALL = singles()
 FIRST = {tuple(params): params for params in reversed(ALL)}
 GATE = [params if FIRST[tuple(params)] is params else pytest.param(params, marks=pytest.mark.slow) for params in ALL]
 """Further settings of a chain are left to the slow tests."""
+UNTRAINED = [entry for params, entry in zip(ALL, GATE, strict=True) if not {"adapter", "route"} & set(params)]
 every = pytest.mark.parametrize("params", GATE, ids=named)
-STEERED = next(params for params in ALL if has(params, "steering"))
-TRAINED = next(params for params in ALL if has(params, "adapter") and params["adapter"].level == "cluster")
+STEERED = next(params for params in ALL if "steering" in params)
+TRAINED = next(params for params in ALL if "adapter" in params and params["adapter"].level == "cluster")
 
 
 @every
@@ -122,9 +119,9 @@ def test_facts_are_finite_numbers_and_sentences(params, classified):
         assert all(isinstance(value, float) and np.isfinite(value) for value in facts.metrics.values())
         assert all(isinstance(remark, str) for remark in facts.remarks)
     assert not objective.facts(objective.space.BASELINE).metrics
-    if has(params, "steering"):
+    if "steering" in params:
         assert 0 < facts.metrics["steering_steered_share"] <= 1
-    if has(params, "prompt"):
+    if "prompt" in params:
         assert facts.remarks[0].startswith(f"with {params['prompt'].k} history items in the prompt accuracy is")
 
 
@@ -210,10 +207,8 @@ def test_a_training_reports_the_items_held_out_twice_an_epoch(classified, splits
     assert [(part.log_probs == other.log_probs).all() for part, other in zip(again, seen, strict=True)] == [True] * 4
 
 
-@every
+@pytest.mark.parametrize("params", UNTRAINED, ids=named)
 def test_first_users_are_reported_before_all_are_measured(params, classified):
-    if has(params, "adapter") or has(params, "route"):
-        return
     objective, seen, again = classified(params), [], []
     whole = objective.evaluate(params, report=into(seen))
     assert len(seen) == 4
@@ -269,12 +264,12 @@ def test_what_is_not_steered_has_the_models_own_scores_and_bias(classified, worl
     own = replace(base["steering"], alpha_personal=1.0, start=0.6, gate="cosine", open_share=0.5)
     params = base.with_stage("steering", own)
     steered, plain = objective.evaluate(params), objective.evaluate(base)
-    opened = objective._fit(params).tune[-1].touched
-    assert 0.4 <= opened.mean() <= 0.6
-    assert (steered.log_probs[~opened] == plain.log_probs[~opened]).all()
-    assert (steered.log_probs[opened] != plain.log_probs[opened]).any(axis=1).all()
+    gate = objective._fit(params).tune[-1].touched
+    assert 0.4 <= gate.mean() <= 0.6
+    assert (steered.log_probs[~gate] == plain.log_probs[~gate]).all()
+    assert (steered.log_probs[gate] != plain.log_probs[gate]).any(axis=1).all()
     bare = replace(world, questions=tuple(replace(q, history=()) for q in world.questions[:5]))
-    answers = [served(objective, chosen, scorer).log_probs(bare).log_probs for chosen in (params, base)]
+    answers = [opened(objective, chosen, scorer).log_probs(bare).log_probs for chosen in (params, base)]
     assert np.abs(answers[0] - answers[1]).max() <= 1e-5
 
 
@@ -310,24 +305,14 @@ def test_settling_moves_no_label_and_worsens_no_likelihood(params, classified):
 
 def written(objective, params, scorer, folder):
     """A deployment folder of a chain."""
-    model = {"path": scorer.model, "dtype": "float32", "device": "auto", "blocks": None, "chat": False}
     labels = list(objective.splits.tune.labels)
-    about = {
-        "format": FORMAT,
-        "generation": 1,
-        "provenance": {},
-    }
-    config = {**about, "model": {**model, "fingerprint": scorer.fingerprint}, "task": "LaMP_2", "labels": labels}
-    config |= write_files(objective.fitted(params), folder)
-    (folder / CONFIG).write_text(yaml.safe_dump(config))
-    return folder
+    return write_deployed(folder, objective.fitted(params), scorer, task="LaMP_2", labels=labels)
 
 
-def served(objective, params, scorer):
+def opened(objective, params, scorer):
+    """The deployment of a chain, without a folder."""
     tune = objective.splits.tune
-    from personalization.deployment import served as as_served
-
-    return as_served({"task": tune.task, "labels": tune.labels}, objective.fitted(params), scorer)
+    return served({"task": tune.task, "labels": tune.labels}, objective.fitted(params), scorer)
 
 
 @every
@@ -337,7 +322,7 @@ def test_a_deployment_answers_as_the_trial_did(params, classified, splits, score
     evaluation = objective.evaluate(params, "confirm")
     assert [a.label for a in answers] == [evaluation.labels[i] for i in evaluation.predicted]
     assert [a.prior_mode for a in answers] == list(evaluation.prior_modes)
-    assert served(objective, params, scorer).predict([]) == []
+    assert opened(objective, params, scorer).predict([]) == []
 
 
 @pytest.mark.slow

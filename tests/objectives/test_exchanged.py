@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from objectives.classification import Classification
-from personalization.backbones.cached import CachedScorer
 from personalization.data.exchange import exchange, newest
 from personalization.data.splits import split_users
 from personalization.stages import chain
@@ -37,9 +36,8 @@ def splits():
 
 
 @pytest.fixture(scope="module")
-def objective_of(splits, tiny_model, tmp_path_factory):
+def objective_of(splits, scorer):
     """A function: chain -> its objective, all on the same stored scores."""
-    scorer = CachedScorer(str(tiny_model), tmp_path_factory.mktemp("home") / "scores")
     return lambda params: Classification(chain_space(tuple(params)), splits, scorer)
 
 

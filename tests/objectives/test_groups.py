@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from objectives.classification import Classification
-from personalization.backbones.cached import CachedScorer
 from personalization.data.splits import split_users
 from search_spaces import chain_space
 from tests.tiny import SHARES, short_world
@@ -14,10 +13,9 @@ HEAD = {"head.head": "logistic", "head.blend": 1.0, "head.level": "cluster", "he
 
 
 @pytest.fixture(scope="module")
-def make(tiny_model, tmp_path_factory):
+def make(scorer):
     """A function that makes a task on the same stored scores, with nothing in memory."""
     splits = split_users(short_world(7, users=12, questions_per_user=2), SHARES)
-    scorer = CachedScorer(str(tiny_model), tmp_path_factory.mktemp("home") / "scores")
     return lambda: Classification(chain_space(("steering", "head")), splits, scorer)
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from objectives.classification import Classification
-from personalization.backbones.cached import CachedScorer
 from personalization.data.splits import split_users
 from personalization.deployment import served
 from personalization.errors import UsageError
@@ -23,11 +22,6 @@ PLAIN = params_of(("calibration",), ACTIVE["calibration"][0])
 ITEMS = params_of(("prompt", "calibration"), ACTIVE["prompt"][0], ACTIVE["calibration"][0])
 STEERED = params_of(("steering", "calibration"), ACTIVE["steering"][0], ACTIVE["calibration"][1])
 LORA = params_of(("adapter", "calibration"), {"adapter.adapter": "lora", **TRAINED}, ACTIVE["calibration"][1])
-
-
-@pytest.fixture(scope="module")
-def scorer(tiny_model, tmp_path_factory):
-    return CachedScorer(str(tiny_model), tmp_path_factory.mktemp("route") / "scores")
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 
 from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Deployment
 from personalization.errors import UsageError
 from serving.run import is_loopback, serve
-from tests.serving.conftest import ask, items
+from tests.serving.conftest import ask, items, predict, same
 
 FRAME = "What is the score of the following review on a scale of 1 to 5? review: "
 
@@ -38,25 +37,18 @@ def expected(deploy, asks):
     return Deployment.load(deploy).predict(questions)
 
 
-def same(answer, prediction):
-    assert (answer["id"], answer["label"], answer["prior"]) == (prediction.id, prediction.label, prediction.prior_mode)
-    assert answer["log_probs"].keys() == prediction.log_probs.keys()
-    apart = [answer["log_probs"][label] - value for label, value in prediction.log_probs.items()]
-    assert np.abs(apart).max() < 1e-4
-    assert answer["probability"] == pytest.approx(np.exp(answer["log_probs"][answer["label"]]))
-
-
 def test_one_and_many_and_clients_together_get_the_deployments_answers(asking, deploy):
     asks = [asked(number) for number in range(24)]
     wanted = expected(deploy, asks)
     with asking() as client:
         alone = [client.post("/predict", json=one).json() for one in asks[:4]]
-        many = client.post("/predict", json={"questions": asks}).json()["answers"]
+        many = predict(client, asks)
         with ThreadPoolExecutor(8) as pool:
             together = [reply.json() for reply in pool.map(lambda one: client.post("/predict", json=one), asks)]
         text = client.get("/metrics").text
     for found in (alone, many, together):
         for answer, prediction in zip(found, wanted, strict=False):
+            assert answer["id"] == prediction.id
             same(answer, prediction)
     names = [answer["request"] for answer in (*alone, *many, *together)]
     assert len(set(names)) == len(names) == 52
@@ -127,19 +119,17 @@ def test_a_foreign_host_and_a_missing_token_are_refused(asking):
         assert client.post("/predict", json={"text": "a"}).status_code == 401
         assert client.get("/metrics", headers={"authorization": "Bearer t0"}).status_code == 401
         assert client.get("/metrics", headers={"authorization": "Bearer t0k"}).status_code == 200
+    with asking(token="geheimnis-ä") as client:
+        given = "Bearer geheimnis-ä".encode()
+        assert client.get("/metrics", headers={b"authorization": given}).status_code == 200
 
 
 def test_nobody_listens_to_the_world_without_a_token(monkeypatch):
     monkeypatch.delenv("CHAMTUNE_TOKEN", raising=False)
     with pytest.raises(UsageError, match=r"on 0\.0\.0\.0 others than this machine may ask"):
         serve(None, "0.0.0.0", 0)
-    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert all(is_loopback(host) for host in ("127.0.0.1", "::1", "localhost"))
+    assert not any(is_loopback(host) for host in ("0.0.0.0", "example.org"))
 
 
 def test_it_says_what_it_is_and_how_it_is_asked(asking):

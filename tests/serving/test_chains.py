@@ -3,26 +3,24 @@
 import http.client
 import json
 import shutil
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
-import uvicorn
 import yaml
 from starlette.testclient import TestClient
 
 from personalization.backbones.cached import CachedScorer
-from personalization.data.records import Dataset
-from personalization.deployment import CONFIG, FORMAT, Deployment, write_files
+from personalization.deployment import CONFIG, Deployment
 from personalization.files import write_atomic
 from personalization.stages.work import Tools
 from serving.app import app_of
 from serving.place import Place
-from serving.run import LOCAL, listening
+from serving.run import LOCAL
 from serving.service import Service, Terms
+from tests.deployed import write_deployed
 from tests.personalization.stages.chains import ACTIVE, fitted_on, growing, params_of
+from tests.serving.conftest import on_a_port, predict, same
 
 PLAIN = ACTIVE["calibration"][0]
 KINDS = {
@@ -42,18 +40,16 @@ def tools(tiny_model, tmp_path_factory):
 def deployed(tools, folder, names, *chosen):
     tune = growing(4, 8, 2)
     fitted = fitted_on(tune, params_of(names, PLAIN, *chosen), tools)
-    model = {"path": tools.scorer.model, "dtype": "float32", "device": "auto", "blocks": None, "chat": False}
-    config = {
-        "format": FORMAT,
-        "generation": 1,
-        "model": {**model, "fingerprint": tools.scorer.fingerprint},
-        "task": tune.task.model_dump(mode="json", exclude_defaults=True),
-        "labels": list(tune.labels),
-        **write_files(fitted, folder),
-        "provenance": {},
-    }
-    (folder / CONFIG).write_text(yaml.safe_dump(config))
-    return folder
+    task = tune.task.model_dump(mode="json", exclude_defaults=True)
+    return write_deployed(folder, fitted, tools.scorer, task=task, labels=list(tune.labels))
+
+
+def asks_of(dataset):
+    """A data set's questions as clients ask them."""
+    return [
+        {"text": q.text, "user": q.user_id, "history": [{"text": h.text, "label": h.label} for h in q.history]}
+        for q in dataset.questions
+    ]
 
 
 @pytest.mark.parametrize("kind", ["prompt", *(pytest.param(k, marks=pytest.mark.slow) for k in list(KINDS)[1:])])
@@ -62,21 +58,17 @@ def test_http_answers_are_the_chains_own_with_and_without_a_shadow(kind, tools, 
     other = deployed(tools, tmp_path / "other", ("calibration",))
     asked = growing(5, 3)
     wanted = Deployment.load(deploy).predict(asked.questions)
-    asks = [
-        {"text": q.text, "user": q.user_id, "history": [{"text": h.text, "label": h.label} for h in q.history]}
-        for q in Dataset(asked.task, asked.labels, asked.questions).questions
-    ]
+    asks = asks_of(asked)
     for beside in (None, other):
         place = Place(deploy)
         shadow = None if beside is None else Place(beside, None, place.now.deployment)
         service = Service(place, Terms(tmp_path / "log"), shadow)
         with TestClient(app_of(service, ("localhost",)), base_url="http://localhost") as client:
-            found = client.post("/predict", json={"questions": asks}).json()["answers"]
+            found = predict(client, asks)
             alone = [client.post("/predict", json=one).json() for one in asks]
         for answer, single, prediction in zip(found, alone, wanted, strict=True):
-            assert answer["label"] == single["label"] == prediction.label
-            for label, value in prediction.log_probs.items():
-                assert np.abs([answer["log_probs"][label] - value, single["log_probs"][label] - value]).max() < 1e-4
+            same(answer, prediction)
+            same(single, prediction)
 
 
 SWAPS, CLIENTS, BETWEEN = 20, 8, 30
@@ -112,22 +104,13 @@ def test_twenty_swaps_between_all_kinds_under_load_drop_nothing_and_change_no_an
     folders += [deployed(tools, tmp_path / kind, (kind, "calibration"), KINDS[kind]) for kind in KINDS]
     asked = growing(5, 5)
     wanted = [Deployment.load(folder).predict(asked.questions) for folder in folders]
-    asks = [
-        {"text": q.text, "user": q.user_id, "history": [{"text": h.text, "label": h.label} for h in q.history]}
-        for q in asked.questions
-    ]
+    asks = asks_of(asked)
     deploy = tmp_path / "deploy"
     deploy.mkdir()
     as_generation(1, folders[0], deploy)
     service = Service(Place(deploy), Terms(tmp_path / "log"))
-    server = uvicorn.Server(uvicorn.Config(app_of(service, LOCAL), log_config=None, lifespan="on"))
     found, going = [], True
-    with listening("127.0.0.1", 0) as door, ThreadPoolExecutor(CLIENTS) as pool:
-        thread = threading.Thread(target=server.run, args=([door],), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        port = door.getsockname()[1]
+    with on_a_port(app_of(service, LOCAL)) as port, ThreadPoolExecutor(CLIENTS) as pool:
         running = [pool.submit(conversation, port, asks, n, found, lambda: going) for n in range(CLIENTS)]
         try:
             for generation in range(2, SWAPS + 2):
@@ -142,15 +125,10 @@ def test_twenty_swaps_between_all_kinds_under_load_drop_nothing_and_change_no_an
             going = False
         for one in running:
             one.result()
-        server.should_exit = True
-        thread.join()
     assert {status for status, _, _ in found} == {200}
     assert service.place.swaps == SWAPS
     assert {answer["generation"] for _, _, answer in found} == set(range(1, SWAPS + 2))
     for _, place, answer in found:
-        prediction = wanted[(answer["generation"] - 1) % len(names)][place]
-        assert answer["label"] == prediction.label
-        apart = [answer["log_probs"][label] - value for label, value in prediction.log_probs.items()]
-        assert np.abs(apart).max() < 1e-4
+        same(answer, wanted[(answer["generation"] - 1) % len(names)][place])
     assert len({answer["request"] for _, _, answer in found}) == len(found)
     assert len(found) > SWAPS * BETWEEN

@@ -3,33 +3,23 @@
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
-import uvicorn
 
 from serving.app import app_of
 from serving.place import Place
-from serving.run import LOCAL, listening
+from serving.run import LOCAL
 from serving.service import Service, Terms
-from tests.serving.conftest import ask
+from tests.serving.conftest import ask, on_a_port
 
 
 @pytest.fixture
 def port(deploy, tmp_path):
     """A real server on a port of this machine, with a body's time cut short."""
     service = Service(Place(deploy), Terms(tmp_path / "log", texts=True))
-    config = uvicorn.Config(app_of(service, LOCAL, body_s=0.5), log_config=None, lifespan="on")
-    server = uvicorn.Server(config)
-    with listening("127.0.0.1", 0) as door:
-        thread = threading.Thread(target=server.run, args=([door],), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield door.getsockname()[1]
-        server.should_exit = True
-        thread.join()
+    with on_a_port(app_of(service, LOCAL, body_s=0.5)) as number:
+        yield number
 
 
 def talk(port, content, wait=5.0):
@@ -49,9 +39,12 @@ def talk(port, content, wait=5.0):
         return found
 
 
-def head(length, host="localhost", more=""):
+def head(length, host="localhost"):
     kind = "Content-Type: application/json"
-    return f"POST /predict HTTP/1.1\r\nHost: {host}\r\n{kind}\r\nContent-Length: {length}\r\n{more}\r\n".encode()
+    return f"POST /predict HTTP/1.1\r\nHost: {host}\r\n{kind}\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+GOOD = head(18) + b'{"text": "a lamp"}'
 
 
 @pytest.mark.parametrize(
@@ -72,8 +65,7 @@ def head(length, host="localhost", more=""):
 )
 def test_a_fault_of_a_client_is_said_and_the_next_is_answered(port, content, status):
     assert talk(port, content).split(b" ")[1] == status
-    body = b'{"text": "a lamp"}'
-    assert b"200 OK" in talk(port, head(len(body)) + body)
+    assert b"200 OK" in talk(port, GOOD)
 
 
 def test_an_answer_does_not_wait_for_its_acknowledgement(port):
@@ -104,16 +96,14 @@ def test_ten_megabytes_without_a_length_are_cut_short(port):
         except (ConnectionResetError, BrokenPipeError):
             found = b""
     assert found == b"" or b"413" in found
-    body = b'{"text": "a lamp"}'
-    assert b"200 OK" in talk(port, head(len(body)) + body)
+    assert b"200 OK" in talk(port, GOOD)
 
 
 def test_a_client_that_leaves_is_not_waited_for(port):
-    body = b'{"text": "a lamp"}'
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", port)) as line:
-            line.sendall(head(len(body)) + body)
-    assert b"200 OK" in talk(port, head(len(body)) + body)
+            line.sendall(GOOD)
+    assert b"200 OK" in talk(port, GOOD)
 
 
 def test_a_log_that_cannot_be_written_is_the_servers_fault_and_said(asking, monkeypatch):

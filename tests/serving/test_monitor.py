@@ -22,7 +22,7 @@ from serving.monitor import (
 )
 from serving.told import _constraint, lines
 from serving.traffic import Traffic
-from tests.serving.conftest import ask
+from tests.serving.conftest import ask, feed
 
 LABELS = ("1", "2", "3", "4", "5")
 
@@ -34,13 +34,18 @@ def made(n=2000, users=50, seed=0, sure=0.6, right=0.6):
     log_probs = np.full((n, 5), np.log((1 - sure) / 4))
     log_probs[np.arange(n), predicted] = np.log(sure)
     gold = np.where(rng.random(n) < right, predicted, (predicted + 1) % 5)
-    names = tuple(f"u{number}" for number in rng.integers(0, users, n))
-    times = tuple(f"{row:05d}" for row in range(n))
+    names = texts(f"u{number}" for number in rng.integers(0, users, n))
+    times, requests = texts(f"{row:05d}" for row in range(n)), texts(map(str, range(n)))
+    priors, arms, configs = (np.full(n, said, dtype=object) for said in ("user", "a", "c"))
+    ones, chars, known = np.ones(n, dtype=int), rng.integers(20, 60, n), rng.integers(0, 9, n)
     return Traffic(
-        LABELS, tuple(map(str, range(n))), times, names, np.ones(n, dtype=bool), log_probs, ("user",) * n, gold,
-        ("a",) * n, ("c",) * n, np.ones(n, dtype=int), rng.integers(20, 60, n), rng.integers(0, 9, n), {},
-        np.ones(n, dtype=bool),
+        LABELS, requests, times, names, ones > 0, log_probs, priors, gold, arms, configs, ones, chars, known, ones > 0,
+        {},
     )  # fmt: skip
+
+
+def texts(found):
+    return np.array(list(found), dtype=object)
 
 
 def everything(traffic):
@@ -97,10 +102,10 @@ def test_a_later_drift_with_few_answers_hides_no_broken_bound():
     alike = answering(traffic, np.where(everything(traffic) >= 600, 0, traffic.predicted))
     found = told_of(alike, [{"since": "00600"}, {"since": "00790"}], top1_share="<= 0.55")
     assert faults(found) == ["top1_share <= 0.55 is broken since 00600 UTC"]
-    few = replace(alike, users=(*alike.users[:600], *(f"u{row % 19}" for row in range(200))))
+    few = replace(alike, users=texts([*alike.users[:600], *(f"u{row % 19}" for row in range(200))]))
     (one,) = told_of(few, [{"since": "00600"}], top1_share="<= 0.55")["constraints"]
     assert (standing(one), one["lately"]["state"]) == ("holds", "not measured: 19 users of 20")
-    nobody = replace(alike, users=tuple(f"u{row % 19}" for row in range(800)))
+    nobody = replace(alike, users=texts(f"u{row % 19}" for row in range(800)))
     (one,) = told_of(nobody, [], top1_share="<= 0.55")["constraints"]
     assert (one["interval"], one["state"]) == (None, "not measured: 19 users of 20")
     assert _constraint(one) == f"constraint top1_share <= 0.55: {one['state']}"
@@ -223,7 +228,7 @@ def test_a_split_compares_groups_of_users_and_their_ratio():
     traffic = made(users=400, n=8000, right=0.6)
     in_b = np.array([int(user[1:]) % 2 == 1 for user in traffic.users])
     gold = np.where(in_b, traffic.predicted, traffic.gold)
-    split = replace(traffic, arms=tuple(np.where(in_b, "b", "a")), gold=gold, split=0.5)
+    split = replace(traffic, arms=texts(np.where(in_b, "b", "a")), gold=gold, split=0.5)
     assert comparison(observed(split), 0.02, None)["verdict"] == "worse"
     assert ratio(split)["fault"] is False
     assert ratio(replace(split, split=0.3))["fault"] is True
@@ -245,17 +250,15 @@ def test_users_who_lose_are_listed_shrunken():
     assert 0.2 < worst["loss"] < worst["own"] < 0.4
 
 
-def test_the_lines_name_the_other_config_what_is_undecided_and_what_is_broken_lately(
-    asking, write_deployment, deploy, tmp_path
-):
-    with asking(other=write_deployment(tmp_path / "other", favourite=2), texts=True) as client:
+def test_the_lines_name_the_other_config_what_is_undecided_and_what_is_broken_lately(asking, other, deploy, tmp_path):
+    with asking(other=other, texts=True) as client:
         for number in range(4):
             answer = client.post("/predict", json=ask(f"a lamp {number}", user=f"u{number}")).json()
-            client.post("/feedback", json={"request": answer["request"], "label": "2"})
+            feed(client, answer, "2")
     found = report(watched(tmp_path / "log", deploy))
     said = lines({**found, "faults": [], "rolled_back": None, "retuned": None})
     (line,) = (one for one in said if one.startswith("accuracy of this one minus"))
-    assert f"that of {tmp_path / 'other'}: -1.000 no interval yet" in line
+    assert f"that of {other}: -1.000 no interval yet" in line
     assert line.endswith("go on, no decision yet")
     assert "  user u0: loses 1.000 on 1 labels, 1.000 shrunken" in said
     late = {"since": "2026-11-29T10:43:53", "answers": 200, "value": 0.79, "interval": [0.6, 0.9], "state": "broken"}
@@ -265,5 +268,5 @@ def test_the_lines_name_the_other_config_what_is_undecided_and_what_is_broken_la
     row_told = "0.23 [0.2, 0.3], holds over all; broken in the newest 200 answers: 0.79 [0.6, 0.9], 200 answers"
     assert f"constraint top1_share <= 0.55: {row_told}" in told
     assert "no fault yet: the newest 200 answers break top1_share <= 0.55" in told
-    anew = report(watched(tmp_path / "log", deploy, baseline=tmp_path / "other"))["other"]
-    assert anew == str(tmp_path / "other")
+    anew = report(watched(tmp_path / "log", deploy, baseline=other))["other"]
+    assert anew == str(other)

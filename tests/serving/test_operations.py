@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.serving.conftest import feed
+
 ROOM = Path(__file__).parents[2] / "docs" / "operations"
 PROMETHEUS = {"up"}
 
@@ -25,8 +27,7 @@ def test_rules_and_board_ask_for_what_the_server_shows(asking):
     board = json.loads((ROOM / "grafana.json").read_text())
     rules += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     with asking() as client:
-        request = client.post("/predict", json={"text": "a"}).json()["request"]
-        client.post("/feedback", json={"request": request, "label": "4"})
+        feed(client, client.post("/predict", json={"text": "a"}).json(), "4")
         shown = {re.split(r"[{ ]", line)[0] for line in client.get("/metrics").text.splitlines() if line[0] != "#"}
     asked = set().union(*map(used, rules))
     assert len(asked) > 10

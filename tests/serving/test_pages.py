@@ -2,12 +2,8 @@
 
 import json
 import shutil
-import socket
-import threading
-import time
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from serving.pages import drawing
@@ -15,7 +11,7 @@ from serving.pages.app import application
 from serving.pages.logs import Logs
 from studies.shown.pages.house import House
 from studies.storage import storage_url
-from tests.serving.conftest import ask
+from tests.serving.conftest import ask, feed, on_a_port, predict
 
 CHROMIUM = shutil.which("chromium")
 
@@ -32,14 +28,13 @@ def client_of(home, *further):
 def converse(client, users=30, label="4", of=4):
     """Each of some users asks `of` questions, which get this label."""
     asks = [ask(f"a lamp {number}", user=f"u{number % users}") for number in range(of * users)]
-    for answer in client.post("/predict", json={"questions": asks}).json()["answers"]:
-        client.post("/feedback", json={"request": answer["request"], "label": label})
+    for answer in predict(client, asks):
+        feed(client, answer, label)
 
 
 @pytest.fixture
-def logged(asking, write_deployment, tmp_path):
+def logged(asking, other, tmp_path):
     """The log of a deployment that answers 4 where 4 is right, beside a shadow that answers 2."""
-    other = write_deployment(tmp_path / "other", favourite=2)
     with asking(other=other) as client:
         converse(client)
     return tmp_path / "log"
@@ -132,12 +127,11 @@ def test_a_report_follows_the_log_and_rests_where_it_took_long(logged, tmp_path,
     assert logs.report("log")["answers"] == 121
 
 
-def test_users_are_escaped_and_nothing_is_written(asking, write_deployment, tmp_path):
-    other = write_deployment(tmp_path / "other", favourite=2)
+def test_users_are_escaped_and_nothing_is_written(asking, other, tmp_path):
     with asking(other=other) as client:
         asks = [ask(f"a lamp {n}", user=f"<script>{n}</script>") for n in range(40) for _ in range(4)]
-        for number, answer in enumerate(client.post("/predict", json={"questions": asks}).json()["answers"]):
-            client.post("/feedback", json={"request": answer["request"], "label": "2" if number < 80 else "4"})
+        for number, answer in enumerate(predict(client, asks)):
+            feed(client, answer, "2" if number < 80 else "4")
     client = client_of(tmp_path / "home", tmp_path / "log")
     page = client.get("/monitor?log=log").text
     assert "&lt;script&gt;0&lt;/script&gt;" in page
@@ -177,30 +171,18 @@ def test_figures_keep_their_ends_and_their_gaps():
 
 
 @pytest.fixture
-def served(asking, write_deployment, tmp_path):
+def served(asking, other, tmp_path):
     """The pages on a port, a browser, and a client of the server that they are of."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
     from playwright.sync_api import sync_playwright
 
-    other = write_deployment(tmp_path / "other", favourite=2)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with asking(other=other) as client:
         converse(client)
-        app = pages_of(tmp_path / "home", tmp_path / "log")
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.05)
-        with sync_playwright() as playwright:
+        with on_a_port(pages_of(tmp_path / "home", tmp_path / "log")) as port, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
             yield f"http://127.0.0.1:{port}", browser, client
             browser.close()
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.mark.slow

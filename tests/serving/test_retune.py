@@ -14,7 +14,7 @@ from serving.retune import AGAIN, by_user, fixed_below, labelled, spec_of_retune
 from studies.runner import run_study
 from studies.storage import open_storage, storage_url
 from studies.study import open_study
-from tests.serving.conftest import items
+from tests.serving.conftest import feed, items, predict
 from tests.studies.test_chain_study import HEAD, made_with
 
 SPEC = {
@@ -40,9 +40,8 @@ def logged(deploy, write_deployment, asking, tmp_path):
         for question in range(2)
     ]
     with asking(texts=True) as client:
-        answers = client.post("/predict", json={"questions": asks}).json()["answers"]
-        for number, answer in enumerate(answers):
-            client.post("/feedback", json={"request": answer["request"], "label": tastes[number // 2]})
+        for number, answer in enumerate(predict(client, asks)):
+            feed(client, answer, tastes[number // 2])
         client.post("/predict", json={"text": "a lamp without a label"})
     return deploy, tmp_path / "log"
 
@@ -83,6 +82,16 @@ def test_questions_and_items_that_no_file_may_hold_are_left_out_and_counted(logg
     assert check_dataset(folder).usable().questions == dataset.questions
 
 
+def fallen(traffic):
+    """The drift of an accuracy that fell with the first question."""
+    at = {"seen_at": traffic.times[9], "since": traffic.times[0]}
+    return [{"what": "accuracy where labels came", **at, "before": 0.6, "after": 0.2}]
+
+
+def study_of(home, name):
+    return optuna.load_study(study_name=name, storage=open_storage(storage_url(home, None)))
+
+
 @pytest.mark.usefixtures("no_results")
 @pytest.mark.parametrize("more", [(), ("--every", "1")])
 def test_a_signal_stops_it_with_its_number(logged, tmp_path, command, monkeypatch, more):
@@ -96,9 +105,7 @@ def test_a_signal_stops_it_with_its_number(logged, tmp_path, command, monkeypatc
 @pytest.mark.usefixtures("no_results")
 def test_a_signal_stops_monitoring_that_tunes_again(logged, tmp_path, command, monkeypatch):
     _, log = logged
-    times = [line["at"] for line in records(log, "questions")]
-    moved = {"what": "accuracy where labels came", "seen_at": times[9], "since": times[0], "before": 0.6, "after": 0.2}
-    monkeypatch.setattr("serving.monitor.drifts", lambda _: [moved])
+    monkeypatch.setattr("serving.monitor.drifts", fallen)
     monkeypatch.setattr("serving.retune.run_study", lambda *given: run_study(*given)._replace(stopped_by=2))
     code, out, err = command("monitor", log, "--retune", "--trials", 1, "--home", tmp_path / "home")
     assert (code, "0.6 -> 0.2: stopped: signal 2 stopped the study" in out) == (130, True), err
@@ -124,13 +131,12 @@ def test_the_study_begins_with_what_stands_and_its_verdict_is_a_promotions(logge
     assert (code, found["promoted"]) in ((0, True), (3, False)), err
     assert found["study"].startswith("tiny-again-")
     assert found["trials"] == 4
-    storage = open_storage(storage_url(home, None))
-    first = optuna.load_study(study_name=found["study"], storage=storage).get_trials()[0]
+    study = study_of(home, found["study"])
+    first = study.get_trials()[0]
     assert first.user_attrs["deployed"] is True
     assert (first.params["gamma"], first.params["prior_mode"]) == (0.5, "user")
     assert read_config(deploy)["generation"] == (2 if found["promoted"] else 1)
     assert "better" in found["reason"] or not found["promoted"]
-    study = optuna.load_study(study_name=found["study"], storage=storage)
     assert study.user_attrs[AGAIN]["why"] == found["why"] == ["asked for"]
     assert (study.user_attrs[AGAIN]["generation"], found["questions"]) == (1, 120)
 
@@ -144,7 +150,7 @@ def test_strengths_of_each_user_are_tried_when_asked_for(logged, tmp_path, comma
     assert out, err
     found = json.loads(out.splitlines()[-1])
     assert found["study"].endswith("-by-user")
-    study = optuna.load_study(study_name=found["study"], storage=open_storage(storage_url(home, None)))
+    study = study_of(home, found["study"])
     first, second, _ = study.get_trials()
     assert (first.params["per_user"], second.params["per_user"]) == ("none", "all")
     assert first.params == {**second.params, "per_user": "none"}
@@ -158,17 +164,15 @@ def test_strengths_of_each_user_are_tried_when_asked_for(logged, tmp_path, comma
 @pytest.mark.usefixtures("no_results")
 def test_monitoring_begins_it_where_something_drifted_with_what_came_since(logged, tmp_path, command, monkeypatch):
     _, log = logged
-    times = [line["at"] for line in records(log, "questions")]
-    moved = {"what": "accuracy where labels came", "seen_at": times[9], "since": times[0], "before": 0.6, "after": 0.2}
     words = ("monitor", log, "--retune", "--trials", 2, "--home", tmp_path / "home", "--json")
     found = json.loads(command(*words)[1].splitlines()[-1])
     assert (found["faults"], found["drift"], found["retuned"]) == ([], [], None)
-    monkeypatch.setattr("serving.monitor.drifts", lambda _: [moved])
+    monkeypatch.setattr("serving.monitor.drifts", fallen)
     _, out, err = command(*words)
     found = json.loads(out.splitlines()[-1])["retuned"]
     assert found["why"] == ["drift of accuracy where labels came: 0.6 -> 0.2"], err
     assert (found["trials"], found["questions"]) == (2, 120)
-    study = optuna.load_study(study_name=found["study"], storage=open_storage(storage_url(tmp_path / "home", None)))
+    study = study_of(tmp_path / "home", found["study"])
     assert study.user_attrs[AGAIN]["why"] == found["why"]
 
 

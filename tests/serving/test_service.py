@@ -1,14 +1,12 @@
 """What is remembered: the log, feedback, generations that take over, the shadow, the split."""
 
-import json
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 
+import httpx2
 import pytest
 
 from personalization.deployment import CONFIG
@@ -19,7 +17,7 @@ from serving.log import records
 from serving.place import Place
 from serving.service import Service, Terms
 from serving.traffic import read_traffic
-from tests.serving.conftest import ask, items
+from tests.serving.conftest import ask, feed, items, until
 
 LOOK_S = 0.1
 
@@ -31,13 +29,6 @@ def impatient(monkeypatch):
 
 def lines(tmp_path, name="questions"):
     return list(records(tmp_path / "log", name))
-
-
-def until(true, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("texts", [False, True])
@@ -65,18 +56,14 @@ def test_the_log_has_the_shape_of_questions_and_texts_where_they_are_asked_for(a
 def test_feedback_is_noted_and_becomes_history(asking, tmp_path):
     with asking(texts=True) as client:
         for number in range(3):
-            request = client.post("/predict", json=ask(f"a lamp {number}", user="u1")).json()["request"]
-            noted = client.post("/feedback", json={"request": request, "label": "2"}).json()
-            assert noted == {"request": request, "remembered": True}
+            answer = client.post("/predict", json=ask(f"a lamp {number}", user="u1")).json()
+            assert feed(client, answer, "2").json() == {"request": answer["request"], "remembered": True}
         assert client.post("/predict", json=ask("a desk", user="u1")).json()["label"] == "2"
         assert client.post("/predict", json=ask("a desk", user="u1", history=[])).json()["label"] == "4"
         assert client.post("/predict", json=ask("a desk", user="u2")).json()["label"] == "4"
-        assert client.post("/feedback", json={"request": request, "label": "5"}).status_code == 200
-        odd = [client.post("/feedback", json=body) for body in (
-            {"request": "1-0-00000000", "label": "2"},
-            {"request": request, "label": "7"},
-            {"request": "../../etc", "label": "2"},
-        )]  # fmt: skip
+        assert feed(client, answer, "5").status_code == 200
+        odd = [feed(client, {"request": "1-0-00000000"}, "2"), feed(client, answer, "7")]
+        odd.append(feed(client, {"request": "../../etc"}, "2"))
     assert [reply.status_code for reply in odd] == [404, 422, 422]
     with asking(texts=True) as client:  # a new process has it, the label that came last
         history = client.service.histories.of("u1")
@@ -88,8 +75,8 @@ def test_feedback_is_noted_and_becomes_history(asking, tmp_path):
 
 def test_without_texts_nothing_is_remembered(asking, tmp_path):
     with asking() as client:
-        request = client.post("/predict", json=ask(user="u1")).json()["request"]
-        assert client.post("/feedback", json={"request": request, "label": "2"}).json()["remembered"] is False
+        answer = client.post("/predict", json=ask(user="u1")).json()
+        assert feed(client, answer, "2").json()["remembered"] is False
         assert client.post("/predict", json=ask(user="u1")).json()["label"] == "4"
     assert not (tmp_path / "log" / "histories.db").exists()
     assert [line["label"] for line in lines(tmp_path, "feedback")] == ["2"]
@@ -139,9 +126,8 @@ def test_a_generation_that_cannot_serve_leaves_the_old_one(asking, deploy, write
     assert "generation 1 goes on" in caplog.text
 
 
-def test_the_shadow_is_logged_never_returned_and_shares_the_pass(asking, write_deployment, tmp_path, monkeypatch):
+def test_the_shadow_is_logged_never_returned_and_shares_the_pass(asking, other, tmp_path, monkeypatch):
     passes = []
-    other = write_deployment(tmp_path / "other", favourite=2)
     with asking(other=other) as client:
         backbone = client.service.place.now.deployment.scorer.backbone
         scored = backbone.label_logprobs
@@ -156,8 +142,7 @@ def test_the_shadow_is_logged_never_returned_and_shares_the_pass(asking, write_d
     assert sorted(read_traffic(tmp_path / "log").shadow) == [0, 1, 2, 3, 4]
 
 
-def test_a_shadow_that_fails_is_counted_and_the_answer_stands(asking, deploy, write_deployment, tmp_path, monkeypatch):
-    other = write_deployment(tmp_path / "other", favourite=2)
+def test_a_shadow_that_fails_is_counted_and_the_answer_stands(asking, deploy, other, monkeypatch):
     with asking(other=other) as client:
 
         def broken(*_):
@@ -168,8 +153,7 @@ def test_a_shadow_that_fails_is_counted_and_the_answer_stands(asking, deploy, wr
         until(lambda: "chamtune_shadow_failures_total 1.0" in client.get("/metrics").text)
 
 
-def test_users_stay_in_their_arm(asking, write_deployment, tmp_path):
-    other = write_deployment(tmp_path / "other", favourite=2)
+def test_users_stay_in_their_arm(asking, other):
     users = [f"u{number}" for number in range(60)]
 
     def arms():
@@ -222,15 +206,12 @@ def test_kill_9_loses_no_answer_and_no_feedback(deploy, tmp_path, free_port):
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def post(path, body):
-        asked = urllib.request.Request(base + path, json.dumps(body).encode(), {"content-type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=20) as reply:
-            return json.load(reply)
+        return httpx2.post(base + path, json=body, timeout=20).raise_for_status().json()
 
     def up():
         try:
-            with urllib.request.urlopen(base + "/readyz", timeout=1) as reply:
-                return reply.status == 200
-        except OSError:
+            return httpx2.get(base + "/readyz", timeout=1).status_code == 200
+        except httpx2.HTTPError:
             return False
 
     told, labelled = [], []
@@ -242,7 +223,7 @@ def test_kill_9_loses_no_answer_and_no_feedback(deploy, tmp_path, free_port):
                 told.append(request)
                 post("/feedback", {"request": request, "label": "3"})
                 labelled.append(request)
-        except (OSError, HTTPException):  # it was killed before, or within an answer
+        except httpx2.HTTPError:  # it was killed before, or within an answer
             return
 
     try:

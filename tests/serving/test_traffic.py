@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,7 @@ import pytest
 from personalization.deployment import Deployment, read_config
 from personalization.errors import DataError, UsageError
 from serving.log import Log
-from serving.monitor import (
-    report,
-    watched,
-)
+from serving.monitor import report, watched
 from serving.place import Place
 from serving.replay import replay
 from serving.retune import labelled
@@ -22,7 +18,7 @@ from serving.service import Service, Terms
 from serving.told import lines
 from serving.traffic import read_traffic
 from studies.verdict.deployments import publish
-from tests.serving.conftest import ask, items
+from tests.serving.conftest import ask, feed, items, predict, until
 from tracking.deployed import config_digest
 
 
@@ -30,9 +26,9 @@ def answered(asking, users=30, label="2", **how):
     """Let users ask a server that is begun so, each once, and give all answers this label."""
     asks = [ask(f"a lamp {number}", user=f"u{number}", history=[]) for number in range(users)]
     with asking(texts=True, **how) as client:
-        answers = client.post("/predict", json={"questions": asks}).json()["answers"]
+        answers = predict(client, asks)
         for answer in answers:
-            client.post("/feedback", json={"request": answer["request"], "label": label})
+            feed(client, answer, label)
     return answers
 
 
@@ -75,8 +71,8 @@ def test_a_split_is_judged_since_it_is_as_it_is(asking, write_deployment, deploy
     assert (found["ratio"]["b"], found["comparison"]["mean"], found["left_out"]) == (fewer, 0, 200 + b + fewer)
 
 
-def test_in_a_log_of_an_earlier_version_a_split_begins_after_its_shadow(asking, write_deployment, deploy, tmp_path):
-    log, other = tmp_path / "log", write_deployment(tmp_path / "other", favourite=2)
+def test_in_a_log_of_an_earlier_version_a_split_begins_after_its_shadow(asking, other, deploy, tmp_path):
+    log = tmp_path / "log"
     answered(asking, users=200, other=other)
     answered(asking, users=40, other=other, split=0.5)
     (path,) = log.glob("questions-*")
@@ -92,14 +88,15 @@ def test_in_a_log_of_an_earlier_version_a_split_begins_after_its_shadow(asking, 
     assert (found["comparison"]["kind"], found["left_out"]) == ("split", whole["left_out"])
 
 
-def test_the_other_config_is_noted_anew_when_a_new_one_takes_its_place(asking, write_deployment, tmp_path, monkeypatch):
+def test_the_other_config_is_noted_anew_when_a_new_one_takes_its_place(
+    asking, other, write_deployment, tmp_path, monkeypatch
+):
     monkeypatch.setattr("serving.service.LOOK_S", 0.05)
-    about, other = tmp_path / "log" / "about.json", write_deployment(tmp_path / "other", favourite=2)
+    about = tmp_path / "log" / "about.json"
     with asking(other=other):
-        before, end = json.loads(about.read_text()), time.monotonic() + 20
+        before = json.loads(about.read_text())
         write_deployment(other, favourite=3, generation=2)
-        while json.loads(about.read_text()) == before and time.monotonic() < end:
-            time.sleep(0.05)
+        until(lambda: json.loads(about.read_text()) != before)
     assert {**json.loads(about.read_text()), "other_config": before["other_config"]} == before
     assert json.loads(about.read_text())["other_config"] == config_digest(read_config(other))
 
@@ -112,27 +109,24 @@ def test_a_log_with_other_labels_is_refused_when_served_and_when_read(asking, wr
         Service(Place(deploy), Terms(tmp_path / "log"))
     log = tmp_path / "log"
     Log(log, "questions").append([{**given_line(log), "log_probs": dict.fromkeys("12346", -1.6)}])
-    with pytest.raises(DataError, match=r"questions-000001\.jsonl: line 1 has the labels 1, 2, 3, 4, 5, where 1"):
-        watched(log, deploy)
-    with pytest.raises(DataError, match=r"questions-000001\.jsonl: line 1 has the labels 1, 2, 3, 4, 5, where 1"):
-        labelled(log, read_config(deploy))
+    for read in (lambda: watched(log, deploy), lambda: labelled(log, read_config(deploy))):
+        with pytest.raises(DataError, match=r"questions-000001\.jsonl: line 1 has the labels 1, 2, 3, 4, 5, where 1"):
+            read()
 
 
-def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, write_deployment, tmp_path, command):
+def test_replay_gives_what_was_given_and_needs_texts(asking, deploy, other, tmp_path, command):
     with asking(texts=True) as client:
         for number in range(6):
             more = {"user": f"u{number}", "history": items(*"2" * (number % 3)), "date": "2026-01-02"}
-            request = client.post("/predict", json=ask(f"a lamp {number}", **more)).json()["request"]
-            client.post("/feedback", json={"request": request, "label": "2"})
+            feed(client, client.post("/predict", json=ask(f"a lamp {number}", **more)).json(), "2")
     log = tmp_path / "log"
     given = read_traffic(log)
     same = replay(log, Deployment.load(deploy), tmp_path / "out.jsonl")
     assert same == {"answers": 6, "changed": 0.0, "labelled": 6, "accuracy_then": 0.6667, "accuracy_now": 0.6667}
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert tuple(line["request"] for line in out) == given.requests
+    assert [line["request"] for line in out] == given.requests.tolist()
     apart = np.array([[line["log_probs"][label] for label in given.labels] for line in out]) - given.log_probs
     assert np.abs(apart).max() < 1e-4
-    other = write_deployment(tmp_path / "other", favourite=2)
     code, out, _ = command("replay", log, "--config", other, "--home", tmp_path / "h", "--json")
     assert (code, json.loads(out)["changed"], json.loads(out)["accuracy_now"]) == (0, 0.3333, 1.0)
     Log(log, "questions").append([{**given_line(log), "input": "blake2b:00"}])
@@ -150,7 +144,7 @@ def test_monitor_says_what_is_broken_and_rolls_back(asking, deploy, write_deploy
     write_deployment(deploy, provenance={"study": "tiny", "spec": spec})
     with asking() as client:
         asks = [ask(f"a lamp {number}", user=f"u{number}") for number in range(120)]
-        client.post("/predict", json={"questions": asks})
+        predict(client, asks)
     log = tmp_path / "log"
     code, out, err = command("monitor", log, "--home", tmp_path / "h")
     assert code == 1, err
@@ -179,17 +173,15 @@ def test_a_change_for_the_worse_is_rolled_back_and_the_server_takes_it_over(
         publish(home, deploy, {key: value for key, value in one.config.items() if key not in left_out}, one.fitted)
     with asking(other=tmp_path / "4") as client:
         asks = [ask(f"a lamp {number}", user=f"u{number}") for number in range(40)]
-        for answer in client.post("/predict", json={"questions": asks}).json()["answers"]:
+        for answer in predict(client, asks):
             assert (answer["label"], answer["generation"]) == ("2", 2)
-            client.post("/feedback", json={"request": answer["request"], "label": "4"})
+            feed(client, answer, "4")
         code, out, err = command("monitor", log, "--home", home, "--rollback", "--json")
         found = json.loads(out)
         assert code == 1, err
         assert (found["comparison"]["kind"], found["comparison"]["verdict"]) == ("paired", "worse")
         assert found["rolled_back"] == {"generation": 3, "restored_from": 1, "reason": None}
-        end = time.monotonic() + 20
-        while client.get("/readyz").json()["generation"] != 3 and time.monotonic() < end:
-            time.sleep(0.05)
+        until(lambda: client.get("/readyz").json()["generation"] == 3)
         answer = client.post("/predict", json=ask()).json()
         assert (answer["label"], answer["generation"]) == ("4", 3)
     assert read_config(deploy)["restored_from"] == 1

@@ -5,7 +5,7 @@ import optuna
 import pytest
 
 from personalization.evaluation import Evaluation, all_metrics
-from studies.pruning import make_pruner, watch
+from studies.pruning import make_pruner, outrun, watch
 
 LABELS = ("a", "b")
 USERS = tuple(f"u{i // 4}" for i in range(80))
@@ -134,3 +134,13 @@ def test_a_training_that_goes_on_is_judged_at_its_own_step():
         except optuna.TrialPruned:
             assert stopped
         several.tell(trial, [share, 1 - share])
+
+
+def test_what_cannot_beat_other_answers_any_more_is_ended_and_held_out_items_end_nothing():
+    report = outrun(evaluation(0.9), "accuracy")
+    report(evaluation(0.9, seed=1).only(np.arange(64)))
+    with pytest.raises(optuna.TrialPruned):
+        report(evaluation(0.2).only(np.arange(32)))
+    others = evaluation(0.1)
+    report(Evaluation(LABELS, ("held out",), ("u0",), others.gold[:1], others.log_probs[:1], ["user"]))
+    assert outrun(None, "accuracy") is None

@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from tests.sent import Ended, file_of, names, runs, study_record, trial
+from tests.sent import Ended, begun, file_of, names, result, run_of, runs, trial
 from tracking.spool import Sender, Spool
 
 mlflow = pytest.importorskip("mlflow")
@@ -17,10 +17,7 @@ from tracking.mlflow_tracker import send  # noqa: E402
 
 @pytest.mark.slow
 def test_study_and_trials_arrive_once_each(tmp_path, store):
-    spool = Spool(tmp_path, "once", "id")
-    spool.append(study_record(spool))
-    for number in range(3):
-        spool.append(trial(number))
+    spool = begun(tmp_path, "once", trials=3)
     spool.append(trial(5, curves={"training/loss": [2.0, 1.5, 1.25]}))
     spool.append(trial(3, state="FAIL", metrics={}, failure="Traceback: boom", feasible=False))
     assert send(spool, store, Ended())
@@ -30,51 +27,56 @@ def test_study_and_trials_arrive_once_each(tmp_path, store):
     assert sender.finish(60) == 0
     assert sender.succeeded
     client, found = runs(store, "once")
-    names = sorted(run.info.run_name for run in found)
-    assert names == ["once", "trial-0000", "trial-0001", "trial-0002", "trial-0003", "trial-0004", "trial-0005"]
-    parent = next(run for run in found if run.info.run_name == "once")
-    second = next(run for run in found if run.info.run_name == "trial-0002")
-    failed = next(run for run in found if run.info.run_name == "trial-0003")
+    assert names(store, "once") == [
+        "once",
+        "trial-0000",
+        "trial-0001",
+        "trial-0002",
+        "trial-0003",
+        "trial-0004",
+        "trial-0005",
+    ]
+    parent = run_of(found, "once")
+    second = run_of(found, "trial-0002")
+    failed = run_of(found, "trial-0003")
     assert second.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert second.data.metrics == {"accuracy": 0.2, "entropy": 1.0, "constraint/entropy": -0.4}
     assert (second.data.params, second.data.tags["feasible"]) == ({"beta": "2.5"}, "true")
     assert (failed.info.status, failed.data.tags["failure"]) == ("FAILED", "Traceback: boom")
     history = client.get_metric_history(second.info.run_id, "accuracy")
     assert len(history) == 1
-    trained = next(run for run in found if run.info.run_name == "trial-0005")
+    trained = run_of(found, "trial-0005")
     curve = client.get_metric_history(trained.info.run_id, "training/loss")
     assert [(point.step, point.value) for point in curve] == [(1, 2.0), (2, 1.5), (3, 1.25)]
 
 
 @pytest.mark.slow
 def test_what_is_refused_is_not_sent_and_the_rest_goes_on(tmp_path, store, caplog):
-    spool = Spool(tmp_path, "refused", "id")
-    spool.append(study_record(spool))
+    spool = begun(tmp_path, "refused")
     spool.append(trial(0, metrics={"bad name \u0000!": 1.0}))
     spool.append(trial(1))
     sender = Sender(spool, store)
     assert sender.finish(60) == spool.waiting() == 1
     assert not sender.succeeded
     assert "did not take 1 records of refused: Invalid value" in caplog.text
-    assert any(run.info.run_name == "trial-0001" for run in runs(store, "refused")[1])
+    assert "trial-0001" in names(store, "refused")
 
 
 @pytest.mark.slow
 def test_a_record_whose_files_are_gone_is_tried_again_by_the_next_sender(tmp_path, store):
-    spool, folder = Spool(tmp_path, "gone", "id"), tmp_path / "result"
-    spool.append(study_record(spool))
-    spool.append(trial(0) | {"kind": "result", "name": "best", "key": "best", "folder": str(folder), "tags": {}})
+    spool, folder = begun(tmp_path, "gone"), tmp_path / "result"
+    spool.append(result("best", "best", folder))
     spool.append(trial(1))
     assert not send(spool, store, Ended())
     assert spool.waiting() == 1
     assert "result" in spool.refused()[0]
-    assert any(run.info.run_name == "trial-0001" for run in runs(store, "gone")[1])
+    assert "trial-0001" in names(store, "gone")
     folder.mkdir()
     (folder / "summary.md").write_text("x")
     assert send(spool, store, Ended())
     assert spool.waiting() == 0
     client, found = runs(store, "gone")
-    best = next(run for run in found if run.info.run_name == "best")
+    best = run_of(found, "best")
     assert [file.path for file in client.list_artifacts(best.info.run_id)] == ["summary.md"]
 
 
@@ -96,15 +98,15 @@ def rename_experiment(uri, client, found, spool):
 
 
 def delete_parent(uri, client, found, spool):
-    client.delete_run(next(run for run in found if run.info.run_name == spool.study).info.run_id)
+    client.delete_run(run_of(found, spool.study).info.run_id)
 
 
 def delete_a_trial(uri, client, found, spool):
-    client.delete_run(next(run for run in found if run.info.run_name == "trial-0001").info.run_id)
+    client.delete_run(run_of(found, "trial-0001").info.run_id)
 
 
 def delete_a_trial_for_good(uri, client, found, spool):
-    chosen = next(run for run in found if run.info.run_name == "trial-0001").info.run_id
+    chosen = run_of(found, "trial-0001").info.run_id
     with sqlite3.connect(file_of(uri)) as database:
         for table in ("metrics", "latest_metrics", "params", "tags", "runs"):
             database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (chosen,))
@@ -132,10 +134,7 @@ def write_spool_anew(uri, client, found, spool):
 )
 def test_whatever_is_deleted_is_there_again_after_the_next_sender_and_nothing_twice(tmp_path, own_store, loss):
     shutil.copy(file_of(own_store), file_of(own_store).with_suffix(".empty"))
-    spool = Spool(tmp_path, "study", "id")
-    spool.append(study_record(spool))
-    for number in range(3):
-        spool.append(trial(number))
+    spool = begun(tmp_path, "study", trials=3)
     assert send(spool, own_store, Ended())
     before = names(own_store, "study")
     loss(own_store, *runs(own_store, "study"), spool)
@@ -144,7 +143,7 @@ def test_whatever_is_deleted_is_there_again_after_the_next_sender_and_nothing_tw
     spool.append(trial(3))
     assert send(spool, own_store, Ended())
     client, found = runs(own_store, "study")
-    parent = next(run for run in found if run.info.run_name == "study")
+    parent = run_of(found, "study")
     for run in found:
         if run is not parent:
             assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -154,9 +153,7 @@ def test_whatever_is_deleted_is_there_again_after_the_next_sender_and_nothing_tw
 
 @pytest.mark.slow
 def test_what_is_deleted_while_the_sender_runs_is_mended_at_the_next_record(tmp_path, own_store):
-    spool = Spool(tmp_path, "meanwhile", "id")
-    spool.append(study_record(spool))
-    spool.append(trial(0))
+    spool = begun(tmp_path, "meanwhile", trials=1)
 
     def meanwhile():
         client, found = runs(own_store, "meanwhile")
@@ -170,9 +167,7 @@ def test_what_is_deleted_while_the_sender_runs_is_mended_at_the_next_record(tmp_
 @pytest.mark.slow
 def test_a_shortened_spool_is_sent_from_its_beginning_under_a_parent_made_for_it(tmp_path, own_store):
     shutil.copy(file_of(own_store), file_of(own_store).with_suffix(".empty"))
-    spool = Spool(tmp_path, "short", "id")
-    spool.append(study_record(spool))
-    spool.append(trial(0))
+    spool = begun(tmp_path, "short", trials=1)
     assert send(spool, own_store, Ended())
     spool.path.unlink()
     spool.append(trial(7))
@@ -189,11 +184,10 @@ def test_a_shortened_spool_is_sent_from_its_beginning_under_a_parent_made_for_it
 
 @pytest.mark.slow
 def test_figures_that_are_not_finite_harm_nothing_and_are_named(tmp_path, store):
-    spool = Spool(tmp_path, "odd", "id")
-    spool.append(study_record(spool))
+    spool = begun(tmp_path, "odd")
     spool.append(trial(0, metrics={"accuracy": 0.5, "nll": math.inf, "mae": math.nan}, params={"tau": math.inf}))
     assert send(spool, store, Ended())
-    run = next(run for run in runs(store, "odd")[1] if run.info.run_name == "trial-0000")
+    run = run_of(runs(store, "odd")[1], "trial-0000")
     assert run.data.metrics["accuracy"] == 0.5
     assert math.isnan(run.data.metrics["mae"])
     assert run.data.tags["not_finite"] == "nll is inf, mae is nan"
@@ -211,12 +205,9 @@ def test_a_second_sender_leaves_when_the_first_has_sent_everything(tmp_path):
 
 @pytest.mark.slow
 def test_artifacts_of_a_local_store_lie_in_the_home_folder(tmp_path, store):
-    spool = Spool(tmp_path, "artifacts", "id")
+    spool = begun(tmp_path, "artifacts")
     (tmp_path / "result").mkdir()
     (tmp_path / "result" / "summary.md").write_text("x")
-    spool.append(study_record(spool))
-    spool.append(
-        trial(0) | {"kind": "result", "name": "best", "key": "b", "folder": str(tmp_path / "result"), "tags": {}}
-    )
+    spool.append(result("best", "b", tmp_path / "result"))
     assert send(spool, store, Ended())
     assert [p.name for p in (tmp_path / "mlartifacts" / "artifacts").rglob("*.md")] == ["summary.md"]

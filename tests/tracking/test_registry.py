@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.sent import Ended, study_record, trial
+from tests.sent import Ended, begun, result
 from tracking.deployed import config_digest
 from tracking.spool import Spool
 
@@ -25,7 +25,7 @@ def deploy(out: Path, generation: int, **content) -> str:
 def promoted(spool: Spool, folder: Path, out: Path, generation: int, digest: str) -> None:
     (folder / "deploy").mkdir(parents=True, exist_ok=True)
     key = f"promoted-{spool.study_id}-{generation}"
-    spool.append(trial(0) | {"kind": "result", "name": "promoted", "key": key, "folder": str(folder), "tags": {}})
+    spool.append(result("promoted", key, folder))
     place = {"name": "chamtune-test", "out": str(out), "digest": digest}
     spool.append({"kind": "model", **place, "key": key, "generation": generation})
 
@@ -37,8 +37,7 @@ def champion(uri: str) -> str:
 
 @pytest.mark.slow
 def test_the_champion_is_what_stands_after_promotions_and_rollbacks(tmp_path, own_store):
-    spool, out = Spool(tmp_path, "registry", "id"), tmp_path / "deploy.yaml"
-    spool.append(study_record(spool))
+    spool, out = begun(tmp_path, "registry"), tmp_path / "deploy.yaml"
     first = deploy(out, 1, beta=1)
     promoted(spool, tmp_path / "result", out, 1, first)
     second = deploy(out, 2, beta=2)
@@ -53,10 +52,8 @@ def test_the_champion_is_what_stands_after_promotions_and_rollbacks(tmp_path, ow
 
 @pytest.mark.slow
 def test_two_homes_that_deploy_to_one_place_agree_on_the_champion(tmp_path, own_store):
-    one, two = Spool(tmp_path / "one", "study", "a"), Spool(tmp_path / "two", "study", "b")
+    one, two = begun(tmp_path / "one", "study", study_id="a"), begun(tmp_path / "two", "study", study_id="b")
     out = tmp_path / "deploy.yaml"
-    one.append(study_record(one))
-    two.append(study_record(two))
     first = deploy(out, 1, study="a")
     promoted(one, tmp_path / "result", out, 1, first)
     second = deploy(out, 1, study="b")
@@ -70,8 +67,7 @@ def test_two_homes_that_deploy_to_one_place_agree_on_the_champion(tmp_path, own_
 
 @pytest.mark.slow
 def test_a_place_where_something_unknown_stands_has_no_champion(tmp_path, own_store):
-    spool, out = Spool(tmp_path, "registry", "id"), tmp_path / "deploy.yaml"
-    spool.append(study_record(spool))
+    spool, out = begun(tmp_path, "registry"), tmp_path / "deploy.yaml"
     promoted(spool, tmp_path / "result", out, 1, deploy(out, 1, beta=1))
     assert send(spool, own_store, Ended())
     digest = deploy(out, 2, beta="of a home that tells another MLflow")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sent import names, runs, study_record, trial
-from tracking.spool import Sender, Spool
+from tests.sent import begun, names, trial
+from tracking.spool import Sender
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -23,8 +23,7 @@ def test_the_sender_runs_nothing_of_the_working_directory(tmp_path, store, monke
     for module in (here / "mlflow.py", here / "tenacity.py", here / "tracking" / "__init__.py"):
         module.write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n")
     monkeypatch.chdir(here)
-    spool = Spool(tmp_path / "home", "elsewhere", "id")
-    spool.append(study_record(spool))
+    spool = begun(tmp_path / "home", "elsewhere")
     assert Sender(spool, store).finish(60) == 0
     assert list(here.rglob("*.ran")) == []
     assert names(store, "elsewhere") == ["elsewhere"]
@@ -33,8 +32,7 @@ def test_the_sender_runs_nothing_of_the_working_directory(tmp_path, store, monke
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_outage_of_the_server_loses_nothing_and_sends_nothing_twice(tmp_path, store, free_port):
-    spool = Spool(tmp_path, "outage", "id")
-    spool.append(study_record(spool))
+    spool = begun(tmp_path, "outage")
     sender = Sender(spool, f"http://user:s3cret@127.0.0.1:{free_port}")
     assert b"s3cret" not in Path(f"/proc/{sender._process.pid}/cmdline").read_bytes()
     for number in range(4):
@@ -53,8 +51,7 @@ def test_an_outage_of_the_server_loses_nothing_and_sends_nothing_twice(tmp_path,
         assert spool.waiting() == 1
         server = start_server(store, tmp_path, free_port)
         assert sender.finish(60) == 0
-        names = sorted(run.info.run_name for run in runs(store, "outage")[1])
-        assert names == ["outage", *(f"trial-{n:04d}" for n in range(5))]
+        assert names(store, "outage") == ["outage", *(f"trial-{n:04d}" for n in range(5))]
         for file in filter(Path.is_file, tmp_path.rglob("*")):
             assert b"s3cret" not in file.read_bytes(), file
         assert spool.sent_path.stat().st_mode & 0o777 == spool.path.stat().st_mode & 0o777 == 0o600

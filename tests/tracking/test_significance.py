@@ -48,17 +48,8 @@ def test_sign_flip_keeps_its_level_with_correlated_questions_where_mcnemar_does_
     rounds = 150
     for _ in range(rounds):
         shift = rng.normal(0, 0.3, 20)
-        gains = np.array(
-            [
-                rng.choice(
-                    [-1, 0, 1],
-                    20,
-                    p=np.clip([0.2 - s / 3, 0.6, 0.2 + s / 3], 0.01, None)
-                    / np.clip([0.2 - s / 3, 0.6, 0.2 + s / 3], 0.01, None).sum(),
-                ).tolist()
-                for s in shift
-            ]
-        )
+        shares = [np.clip([0.2 - s / 3, 0.6, 0.2 + s / 3], 0.01, None) for s in shift]
+        gains = np.array([rng.choice([-1, 0, 1], 20, p=own / own.sum()) for own in shares])
         flips += sign_flip(gains.sum(axis=1), draws=999) < 0.05
         mcnemars += mcnemar(int((gains == -1).sum()), int((gains == 1).sum())).p_mid < 0.05
     assert flips <= 13  # of 150 at level .05; a valid test exceeds it once in thirty times

@@ -62,3 +62,15 @@ def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
 def test_few_items_cost_nothing_to_measure(opened, monkeypatch):
     monkeypatch.setitem(costs.SAMPLED, "encoder", 10_000)
     assert training_s(opened) == 0
+
+
+def test_the_fastest_of_a_seconds_runs_counts_and_one_that_is_longer_is_not_repeated(monkeypatch):
+    now, takes = 0.0, [0.5, 0.25, 0.375, 2.0]
+
+    def work():
+        nonlocal now
+        now += takes.pop(0)
+
+    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert costs.fastest(work) == 0.25
+    assert costs.fastest(work) == 2.0
