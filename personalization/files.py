@@ -6,10 +6,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,16 +21,21 @@ from numpy.typing import NDArray
 
 from personalization.errors import UsageError
 
+DRAFT_S = 24 * 3600
+"""A draft that has not changed for so many seconds is one of a writer that died."""
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write in the place of `path`: a new one beside it, then fsync, replace, fsync the folder.
 
     Where the writing fails, what stood there before stays, and the error names `path`. A file keeps its mode, a new one
-    has what the umask leaves; behind a link it is the link's target that is replaced.
+    has what the umask leaves; behind a link it is the link's target that is replaced. Old drafts of writers
+    that were killed are removed.
     """
     named, path = path, path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_drafts(path.parent, re.escape(path.name))
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
@@ -48,6 +56,22 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def copy_atomic(files: Path, target: Path) -> None:
+    """Copy a folder to where nothing stands, in one step."""
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    shutil.copytree(files, draft)
+    draft.rename(target)
+
+
+def clear_drafts(folder: Path, names: str) -> None:
+    """Remove the old drafts in a folder of files and folders with `names`, a regular expression."""
+    draft, before = re.compile(rf"\.(?:{names})\.(?:[0-9a-f]{{8}}){{1,2}}"), time.time() - DRAFT_S
+    for found in [path for path in folder.iterdir() if draft.fullmatch(path.name)]:
+        with suppress(OSError):
+            if found.lstat().st_ctime < before:
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

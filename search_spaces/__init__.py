@@ -21,7 +21,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from search_spaces.conditions import Needed, fits, is_read
+from search_spaces.conditions import Needed, fits, in_words, is_read, unlike
 from search_spaces.overrides import Override, replaced
 
 SPACES: dict[str, Any] = {
@@ -315,6 +315,27 @@ class ChainSpace:
                     return True
                 return any(fits(known.values(choice)[full], needed) for choice in found.choices)
         return fits(self._value(self._still, stage, other), needed)
+
+    def read_when(self, name: str, chosen: Distributions) -> str:
+        """What others of the `chosen` must be for this one to be read, in words; nothing where it always is, or where
+        no values of them let it be."""
+        told = list[str]()
+        for full in self.names[name].targets:
+            stage, alternatives = full.partition(".")[0], _told(full, "READ")
+            for one in [{}] if alternatives is None else alternatives:
+                if all(self._may_be(stage, other, needed, chosen) for other, needed in one.items()):
+                    told.append(" and ".join(self._words(stage, one, chosen)))
+        return "" if "" in told else ", or ".join(dict.fromkeys(told))
+
+    def _words(self, stage: str, one: Mapping[str, Needed], chosen: Distributions) -> Iterator[str]:
+        """The conditions of an alternative that are not sure to hold."""
+        for other, needed in one.items():
+            if self._may_be(stage, other, unlike(needed), chosen):
+                full = other if "." in other else f"{stage}.{other}"
+                name = next(name for name in chosen if full in self.names[name].targets)
+                if isinstance(needed, tuple):
+                    needed = tuple(one for one in needed if self._may_be(stage, other, (one,), chosen))
+                yield f"{name} {in_words(needed)}"
 
 
 def chain_space(chain: Sequence[str]) -> ChainSpace:

@@ -26,6 +26,7 @@ from personalization.errors import UsageError
 from personalization.files import write_atomic
 from personalization.mappings import Saying
 from personalization.metrics import entropy_bits
+from studies.names import study_name
 
 LOOKED_AT = 50_000
 """Rows that are looked at."""
@@ -83,6 +84,7 @@ def begin(place: str, named: Mapping[str, str | None], out: Path, name: str | No
 
     `named`: the columns that the user names.
     """
+    name = study_name(name or slug(place) or "study")
     seen: dict[str, Seen] = {}
     for row in islice(table_rows(place), LOOKED_AT):
         for column, value in row.items():
@@ -95,7 +97,6 @@ def begin(place: str, named: Mapping[str, str | None], out: Path, name: str | No
         raise UsageError(
             f"{place}: column {columns.label!r} holds fewer than two different labels; give another one with --label"
         )
-    name = name or slug(place) or "study"
     files = {"spec": out / f"{name}.yaml", "task": out / f"{name}-task.yaml"}
     if there := [path for path in files.values() if path.exists()]:
         raise UsageError(f"{there[0]} is there already; give another --name, or take it away")

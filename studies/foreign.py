@@ -29,8 +29,9 @@ from studies.constraints import UNMEASURED, Constraint, parse_constraint
 from studies.insights.fields import fields_of
 from studies.insights.history import ITEMS, METRICS, History, history, is_number, items_of, metrics_of
 from studies.insights.reading import FOREIGN, goals_of
+from studies.names import study_name
 from studies.recovery import FAILURE
-from studies.storage import may_exist, open_storage, storage_url
+from studies.storage import may_exist, one_creator, open_storage, storage_url
 from studies.study import study_names
 
 FEW = 12
@@ -282,15 +283,21 @@ def _kept(
     told: Mapping[str, Any],
     place: tuple[Path, str | None],
 ) -> dict[str, Any]:
-    """Write trials into the storage of a home as a new study, marked as foreign; UsageError where the name is taken."""
+    """Write trials into the storage of a home as a new study, marked as foreign; UsageError where the name is taken, or
+    no study can be called so."""
     home, url = place
+    try:
+        study_name(name)
+    except UsageError as error:
+        raise UsageError(f"{error}; --name gives one") from None
     home.mkdir(parents=True, exist_ok=True)
     storage = open_storage(storage_url(home, url))
-    if name in optuna.get_all_study_names(storage):
-        raise UsageError(f"there is a study {name!r} already; give another --name")
     directions = [StudyDirection[direction.upper()] for direction in goals.values()]
-    study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-    study.set_user_attr(FOREIGN, {**told, "metric": next(iter(goals))})
+    with one_creator(storage.url):
+        if name in optuna.get_all_study_names(storage):
+            raise UsageError(f"there is a study {name!r} already; give another --name")
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+        study.set_user_attr(FOREIGN, {**told, "metric": next(iter(goals))})
     with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
         study.set_metric_names(list(goals))
     study.add_trials(trials)

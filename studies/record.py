@@ -45,7 +45,7 @@ def _short(value: Any) -> str:
 
 def refuse_changes(study_name: str, stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """UsageError when a resumed study would mix two specs, data sets or models. Versions are recorded, not compared."""
-    compared = ("spec", "order", "data", "model", "retriever")
+    compared = ("spec", "order", "data", "model", "retriever", "started")
     found = differences({k: stored.get(k) for k in compared}, {k: current.get(k) for k in compared})
     if found:
         before = _places(stored)

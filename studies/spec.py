@@ -26,6 +26,7 @@ from personalization.tasks import Task, load_task
 from search_spaces import ChainSpace, chain_space
 from search_spaces.aliases import alias_space
 from studies.constraints import Constraint, parse_constraint
+from studies.names import ALLOWED, study_name
 
 PRESETS = Path(__file__).parent / "presets"
 RELATIVE_METRICS = {
@@ -168,7 +169,7 @@ class PromotionSpec(_Strict):
 class StudySpec(_Strict):
     """A study: data, model, chain, what to optimise under which constraints, and with what budget."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(json_schema_extra={"pattern": ALLOWED})
     data: DataSpec
     model: ModelSpec
     task: Task | None = Field(
@@ -200,6 +201,14 @@ class StudySpec(_Strict):
     storage: str | None = Field(None, description="Optuna storage URL; default: studies.db in the home folder")
     tracking: str | None = Field(None, description='MLflow URI; default: mlflow.db in the home folder; "none": off')
     promotion: PromotionSpec = PromotionSpec()
+
+    @field_validator("name")
+    @classmethod
+    def _allowed(cls, value: str) -> str:
+        try:
+            return study_name(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("optimize", "constraints")
     @classmethod

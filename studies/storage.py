@@ -25,6 +25,12 @@ from personalization.files import locked
 BUSY_TIMEOUT_S = 60
 STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What a storage that fails in the middle raises."""
+ASKED_FOR = {
+    "postgresql": "SELECT pg_advisory_xact_lock(4849133670913) FROM set_config('lock_timeout', '60s', true)",
+    "mysql": "SELECT GET_LOCK('chamtune', 60)",
+    "mariadb": "SELECT GET_LOCK('chamtune', 60)",
+}
+"""How a server is asked for the lock of `one_creator`; it waits for a minute, and gives it back with the connection."""
 
 
 def storage_url(home: Path, url: str | None) -> str:
@@ -52,7 +58,7 @@ def open_storage(url: str) -> RDBStorage:
     sqlite, name = is_sqlite(url), shown(url)
     engine_kwargs = {"connect_args": _patience(url)} if sqlite else {"pool_pre_ping": True}
     try:
-        with _one_creator(sqlite_file(url)):
+        with one_creator(url):
             storage = RDBStorage(url, engine_kwargs=engine_kwargs)
     except (
         sqlalchemy.exc.SQLAlchemyError,
@@ -97,12 +103,20 @@ def _patience(url: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_creator(file: Path | None) -> Iterator[None]:
-    """Two processes that create the tables of one SQLite file at once would both fail."""
-    if file is None:
-        yield
-        return
-    with locked(file.with_name(f"{file.name}.lock")):
+def one_creator(url: str) -> Iterator[None]:
+    """Whoever creates tables or a study in the same storage waits for the end of the block.
+
+    Two that create the tables at once would both fail, and of two that create one study each would take it for its own.
+    """
+    if (file := sqlite_file(url)) is not None:
+        with locked(file.with_name(f"{file.name}.lock")):
+            yield
+    elif (asked := ASKED_FOR.get(sqlalchemy.make_url(url).get_backend_name())) is not None:
+        with sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool).begin() as connection:
+            if connection.exec_driver_sql(asked).scalar() == 0:
+                raise optuna.exceptions.StorageInternalError("another process has been creating here for a minute")
+            yield
+    else:
         yield
 
 

@@ -30,6 +30,7 @@ from search_spaces.route import Params as RouteParams
 from search_spaces.route import arms_of
 from studies.constraints import Constraint, feasible
 from studies.data import load_splits
+from studies.names import LOOKS
 from studies.pruning import make_pruner
 from studies.record import (
     differences,
@@ -44,8 +45,8 @@ from studies.record import (
 from studies.recovery import uncounted
 from studies.samplers import LONE, derived_seed, make_sampler, points
 from studies.spec import RELATIVE_METRICS, StudySpec, parse_spec
-from studies.storage import may_exist, open_storage, storage_url
-from studies.verdict.evidence import LOOKS, Evidence
+from studies.storage import may_exist, one_creator, open_storage, storage_url
+from studies.verdict.evidence import Evidence
 
 log = logging.getLogger(__name__)
 
@@ -256,26 +257,37 @@ def _common(below: Sequence[str], chain: Sequence[str]) -> list[str]:
 
 
 def _create_or_load(spec: StudySpec, storage: RDBStorage, record: dict[str, Any]) -> optuna.Study:
-    study = optuna.create_study(
-        storage=storage,
-        study_name=spec.name,
-        directions=list(spec.optimize.values()),
-        pruner=make_pruner(spec.pruner),
-        load_if_exists=True,
-    )
+    """The study of a spec, created or as it is; UsageError where it was made with something else.
+
+    Of several that begin it at once one creates it, and the others find what that one stored.
+    """
+    with one_creator(storage.url):
+        study = optuna.create_study(
+            storage=storage,
+            study_name=spec.name,
+            directions=list(spec.optimize.values()),
+            pruner=make_pruner(spec.pruner),
+            load_if_exists=True,
+        )
+        _settle(study, record)
+        study.set_user_attr(RECORD, record)
+        with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
+            study.set_metric_names(list(spec.optimize))
+    return study
+
+
+def _settle(study: optuna.Study, record: dict[str, Any]) -> None:
+    """Complete a record by the one that the study has; UsageError where they are of two things."""
     stored = study.user_attrs.get(RECORD)
     record["id"] = uuid.uuid4().hex[:12] if stored is None else stored["id"]
-    if stored is None and study.get_trials(deepcopy=False):
-        raise UsageError(f"study {spec.name!r} was not made by chamtune; choose another name")
-    if stored is not None:
-        was = stored_spec(study).identity()
-        refuse_changes(spec.name, {**stored, "spec": was}, record)
-        record["places"] = kept_places(stored, record)
-        _note_versions(study, stored, record)
-    study.set_user_attr(RECORD, record)
-    with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
-        study.set_metric_names(list(spec.optimize))
-    return study
+    if stored is None:
+        if study.user_attrs or study.get_trials(deepcopy=False):
+            raise UsageError(f"study {study.study_name!r} was not made by chamtune; choose another name")
+        return
+    told = {"started": record.get("started"), **stored, "spec": stored_spec(study).identity()}
+    refuse_changes(study.study_name, told, record)
+    record["places"] = kept_places(stored, record)
+    _note_versions(study, stored, record)
 
 
 def _note_versions(study: optuna.Study, stored: dict[str, Any], record: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import measured, training_s
 from studies.auto.ending import promote_leader, promoting_s
 from studies.auto.first import queue_first
-from studies.auto.judging import Entry, judge, judged_dataset, rival, unmeasured
+from studies.auto.judging import Entry, first_lift, judge, judged_dataset, rival, unmeasured
 from studies.auto.plan import Plan, fixed_by
 from studies.auto.race import following, hopeless, leader, mean_gain
 from studies.auto.routing import kept_s, route
@@ -319,11 +319,12 @@ class Course:
         if request.by is not None:
             raise Stopped(request.by)
         done = len(ended_trials(entry.opened.study))
-        was = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
+        was = None if entry.standing is None else mean_gain(entry.standing, self.sizes)
         slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
         self._judge(entry)
         now = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
-        slices[-1] |= {"gain": round(now, 5), "lift": round(now - was, 5), "at_s": round(self.journal.spent_s, 1)}
+        lift = now - was if was is not None else first_lift(entry, now)
+        slices[-1] |= {"gain": round(now, 5), "lift": round(lift, 5), "at_s": round(self.journal.spent_s, 1)}
         stuck = done == before
         self.journal.arm(entry.arm.name)["done"] = stuck or done >= entry.arm.most
         self._judge(entry)

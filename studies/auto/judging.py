@@ -16,6 +16,7 @@ from personalization.evaluation import Evaluation, joined
 from search_spaces import ChainParams
 from studies.auto.arms import Arm
 from studies.auto.race import Standing
+from studies.constraints import feasible
 from studies.pruning import same_questions
 from studies.study import OpenStudy, ended_trials, ranked
 from studies.verdict.selection import settled
@@ -62,6 +63,16 @@ def judge(entry: Entry, base: OpenStudy, users: Sequence[str], kept: Mapping[str
         slices[-1].get("lift", 0.0) if slices else 0.0,
         bool(kept.get("done", False)),
     )
+
+
+def first_lift(entry: Entry, gain: float) -> float:
+    """What the first slice brought beyond its first trial, in the study's own metric; all of the gain where one trial
+    says nothing of what others bring."""
+    values = [trial.values[0] for trial in ended_trials(entry.opened.study) if feasible(trial)]
+    if len(values) < 2:
+        return gain
+    sign = 1.0 if next(iter(entry.opened.spec.optimize.values())) == "maximize" else -1.0
+    return max(float(sign * (value - values[0])) for value in values)
 
 
 def unmeasured(entry: Entry) -> str:

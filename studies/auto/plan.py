@@ -17,6 +17,7 @@ from search_spaces import ChainParams, chain_space
 from studies.auto.arms import Arm
 from studies.beginning import begin, slug
 from studies.data import WORLDS
+from studies.names import study_name
 from studies.spec import StudySpec, parse_spec
 
 FILE_SHARES = {"tune": 0.6, "select": 0.2, "confirm": 0.2}
@@ -39,6 +40,7 @@ class Plan:
     like: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        study_name(self.name)
         if not 0 < self.minutes <= MOST_MINUTES:
             raise UsageError(f"--minutes {self.minutes:g}: give more than 0 and at most {MOST_MINUTES:,}, a year")
         for name in self.stages:
@@ -90,7 +92,7 @@ def data_of(place: str, home: Path, race: str | None = None) -> dict[str, Any]:
 
 def _of_table(table: Path, folder: Path, race: str) -> dict[str, Any]:
     """From the spec that the race began with, made where there is none."""
-    spec = folder / f"{race}.yaml"
+    spec = folder / f"{study_name(race)}.yaml"
     if not spec.exists():
         folder.mkdir(parents=True, exist_ok=True)
         try:

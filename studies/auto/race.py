@@ -6,9 +6,10 @@ d_u the difference summed over the n_u questions of user u, the difference of th
 
     D = sum d_u / sum n_u        s^2 = U / (U - 1) * sum (d_u - D n_u)^2 / (sum n_u)^2
 
-What the last slice brought to an arm (`lift`) it may bring again. An arm is out when D + lift + Z s < 0 against the
-leader: it cannot win any more. Of those left the leader and its likeliest rival share the time, and the one that had
-less of it goes on (top-two allocation, Russo 2016): time spent on either tells most about which of them is the best.
+What the last slice brought to an arm, and the first one beyond its first trial (`lift`), it may bring again. An arm is
+out when D + lift + Z s < 0 against the leader: it cannot win any more. Of those left the leader and its likeliest rival
+share the time, and the one that had less of it goes on (top-two allocation, Russo 2016): time spent on either tells
+most about which of them is the best.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The table that all insights are computed from: a row a finished trial, made from any list of Optuna trials.
 
 Columns: `number`, `state`, `feasible`, `value` (of one goal, the first unless told), `gain` (the value, larger being
-better), `params_NAME`, `constraints_NAME` (positive where broken), `metrics_NAME`. A parameter that nothing read in a
-trial is missing there: its value says nothing about the trial.
+better), `seconds` (that it ran), `params_NAME`, `constraints_NAME` (positive where broken), `metrics_NAME`. A parameter
+that nothing read in a trial is missing there: its value says nothing about the trial.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ METRICS = "measured"
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter. `discrete`: its values are told apart one by one; `items`: a trial has several at once."""
+    """One parameter. `discrete`: its values are told apart one by one; `items`: a trial has several at once;
+    `read_when`: what others must be for it to be read, in words."""
 
     name: str
     group: str
     discrete: bool
     items: bool = False
     distribution: BaseDistribution | None = None
+    read_when: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def history(
             "state": state.name,
             "feasible": kept,
             "value": np.nan if value is None else value,
+            "seconds": np.nan if trial.duration is None else trial.duration.total_seconds(),
         }
         params = trial.params
         unread = idle.at(params) if idle is not None else ()
@@ -126,12 +129,14 @@ def history(
         row |= {f"constraints_{key}": given for key, given in trial.constraints.items()}
         row |= {f"metrics_{key}": given for key, given in metrics_of(trial).items()}
         rows.append(row)
-    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["number", "state", "feasible", "value"])
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["number", "state", "feasible", "value", "seconds"])
     frame.insert(4, "gain", sign * frame["value"].astype(float))
     frame["feasible"] = frame["feasible"].astype(bool)
     items = {key for trial in trials for key in items_of(trial)}
     parameters = {
-        key: Parameter(key, _group(key, rooms, groups or {}), discrete(found), distribution=found)
+        key: Parameter(
+            key, _group(key, rooms, groups or {}), discrete(found), False, found, _read_when(key, rooms, distributions)
+        )
         for key, found in distributions.items()
     }
     parameters |= {key: Parameter(key, (groups or {}).get(key, "features"), True, items=True) for key in sorted(items)}
@@ -188,6 +193,12 @@ def _group(name: str, rooms: ChainSpace | None, groups: Mapping[str, str]) -> st
     if stage in ("adapter", "head") and own in SHAPES:
         return "architecture"
     return STAGES.get(stage, stage)
+
+
+def _read_when(name: str, rooms: ChainSpace | None, distributions: Mapping[str, BaseDistribution]) -> str:
+    if rooms is None or name not in rooms.names:
+        return ""
+    return rooms.read_when(name, {key: found for key, found in distributions.items() if key in rooms.names})
 
 
 class _Idle:

@@ -12,6 +12,7 @@ from studies.insights.importance import feasibility_importance, importance, of_o
 from studies.insights.likely import likely
 from studies.insights.pairs import cells, interactions
 from studies.insights.price import box, constraint_prices, price_curve
+from studies.insights.slices import space
 from studies.insights.suggestions import suggestions
 from studies.insights.trends import course, points, trends
 from studies.insights.values import COLUMNS, TOP, good, value_scores
@@ -30,7 +31,7 @@ BEYOND = np.errstate(over="ignore", invalid="ignore")
 """What is more than a float holds is told as it comes out, infinite or not at all."""
 NAMES = (
     "scores", "course", "importance", "feasibility", "interactions", "cells", "trends", "likely", "prices", "curve",
-    "box", "suggestions",
+    "box", "suggestions", "space",
 )  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def insights_of(
         "curve": price_curve(found),
         "box": box(found, error),
         "suggestions": pd.DataFrame([one._asdict() for one in made], columns=["kind", "change", "reason", "params"]),
+        "space": space(found),
     }
 
 

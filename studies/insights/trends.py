@@ -59,9 +59,10 @@ def trends(history: History, top: float = TOP) -> pd.DataFrame:
 
 
 def course(history: History) -> pd.DataFrame:
-    """The best feasible value until then: a row where it changed, and the last finished trial; trials, number, best.
+    """The best feasible value until then: a row where it changed, and the last finished trial; trials, number,
+    seconds, best.
 
-    `trials`: how many trials had ended; `number`: of the last of them, counted from 0.
+    `trials`: how many trials had ended; `number`: of the last of them, counted from 0; `seconds`: that all of them ran.
     """
     import pandas as pd
 
@@ -72,13 +73,20 @@ def course(history: History) -> pd.DataFrame:
         changed.iloc[-1] = True
     sign = 1.0 if history.maximize else -1.0
     ended = np.arange(1, len(trials) + 1)[changed.to_numpy(dtype=bool)]
-    told = {"trials": ended, "number": trials.loc[changed, "number"].to_numpy()}
+    told = {"trials": ended, "number": trials.loc[changed, "number"], "seconds": _spent(history)[changed]}
+    told = {name: np.asarray(column) for name, column in told.items()}
     return pd.DataFrame({**told, "best": sign * best[changed].to_numpy(dtype=float)})
 
 
 def points(history: History) -> pd.DataFrame:
-    """Every complete trial, in order; columns number, value, feasible. At most `DOTS` of them, evenly."""
-    complete = history.trials[history.trials["value"].notna()]
+    """Every complete trial, in order; columns number, seconds (that trials had run in all), value,
+    feasible. At most `DOTS` of them, evenly."""
+    complete = history.trials.assign(seconds=_spent(history))[history.trials["value"].notna()]
     if len(complete) > DOTS:
         complete = complete.iloc[np.unique(np.linspace(0, len(complete) - 1, DOTS).round().astype(int))]
-    return complete[["number", "value", "feasible"]]
+    return complete[["number", "seconds", "value", "feasible"]]
+
+
+def _spent(history: History) -> pd.Series:
+    """Seconds that trials had run in all when each ended."""
+    return history.trials["seconds"].astype(float).fillna(0).cumsum().round(3)

@@ -29,7 +29,8 @@ REASONS = {
 
 
 def counts_of(name: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """Trials that count, how they ended, and what is under way; `uncounted`: ended by no fault of their parameters."""
+    """Trials that count, how they ended, and what is under way; `uncounted`: ended by no fault of their parameters;
+    `seconds`: that those which count ran, in all."""
     ended = finished(trials)
     last = max((t.datetime_complete for t in ended if t.datetime_complete is not None), default=None)
     states = [t.state for t in ended]
@@ -43,6 +44,7 @@ def counts_of(name: str, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
         "running": sum(t.state == TrialState.RUNNING for t in trials),
         "waiting": sum(t.state == TrialState.WAITING for t in trials),
         "feasible": sum(map(feasible, ended)),
+        "seconds": round(sum(t.duration.total_seconds() for t in ended if t.duration is not None), 3),
         "last": None if last is None else last.isoformat(timespec="seconds"),
     }
 

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ import yaml
 
 from personalization.deployment import CONFIG, read_config, write_files
 from personalization.errors import UsageError
-from personalization.files import locked, refuse_closed, write_atomic
+from personalization.files import clear_drafts, copy_atomic, locked, refuse_closed, write_atomic
 from personalization.stages.chain import Fitted
 from studies.study import OpenStudy, find_study, stored_spec
 from tracking.deployed import config_digest
@@ -35,7 +34,9 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 60
 """How long MLflow is waited for; what is left is sent by the next run or `chamtune sync`."""
-OURS = re.compile(rf"\.?files-[0-9a-f]{{16}}|\.{re.escape(CONFIG)}\.|lost\+found$")
+FILES = "files-[0-9a-f]{16}"
+"""Names of folders of files."""
+OURS = re.compile(rf"\.?{FILES}|\.{re.escape(CONFIG)}\.|lost\+found$")
 """Names in a place for a deployment that are no one else's: files, drafts, and what a disk has in its root."""
 SHOWN = 3
 """Foreign names that are listed."""
@@ -71,7 +72,11 @@ def generations(home: Path, out: Path) -> list[dict[str, Any]]:
 
 
 def _write(home: Path, out: Path, config: dict[str, Any], files: Path, replaced: dict[str, Any] | None) -> int:
-    """Put a config with its folder of files to a place, and keep it and what it replaces; its generation."""
+    """Put a config with its folder of files to a place, and keep it and what it replaces; its generation.
+
+    Its kept config comes last: whatever is kept has stood. Until then its files are there, so that the place cannot be
+    changed and the home be full.
+    """
     kept = _kept(home, out)
     standing = 0 if replaced is None else int(replaced["generation"])
     known = _generations(home, out)
@@ -79,23 +84,32 @@ def _write(home: Path, out: Path, config: dict[str, Any], files: Path, replaced:
     if replaced is not None and standing not in known:
         _place(kept / str(standing), replaced, out / replaced["folder"])
     new = {"generation": generation, **config}
-    _place(kept / str(generation), new, files)
+    _place_files(kept / str(generation), new, files)
     _place(out, new, files)
-    for path in out.glob("files-*"):
-        if path.name not in (config["folder"], (replaced or config)["folder"]):
-            shutil.rmtree(path)
+    _place(kept / str(generation), new, files)
+    _clear(out, config["folder"], (replaced or config)["folder"])
+    _clear(kept / str(generation), config["folder"])
     return generation
+
+
+def _clear(folder: Path, *needed: str) -> None:
+    for path in folder.glob("files-*"):
+        if path.name not in needed:
+            shutil.rmtree(path)
 
 
 def _place(folder: Path, config: dict[str, Any], files: Path) -> None:
     """A config and its files in a folder: first the files, under their own name, then the config in one step."""
+    _place_files(folder, config, files)
+    write_atomic(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def _place_files(folder: Path, config: dict[str, Any], files: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    clear_drafts(folder, FILES)
     target = folder / config["folder"]
     if not target.exists():
-        draft = folder / f".{target.name}.{secrets.token_hex(4)}"
-        shutil.copytree(files, draft)
-        draft.rename(target)
-    write_atomic(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        copy_atomic(files, target)
 
 
 def stands(out: Path) -> bool:

@@ -31,10 +31,9 @@ from optuna.trial import TrialState
 from personalization.data.records import Dataset
 from personalization.data.splits import Splits
 from personalization.errors import DataError
+from studies.names import LOOKS
 from tracking.detection import spent_alpha
 
-LOOKS = "chamtune.looks"
-"""The study that holds the lines."""
 LINE = "line"
 """Attribute of its trials."""
 LEARNING = ("tune", "select")
@@ -77,12 +76,14 @@ class Evidence:
         self._study = optuna.create_study(storage=storage, study_name=LOOKS, load_if_exists=True)
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every line, oldest first."""
-        return [trial.user_attrs[LINE] for trial in self._study.get_trials(deepcopy=False)]
+        """Every line, oldest first, without trials of a study that earlier versions let be called like this one."""
+        found = (trial.user_attrs.get(LINE) for trial in self._study.get_trials(deepcopy=False))
+        return [line for line in found if isinstance(line, dict) and "event" in line]
 
     def _append(self, line: dict[str, Any], value: float | None = None) -> None:
         state = TrialState.PRUNED if value is None else TrialState.COMPLETE
-        self._study.add_trial(optuna.trial.create_trial(state=state, value=value, user_attrs={LINE: line}))
+        values = None if value is None else [value] * len(self._study.directions)
+        self._study.add_trial(optuna.trial.create_trial(state=state, values=values, user_attrs={LINE: line}))
 
     def looks(self) -> list[Look]:
         """Every look in order, each with the earlier ones that share a question."""

@@ -1,10 +1,11 @@
 import errno
 import os
+import time
 
 import pytest
 
 from personalization.errors import UsageError
-from personalization.files import atomic_file, refuse_unwritable, write_atomic
+from personalization.files import DRAFT_S, atomic_file, copy_atomic, refuse_unwritable, write_atomic
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o007])
@@ -97,3 +98,22 @@ def test_an_output_that_cannot_be_made_is_named_before_there_is_one(tmp_path, un
         refuse_unwritable(tmp_path / "closed" / "deep" / "p.json")
     refuse_unwritable(tmp_path / "new" / "deep" / "p.json")
     assert not (tmp_path / "new").exists()
+
+
+def test_drafts_of_dead_writers_go_after_a_day_and_nothing_else_does(tmp_path, monkeypatch):
+    others = (".new.0123456789abcdeg", ".news.0123456789abcdef", "new.0123456789abcdef", "old")
+    for name in (".new.0123456789abcdef", ".new.01234567", *others):
+        (tmp_path / name).write_text("x")
+    write_atomic(tmp_path / "new", "1")
+    assert len(list(tmp_path.iterdir())) == 7
+    now = time.time()
+    monkeypatch.setattr("personalization.files.time.time", lambda: now + DRAFT_S + 60)
+    write_atomic(tmp_path / "new", "2")
+    assert {path.name for path in tmp_path.iterdir()} == {"new", *others}
+
+
+def test_a_folder_is_copied_in_one_step(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("1")
+    copy_atomic(tmp_path / "a", tmp_path / "b")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["a", "a/x", "b", "b/x"]

@@ -122,3 +122,12 @@ def test_labels_that_look_like_numbers_stay_texts(tmp_path):
     (tmp_path / "codes.csv").write_text(f"user,text,label\n{rows}")
     found = begin(str(tmp_path / "codes.csv"), {}, tmp_path)
     assert dict(load_task(found["task"]).labels) == {"1e5": "1e5", "2e-7": "2e-7"}
+
+
+def test_a_name_that_no_study_can_have_is_refused_before_a_file_is_written(tmp_path):
+    pd.DataFrame(items(12, 3)).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(UsageError, match=r"no study can be called '../evil'"):
+        begin(str(tmp_path / "t.csv"), NONE, tmp_path / "out", "../evil")
+    with pytest.raises(UsageError, match=r"no study can be called '../evil'"):
+        data_of(str(tmp_path / "t.csv"), tmp_path, "../evil")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]

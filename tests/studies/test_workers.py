@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -107,6 +108,55 @@ def test_a_killed_workers_trial_is_taken_over_while_another_lives(tmp_path, spec
     assert (result.trials, result.failed, result.lost) == (4, 0, [0])
     assert [t.state for t in trials] == [TrialState.FAIL, *[TrialState.COMPLETE] * 4]
     assert (trials[4].params, trials[4].user_attrs[RETRY_OF]) == (trials[0].params, 0)
+
+
+DOOMED = """
+import sys
+from pathlib import Path
+from objectives.classification import Classification
+from studies import lease
+from studies.runner import run_study
+from studies.spec import load_spec
+lease.LEASE_S = 3.0
+real, waited = Classification.evaluate, []
+def waits(self, params, part="tune", report=None):
+    if report is None and params != self.space.BASELINE and not waited:
+        print("measuring", flush=True)
+        waited.append(sys.stdin.readline())
+        if waited == ["die\\n"]:
+            raise SystemExit(70)
+    return real(self, params, part, report)
+Classification.evaluate = waits
+run_study(load_spec(sys.argv[1], {}), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_on_a_server_one_worker_dies_of_an_error_while_another_is_suspended(tmp_path, spec_of, monkeypatch, postgresql):
+    monkeypatch.setattr(lease, "LEASE_S", 3.0)
+    spec, path, others = spec_of(trials=6, storage=postgresql("workers")), tmp_path / "spec.yaml", []
+    path.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    try:
+        for home in ("broken", "suspended"):
+            command = [sys.executable, "-c", DOOMED, path, tmp_path / home]
+            others.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert others[-1].stdout.readline() == b"measuring\n"
+        broken, suspended = others
+        broken.communicate(b"die\n")
+        suspended.send_signal(signal.SIGSTOP)
+        result = run_study(spec, tmp_path / "home")
+        suspended.send_signal(signal.SIGCONT)
+        suspended.communicate(b"go on\n")
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    trials = find_study("small", tmp_path, spec.storage).get_trials()
+    assert (broken.returncode, suspended.returncode) == (70, 0)
+    assert (result.trials, result.failed, result.lost) == (6, 0, [0, 1])
+    assert [t.state for t in trials] == [TrialState.FAIL] * 2 + [TrialState.COMPLETE] * 6
+    assert sorted(t.user_attrs[RETRY_OF] for t in trials if RETRY_OF in t.user_attrs) == [0, 1]
 
 
 def test_a_trial_too_many_is_given_back_and_a_queued_one_comes_again(tmp_path, spec_of):

@@ -30,9 +30,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from personalization.errors import ChamtuneError
 from studies.insights.history import GROUPS
 from studies.insights.report import harmless
+from studies.insights.slices import LEADING, MOST
 from studies.insights.values import short
 from studies.shown.pages import drawing
 from studies.shown.pages.house import House
+from studies.shown.pages.spoken import day, lasted, period
 from studies.storage import reason
 
 HERE = Path(__file__).parent
@@ -74,8 +76,9 @@ def pages(*further: Path, elsewhere: Mapping[str, str] | None = None) -> Environ
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(number=number, signed=signed, short=short)
+    found.filters.update(number=number, signed=signed, short=short, lasted=lasted, period=period, day=day)
     found.globals |= {"groups": GROUPS, "draw": drawing, "elsewhere": dict(elsewhere or {})}
+    found.globals["dots"] = {"most": MOST, "leading": LEADING}
     return found
 
 
@@ -141,7 +144,7 @@ def _add_pages(app: FastAPI, house: House, templates: Environment) -> None:
 
     @app.get("/insights", response_class=HTMLResponse, include_in_schema=False)
     def insights(names: Names, goal: Goal = None) -> str:
-        return templates.get_template("insights.html").render(found=house.insights(names, goal))
+        return templates.get_template("insights.html").render(found=house.page(names, goal))
 
 
 def _add_api(app: FastAPI, house: House) -> None:

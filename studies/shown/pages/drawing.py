@@ -12,6 +12,7 @@ from studies.insights.importance import FIXED, SCARCE, UNREAD
 Row = Mapping[str, Any]
 WIDTH, HEIGHT = 640, 220
 MARGIN = {"left": 68, "right": 16, "top": 12, "bottom": 34}
+UNITS = (("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
 REACH = 8.0
 """Scores are drawn from 1 / REACH to REACH."""
 
@@ -60,7 +61,7 @@ def ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[
     return found if len(found) > 2 or count > 8 or (whole and step == 1) else ticks(low, high, count + 1, whole)
 
 
-def _axis(ends: tuple[float, float], places: tuple[float, float], whole: bool = False) -> list[dict[str, Any]]:
+def axis(ends: tuple[float, float], places: tuple[float, float], whole: bool = False) -> list[dict[str, Any]]:
     """Where the ticks between two ends stand, with texts that differ."""
     found = ticks(*ends, whole=whole)
     texts = ([f"{tick:.{digits}g}" for tick in found] for digits in range(4, 12))
@@ -122,6 +123,12 @@ def padded(values: Sequence[float], share: float) -> tuple[float, float]:
     return low - room, high + room
 
 
+def inner_ends(values: Sequence[float], always: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis that holds some values always, and of others all but the outermost twentieth on each side."""
+    inner, cut = sorted(values), len(values) // 20
+    return padded([*always, *inner[cut : len(inner) - cut]], 0.06)
+
+
 def curve(
     points: Sequence[Row],
     across: str,
@@ -134,16 +141,15 @@ def curve(
     span.
 
     The points are in the order in which `up` gets better; each level holds until the next point, the last one to the
-    end of the axis, which is the left one where larger numbers bind (`left`). `dots` (number, value, feasible) stand
-    beside a stair by whole numbers; the outermost twentieth of them has no say in the axis, and stands at its end.
+    end of the axis, which is the left one where larger numbers bind (`left`). `dots` (with value and feasible) stand
+    beside a stair, across by the same; the outermost twentieth of them has no say in the axis, and stands at its end.
     """
     known = [(float(p[across]), float(p[up])) for p in points if p[across] is not None and p[up] is not None]
     if len(known) < 2:
         return None
-    seen = [(float(d["number"]), float(d["value"]), bool(d["feasible"])) for d in dots if d["value"] is not None]
+    seen = [(float(d[across]), float(d["value"]), bool(d["feasible"])) for d in dots if d["value"] is not None]
     xs = [x for x, _ in known] + ([mark] if mark is not None else []) + [x for x, _, _ in seen]
-    inner, cut = sorted(y for _, y, _ in seen), len(seen) // 20
-    ends_y = padded([y for _, y in known] + inner[cut : len(inner) - cut], 0.06)
+    ends_y = inner_ends([y for _, y, _ in seen], [y for _, y in known])
     ends_x = padded(xs, 0.04 if mark is not None else 0.02)
     if not all(sys.float_info.min < high - low < math.inf for low, high in (ends_x, ends_y)):
         return None
@@ -160,11 +166,22 @@ def curve(
         ],
         "beyond": sum(one[1] != other[1] for one, other in zip(seen, bounded, strict=True)),
         "mark": None if mark is None else scaled(mark, ends_x, span_x),
-        "x_ticks": _axis(ends_x, span_x, bool(dots)),
-        "y_ticks": _axis(ends_y, span_y),
+        "x_ticks": axis(ends_x, span_x, across == "number"),
+        "y_ticks": axis(ends_y, span_y),
         "width": WIDTH,
         "height": HEIGHT,
     }
+
+
+def by_time(found: Row) -> dict[str, Any] | None:
+    """The course of a study by the time that its trials ran, and the `unit` of it; None where that is not known."""
+    whole = max((row["seconds"] for row in (*found["course"], *found["points"])), default=0.0)
+    if whole < 1:
+        return None
+    unit, size = next(((name, size) for name, size in UNITS if whole >= 2 * size), UNITS[-1])
+    course, dots = ([{**row, "time": row["seconds"] / size} for row in found[name]] for name in ("course", "points"))
+    drawn = curve(course, "time", "best", dots=dots)
+    return None if drawn is None else {**drawn, "unit": unit}
 
 
 def unjudged(rows: Sequence[Row]) -> list[dict[str, Any]]:

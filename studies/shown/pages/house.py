@@ -24,12 +24,14 @@ from personalization.mappings import Kept, read_mapping
 from studies.insights.history import together
 from studies.insights.reading import FOREIGN, goals_of, history_of, kept_path
 from studies.insights.report import as_json, insights_of, plain
+from studies.names import LOOKS
 from studies.shown.pages.heads import best_of, failures_of, winners_of
+from studies.shown.pages.plots import Plots, plots
 from studies.shown.show import counts_of
 from studies.storage import open_storage, trials_of, whereabouts
 from studies.study import RECORD, finished, stored_spec, study_names
 from studies.verdict.deployments import kept_generations
-from studies.verdict.evidence import LOOKS, Evidence
+from studies.verdict.evidence import Evidence
 from studies.verdict.judgement import judge
 from tracking.spool import OFF, Spool, tracking_uri
 
@@ -52,7 +54,7 @@ class House:
     mlflow: str | None = None
     store: str | None = None
     _studies: dict[str, tuple[tuple[Any, ...], optuna.Study]] = field(default_factory=dict)
-    _made: dict[tuple[str | None, ...], tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    _made: dict[tuple[str | None, ...], tuple[tuple[Any, ...], dict[str, Any], Plots]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -105,6 +107,14 @@ class House:
         """The insights of studies, each taken once, by their first goal or the named one, as one object, with the path
         where it was measured; made again as trials end. `heads`: a row a study; `winners`: of one study the trials
         that lead; `failures`: why trials failed; `compare`: the command that tests several of our studies."""
+        return self._told(names, goal)[0]
+
+    def page(self, names: Sequence[str], goal: str | None = None) -> dict[str, Any]:
+        """The insights with a plot of each parameter, `plots`, which are too much for the API."""
+        told, plots = self._told(names, goal)
+        return {**told, "plots": plots}
+
+    def _told(self, names: Sequence[str], goal: str | None) -> tuple[dict[str, Any], Plots]:
         names = list(dict.fromkeys(names))
         with self._lock:
             studies = [self.study(name) for name in names]
@@ -118,12 +128,14 @@ class House:
             if key not in self._made or self._made[key][0] != ended:
                 found = [history_of(study, trials, goal) for study, trials in zip(studies, read, strict=True)]
                 history = found[0] if len(found) == 1 else together(found)
-                self._made[key] = (ended, as_json(history, insights_of(history, path=path)))
-        told, verdicts = self._made[key][1], self._verdicts()
+                told = as_json(history, insights_of(history, path=path))
+                self._made[key] = (ended, told, plots(history))
+            _, told, drawn = self._made[key]
+        verdicts = self._verdicts()
         heads = [self._row(study, trials, verdicts, {}) for study, trials in zip(studies, read, strict=True)]
         own = [name for name, study in zip(names, studies, strict=True) if RECORD in study.user_attrs]
         one = len(names) == 1
-        return {
+        whole = {
             **told,
             "studies": names,
             "goal": goal,
@@ -135,6 +147,7 @@ class House:
             "winners": winners_of(studies[0], read[0], told, heads[0]["verdict"]) if one else None,
             "compare": f"chamtune compare {' '.join(own)}{self.here}" if len(own) > 1 else None,
         }
+        return whole, drawn
 
     def overview(self) -> list[dict[str, Any]]:
         """A row a study: counts, best feasible value, activity, verdict, deployments, pages elsewhere."""

@@ -1,4 +1,4 @@
-"""What is said of an arm that has nothing to stand by."""
+"""What an arm's trials say of it."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from studies.auto.judging import unmeasured
+from studies.auto.judging import first_lift, unmeasured
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,20 @@ def test_an_arm_without_a_result_is_said_to_be_what_it_is(states, said):
         why = {"failure": "its parameters"}
         study.add_trial(create_trial(state=state, value=value, user_attrs=why, system_attrs={"constraints": [1.0]}))
     assert said in unmeasured(SimpleNamespace(opened=SimpleNamespace(study=study)))
+
+
+@pytest.mark.parametrize(
+    ("direction", "values", "lift"),
+    [
+        ("maximize", (0.5, 0.25, 0.75), 0.25),
+        ("minimize", (0.5, 0.25, 0.75), 0.25),
+        ("maximize", (0.5, 0.25), 0.0),
+        ("maximize", (0.5,), 0.4),
+        ("maximize", (), 0.4),
+    ],
+)
+def test_a_first_slice_brought_what_its_best_trial_has_over_its_first(direction, values, lift):
+    study = optuna.create_study(direction=direction)
+    study.add_trials([create_trial(value=value, system_attrs={"constraints": []}) for value in values])
+    opened = SimpleNamespace(study=study, spec=SimpleNamespace(optimize={"accuracy": direction}))
+    assert first_lift(SimpleNamespace(opened=opened), 0.4) == lift

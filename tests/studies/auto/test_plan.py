@@ -31,6 +31,11 @@ def test_every_arm_and_every_pair_is_a_study(kind):
         assert (arm.start_from is not None) == ("+" in arm.name)
 
 
+def test_a_race_has_a_name_that_a_study_may_have():
+    with pytest.raises(UsageError, match=r"no study can be called '../evil'"):
+        Plan("../evil", {}, 1)
+
+
 def test_a_pair_has_both_stages_and_keeps_what_the_lower_one_found():
     both = together(ARMS["lora"], ARMS["prompt"])
     assert both.chain == ("prompt", "adapter", "calibration")

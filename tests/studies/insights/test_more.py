@@ -310,7 +310,7 @@ def test_values_at_the_ends_of_what_a_float_holds_are_told_as_measured(values):
     told = as_json(found, insights_of(found))
     assert told["likely"][0]["likely"] == max(values)
     assert told["points"]
-    drawn = drawing.curve(told["course"], "trials", "best", dots=told["points"])
+    drawn = drawing.curve(told["course"], "number", "best", dots=told["points"])
     assert "nan" not in json.dumps(drawn).lower()
     assert "infinity" not in json.dumps(drawn).lower()
 

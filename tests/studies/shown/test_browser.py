@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 
 import optuna
 import pytest
@@ -63,9 +64,11 @@ def test_an_open_page_follows_its_study(served, experiments):
     page = browser.new_page()
     page.goto(f"{base}/insights?study=live")
     assert page.locator(".head").get_attribute("data-trials") == "3"
+    page.locator("#space > summary").click()
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
     page.get_by_role("status").get_by_text("New trials").wait_for(timeout=20_000)
     assert page.locator(".head").get_attribute("data-trials") == "5"
+    assert page.get_by_role("columnheader", name="values tried").is_visible()
     page.close()
 
 
@@ -90,6 +93,10 @@ def test_in_a_browser_at_three_widths_and_by_keyboard(served, scheme):
         tip = value.locator(".tip")
         tip.wait_for(state="visible")
         assert "Raw ratio" in tip.inner_text()
+        assert page.locator(".slice:visible").count() > 10
+        page.locator("#space > summary").press("Enter")
+        assert page.get_by_role("columnheader", name="values tried").is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.locator("button, a[href], [tabindex='0']").count() > 40
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert dark == ("rgb(20, 23, 26)" if scheme == "dark" else "rgb(251, 250, 248)")
@@ -143,3 +150,21 @@ def test_whatever_openapi_allows_and_forbids_is_answered_as_it_says(address, tmp
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "generated" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_course_is_shown_by_trial_or_by_running_time(served, experiments):
+    base, browser = served
+    study = optuna.create_study(storage=storage_url(experiments, None), study_name="timed", direction="maximize")
+    for i in range(12):
+        made = optuna.create_trial(value=float(i))
+        made.datetime_start = made.datetime_complete - timedelta(minutes=i)
+        study.add_trial(made)
+    page = browser.new_page()
+    page.goto(f"{base}/insights?study=timed")
+    charts = [page.locator(f".course .{name} svg") for name in ("by-trial", "by-time")]
+    assert [chart.is_visible() for chart in charts] == [True, False]
+    page.get_by_role("radio", name="by running time").check()
+    assert [chart.is_visible() for chart in charts] == [False, True]
+    assert "minutes that trials ran, in all" in charts[1].text_content()
+    page.close()

@@ -8,6 +8,7 @@ from personalization.errors import DataError, UsageError
 from personalization.stages.calibration import Learned, Numbers
 from personalization.stages.chain import Fitted
 from search_spaces import chain_space
+from studies.verdict import deployments
 from studies.verdict.deployments import (
     generations,
     publish,
@@ -78,6 +79,36 @@ def test_a_generation_that_was_never_finished_is_none_and_is_written_over(tmp_pa
     assert put(home, out, 3, "other") == 3
     assert [row["generation"] for row in generations(home, out)] == [1, 2, 3]
     assert roll_back(home, out) == (4, 2)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_only_what_stood_is_kept_at_whatever_step_a_promotion_is_killed(tmp_path, monkeypatch, step):
+    home, out, steps = tmp_path / "home", tmp_path / "deploy", iter(range(9))
+    assert [put(home, out, b) for b in (1, 2)] == [1, 2]
+
+    def killed(real):
+        def call(*arguments):
+            if next(steps) == step:
+                raise Killed
+            real(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("copy_atomic", "write_atomic"):
+            patch.setattr(f"studies.verdict.deployments.{name}", killed(getattr(deployments, name)))
+        with pytest.raises(Killed):
+            put(home, out, 3)
+    stood = [1.0, 2.0, 3.0][: int(beta(out))]
+    assert [row["generation"] for row in generations(home, out)] == [1, 2]
+    assert put(home, out, 4) == len(stood) + 1
+    kept = deployments.kept_generations(deployments._kept(home, out))
+    assert [beta(path) for path in kept.values()] == [*stood, 4.0]
+    assert [len(list(path.iterdir())) for path in kept.values()] == [2] * len(kept)
 
 
 def test_a_rollback_can_be_undone(tmp_path):

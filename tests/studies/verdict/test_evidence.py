@@ -79,6 +79,17 @@ def test_what_a_look_gave_is_read_in_another_process_order(evidence, users, tmp_
     assert [t.number for t in trials] == [0, 1, 2]
 
 
+def test_trials_of_a_study_that_was_called_like_the_evidence_are_none(users, tmp_path):
+    storage = open_storage(storage_url(tmp_path, None))
+    study = optuna.create_study(storage=storage, study_name="chamtune.looks", directions=["maximize", "minimize"])
+    study.add_trial(optuna.create_trial(values=[1, 2], user_attrs={"line": 3}))
+    study.ask()
+    evidence = Evidence(storage)
+    assert evidence.looks() == []
+    evidence.close(evidence.open("1", "s", "one", users[0], 0.05), {"p": 0.01}, 0.2)
+    assert [look.found for look in evidence.looks()] == [{"p": 0.01}]
+
+
 def test_users_that_were_chosen_by_are_known(evidence, users):
     splits = Splits(users[0], users[1], users[2])
     for _ in range(2):

@@ -24,7 +24,9 @@ async function renewed(what) {
   const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
   const focus = document.activeElement?.id, fresh = page.getElementById("main");
   if (!fresh || fresh.isEqualNode(document.getElementById("main"))) return;
+  const open = [...document.querySelectorAll("#main details[id][open], #main [type=radio][id]:checked")].map((node) => node.id);
   document.getElementById("main").replaceWith(fresh);
+  for (const node of open.map((id) => document.getElementById(id))) if (node) node["open" in node ? "open" : "checked"] = true;
   if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
   said.textContent = what;
 }
