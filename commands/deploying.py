@@ -90,11 +90,11 @@ def predict(
     tracking: TrackingOption = None,
 ) -> None:
     """Answer questions with a deployment: of a table the rows without a label."""
-    from personalization.data.lamp import outputs_of, write_predictions
+    from personalization.data.lamp import files_read, write_predictions
     from personalization.data.table import write_table
     from personalization.files import refuse_unwritable
 
-    refuse_unwritable(out, questions, outputs_of(questions), config, model)
+    refuse_unwritable(out, *files_read(questions), config, model)
     with opened_deployment(config, home, tracking, model) as deployment:
         read = deployment.read(questions)
         asked = read.usable().questions

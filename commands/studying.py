@@ -108,6 +108,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare the best feasible trials of studies on the select users."""
+    from personalization.data.lamp import files_read
     from personalization.databases import sqlite_file
     from personalization.errors import UsageError
     from personalization.files import refuse_unwritable, write_atomic
@@ -122,7 +123,7 @@ def compare(
     if twice := [study for study in studies if studies.count(study) > 1]:
         raise UsageError(f"study {twice[0]} is named twice; compare different ones")
     specs = [located_spec(find_study(study, home, storage)) for study in studies]
-    read = (place for spec in specs for place in places_of(spec))
+    read = [file for spec in specs for place in places_of(spec) if place for file in files_read(Path(place))]
     refuse_unwritable(out, sqlite_file(storage_url(home, storage)), *read)
     with opened_studies(studies, home, storage) as opened:
         result = compare_studies(opened)

@@ -34,6 +34,12 @@ def outputs_of(questions: Path) -> Path:
     return questions.with_name(questions.name.replace("_questions.json", "_outputs.json"))
 
 
+def files_read(path: Path) -> list[Path]:
+    """The files that questions and answers under a folder, or of one file, are read from."""
+    found = question_files(path) if path.is_dir() else [path]
+    return [file for questions in found for file in (questions, outputs_of(questions))]
+
+
 def file_pairs(path: Path) -> list[tuple[Path, Path | None]]:
     """(questions, outputs) under a folder, or for one questions file; outputs is None where there are none."""
     if path.is_dir():

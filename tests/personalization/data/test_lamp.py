@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from personalization.data.demo.world import make_world
 from personalization.data.json_stream import stream_records
-from personalization.data.lamp import check_dataset, read_dataset, write_dataset, write_predictions
+from personalization.data.lamp import check_dataset, files_read, read_dataset, write_dataset, write_predictions
 from personalization.data.prompts import usual
 from personalization.errors import DataError
 from personalization.tasks import Terms, task
@@ -372,3 +372,12 @@ def test_a_file_without_questions_is_named(tmp_path, content, said):
     path = tmp_path / "a_questions.json"
     path.write_text(content)
     assert [str(defect) for defect in check_dataset(path).defects] == [f"{path}: {said}"]
+
+
+def test_files_that_are_read_are_questions_and_their_answers(tmp_path):
+    for name in ("dev_questions.json", "dev_outputs.json", "more.jsonl", "predictions.json"):
+        (tmp_path / name).touch()
+    assert [path.name for path in files_read(tmp_path)] == [
+        "dev_questions.json", "dev_outputs.json", "more.jsonl", "more.jsonl"
+    ]  # fmt: skip
+    assert files_read(tmp_path / "x.csv") == [tmp_path / "x.csv"] * 2
