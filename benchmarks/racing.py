@@ -18,7 +18,7 @@ import json
 
 import numpy as np
 
-from studies.auto.race import Standing, following, leader
+from studies.auto.allocation import Standing, following, leader
 from studies.auto.routing import routed
 from tracking.significance import holm, sign_flip
 

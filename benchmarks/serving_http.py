@@ -60,7 +60,7 @@ import sys
 from fastapi import FastAPI
 import uvicorn
 from personalization.deployment import Deployment
-from serving.wire import Ask, question_of
+from serving.schemas import Ask, question_of
 
 deployment = Deployment.load(sys.argv[1])
 app = FastAPI()

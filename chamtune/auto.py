@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from chamtune.dataset import Dataset
 from chamtune.model import Model
 from chamtune.study import plain_spec
-from studies.auto.course import Course
 from studies.auto.page import write_page
 from studies.auto.plan import Plan, data_of
+from studies.auto.race import Race
 from studies.spec import DIRECTIONS
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Auto:
 
         Call it from the main thread: elsewhere a trial that runs too long cannot be ended.
         """
-        course = Course(self.plan, self.home, say=say)
-        self.result = write_page(course, course.run(Path(out)), Path(out))
+        race = Race(self.plan, self.home, say=say)
+        self.result = write_page(race, race.run(Path(out)), Path(out))
         return self
 
     def arms(self) -> pd.DataFrame:

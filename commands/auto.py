@@ -41,9 +41,9 @@ def auto(
 ) -> None:
     """Race the ways to personalise for some minutes; promote the best, and write a page about it."""
     from personalization.errors import UsageError
-    from studies.auto.course import Course
     from studies.auto.page import write_page
     from studies.auto.plan import Plan, bounds, data_of, name_of
+    from studies.auto.race import Race
     from studies.shown.consoles import notes
     from studies.shown.display import print_auto
     from studies.shown.logs import log_to
@@ -63,9 +63,9 @@ def auto(
     }
     plan = Plan(name or name_of(data), spec, minutes, tuple(stages or ()), mix_users, tuple(like or ()))
     with log_to(home), ScoringDisplay() as display:
-        course = Course(plan, home, display, notes.print)
-        verdict = course.run(out)
-        found = write_page(course, verdict, out)
+        race = Race(plan, home, display, notes.print)
+        verdict = race.run(out)
+        found = write_page(race, verdict, out)
     answer(as_json, found, lambda: print_auto(found))
     if not found["promoted"]:
         raise typer.Exit(3)

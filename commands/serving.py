@@ -106,9 +106,9 @@ def monitor(
     """Say what a server's log says: constraints, calibration, drift, and which of two configs is better."""
     from personalization.errors import UsageError
     from serving.monitor import faults, reasons, report, watched
+    from serving.report_text import lines
     from serving.retune import TRIALS, spec_of_retune
     from serving.retune import retune as tune
-    from serving.told import lines
     from serving.traffic import about
     from studies.shown.display import print_line
     from studies.shown.logs import log_to

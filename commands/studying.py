@@ -75,7 +75,7 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Look at a table; write a commented spec and task to start from."""
-    from studies.beginning import begin
+    from studies.scaffold import begin
     from studies.shown.display import print_beginning
 
     found = begin(table, {"user": user, "text": text, "label": label, "time": time}, out, name)

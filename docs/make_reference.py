@@ -26,7 +26,9 @@ def page() -> str:
         _table(("key", "type", "default", "meaning"), _keys(StudySpec.model_json_schema())),
         "## Metrics\n\nFor `optimize` and `constraints`. `mae` and `rmse` need labels that are numbers in a row.\n",
         _table(("metric", "improves"), _metrics()),
-        "## Parameters\n\nFor `space`, by stage: `stage.parameter`, or `parameter` where no other stage has it.\n",
+        "## Parameters\n\nFor `space`, by stage: `stage.parameter`, or `parameter` where no other stage has it. "
+        "`route.arms` is JSON in a string, a list of chains with all their parameters, as `search_spaces.route.arms_of` "
+        "writes it and `auto` uses it.\n",
         *(f"### {name}\n\n{_table(('parameter', 'range'), _parameters(name))}" for name in SPACES),
         "### Objectives of earlier versions\n\nChains by another name; `ranking` and `mix` are of two stages.\n",
         _table(("objective", "chain", "parameters"), _aliases()),
@@ -87,9 +89,11 @@ def _parameters(stage: str) -> Iterator[tuple[str, ...]]:
     on_request = getattr(space, "ON_REQUEST", {})
     for name, found in {**space.SPACE, **on_request}.items():
         more = "; only where a spec names it" if name in on_request else ""
+        if (pattern := getattr(space, "OPEN", {}).get(name)) is not None:
+            more += f"; in a spec also what matches `{pattern}`"
         choices = getattr(found, "choices", None)
         if choices is not None:
-            yield f"`{name}`", ", ".join(f"`{choice}`" for choice in choices) + more
+            yield f"`{name}`", ", ".join(f"`{choice}`" if choice != "" else "none" for choice in choices) + more
         else:
             ends: Any = found
             yield f"`{name}`", f"{ends.low} to {ends.high}{', logarithmic' if ends.log else ''}{more}"

@@ -16,8 +16,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from personalization.errors import DataError, UnavailableError
 from serving.limits import Limits
+from serving.schemas import Answer, Answers, Asks, Body, Feedback, Noted, Refused
 from serving.service import Given, NoSuchRequest, Service
-from serving.wire import Answer, Answers, Asks, Body, Feedback, Noted, Refused
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Refused, "description": "no JSON, or a foreign Host"},

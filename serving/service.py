@@ -34,8 +34,8 @@ from serving.histories import Histories
 from serving.lines import Asked, is_kept, item_of, line_of, shadow_line
 from serving.log import Log
 from serving.place import LOOK_S, Place
+from serving.schemas import Ask, Feedback, question_of, uncounted
 from serving.traffic import refuse_other_labels
-from serving.wire import Ask, Feedback, question_of, uncounted
 
 log = logging.getLogger(__name__)
 

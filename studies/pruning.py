@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 
 from objectives import Report
 from personalization.evaluation import Evaluation, all_metrics
-from studies.auto.race import Z
+from studies.auto.allocation import Z
 from studies.constraints import feasible
 from tracking.parts import mean_for
 from tracking.significance import difference, gains_by_user
@@ -78,7 +78,7 @@ def watch(name: str, trial: optuna.Trial, optimize: Sequence[str], baseline: Eva
 
 
 def outrun(rival: Evaluation | None, metric: str) -> Report | None:
-    """What ends a trial that cannot beat other answers any more, by the users so far; see `studies.auto.race`.
+    """What ends a trial that cannot beat other answers any more, by the users so far; see `studies.auto.allocation`.
 
     A training's held-out items are not among them, and end nothing.
     """

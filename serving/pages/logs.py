@@ -18,10 +18,10 @@ import numpy as np
 
 from personalization.deployment import CONFIG, read_config
 from personalization.errors import DataError, UsageError
-from serving.course import course
 from serving.log import segments
 from serving.monitor import Watched, faults, report, watched
 from serving.retune import AGAIN
+from serving.timeline import course
 from serving.traffic import about
 from studies.shown.pages.house import House
 from studies.verdict.deployments import generations

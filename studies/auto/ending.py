@@ -23,8 +23,8 @@ from studies.verdict.promotion import promote, refits
 from tracking.spool import OFF
 
 if TYPE_CHECKING:
-    from studies.auto.course import Course
     from studies.auto.judging import Entry
+    from studies.auto.race import Race
 
 NO_GAIN = "no arm does better than the model itself on users that it did not learn from"
 NONE_MEASURED = "no arm could be measured; what became of each is told with it"
@@ -41,22 +41,22 @@ def unpromoted(best: Entry | None) -> str:
     return NONE_MEASURED if best is None or best.standing is None else NO_GAIN
 
 
-def promote_leader(course: Course, out: Path) -> dict[str, Any] | None:
+def promote_leader(race: Race, out: Path) -> dict[str, Any] | None:
     """What promotion said of the leader; None where no arm beats the baseline."""
-    best = course.best()
+    best = race.best()
     if best is None or best.standing is None or np.nansum(best.standing.gains) <= 0:
-        course.say(unpromoted(best))
+        race.say(unpromoted(best))
         return None
-    course.say(f"promoting {best.arm.name}, trial {best.trial}")
+    race.say(f"promoting {best.arm.name}, trial {best.trial}")
     told = best.opened.spec
     quiet = replace(best.opened, spec=told.model_copy(update={"tracking": OFF}))
     try:
-        with ended_after(max(1.0, _left_s(course))):
+        with ended_after(max(1.0, _left_s(race))):
             result = promote(quiet, out, with_cold_start=False)
         if result["promoted"]:
-            result |= {"cold_start": _cold_start(course, best, quiet, out)}
+            result |= {"cold_start": _cold_start(race, best, quiet, out)}
         if result["promoted"] and told.tracking != OFF:
-            with suppress(TimeUp), ended_after(_left_s(course)):
+            with suppress(TimeUp), ended_after(_left_s(race)):
                 track(best.opened, out, result, result["generation"])
         return result
     except TimeUp:
@@ -65,16 +65,16 @@ def promote_leader(course: Course, out: Path) -> dict[str, Any] | None:
             f"the time was over before the promotion of {name} was; `chamtune promote {name} --out {out}` ends it"
         ) from None
     finally:
-        course.journal.note()
+        race.journal.note()
 
 
-def promoting_s(course: Course) -> float:
+def promoting_s(race: Race) -> float:
     """Seconds that the promotion of the present leader will take: what it learns anew, a pass over the confirm users,
     and with what the leader adds once with their own and once with exchanged histories."""
-    if course.scene is None:
+    if race.scene is None:
         return MARGIN_S
-    scene, best = course.scene, course.best()
-    confirm, select = (len(course.base.splits.part(part)) / max(1, scene.questions) for part in ("confirm", "select"))
+    scene, best = race.scene, race.best()
+    confirm, select = (len(race.base.splits.part(part)) / max(1, scene.questions) for part in ("confirm", "select"))
     passes = 0.0 if best is None else best.arm.answering(scene)
     timed = 2 * TIMED * TIMES / max(1, scene.questions) * (1 + passes)
     refit = best is not None and best.params is not None and refits(best.opened, best.params)
@@ -82,17 +82,17 @@ def promoting_s(course: Course) -> float:
     return MARGIN_S + SPARE * scene.pass_s * (anew + confirm * (1 + 2 * passes) + timed)
 
 
-def describing_s(course: Course, best: Entry) -> float:
+def describing_s(race: Race, best: Entry) -> float:
     """Seconds that answering the confirm users with fewer items will take, as many times as there are counts."""
-    assert course.scene is not None
-    share = len(course.base.splits.confirm) / max(1, course.scene.questions)
-    return len(COUNTS) * share * course.scene.pass_s * (1 + best.arm.answering(course.scene))
+    assert race.scene is not None
+    share = len(race.base.splits.confirm) / max(1, race.scene.questions)
+    return len(COUNTS) * share * race.scene.pass_s * (1 + best.arm.answering(race.scene))
 
 
-def _cold_start(course: Course, best: Entry, quiet: OpenStudy, out: Path) -> dict[str, Any] | None:
+def _cold_start(race: Race, best: Entry, quiet: OpenStudy, out: Path) -> dict[str, Any] | None:
     """What is promoted by how much is known of a user; None where the time does not hold it."""
-    left = DESCRIBED * (course.limit_s - course.journal.spent_s)
-    if describing_s(course, best) > left:
+    left = DESCRIBED * (race.limit_s - race.journal.spent_s)
+    if describing_s(race, best) > left:
         return None
     with suppress(TimeUp), ended_after(left):
         found: dict[str, Any] = promote(quiet, out)["cold_start"]
@@ -100,6 +100,6 @@ def _cold_start(course: Course, best: Entry, quiet: OpenStudy, out: Path) -> dic
     return None
 
 
-def _left_s(course: Course) -> float:
+def _left_s(race: Race) -> float:
     """Seconds until a promotion is interrupted."""
-    return OVER * course.limit_s - course.journal.spent_s
+    return OVER * race.limit_s - race.journal.spent_s

@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 from personalization.data.records import Dataset
 from personalization.evaluation import Evaluation, joined
 from search_spaces import ChainParams
+from studies.auto.allocation import Standing
 from studies.auto.arms import Arm
-from studies.auto.race import Standing
 from studies.constraints import feasible
 from studies.pruning import same_questions
 from studies.study import OpenStudy, ended_trials, ranked

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from personalization.files import write_atomic
 from studies.auto import charts
 from studies.auto.clock import spoken_time
-from studies.auto.course import Course
+from studies.auto.race import Race
 from studies.auto.table import table
 from studies.storage import whereabouts
 
@@ -21,12 +21,12 @@ HERE = Path(__file__).parent
 PAGE = "page.html"
 
 
-def write_page(course: Course, verdict: Mapping[str, Any] | None, out: Path) -> dict[str, Any]:
+def write_page(race: Race, verdict: Mapping[str, Any] | None, out: Path) -> dict[str, Any]:
     """Write `results/NAME/auto.{html,json,md}` in the home folder; what was found, with the place of the page."""
-    found = table(course, verdict)
-    folder = course.home / "results" / course.plan.name
+    found = table(race, verdict)
+    folder = race.home / "results" / race.plan.name
     folder.mkdir(parents=True, exist_ok=True)
-    steps = next_steps(found, out, whereabouts(course.home, course.plan.spec.get("storage")))
+    steps = next_steps(found, out, whereabouts(race.home, race.plan.spec.get("storage")))
     found |= {"page": str(folder / "auto.html"), "deploy": str(out) if found["promoted"] else None, "next": steps}
     write_atomic(folder / "auto.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     write_atomic(folder / "auto.md", markdown(found))

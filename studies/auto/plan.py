@@ -15,9 +15,9 @@ from personalization.mappings import read_mapping
 from personalization.stages import STAGES
 from search_spaces import ChainParams, chain_space
 from studies.auto.arms import Arm
-from studies.beginning import begin, slug
 from studies.data import WORLDS
 from studies.names import study_name
+from studies.scaffold import begin, slug
 from studies.spec import StudySpec, parse_spec
 
 FILE_SHARES = {"tune": 0.6, "select": 0.2, "confirm": 0.2}

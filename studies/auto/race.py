@@ -1,81 +1,350 @@
-"""Which arm gets the next slice of time, and which gets none any more. Pure functions of how the arms stand.
+"""One race of arms: begun or gone on with, run for its minutes, and the leader promoted.
 
-An arm stands by its best trial: the gain over the baseline, user by user, on users that it did not learn from. Two arms
-are compared on the users that both are judged on, in pairs, so that what makes a user hard for both takes no part. With
-d_u the difference summed over the n_u questions of user u, the difference of the arms and its standard error are
-
-    D = sum d_u / sum n_u        s^2 = U / (U - 1) * sum (d_u - D n_u)^2 / (sum n_u)^2
-
-What the last slice brought to an arm, and the first one beyond its first trial (`lift`), it may bring again. An arm is
-out when D + lift + Z s < 0 against the leader: it cannot win any more. Of those left the leader and its likeliest rival
-share the time, and the one that had less of it goes on (top-two allocation, Russo 2016): time spent on either tells
-most about which of them is the best.
+Arms are ordinary studies, NAME.ARM, in one storage. First every arm that can be afforded has a slice, in the order of
+what it costs, as measured with this model on this machine; two that lead are put together as soon as nothing cheaper
+waits. Then the time goes where `allocation` says. No arm is believed on users that it learned from: tune users are
+answered by what did not learn from them, and where that cannot be had, select users alone judge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
-from tracking.significance import difference
+from personalization.errors import ChamtuneError, UsageError
+from personalization.files import locked
+from studies.auto.allocation import following, hopeless, leader, mean_gain
+from studies.auto.arms import ARMS, Arm, Scene, together, wanted
+from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
+from studies.auto.costs import measured, training_s
+from studies.auto.ending import promote_leader, promoting_s
+from studies.auto.first import queue_first
+from studies.auto.judging import Entry, first_lift, judge, judged_dataset, rival, unmeasured
+from studies.auto.plan import Plan, fixed_by
+from studies.auto.routing import kept_s, route
+from studies.carried import carried_said, carry
+from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
+from studies.study import OpenStudy, ended_trials, find_study, open_study, stored_spec
+from studies.verdict.deployments import stands
+from tracking.spool import OFF, Spool
 
-Z = 2.0
-"""Standard errors between what is measured and what can still be hoped for."""
+log = logging.getLogger(__name__)
 
+HALF, GRACE, LATE = 0.5, 1.3, 0.9
+"""Share of the time left that a slice may take, times of it after which its running trial is interrupted, and the share
+where nothing else is left to do."""
+TOO_FEW = "are too few to score the tune users once; give more with --minutes. What was scored is kept"
+PAIRED = 3
+"""How many of the best arms are put together in pairs."""
 
-@dataclass(frozen=True)
-class Standing:
-    """How an arm stands. `gains` [U]: over the baseline, summed over a user's questions; NaN for users that it is not
-    judged on. `lift`: what its last slice brought; `seconds`: what it has had; `done`: nothing is left to try."""
-
-    name: str
-    gains: NDArray[np.float64]
-    seconds: float = 0.0
-    lift: float = 0.0
-    done: bool = False
-
-
-def mean_gain(arm: Standing, sizes: NDArray[np.integer]) -> float:
-    """An arm's gain a question, on the users that it is judged on."""
-    known = ~np.isnan(arm.gains)
-    return float(arm.gains[known].sum() / max(1, sizes[known].sum()))
-
-
-def leader(arms: Sequence[Standing], sizes: NDArray[np.integer]) -> Standing:
-    """The arm that is ahead; of equals the one that comes first."""
-    best = arms[0]
-    for arm in arms[1:]:
-        if difference(arm.gains, best.gains, sizes)[0] > 0:
-            best = arm
-    return best
+Say = Callable[[str], None]
 
 
-def hopeless(arm: Standing, best: Standing, sizes: NDArray[np.integer]) -> bool:
-    """Whether an arm cannot overtake the leader any more."""
-    mean, error = difference(arm.gains, best.gains, sizes)
-    return arm is not best and mean + max(0.0, arm.lift) + Z * error < 0
+@dataclass
+class Race:
+    """A race in progress.
 
+    `say` is told what happens, a line each; `users` [U]: those that arms are judged on, with `sizes`, their questions;
+    `routing_s`: seconds kept for sending users to different arms; `arms`: those that may be raced, cheapest first, of
+    which some are `waiting`; `offered`: names of all that were offered a slice; `share` of the time left that a slice
+    may take.
+    """
 
-def chance(arm: Standing, best: Standing, sizes: NDArray[np.integer]) -> float:
-    """How likely it is that an arm is, or becomes by another slice, better than the leader."""
-    mean, error = difference(arm.gains, best.gains, sizes)
-    mean += max(0.0, arm.lift)
-    if error == 0:
-        return float(mean > 0)
-    return float(scipy.special.ndtr(mean / error)) if np.isfinite(error) else 0.5
+    plan: Plan
+    home: Path
+    watcher: Watcher = field(default_factory=Watcher)
+    say: Say = lambda _: None
+    entries: dict[str, Entry] = field(default_factory=dict)
+    scene: Scene | None = None
+    users: list[str] = field(default_factory=list)
+    sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    routing_s: float = 0.0
+    arms: list[Arm] = field(default_factory=list)
+    waiting: list[Arm] = field(default_factory=list)
+    offered: set[str] = field(default_factory=set)
+    share: float = HALF
 
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.home / "auto" / f"{self.plan.name}.json")
+        self.limit_s = 60 * self.plan.minutes
 
-def following(arms: Sequence[Standing], sizes: NDArray[np.integer]) -> Standing | None:
-    """The arm that goes on; None where nothing is left to try."""
-    if not arms:
-        return None
-    best = leader(arms, sizes)
-    rivals = [arm for arm in arms if arm is not best and not arm.done and not hopeless(arm, best, sizes)]
-    if not rivals:
-        return None if best.done else best
-    rival = max(rivals, key=lambda arm: (chance(arm, best, sizes), -arm.seconds))
-    return rival if best.done or rival.seconds <= best.seconds else best
+    def run(self, out: Path) -> dict[str, Any] | None:
+        """Race, then promote the leader to `out`: what promotion said, None where no arm beats the baseline.
+
+        Stopped by a signal; the same command goes on. UsageError where another process runs this race.
+        """
+        stands(out)  # a place that is taken is said now, not when the time is spent
+        with locked(self.journal.path.with_suffix(".lock"), self._refuse):
+            return self._run(out)
+
+    def _refuse(self) -> None:
+        raise UsageError(
+            f"the race {self.plan.name} is run by another process; wait for it, stop it, or give another --name"
+        )
+
+    def _run(self, out: Path) -> dict[str, Any] | None:
+        with stop_on_signal() as request:
+            try:
+                with ended_after(self._whole_s):
+                    self._begin(request)
+                    while (entry := self._following()) is not None or self._late(request):
+                        if entry is not None:
+                            self._slice(entry, request)
+                    route(self, request)
+            except TimeUp:
+                if self.scene is None:
+                    raise UsageError(f"{self.plan.minutes:g} minutes {TOO_FEW}") from None
+                self.say("the time of the race is over")
+            except KeyboardInterrupt:
+                if request.signal is None:
+                    raise
+                raise Stopped(request.signal) from None
+            finally:
+                self._spool()
+                self.journal.note()
+            return promote_leader(self, out)
+
+    @property
+    def base(self) -> OpenStudy:
+        """The study whose data and model all arms share."""
+        return next(iter(self.entries.values())).opened
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left for the race, without what promotion will take, and routing where it is promising."""
+        return self.limit_s - self.journal.spent_s - promoting_s(self) - self.routing_s
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left of all."""
+        return max(0.0, self.limit_s - self.journal.spent_s)
+
+    def best(self) -> Entry | None:
+        """The arm that is ahead, None while none has a feasible trial."""
+        standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
+        return self.entries[leader(standings, self.sizes).name] if standings else None
+
+    @property
+    def _whole_s(self) -> float:
+        """Seconds of the race if promoting took no longer than it must. UsageError where none are left."""
+        left = self.limit_s - self.journal.spent_s
+        if left <= 0:
+            raise UsageError(
+                f"the {self.plan.minutes:g} minutes of {self.plan.name} are spent; give more with --minutes, or "
+                "another --name to race anew"
+            )
+        return max(HALF * left, left - promoting_s(self))
+
+    # the beginning
+
+    def _begin(self, request: StopRequest) -> None:
+        """Open the first arm, measure what a pass costs, and give every arm that can be afforded its first slice."""
+        for name in self.plan.like:
+            find_study(name, self.home, self.plan.spec.get("storage"))
+        first = self._open(ARMS["calibration"], request)
+        asked = Counter(question.user_id for question in judged_dataset(self.base).questions)
+        self.users, self.sizes = list(asked), np.array(list(asked.values()))
+        self.scene = measured(first.opened)
+        arms = wanted(self.scene.kind, self.plan.stages, self.plan.mix_users)
+        if any("adapter" in arm.chain for arm in arms):
+            self.scene = self.scene._replace(training_s=training_s(first.opened))
+        self.arms = sorted(arms, key=self._cost)
+        self.say(self._announced(self.arms))
+        self._reopen(request)
+        self.waiting = [arm for arm in self.arms if arm.name not in self.offered]
+        while at_hand := [*self.waiting[:1], *self._pairs()]:
+            arm = min(at_hand, key=self._cost)
+            self.waiting = [other for other in self.waiting if other is not arm]
+            self.enter(arm, request)
+
+    def _reopen(self, request: StopRequest) -> None:
+        """The arms that were begun before the race was interrupted, in their order."""
+        for name, kept in list(self.journal.content["arms"].items()):
+            arm = ARMS.get(name) or self._pair(*name.split("+"))
+            if kept["slices"] and arm is not None:
+                self.enter(arm, request)
+
+    @property
+    def _seen_scene(self) -> Scene:
+        assert self.scene is not None
+        return self.scene
+
+    def _cost(self, arm: Arm) -> float:
+        """Seconds that an arm's first trial takes, about."""
+        return arm.passes(self._seen_scene) * self._seen_scene.pass_s
+
+    def _announced(self, arms: Sequence[Arm]) -> str:
+        scene = self._seen_scene
+        costs = ", ".join(f"{arm.name} {spoken_time(self._cost(arm))}" for arm in arms)
+        return (
+            f"a pass over the {scene.questions} tune questions takes about {spoken_time(scene.pass_s)} here; the first "
+            f"trial of each arm, about: {costs}"
+        )
+
+    # arms
+
+    def enter(self, arm: Arm, request: StopRequest) -> None:
+        """Open an arm and give it its first slice, unless a first trial would take too much of what is left."""
+        self.offered.add(arm.name)
+        kept = self.journal.arm(arm.name)
+        kept["says"] = arm.says
+        if not kept["slices"]:
+            cost = self._cost(arm)
+            if cost > max(0.0, self.share * self.left_s):
+                part = f"more than {self.share:.0%} of the {spoken_time(self.left_s)} left"
+                kept["fate"] = f"not afforded: a first trial takes about {spoken_time(cost)}, {part}"
+                self.say(f"{arm.name}: {kept['fate']}")
+                return
+        try:
+            entry = self._open(arm, request)
+            self._begin_like(entry)
+            queue_first(entry.opened, arm.name, self._seen_scene.kind)
+            if kept["slices"]:
+                self._judge(entry)
+            else:
+                self._slice(entry, request)
+        except Stopped:
+            raise
+        except ChamtuneError as error:
+            self.out(arm.name, f"failed: {error}")
+
+    def _open(self, arm: Arm, request: StopRequest) -> Entry:
+        if arm.name not in self.entries:
+
+            def progress(done: int, total: int) -> None:
+                self.journal.note(at_once=False)
+                self.watcher.scoring(done, total)
+                if request.by is not None:
+                    raise Stopped(request.by)
+
+            beside = self.base if self.entries else None
+            embedder = "causal" if beside is None else beside.scorer.embedder.kind
+            spec = self.plan.spec_of(arm, embedder, self._fixed(arm))
+            self.entries[arm.name] = Entry(arm, open_study(spec, self.home, progress, beside))
+        return self.entries[arm.name]
+
+    def _fixed(self, arm: Arm) -> dict[str, Any]:
+        """What the arm below found in its stages, by full name, as it was when this one was begun."""
+        if arm.start_from is None:
+            return {}
+        kept, below = self.journal.arm(arm.name), self.entries[arm.start_from]
+        if "fixed" not in kept:
+            assert below.params is not None
+            kept["fixed"] = fixed_by(below.params, arm, below.opened.scorer.kind)
+        fixed: dict[str, Any] = kept["fixed"]
+        return fixed
+
+    def _begin_like(self, entry: Entry) -> None:
+        """Queue what won in studies of other data or models with the same chain, or keep what was measured, once."""
+        for name in self.plan.like:
+            other = find_study(name, self.home, entry.opened.spec.storage)
+            if stored_spec(other).space_of.chain == entry.arm.chain:
+                self.say(f"{entry.arm.name}: {carried_said(carry(entry.opened, other))}")
+
+    def _pair(self, *names: str) -> Arm | None:
+        """Two begun arms in one chain, where there is such a chain."""
+        begun = [self.entries[name].arm for name in names if name in self.entries]
+        return together(*begun) if len(begun) == len(names) == 2 else None
+
+    def _pairs(self) -> list[Arm]:
+        """The best arms that gain over the baseline at all, each with each; without those that were offered a slice."""
+        standings = [
+            entry.standing
+            for entry in self.entries.values()
+            if entry.standing is not None and entry.arm.name in ARMS and np.nansum(entry.standing.gains) > 0
+        ]
+        best: list[str] = []
+        while standings and len(best) < PAIRED:
+            ahead = leader(standings, self.sizes)
+            best.append(ahead.name)
+            standings = [standing for standing in standings if standing is not ahead]
+        found = [self._pair(one, other) for at, one in enumerate(best) for other in best[at + 1 :]]
+        return [arm for arm in found if arm is not None and arm.name not in self.offered]
+
+    def _following(self) -> Entry | None:
+        """The arm that goes on; notes those that are out."""
+        if self.left_s <= 0:
+            return None
+        self.routing_s = kept_s(self)
+        standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
+        if not standings:
+            return self._begun()
+        best = leader(standings, self.sizes)
+        for standing in standings:
+            if hopeless(standing, best, self.sizes):
+                self.out(standing.name, f"out: cannot overtake {best.name} any more")
+        found = following(standings, self.sizes)
+        return None if found is None else self.entries[found.name]
+
+    def _late(self, request: StopRequest) -> bool:
+        """With nothing else left to do: begin the cheapest arm that takes more than half of the time left, and no more
+        than is left; whether there was one."""
+        self.share = LATE
+        for arm in self.arms:
+            if arm.name not in self.entries and self._cost(arm) <= LATE * self.left_s:
+                self.journal.arm(arm.name)["fate"] = None
+                self.enter(arm, request)
+                return arm.name in self.entries
+        return False
+
+    def _begun(self) -> Entry | None:
+        """While no arm has a result: the first one, if its time was over before its first trial was."""
+        name, entry = next(iter(self.entries.items()))
+        slices = self.journal.arm(name)["slices"]
+        return entry if slices and slices[-1]["cut"] else None
+
+    def out(self, name: str, why: str) -> None:
+        kept = self.journal.arm(name)
+        if kept["fate"] != why:
+            kept["fate"] = why
+            self.say(f"{name}: {why}")
+
+    def _slice(self, entry: Entry, request: StopRequest) -> None:
+        """Run an arm to twice its trials, or to the end of its time; at first to an equal part for all that wait."""
+        slices = self.journal.arm(entry.arm.name)["slices"]
+        before = len(ended_trials(entry.opened.study))
+        total = min(entry.arm.most, max(entry.arm.first, 2 * before if slices else 0))
+        seconds = max(self.share * self.left_s, 1.0)
+        equal = self.left_s / (1 + len(self.waiting) + PAIRED) if not slices else seconds
+        spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": max(min(seconds, equal), 1.0)})
+        started, cut = self.journal.spent_s, False
+        try:
+            with ended_after(min(GRACE * seconds, max(self.left_s, 1.0))):
+                work_on(replace(entry.opened, spec=spec), self.watcher, request, None, rival(entry, self.best()))
+        except TimeUp:
+            cut = True
+        if request.by is not None:
+            raise Stopped(request.by)
+        done = len(ended_trials(entry.opened.study))
+        was = None if entry.standing is None else mean_gain(entry.standing, self.sizes)
+        slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
+        self._judge(entry)
+        now = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
+        lift = now - was if was is not None else first_lift(entry, now)
+        slices[-1] |= {"gain": round(now, 5), "lift": round(lift, 5), "at_s": round(self.journal.spent_s, 1)}
+        stuck = done == before
+        self.journal.arm(entry.arm.name)["done"] = stuck or done >= entry.arm.most
+        self._judge(entry)
+        self.journal.note()
+        told = f"gain {now:+.3f} on users it did not learn from" if entry.standing else unmeasured(entry)
+        spent = f"{spoken_time(self.journal.spent_s)} of {spoken_time(self.limit_s)}"
+        self.say(f"{entry.arm.name}: {done} trials, {told}, {spent}")
+
+    def _judge(self, entry: Entry) -> None:
+        judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))
+
+    # the end
+
+    def _spool(self) -> None:
+        """Have every arm's trials ready for MLflow; a promotion sends those of its study, `chamtune sync` any."""
+        for entry in self.entries.values():
+            opened = entry.opened
+            if opened.spec.tracking != OFF:
+                catch_up(opened, Spool(opened.home, opened.spec.name, opened.record["id"]))

@@ -32,15 +32,15 @@ from sklearn.linear_model import RidgeCV
 from personalization.data.records import Dataset
 from personalization.methods.history import routing
 from search_spaces.route import arms_of
+from studies.auto.allocation import leader
 from studies.auto.arms import Arm, Scene
 from studies.auto.judging import Entry, judged_dataset
-from studies.auto.race import leader
 from studies.study import study_names
 from tracking.parts import gain_said
 from tracking.significance import difference
 
 if TYPE_CHECKING:
-    from studies.auto.course import Course
+    from studies.auto.race import Race
     from studies.runner import StopRequest
 
 FOLDS = 5
@@ -101,17 +101,17 @@ def _reach(error: float, moved: int) -> float:
     return CORRELATED * float(scipy.stats.t.ppf(0.975, max(1, moved - 1))) * error
 
 
-def promised(course: Course) -> tuple[Routed, list[Entry]] | None:
+def promised(race: Race) -> tuple[Routed, list[Entry]] | None:
     """What routing between the arms would bring, and those that are judged on all users, the best first; None where
     they are fewer than two."""
     entries = {
         name: entry
-        for name, entry in course.entries.items()
+        for name, entry in race.entries.items()
         if name != NAME and entry.standing is not None and not np.isnan(entry.standing.gains).any()
     }
     if len(entries) < 2:
         return None
-    best = entries[leader([e.standing for e in entries.values() if e.standing is not None], course.sizes).name]
+    best = entries[leader([e.standing for e in entries.values() if e.standing is not None], race.sizes).name]
 
     def ahead(entry: Entry) -> float:
         assert entry.standing is not None
@@ -120,7 +120,7 @@ def promised(course: Course) -> tuple[Routed, list[Entry]] | None:
 
     others = sorted((entry for entry in entries.values() if entry is not best), key=ahead, reverse=True)
     gains = np.stack([entry.standing.gains for entry in (best, *others) if entry.standing is not None])
-    return routed(gains, course.sizes, features(judged_dataset(course.base), course.users)), [best, *others]
+    return routed(gains, race.sizes, features(judged_dataset(race.base), race.users)), [best, *others]
 
 
 def routing_arm(entries: Sequence[Entry]) -> Arm:
@@ -151,20 +151,20 @@ def routing_arm(entries: Sequence[Entry]) -> Arm:
     )
 
 
-def promising(course: Course) -> list[Entry]:
+def promising(race: Race) -> list[Entry]:
     """The arms between which routing promises more than the best one, that first; none where it does not, or where a
     route is not among the stages that may be used."""
-    told = promised(course)
-    allowed = not course.plan.stages or NAME in course.plan.stages
+    told = promised(race)
+    allowed = not race.plan.stages or NAME in race.plan.stages
     return told[1] if told is not None and allowed and told[0].interval[0] > 0 else []
 
 
-def kept_s(course: Course) -> float:
+def kept_s(race: Race) -> float:
     """Seconds of a race that are kept for routing, 0 where it is not promising."""
-    arms = promising(course)
-    if not arms or course.scene is None:
+    arms = promising(race)
+    if not arms or race.scene is None:
         return 0.0
-    return RESERVED * course.scene.pass_s * routing_arm(arms).passes(course.scene)
+    return RESERVED * race.scene.pass_s * routing_arm(arms).passes(race.scene)
 
 
 def holds_up(gains: NDArray[np.float64], best: NDArray[np.float64], sizes: NDArray[np.integer]) -> Routed:
@@ -177,22 +177,22 @@ def holds_up(gains: NDArray[np.float64], best: NDArray[np.float64], sizes: NDArr
     return Routed(gain, (gain - reach, gain + reach), float(moved.mean()))
 
 
-def route(course: Course, request: StopRequest) -> None:
+def route(race: Race, request: StopRequest) -> None:
     """Where sending users to different arms promises more than the best arm, one more arm that does it. It stands
     beside the others only if its own answers say so, too."""
-    arms = promising(course)
+    arms = promising(race)
     if not arms:
         return
     arm = routing_arm(arms)
-    kept = course.journal.arm(arm.name)
-    if course.plan.study_of(arm.name) not in study_names(course.base.storage):
+    kept = race.journal.arm(arm.name)
+    if race.plan.study_of(arm.name) not in study_names(race.base.storage):
         kept["arms"], kept["fate"] = arm.space["route"]["arms"], None
-    course.routing_s = 0.0
-    course.enter(replace(arm, space={"route": {**arm.space["route"], "arms": kept["arms"]}}), request)
-    entry, best = course.entries.get(arm.name), arms[0].standing
+    race.routing_s = 0.0
+    race.enter(replace(arm, space={"route": {**arm.space["route"], "arms": kept["arms"]}}), request)
+    entry, best = race.entries.get(arm.name), arms[0].standing
     if entry is None or entry.standing is None or best is None:
         return
-    found = holds_up(entry.standing.gains, best.gains, course.sizes)
+    found = holds_up(entry.standing.gains, best.gains, race.sizes)
     if found.interval[0] <= 0:
         entry.standing = None
-        course.out(arm.name, f"out: {gain_said(found.gain, found.interval)} over {best.name} is not enough")
+        race.out(arm.name, f"out: {gain_said(found.gain, found.interval)} over {best.name} is not enough")

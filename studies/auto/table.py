@@ -15,9 +15,9 @@ import numpy as np
 
 from personalization.data.exchange import exchange
 from personalization.data.splits import PARTS
-from studies.auto.course import Course
 from studies.auto.ending import unpromoted
 from studies.auto.judging import Entry, baseline, unmeasured
+from studies.auto.race import Race
 from studies.auto.routing import promised
 from studies.results import changed
 from studies.verdict.personal import answers_of, parts
@@ -29,40 +29,40 @@ PARTS_OF = 60.0
 """Seconds that may be spent on telling what of the arms' gains is personal, if they are left."""
 
 
-def table(course: Course, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
-    """JSON-able: plan, verdict, arms, course of the gain, users, commands."""
-    best = course.best()
-    rows = [_row(course, name, kept, verdict) for name, kept in course.journal.content["arms"].items()]
+def table(race: Race, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    """JSON-able: plan, verdict, arms, gain against time, users, commands."""
+    best = race.best()
+    rows = [_row(race, name, kept, verdict) for name, kept in race.journal.content["arms"].items()]
     tested = [row for row in rows if row.get("select") is not None]
     for row, p_value in zip(tested, holm([row["select"]["p_value"] for row in tested]), strict=True):
         row["select"]["p_corrected"] = p_value
     rows.sort(key=lambda row: -(row["gain"] if row["gain"] is not None else -np.inf))
     return {
-        "name": course.plan.name,
+        "name": race.plan.name,
         "promoted": bool(verdict and verdict["promoted"]),
         "reason": unpromoted(best) if verdict is None else str(verdict["reason"]),
         "leader": None if best is None else best.arm.name,
         "study": None if best is None else best.opened.spec.name,
         "params": None if best is None or best.params is None else _plain(best),
-        "minutes": course.plan.minutes,
-        "spent_s": round(course.journal.spent_s, 1),
-        "metric": next(iter(course.base.spec.optimize)),
-        "model": _model(course),
-        "tracked": course.base.spec.tracking != OFF,
-        "users": {part: len({q.user_id for q in course.base.splits.part(part).questions}) for part in PARTS},
-        "questions": {part: len(course.base.splits.part(part)) for part in PARTS},
-        "baseline": _metrics(course, None),
+        "minutes": race.plan.minutes,
+        "spent_s": round(race.journal.spent_s, 1),
+        "metric": next(iter(race.base.spec.optimize)),
+        "model": _model(race),
+        "tracked": race.base.spec.tracking != OFF,
+        "users": {part: len({q.user_id for q in race.base.splits.part(part).questions}) for part in PARTS},
+        "questions": {part: len(race.base.splits.part(part)) for part in PARTS},
+        "baseline": _metrics(race, None),
         "arms": rows,
-        "gains": _course_of_gain(course),
-        "impact": None if best is None else _impact(course, best),
-        "routing": _routing(course),
+        "gains": _gain_over_time(race),
+        "impact": None if best is None else _impact(race, best),
+        "routing": _routing(race),
         "confirm": None if verdict is None else _confirm(verdict),
         "cold_start": None if verdict is None else verdict.get("cold_start"),
     }
 
 
-def _model(course: Course) -> str:
-    told = course.base.spec.model
+def _model(race: Race) -> str:
+    told = race.base.spec.model
     return told.path if told.retriever is None else f"{told.path} (similar items by {told.retriever})"
 
 
@@ -71,9 +71,9 @@ def _plain(entry: Entry) -> dict[str, Any]:
     return changed(entry.opened.objective.resolved(entry.params), entry.opened.rooms.BASELINE)
 
 
-def _metrics(course: Course, entry: Entry | None) -> dict[str, float]:
+def _metrics(race: Race, entry: Entry | None) -> dict[str, float]:
     """Of an arm, or of the model itself, on the users that it is judged on."""
-    found = baseline(course.base) if entry is None else entry.seen
+    found = baseline(race.base) if entry is None else entry.seen
     assert found is not None
     hits, sizes = user_totals(found, found.correct)
     shown = {name: float(found.metrics[name]) for name in SHOWN if name in found.metrics}
@@ -84,13 +84,13 @@ def _learned(entry: Entry) -> bool:
     return entry.params is not None and entry.opened.objective.learned_labels(entry.params)
 
 
-def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[str, Any] | None) -> dict[str, Any]:
-    entry = course.entries.get(name)
+def _row(race: Race, name: str, kept: Mapping[str, Any], verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    entry = race.entries.get(name)
     slices = kept["slices"]
     row: dict[str, Any] = {
         "arm": name,
         "says": kept["says"],
-        "study": course.plan.study_of(name),
+        "study": race.plan.study_of(name),
         "trials": sum(one["trials"] for one in slices),
         "seconds": round(sum(one["seconds"] for one in slices), 1),
         "gain": None,
@@ -99,27 +99,27 @@ def _row(course: Course, name: str, kept: Mapping[str, Any], verdict: Mapping[st
     }
     if entry is None or entry.seen is None or entry.standing is None:
         return row | {"fate": kept["fate"] or ("not begun" if entry is None else unmeasured(entry))}
-    before = baseline(course.base, entry.seen)
+    before = baseline(race.base, entry.seen)
     gains, sizes = gains_by_user(before, entry.seen)
-    per_question = course.scene.pass_s / course.scene.questions if course.scene else 0.0
+    per_question = race.scene.pass_s / race.scene.questions if race.scene else 0.0
     row |= {
         "judged_on": "select" if _learned(entry) else "tune and select",
-        **_metrics(course, entry),
+        **_metrics(race, entry),
         "baseline_accuracy": float(before.metrics["accuracy"]),
         "gain": float(gains.sum() / sizes.sum()),
         "interval": list(user_interval(gains, sizes)),
         "gain_by_user": float((gains / sizes).mean()),
         **moved_users(gains),
-        "about_ms": round(1000 * per_question * (1 + entry.arm.answering(course.scene)), 1) if course.scene else None,
-        "select": _on_select(course, entry),
+        "about_ms": round(1000 * per_question * (1 + entry.arm.answering(race.scene)), 1) if race.scene else None,
+        "select": _on_select(race, entry),
     }
-    best = course.best()
+    best = race.best()
     if best is entry:
         row["fate"] = "promoted" if verdict and verdict["promoted"] else "leader, not promoted"
     return row | {"fate": row["fate"] or "raced to the end"}
 
 
-def _on_select(course: Course, entry: Entry) -> dict[str, Any] | None:
+def _on_select(race: Race, entry: Entry) -> dict[str, Any] | None:
     """The gain on select users, whom no trial saw, and what of it is personal where time is left to ask."""
     opened = entry.opened
     if not opened.splits.select.questions or entry.params is None:
@@ -128,9 +128,9 @@ def _on_select(course: Course, entry: Entry) -> dict[str, Any] | None:
     before = opened.objective.evaluate(plain, "select")
     after = opened.objective.evaluate(entry.params, "select")
     found: dict[str, Any] = {**paired(before.correct, after), "personal": None}
-    assert course.scene is not None
-    share = len(opened.splits.select) / max(1, course.scene.questions)
-    if course.scene.pass_s * share * (1 + entry.arm.answering(course.scene)) < min(PARTS_OF, course.remaining_s / 4):
+    assert race.scene is not None
+    share = len(opened.splits.select) / max(1, race.scene.questions)
+    if race.scene.pass_s * share * (1 + entry.arm.answering(race.scene)) < min(PARTS_OF, race.remaining_s / 4):
         swapped = exchange(opened.splits.select)
         before_swapped, after_swapped = (
             answers_of(opened, asked, "select", swapped) for asked in (plain, entry.params)
@@ -140,11 +140,11 @@ def _on_select(course: Course, entry: Entry) -> dict[str, Any] | None:
     return found
 
 
-def _course_of_gain(course: Course) -> list[dict[str, Any]]:
+def _gain_over_time(race: Race) -> list[dict[str, Any]]:
     """The best gain so far, after each slice."""
     slices = [
         {"at_s": one["at_s"], "gain": one["gain"], "arm": name}
-        for name, kept in course.journal.content["arms"].items()
+        for name, kept in race.journal.content["arms"].items()
         for one in kept["slices"]
         if "at_s" in one
     ]
@@ -156,11 +156,11 @@ def _course_of_gain(course: Course) -> list[dict[str, Any]]:
     return found
 
 
-def _impact(course: Course, best: Entry) -> dict[str, Any] | None:
+def _impact(race: Race, best: Entry) -> dict[str, Any] | None:
     """How many users gain and lose by how much, and who loses most."""
     if best.seen is None:
         return None
-    gains, sizes = gains_by_user(baseline(course.base, best.seen), best.seen)
+    gains, sizes = gains_by_user(baseline(race.base, best.seen), best.seen)
     shares = gains / sizes
     counts, edges = np.histogram(shares[shares != 0], bins=np.linspace(-1, 1, 11))
     order = np.argsort(shares, kind="stable")
@@ -169,7 +169,7 @@ def _impact(course: Course, best: Entry) -> dict[str, Any] | None:
         {"user": names[i], "gain": float(shares[i]), "questions": int(sizes[i])} for i in order[:5] if shares[i] < 0
     ]
     for one in losing:
-        one["helped_by"] = _helped_by(course, one["user"], one["gain"])
+        one["helped_by"] = _helped_by(race, one["user"], one["gain"])
     return {
         "counts": counts.tolist(),
         "edges": [round(float(edge), 2) for edge in edges],
@@ -178,26 +178,26 @@ def _impact(course: Course, best: Entry) -> dict[str, Any] | None:
     }
 
 
-def _helped_by(course: Course, user: str, least: float) -> str | None:
+def _helped_by(race: Race, user: str, least: float) -> str | None:
     """The arm that does most for a user, if it does more than this."""
     best: tuple[float, str | None] = (least, None)
-    for name, entry in course.entries.items():
+    for name, entry in race.entries.items():
         if entry.seen is None or user not in entry.seen.users[0]:
             continue
-        gains, sizes = gains_by_user(baseline(course.base, entry.seen), entry.seen)
+        gains, sizes = gains_by_user(baseline(race.base, entry.seen), entry.seen)
         own = float(dict(zip(entry.seen.users[0], gains / sizes, strict=True))[user])
         if own > best[0]:
             best = (own, name)
     return best[1]
 
 
-def _routing(course: Course) -> dict[str, Any] | None:
+def _routing(race: Race) -> dict[str, Any] | None:
     """Gain of the one arm that is best, of routing users between arms, and if every user had the arm that did best."""
-    told = promised(course)
+    told = promised(race)
     if told is None:
         return None
     found, entries = told
-    total = float(course.sizes.sum())
+    total = float(race.sizes.sum())
     gains = np.stack([entry.standing.gains for entry in entries if entry.standing is not None])
     oracle = np.maximum(gains.max(axis=0), 0)
     return {

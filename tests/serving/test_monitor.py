@@ -20,7 +20,7 @@ from serving.monitor import (
     standing,
     watched,
 )
-from serving.told import _constraint, lines
+from serving.report_text import _constraint, lines
 from serving.traffic import Traffic
 from tests.serving.conftest import ask, feed
 

@@ -13,9 +13,9 @@ from serving.log import Log
 from serving.monitor import report, watched
 from serving.place import Place
 from serving.replay import replay
+from serving.report_text import lines
 from serving.retune import labelled
 from serving.service import Service, Terms
-from serving.told import lines
 from serving.traffic import read_traffic
 from studies.verdict.deployments import publish
 from tests.serving.conftest import ask, feed, items, predict, until

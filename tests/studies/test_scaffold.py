@@ -10,8 +10,8 @@ import yaml
 from personalization.errors import UsageError
 from personalization.tasks import load_task
 from studies.auto.plan import data_of
-from studies.beginning import begin
 from studies.data import load_splits
+from studies.scaffold import begin
 from studies.spec import load_spec
 from tests.tickets import GERMAN, JAPANESE, tickets
 
