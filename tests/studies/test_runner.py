@@ -29,8 +29,7 @@ def test_a_study_runs_and_every_trial_says_what_it_measured(tmp_path, spec_of):
         assert trial.constraints["entropy"] == pytest.approx((0.6 - metrics["entropy"]) / 0.6)
         assert trial.user_attrs[MEASURED]["seed"] == derived_seed(0, "tpe", "0", 0)
     assert result.feasible == sum(all(v <= 0 for v in t.constraints.values()) for t in trials)
-    if result.best:
-        assert result.best["trial"] == find_study("small", tmp_path, None).best_trial.number
+    assert result.best["trial"] == find_study("small", tmp_path, None).best_trial.number
     assert (tmp_path / "results" / "small" / "baseline" / "summary.csv").exists()
 
 
