@@ -126,6 +126,16 @@ def test_p_is_as_fine_as_the_level_needs(monkeypatch):
     assert draws_for(0.05) == 9999
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_a_test_draws_what_its_level_needs(metric, monkeypatch):
+    monkeypatch.setattr("tracking.significance.RESAMPLES", 99)
+    before, after = (random_evaluation(seed, n=120, users=24, skill=skill) for seed, skill in ((1, 0), (2, 3)))
+    for level in (0.05, 0.02):
+        smallest = pytest.approx(2 / (40 / level + 1))  # of a difference that no pattern drawn reaches
+        assert paired_test(before, after, metric, level)["p_value"] == smallest
+        assert significance(before, after, [metric], level)["tests"][metric]["p_value"] == smallest
+
+
 def test_detectable_difference_solves_connors_formula():
     assert detectable_difference(100, 0.2) == pytest.approx(0.125, abs=0.006)
     assert detectable_difference(1000, 0.2) == pytest.approx(0.039, abs=0.002)

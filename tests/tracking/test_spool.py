@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from personalization.databases import sqlite_file
 from personalization.errors import DataError, UnavailableError
 from tests.sent import trial
 from tracking.runs import runs_of
@@ -29,6 +30,12 @@ def test_a_write_that_takes_only_a_part_is_continued(tmp_path, monkeypatch):
 def test_default_uri_is_a_file_of_its_own(tmp_path):
     assert tracking_uri(tmp_path, None).endswith("/mlflow.db")
     assert tracking_uri(tmp_path, "http://x") == "http://x"
+
+
+def test_mlflow_keeps_its_default_file_in_a_home_of_any_name(store):
+    file = sqlite_file(store)
+    assert (file.parent.name, file.name, file.stat().st_size > 0) == ("a?b %20ü", "mlflow.db", True)
+    assert list(file.parent.parent.iterdir()) == [file.parent]
 
 
 def test_an_mlflow_that_is_down_is_given_up_soon_wherever_it_is_asked(tmp_path, monkeypatch):

@@ -11,7 +11,9 @@ from personalization.data.lamp import write_dataset
 from personalization.data.records import Dataset
 from personalization.data.sources import read_source
 from personalization.errors import DataError
+from personalization.methods.taste.priors import most_frequent_label
 from tracking.data_report import check
+from tracking.detection import detectable_difference
 
 
 def some(users, questions):
@@ -83,3 +85,40 @@ def test_what_a_study_would_refuse_is_unusable(tmp_path, world):
     path.write_text(json.dumps(json.loads(path.read_text())[:1]))
     (tmp_path / "few_outputs.json").unlink()
     assert check(lambda: read_source(path))["usable"]
+
+
+def golden(dataset, right):
+    """Questions of which the guess from the history is right where `right` says so of (question's number, user)."""
+    asked = []
+    for number, question in enumerate(dataset.questions):
+        guess = most_frequent_label(dataset.task, question)
+        wrong = next(label for label in dataset.labels if label != guess)
+        asked.append(replace(question, gold=guess if right(number, question.user_id) else wrong))
+    return some(dataset, asked)
+
+
+def test_questions_that_are_alike_within_users_are_worth_their_users(tmp_path):
+    dataset = make_world(4, users=110, questions_per_user=4).dataset
+    users = list(dict.fromkeys(q.user_id for q in dataset.questions))
+    even = golden(dataset, lambda _, user: users.index(user) % 2)
+    write_dataset(tmp_path, "train", even.of_users(users[:10]))
+    write_dataset(tmp_path, "dev", even.of_users(users[10:]))
+    report = check(lambda: read_source(tmp_path))
+    assert (report["confirm_questions"], report["confirm_users"]) == (400, 100)
+    assert report["questions_worth"] == pytest.approx(100)
+    assert report["detectable_difference"] > detectable_difference(200)
+
+
+def test_users_who_are_too_few_can_show_nothing_whatever_they_ask(tmp_path, world, command):
+    users = list(dict.fromkeys(q.user_id for q in world.questions))
+    write_dataset(tmp_path, "train", world.of_users(users[5:]))
+    dev = world.of_users(users[:5])
+    often = [replace(q, id=f"{q.id} {time}") for q in dev.questions for time in range(25)]
+    write_dataset(tmp_path, "dev", golden(some(dev, often), lambda number, _: number % 2))
+    report = check(lambda: read_source(tmp_path))
+    assert (report["usable"], report["confirm_users"]) == (True, 5)
+    assert detectable_difference(report["questions_worth"]) is not None
+    assert report["detectable_difference"] is None
+    code, out, _ = command("data", "check", tmp_path)
+    assert (code, " 500 confirm questions of 5 users " in " ".join(out.split())) == (0, True)
+    assert out.rstrip().endswith(": none")
