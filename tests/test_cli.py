@@ -13,6 +13,7 @@ import sqlalchemy
 import yaml
 
 from studies import runner
+from tests.studies.verdict.test_deployments import put
 
 
 @pytest.fixture
@@ -170,6 +171,19 @@ def test_answers_go_to_standard_output_and_progress_to_standard_error(
         assert "small" in err
     code, out, err = chamtune("run", spec_file(trials=3), "--quiet")
     assert (code in (0, 1), out, "trials" in err) == (True, "", False)
+
+
+def test_a_rollback_answers_on_standard_output_and_remarks_on_standard_error(chamtune, tmp_path):
+    for beta in (1, 2):
+        put(tmp_path / "h", tmp_path / "d", beta)
+    code, out, err = chamtune("rollback", "d", "--home", "h")
+    assert (code, out) == (0, "d: generation 3, with the content of generation 1\n")
+    assert err.startswith("MLflow's champion is not moved: ")
+    assert err.count("\n") == 1
+    code, out, err = chamtune("rollback", "d", "--to", 2, "--home", "h", "--json")
+    assert (code, json.loads(out)) == (0, {"generation": 4, "restored_from": 2})
+    assert "MLflow's champion is not moved: " in err
+    assert "d: generation 4, with the content of generation 2" in err
 
 
 def test_data_is_never_taken_for_markup(chamtune, spec_file, no_results, monkeypatch):

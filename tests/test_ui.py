@@ -13,7 +13,9 @@ import httpx2
 import optuna
 import pytest
 
+from personalization.errors import UnavailableError
 from studies.runner import run_study
+from studies.shown import ui
 from studies.shown.dashboard import dashboard
 from studies.study import find_study
 
@@ -264,6 +266,26 @@ def test_only_with_write_does_the_dashboard_change_studies_and_for_its_own_page(
     assert optuna.get_all_study_names(two_goals) == ["front"]
     assert asked(writes, "DELETE", "/api/studies/1", HTTP_ORIGIN="http://127.0.0.1")[0].startswith("204")
     assert optuna.get_all_study_names(two_goals) == []
+
+
+@pytest.mark.parametrize("store", ["postgresql://user:s3cret@host/runs", "http://user:s3cret@host:5000"])
+def test_no_password_stands_in_the_arguments_of_the_servers(tmp_path, monkeypatch, store):
+    started, start = [], subprocess.Popen
+
+    def recorded(arguments, env, **rest):
+        started.append((arguments, env))
+        return start(["true"], env=env, **rest)
+
+    monkeypatch.setattr(ui.subprocess, "Popen", recorded)
+    monkeypatch.setattr(ui, "tracked_studies", lambda *_: [])
+    monkeypatch.setattr(ui, "_check_free", lambda *_: None)
+    storage = "postgresql+psycopg://user:s3cret@host/studies"
+    with pytest.raises(UnavailableError, match="server ended with 0"):
+        ui.serve(tmp_path, storage, store, (1, 2, 3), "studies.shown.pages", lambda _: None)
+    assert len(started) == (2 if store.startswith("http") else 3)
+    for arguments, environment in started:
+        assert "s3cret" not in " ".join(arguments)
+        assert (environment["CHAMTUNE_STORAGE"], environment["MLFLOW_BACKEND_STORE_URI"]) == (storage, store)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from studies.verdict.deployments import (
     roll_back_deployment,
     set_aside,
 )
+from tests.studies.test_sync import make_study
 from tracking.deployed import standing_digest
 
 
@@ -173,6 +174,35 @@ def test_a_rollback_of_a_study_that_is_not_here_says_that_mlflow_is_not_told(tmp
     assert read_config(out)["restored_from"] == 1
     assert "MLflow's champion is not moved: no studies in" in caplog.text
     assert not (home / "spool").exists()
+
+
+@pytest.mark.parametrize(
+    ("of_study", "given", "asked"),
+    [
+        ("http://mlflow.example:5000", None, ["http://mlflow.example:5000"]),
+        ("http://mlflow.example:5000", "http://other", ["http://other"]),
+        ("none", None, []),
+    ],
+)
+def test_a_rollback_is_told_to_the_place_of_its_study_unless_another_is_given(
+    tmp_path, monkeypatch, of_study, given, asked
+):
+    home, out, uris = tmp_path / "home", tmp_path / "deploy", []
+
+    class Recorded:
+        def __init__(self, spool, uri):
+            uris.append(uri)
+            self.spool = spool
+
+        def finish(self, timeout_s):
+            assert (self.spool.study, self.spool.records()[-1][0]["kind"]) == ("gone", "rollback")
+
+    monkeypatch.setattr(deployments, "Sender", Recorded)
+    make_study(home, "gone", of_study)
+    put(home, out, 1)
+    put(home, out, 2)
+    assert roll_back_deployment(home, out, tracking=given) == (3, 1)
+    assert uris == asked
 
 
 def test_an_empty_folder_is_filled_as_it_stands(tmp_path):

@@ -111,6 +111,20 @@ def test_evidence_goes_where_the_studies_go(tmp_path, make_study, moved):
     assert again["promoted"]
 
 
+def test_a_look_is_found_again_through_another_url_of_the_same_storage(tmp_path, make_study):
+    """As after a change of its password: what is not the database itself may differ."""
+    opened = make_study()
+    first = promote(opened, tmp_path / "deploy")
+    url = f"sqlite:///{opened.home / 'studies.db'}?timeout=5"
+    again = open_study(opened.spec.model_copy(update={"storage": url}), opened.home)
+    assert "timeout" not in str(opened.storage.url)
+    assert again.storage.url == url
+    found = promote(again, tmp_path / "elsewhere")
+    assert (found["recorded"], found["confirm"]["use"], found["trial"]) == (True, 1, first["trial"])
+    assert found["promoted"]
+    assert len(looks(again)) == 1
+
+
 def test_a_useless_study_is_refused_and_nothing_is_written(tmp_path, make_study):
     class Fair(BiasedScorer):
         bias = 0.0

@@ -20,6 +20,28 @@ def test_the_shortlist_differs_in_labels_and_the_largest_gain_is_chosen(make_stu
     assert chosen.seen.metrics["accuracy"] == max(c.seen.metrics["accuracy"] for c in found.candidates)
 
 
+def improved(evaluation, count):
+    """The same answers, of which so many wrong ones are right."""
+    z, wrong = evaluation.log_probs.copy(), np.flatnonzero(~evaluation.correct)[:count]
+    z[wrong, evaluation.gold[wrong]] = z[wrong].max(axis=1) + 1
+    return replace(evaluation, log_probs=z - np.logaddexp.reduce(z, axis=1, keepdims=True))
+
+
+def test_a_gain_within_the_error_of_an_accuracy_is_kept_from_what_is_simpler_and_better_on_tune(make_study):
+    found = shortlist(make_study())
+    base = found.baseline.metrics["accuracy"]
+    better = improved(found.baseline, 4)
+    gained = better.metrics["accuracy"] - base
+    assert 0 < gained < np.sqrt(base * (1 - base) / len(better.gold))
+    simple = replace(found.candidates[0], seen=found.baseline, complexity=0.0, tune_value=1.0)
+    real = replace(found.candidates[1], seen=better, complexity=9.0, tune_value=0.0)
+    assert choose(found, [simple, real], ["accuracy"], {}, 0.05) is real
+    slight = replace(simple, seen=improved(found.baseline, 3))
+    assert choose(found, [slight, real], ["accuracy"], {}, 0.05) is real
+    as_good = replace(simple, seen=better)
+    assert choose(found, [real, as_good], ["accuracy"], {}, 0.05) is as_good
+
+
 def test_the_baseline_is_a_candidate(make_study):
     found = shortlist(make_study())
     best = max(c.seen.metrics["accuracy"] for c in found.candidates)

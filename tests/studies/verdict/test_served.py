@@ -39,6 +39,36 @@ def test_a_config_that_cannot_be_read_is_reported_before_any_look_and_replaced_o
     assert (tmp_path / "deploy.unreadable" / CONFIG).read_text() == damage
 
 
+def lose_files(out):
+    shutil.rmtree(out / read_config(out)["folder"])
+
+
+def change_model(out):
+    config = read_config(out)
+    changed = {**config, "model": {**config["model"], "fingerprint": "0" * 64}}
+    (out / CONFIG).write_text(yaml.safe_dump(changed))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"), [(lose_files, "missing or changed"), (change_model, "is not the one of the promotion")]
+)
+def test_a_deployment_that_cannot_answer_is_reported_before_any_look_and_replaced_on_purpose(
+    tmp_path, make_study, harm, said
+):
+    first, out = make_study(), tmp_path / "deploy"
+    assert promote(first, out)["promoted"]
+    harm(out)
+    more = make_study(trials=17)
+    with pytest.raises(DataError, match=f"{said}.*--replace-unreadable"):
+        promote(more, out)
+    assert len(looks(more)) == 1
+    result = promote(more, out, replace_unreadable=True)
+    assert (result["promoted"], result["confirm"]["use"], result["confirm"]["incumbent"]) == (True, 2, None)
+    assert said in read_config(out)["provenance"]["replaced_unreadable"]
+    assert Deployment.load(out).predict(more.splits.confirm.questions[:1])
+    assert (tmp_path / "deploy.unreadable" / CONFIG).exists()
+
+
 def test_a_file_of_an_earlier_version_is_not_replaced_by_a_folder(tmp_path, make_study):
     opened, out = make_study(), tmp_path / "deploy.yaml"
     out.write_text("format: 5\n")
