@@ -18,7 +18,9 @@ HomeOption = Annotated[
     Path, typer.Option(envvar="CHAMTUNE_HOME", help="Folder of studies, tracking, caches and results.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, and nothing else.")]
-StorageOption = Annotated[str | None, typer.Option(help="Database URL of the studies; default: studies.db in the home folder.")]
+StorageOption = Annotated[
+    str | None, typer.Option(help="Database URL of the studies; default: studies.db in the home folder.")
+]
 TrackingOption = Annotated[str | None, typer.Option(help="MLflow URI; default: that of the study's spec.")]
 ModelOption = Annotated[str | None, typer.Option(help="Where the deployment's model lies on this machine.")]
 HOME = Path(".chamtune")

@@ -198,7 +198,9 @@ class StudySpec(_Strict):
         default={}, description="overrides: a value fixes, a list gives choices, {low, high} gives a range"
     )
     warm_start: bool = Field(False, description="begin with the optima of the exact solvers")
-    storage: str | None = Field(None, description="database URL of an Optuna storage; default: studies.db in the home folder")
+    storage: str | None = Field(
+        None, description="database URL of an Optuna storage; default: studies.db in the home folder"
+    )
     tracking: str | None = Field(None, description='MLflow URI; default: mlflow.db in the home folder; "none": off')
     promotion: PromotionSpec = PromotionSpec()
 
