@@ -30,12 +30,10 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write in the place of `path`: a new one beside it, then fsync, replace, fsync the folder.
 
     Where the writing fails, what stood there before stays, and the error names `path`. A file keeps its mode, a new one
-    has what the umask leaves; behind a link it is the link's target that is replaced. Old drafts of writers
-    that were killed are removed.
+    has what the umask leaves; behind a link it is the link's target that is replaced.
     """
     named, path = path, path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_drafts(path.parent, re.escape(path.name))
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:

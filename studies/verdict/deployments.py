@@ -106,7 +106,7 @@ def _place(folder: Path, config: dict[str, Any], files: Path) -> None:
 
 def _place_files(folder: Path, config: dict[str, Any], files: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    clear_drafts(folder, FILES)
+    clear_drafts(folder, f"{FILES}|{re.escape(CONFIG)}")
     target = folder / config["folder"]
     if not target.exists():
         copy_atomic(files, target)

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from personalization.errors import UsageError
-from personalization.files import DRAFT_S, atomic_file, copy_atomic, refuse_unwritable, write_atomic
+from personalization.files import DRAFT_S, atomic_file, clear_drafts, copy_atomic, refuse_unwritable, write_atomic
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o007])
@@ -104,12 +104,12 @@ def test_drafts_of_dead_writers_go_after_a_day_and_nothing_else_does(tmp_path, m
     others = (".new.0123456789abcdeg", ".news.0123456789abcdef", "new.0123456789abcdef", "old")
     for name in (".new.0123456789abcdef", ".new.01234567", *others):
         (tmp_path / name).write_text("x")
-    write_atomic(tmp_path / "new", "1")
-    assert len(list(tmp_path.iterdir())) == 7
+    clear_drafts(tmp_path, "new")
+    assert len(list(tmp_path.iterdir())) == 6
     now = time.time()
     monkeypatch.setattr("personalization.files.time.time", lambda: now + DRAFT_S + 60)
-    write_atomic(tmp_path / "new", "2")
-    assert {path.name for path in tmp_path.iterdir()} == {"new", *others}
+    clear_drafts(tmp_path, "new")
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
 def test_a_folder_is_copied_in_one_step(tmp_path):
