@@ -165,9 +165,10 @@ class Race:
             self.enter(arm, request)
 
     def _reopen(self, request: StopRequest) -> None:
-        """The arms that were begun before the race was interrupted, in their order."""
+        """The arms that were begun before the race was interrupted, in their order, of those that may be raced now."""
+        single = {arm.name: arm for arm in self.arms}
         for name, kept in list(self.journal.content["arms"].items()):
-            arm = ARMS.get(name) or self._pair(*name.split("+"))
+            arm = single.get(name) or self._pair(*name.split("+"))
             if kept["slices"] and arm is not None:
                 self.enter(arm, request)
 

@@ -245,6 +245,10 @@ def test_what_leads_is_put_together_before_what_costs_more_and_dear_arms_get_an_
     again._begin(StopRequest())
     assert set(offered) == set(race.entries)
     assert offered == [name for name in race.journal.content["arms"] if name in race.entries]
+    alone = Race(replace(plan_of(table / "h", tiny_encoder, 1.0), mix_users=False), table / "h")
+    alone._begin(StopRequest())
+    assert "shared" in again.entries
+    assert not any(entry.arm.mixes for entry in alone.entries.values())
 
 
 def test_what_cannot_be_afforded_is_said(table, tiny_encoder, monkeypatch):
