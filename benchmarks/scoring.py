@@ -36,6 +36,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import CausalBackbone
 from personalization.scoring.candidates import build_tree
+from personalization.scoring.last_mlp import last_mlp
 from personalization.scoring.packed import Packed
 from personalization.scoring.products import fast_products
 
@@ -123,7 +124,7 @@ def wait(device: str) -> None:
 
 
 def unique_work(backbone: CausalBackbone, prompts: list[str], continuations: list[str]) -> tuple[int, float]:
-    """(unique tokens, their FLOP): weights, attention over visible pairs, and the LM head where a label is read."""
+    """(unique tokens, their FLOP): weights, attention over visible pairs; last MLP and LM head where they are read."""
     heads, tails = backbone.encoder.encode(prompts, continuations)
     tree = build_tree(tails[0])
     route = Packed(backbone.model, backbone.router.head, heads, tails[0])
@@ -139,7 +140,8 @@ def unique_work(backbone: CausalBackbone, prompts: list[str], continuations: lis
             length = len(heads[index])
             pairs += (length**2 - stem**2) / 2 + int((length + tree.depths).sum())
     places = len(prompts) * (1 + len(tree.tokens))
-    return tokens, 2 * weights * tokens + pair * pairs + 2 * places * config.hidden_size * config.vocab_size
+    unread = sum(p.numel() for p in last_mlp(backbone.model).parameters()) * (tokens - places)
+    return tokens, 2 * (weights * tokens - unread + places * config.hidden_size * config.vocab_size) + pair * pairs
 
 
 def sequential(backbone: CausalBackbone, prompts: list[str], continuations: list[str]) -> np.ndarray:

@@ -15,9 +15,11 @@ The same questions, each with a history and a text of its own, are answered (bar
 (plain) by a FastAPI handler that calls it, as FastAPI's guide has it: a plain function, which runs in FastAPI's pool of
 threads, and (ours) by `chamtune serve`, log included. Plain and ours are processes of their own behind uvicorn, driven
 by another process, which keeps `--clients` connections busy. p50 and p99 in milliseconds, questions a second.
-`forward_ms`: median of the model's pass alone. `late_over_early`: median latency of the last tenth of the requests over
-that of the first. `p50_in_turns`: one client of both servers, ten questions each in turns. `--soak N`: N more requests
-of ours by the most clients, none like another, with latency, memory and log after each tenth. The last line is JSON.
+`forward_ms`: median of the model's pass alone; `batched_ms`: of a pass over as many questions as there are clients at
+most, a question. So no server of this model can be more than `most_over_plain` times as fast as plain on these cores.
+`late_over_early`: median latency of the last tenth of the requests over that of the first. `p50_in_turns`:
+one client of both servers, ten questions each in turns. `--soak N`: N more requests of ours by the most clients, none
+like another, with latency, memory and log after each tenth. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -202,23 +204,29 @@ def in_turns(servers: dict[str, Server], sent: list[bytes]) -> dict[str, float]:
     return {name: round(statistics.median(ms for _, ms in took[WARM_UP:]), 2) for name, took in times.items()}
 
 
-def bare(deployment: Deployment, questions: list[Question]) -> dict[str, float]:
+def passes(deployment: Deployment, questions: list[Question], size: int) -> float:
+    """Milliseconds a question of the model's pass alone, over so many questions together: the median pass."""
+    took = []
+    for at in range(0, min(len(questions), 200 * size) - size + 1, size):
+        work = begin(Dataset(*deployment.terms, tuple(questions[at : at + size])), deployment.tools)
+        started = time.perf_counter()
+        deployment.scorer.backbone.label_logprobs(work.prompts, work.spoken)
+        took.append(1000 * (time.perf_counter() - started) / size)
+    return round(statistics.median(took), 2)
+
+
+def bare(deployment: Deployment, questions: list[Question], most: int) -> dict[str, float]:
     """A loop in one process, and the model's pass alone."""
     alone.milliseconds(deployment, questions[:WARM_UP])
     started = time.perf_counter()
     took = alone.milliseconds(deployment, questions)
     seconds = time.perf_counter() - started
-    passes = []
-    for question in questions[:200]:
-        work = begin(Dataset(*deployment.terms, (question,)), deployment.tools)
-        at = time.perf_counter()
-        deployment.scorer.backbone.label_logprobs(work.prompts, work.spoken)
-        passes.append(1000 * (time.perf_counter() - at))
     return {
         "p50": round(statistics.median(took), 2),
         "p99": round(float(np.percentile(took, 99)), 2),
         "per_s": round(len(took) / seconds, 1),
-        "forward_ms": round(statistics.median(passes), 2),
+        "forward_ms": passes(deployment, questions, 1),
+        "batched_ms": passes(deployment, questions, min(most, len(questions))),
     }
 
 
@@ -238,7 +246,7 @@ def main() -> None:
         os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
         deploy = options.deploy or fitted(options.model, options.data, folder)
         result: dict[str, Any] = {"model": str(options.deploy or options.model), "requests": options.requests}
-        result["bare"] = bare(Deployment.load(deploy), [question for question, _ in questions])
+        result["bare"] = bare(Deployment.load(deploy), [question for question, _ in questions], max(options.clients))
         print(f"bare {result['bare']}", flush=True)
         (folder / "plain.py").write_text(PLAIN)
         for which in ("plain", "ours"):
@@ -252,6 +260,7 @@ def main() -> None:
             result["p50_in_turns"] = in_turns({"plain": plain, "ours": ours}, [body for _, body in asked])
     most = str(max(options.clients))
     result["throughput_over_plain"] = round(result["ours"][most]["per_s"] / result["plain"][most]["per_s"], 2)
+    result["most_over_plain"] = round(1000 / result["plain"][most]["per_s"] / result["bare"]["batched_ms"], 2)
     fewest = str(min(options.clients))
     result["p50_allowed"] = round(1.2 * result["bare"]["forward_ms"] + 3, 2)
     result["p50_of_fewest"] = result["ours"][fewest]["p50"]

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from personalization.scoring.candidates import CandidateTree, build_tree, split_candidates
 from personalization.scoring.head import Head, read_labels
+from personalization.scoring.last_mlp import last_mlp, only_read
 from personalization.scoring.rows import BEHIND_ALL, Layout, Row, Tokens, cut_rows, lay_out, trunk_length
 
 LONGEST_ROW = 2048
@@ -88,7 +89,9 @@ class Packed:
             layout = lay_out(rows, self.prompts, self.trunk, tree)
             if prefix is not None:
                 layout = layout.moved(prefix.get_seq_length())
-            states = self._forward(layout, tree, self._trunk if prefix is None else prefix)
+            past = self._trunk if prefix is None else prefix
+            with only_read(last_mlp(self.model), layout.places, layout.ids.shape):
+                states = self._forward(layout, tree, past)
             places = torch.from_numpy(layout.places).to(states.device)
             out[:, columns] = read_labels(self.head, states[places[:, :1], places[:, 1:]], tree)
         return out

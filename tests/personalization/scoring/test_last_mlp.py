@@ -1,0 +1,85 @@
+"""The last block's MLP at the places that are read: the same scores and gradients, for fewer tokens."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from personalization.scoring import packed
+from personalization.scoring.last_mlp import last_mlp, only_read
+from personalization.scoring.resume import captured_output
+from tests.personalization.scoring.test_fixed import LABELS, OWNERS, PROMPTS, backbone, lora, steering  # noqa: F401
+
+PLACES = np.array([[0, 2, 3], [0, 5, 3], [1, 1, 4]])
+
+
+def everywhere(monkeypatch):
+    monkeypatch.setattr(packed, "only_read", lambda *_: nullcontext())
+
+
+@pytest.mark.parametrize("sharing", ["any", "none", OWNERS])
+def test_scores_are_those_of_an_mlp_that_runs_everywhere(backbone, sharing, monkeypatch):  # noqa: F811
+    def scores():
+        edits = [lora(backbone, 1), steering(backbone, 3, site="mlp")] if sharing is OWNERS else []
+        return backbone.fixed(PROMPTS, LABELS, edits).table(edits)
+
+    run = []
+    with captured_output(last_mlp(backbone.model).down_proj) as inner, captured_output(backbone.layers[0]) as outer:
+        saved = scores()
+        run += [sum(states.shape[0] * states.shape[1] for states in seen) for seen in (inner, outer)]
+    everywhere(monkeypatch)
+    np.testing.assert_allclose(saved, scores(), atol=2e-5)
+    assert run[0] < 0.8 * run[1]
+
+
+def test_gradients_are_those_of_an_mlp_that_runs_everywhere(backbone, monkeypatch):  # noqa: F811
+    def gradients():
+        edit = lora(backbone, 1)
+        rows = backbone.fixed(PROMPTS, LABELS, [edit])
+        for number in range(rows.batches):
+            rows.scores(number, [edit])[:, 0].sum().backward()
+        return [parameter.grad for parameter in edit.adapters.parameters]
+
+    saved = gradients()
+    everywhere(monkeypatch)
+    for ours, plain in zip(saved, gradients(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_the_module_runs_where_it_is_read_and_nowhere_else():
+    mlp, states = nn.Linear(4, 3), torch.randn(2, 9, 4)
+    before = vars(mlp).copy()
+    whole = mlp(states)
+    with only_read(mlp, PLACES, (2, 9)):
+        some = mlp(states)
+    read = torch.zeros(2, 9, dtype=torch.bool)
+    read[PLACES[:, :1], PLACES[:, 1:]] = True
+    torch.testing.assert_close(some[read], whole[read])
+    assert int((some != 0).any(dim=-1).sum()) == 6  # the fullest row reads three columns
+    assert torch.equal(mlp(states), whole)
+    assert vars(mlp).keys() == before.keys()
+
+
+class Pair(nn.Linear):
+    """Gives more than states."""
+
+    def forward(self, states):
+        return super().forward(states), None
+
+
+@pytest.mark.parametrize(
+    ("mlp", "states", "places"),
+    [
+        (nn.Linear(4, 3), torch.randn(18, 4), PLACES),  # rows and places joined
+        (Pair(4, 3), torch.randn(2, 9, 4), PLACES),
+        (nn.Linear(4, 3), torch.randn(2, 9, 4), np.stack([np.r_[row, :9] for row in (0, 1)])),  # all is read
+    ],
+)
+def test_what_cannot_be_saved_runs_everywhere(mlp, states, places):
+    whole = mlp(states)
+    with only_read(mlp, places, (2, 9)):
+        some = mlp(states)
+    first = [found[0] if isinstance(found, tuple) else found for found in (some, whole)]
+    assert torch.equal(*first)
