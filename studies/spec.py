@@ -183,9 +183,10 @@ class StudySpec(_Strict):
     objective: Literal["calibration", "report_calibration", "steering", "retrieval", "adapter"] | None = Field(
         None, description="a chain by its earlier name; calibration where neither is given"
     )
-    start_from: str | None = Field(
+    start_from: str | tuple[str, ...] | None = Field(
         None,
-        description="a study of the same storage; its best values are fixed in the stages that both begin with",
+        description="a study of the same storage; its best values are fixed in the stages that both begin with. Of a "
+        "route: two studies and more, between whose best chains it chooses",
     )
     optimize: dict[str, Literal["maximize", "minimize"]] = Field(default={"accuracy": "maximize"}, min_length=1)
     constraints: dict[str, str] = Field(default={}, description='for example entropy: ">= 0.6"')
@@ -280,6 +281,13 @@ class StudySpec(_Strict):
                 raise ValueError(str(error).removeprefix("chain: ")) from None
         elif self.start_from is not None:
             raise ValueError("start_from needs chain: an objective has no stages to begin with")
+        if self.start_from is not None and (self.chain == ("route",)) != (len(self.starts) > 1):
+            raise ValueError("start_from: a route chooses between two studies and more; other chains start from one")
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The studies that this one starts from."""
+        return (self.start_from,) if isinstance(self.start_from, str) else tuple(dict.fromkeys(self.start_from or ()))
 
     @property
     def space_of(self) -> ChainSpace:

@@ -25,7 +25,7 @@ from personalization.errors import UsageError
 from personalization.evaluation import Evaluation
 from personalization.metrics import metrics_of
 from personalization.stages import ordered, stage
-from search_spaces import ChainSpace
+from search_spaces import ChainParams, ChainSpace
 from search_spaces.route import Params as RouteParams
 from search_spaces.route import arms_of
 from studies.constraints import Constraint, feasible
@@ -101,7 +101,7 @@ def open_study(
     points(spec.sampler, spec.seed, space)
     splits = beside.splits if beside is not None else load_splits(spec)
     record = _record(spec, splits, scorer, started)
-    _refuse_unfit(spec, scorer, splits.tune.labels, space)
+    _refuse_unfit(spec, scorer, splits.tune.labels, space, started)
     storage = open_storage(url)
     study = _create_or_load(spec, storage, record)
     Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
@@ -128,12 +128,17 @@ def open_study(
 
 
 def _refuse_unfit(
-    spec: StudySpec, scorer: CachedScorer, labels: Sequence[str], space: Mapping[str, BaseDistribution]
+    spec: StudySpec,
+    scorer: CachedScorer,
+    labels: Sequence[str],
+    space: Mapping[str, BaseDistribution],
+    started: Mapping[str, Any],
 ) -> None:
     """UsageError where a stage or a retriever does not take this kind of model, or a metric not these labels."""
     kind = scorer.kind
     if "route" in spec.space_of.chain:
-        _refuse_arms(spec, space["arms"], kind)
+        told: Any = space.get("arms")
+        _refuse_arms(spec, (started["route.arms"],) if told is None else told.choices, kind)
     if scorer.retriever is not None and (kind, scorer.retriever.kind) != ("causal", "encoder"):
         raise UsageError(
             f"model.retriever: {spec.model.retriever} is a model of kind {scorer.retriever.kind} and "
@@ -150,15 +155,15 @@ def _refuse_unfit(
             raise UsageError(f"metric {name} needs labels that are numbers in a row, and these are {labels}")
 
 
-def _refuse_arms(spec: StudySpec, choices: Any, kind: str) -> None:
+def _refuse_arms(spec: StudySpec, choices: Sequence[str], kind: str) -> None:
     """UsageError where what a route chooses between are no chains for this kind of model."""
-    for text in choices.choices:
+    for text in choices:
         try:
             chains = RouteParams(text).chains
             if json.loads(arms_of(chains)) != json.loads(text or "[]"):
-                raise ValueError("route.arms names not every parameter; search_spaces.route.arms_of writes them")
+                raise ValueError("route.arms names not every parameter; start_from: [STUDY, STUDY] does")
             if len(chains) < 2:
-                raise ValueError(f"route.arms has {len(chains)} chains; it needs two or more")
+                raise ValueError(f"a route between {len(chains)} chains; give start_from: [STUDY, STUDY]")
             for name in (name for arm in chains for name in ordered(tuple(arm))):
                 if stage(name).alone or kind not in stage(name).kinds:
                     raise ValueError(f"route.arms: stage {name} cannot stand there, or takes no {kind} model")
@@ -227,27 +232,35 @@ def _fixed(spec: StudySpec, url: str, stored: Mapping[str, Any], given: Mapping[
 def _started(spec: StudySpec, url: str) -> dict[str, Any]:
     """Full name -> value: the best values of the study that this one starts from, of the stages that both begin with.
 
-    UsageError where it is not there, has no feasible trial, or begins with another stage.
+    Of a route it is the best chains of all that it starts from. UsageError where one is not there, has no feasible
+    trial, or begins with another stage.
     """
-    if spec.start_from is None:
-        return {}
+    found = [_best_of(name, url) for name in spec.starts]
+    if spec.chain == ("route",):
+        return {"route.arms": arms_of(found)} if found else {}
+    started, chain = dict[str, Any](), spec.space_of.chain
+    for params in found:
+        common = [name for name in _common(tuple(params), chain) if name != "calibration"]
+        if not common:
+            raise UsageError(
+                f"start_from: study {spec.start_from!r} has the chain {', '.join(params)}, which has no stage to begin "
+                f"{', '.join(chain)} with"
+            )
+        started |= {f"{name}.{key}": value for name in common for key, value in asdict(params[name]).items()}
+    return started
+
+
+def _best_of(name: str, url: str) -> ChainParams:
+    """The parameters of the best feasible trial of a study in a storage."""
     try:
-        below = optuna.load_study(study_name=spec.start_from, storage=open_storage(url))
+        below = optuna.load_study(study_name=name, storage=open_storage(url))
         other = stored_spec(below)
     except KeyError:
-        raise UsageError(f"start_from: no study {spec.start_from!r} in {shown(url)}; run it first") from None
-    chain = spec.space_of.chain
-    common = [name for name in _common(other.space_of.chain, chain) if name != "calibration"]
-    if not common:
-        raise UsageError(
-            f"start_from: study {spec.start_from!r} has the chain {', '.join(other.space_of.chain)}, which has no "
-            f"stage to begin {', '.join(chain)} with"
-        )
+        raise UsageError(f"start_from: no study {name!r} in {shown(url)}; run it first") from None
     best = next(ranked(ended_trials(below), other.optimize), None)
     if best is None:
-        raise UsageError(f"start_from: study {spec.start_from!r} has no feasible trial; run more")
-    params = stored_rooms(below).decode(best.params)
-    return {f"{name}.{key}": value for name in common for key, value in asdict(params[name]).items()}
+        raise UsageError(f"start_from: study {name!r} has no feasible trial; run more")
+    return stored_rooms(below).decode(best.params)
 
 
 def _common(below: Sequence[str], chain: Sequence[str]) -> list[str]:

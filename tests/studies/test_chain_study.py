@@ -6,10 +6,11 @@ from personalization.errors import UsageError
 from studies.runner import run_study
 from studies.shown.show import describe_study, list_studies
 from studies.spec import parse_spec
-from studies.study import find_study, open_study
+from studies.study import best_feasible, find_study, open_study
 
 pytestmark = pytest.mark.usefixtures("no_results")
 HEAD = {"head": "logistic", "blend": [0.5, 1.0], "level": "unified", "depth": 0.5, "c": 0.001}
+CHOSEN = {"plain": ["calibration"], "items": ["prompt", "calibration"]}
 
 
 def made_with(spec_of, **changes):
@@ -46,6 +47,22 @@ def test_a_study_starts_from_the_best_of_another(tmp_path, spec_of):
     assert open_study(spec, tmp_path).rooms.decode({})["head"] == wanted
 
 
+def test_a_route_chooses_between_the_best_chains_of_studies(tmp_path, spec_of):
+    for name, chain in CHOSEN.items():
+        run_study(made_with(spec_of, name=name, chain=chain, trials=3), tmp_path)
+    spec = made_with(spec_of, name="both", chain=["route"], start_from=["plain", "items"], trials=2)
+    assert run_study(spec, tmp_path).trials == 2
+    opened = open_study(spec, tmp_path)
+    assert list(opened.space) == ["penalty"]
+    best = [open_study(made_with(spec_of, name=name, chain=chain), tmp_path) for name, chain in CHOSEN.items()]
+    wanted = [one.rooms.decode(best_feasible(one).params) for one in best]
+    for trial in opened.study.get_trials():
+        assert list(opened.rooms.decode(trial.params)["route"].chains) == wanted
+    nested = made_with(spec_of, name="nested", chain=["route"], start_from=["both", "plain"])
+    with pytest.raises(UsageError, match="stage route cannot stand there"):
+        open_study(nested, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -55,6 +72,8 @@ def test_a_study_starts_from_the_best_of_another(tmp_path, spec_of):
         ({"chain": ["route", "calibration"]}, "route holds whole chains and stands alone"),
         ({"chain": ["calibration"], "objective": "steering"}, "give chain or objective, not both"),
         ({"start_from": "below"}, "start_from needs chain"),
+        ({"chain": ["route"], "start_from": ["one", "one"]}, "a route chooses between two studies and more"),
+        ({"chain": ["calibration"], "start_from": ["one", "other"]}, "other chains start from one"),
     ],
 )
 def test_a_chain_that_cannot_be_is_one_line(spec_of, changes, said):
