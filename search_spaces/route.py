@@ -1,4 +1,4 @@
-"""Space of the route: the chains between which it chooses, as they were found, and how sure it must be of another."""
+"""Space of the route: chains as they were found, one for each question or all, and how sure to be of another one."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from search_spaces.conditions import Read, other_than
 
 SPACE: Mapping[str, BaseDistribution] = {
     "arms": CategoricalDistribution([""]),
+    "answer": CategoricalDistribution(["one", "mean"]),
     "penalty": FloatDistribution(1.0, 10_000.0, log=True),
 }
 OPEN = {"arms": r"\[.*\]"}
-"""A spec gives the chains, as `arms_of` writes them."""
-READ: Read = {"penalty": [{"arms": other_than("")}]}
+"""A spec gives the chains, as `arms_of` writes them, or `start_from: [STUDY, STUDY]`."""
+ARMS = {"arms": other_than("")}
+READ: Read = {"answer": [ARMS], "penalty": [{**ARMS, "answer": ("one",)}]}
 
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """`arms`: JSON, a list of stage -> parameters; the first answers where nothing speaks for another. `penalty`: of
-    the ridge that tells who is better off with another one."""
+    """`arms`: JSON, a list of stage -> parameters. `answer`: one of them for each question, the first where nothing
+    speaks for another, or the mean of all. `penalty`: of the ridge that tells who is better off with another one."""
 
     arms: str = ""
+    answer: str = "one"
     penalty: float = 100.0
 
     @property

@@ -1,8 +1,12 @@
-"""Each question to one of several chains, by what is known of its user before any answer.
+"""Several chains: one of them for each question, or the mean of what all of them answer.
 
-See `methods.history.routing`. It stands alone and holds whole chains, each fitted on the tune users as it would be
-alone. Only the chain that is chosen for a question runs. Cost: that of the chains together to fit, and of one of them
-to answer.
+It stands alone and holds whole chains, each fitted on the tune users as it would be alone. `one`: by what is known of
+the question's user before any answer (`methods.history.routing`); only the chain that is chosen runs. `mean`:
+
+    log p(y) = log (1/A) sum_a p_a(y)
+
+the linear pool of the chains' probabilities, all with one weight (Stone 1961; weights from few questions do worse than
+equal ones, Clemen 1989). Cost: that of the chains together to fit, and of one of them, or of all, to answer.
 """
 
 from __future__ import annotations
@@ -31,14 +35,14 @@ ROUTER = "router.safetensors"
 
 
 class Learned(NamedTuple):
-    """The chains, the first of which answers by default, and who is sent to which."""
+    """The chains, and who is sent to which, the first by default; None where all answer."""
 
     arms: tuple[Fitted, ...]
-    router: Router
+    router: Router | None
 
 
 class Route(Stage):
-    """One of several chains for each question."""
+    """One of several chains for each question, or the mean of all."""
 
     alone = True
 
@@ -47,12 +51,16 @@ class Route(Stage):
         if not params.arms:
             return None
         arms = tuple(chain.fit(own, work, tools) for own in params.chains)
+        if params.answer == "mean":
+            return Learned(arms, None)
         return Learned(arms, routing.learned(features(work.dataset), _hits(arms, work.dataset), params.penalty))
 
     def act(self, params: Any, learned: Learned | None, work: Work, tools: Tools) -> Work:  # noqa: ARG002
-        """The answers of the chains that the questions are sent to."""
+        """The answers of the chains that the questions are sent to, or the mean of all."""
         if learned is None:
             return work
+        if learned.router is None:
+            return replace(work, answer=_mean([chain.answer(arm, work, tools).answer for arm in learned.arms]))
         parts = []
         for number, rows in _sent(learned.router.arms(features(work.dataset))):
             name = None if work.of is None else (work.of, "sent", tuple(rows.tolist()))
@@ -63,9 +71,11 @@ class Route(Stage):
         return replace(work, answer=gathered(len(work), len(work.spoken), parts))
 
     def held_out(self, params: Any, learned: Learned | None, work: Work, tools: Tools) -> Work:  # noqa: ARG002
-        """The tune users, sent by what was learned from others."""
+        """The tune users, sent by what was learned from others; of all chains what they hold out."""
         if learned is None:
             return work
+        if learned.router is None:
+            return replace(work, answer=_mean([arm.answers for arm in learned.arms]))
         told, users = features(work.dataset), [question.user_id for question in work.dataset.questions]
         parts = []
         for number, rows in _sent(routing.held_out(told, _hits(learned.arms, work.dataset), users, params.penalty)):
@@ -85,7 +95,7 @@ class Route(Stage):
 
     def groups(self, params: Any, learned: Learned | None, work: Work, tools: Tools) -> Mapping[str, int]:  # noqa: ARG002
         """user -> the number of the chain that answers the user's latest question."""
-        if learned is None:
+        if learned is None or learned.router is None:
             return {}
         chosen = learned.router.arms(features(work.dataset))
         return {question.user_id: int(arm) for question, arm in zip(work.dataset.questions, chosen, strict=True)}
@@ -106,9 +116,17 @@ class Route(Stage):
         return max(found, key=lambda held: held.memory)
 
     def facts(self, params: Any, learned: Learned | None, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
-        """Who is sent where."""
+        """Who is sent where, and what each chain remarks."""
         if learned is None:
             return Facts()
+        remarks = [
+            f"chain {number}: {line}"
+            for number, arm in enumerate(learned.arms)
+            for line in chain.facts(arm, tools).remarks
+        ]
+        if learned.router is None:
+            names = "; ".join(" + ".join(arm.chain) for arm in learned.arms)
+            return Facts(remarks=[f"the mean of {len(learned.arms)} chains: {names}", *remarks])
         chosen = learned.router.arms(features(below.dataset))
         share = np.bincount(chosen, minlength=len(learned.arms)) / max(1, len(below))
         said = [
@@ -116,12 +134,7 @@ class Route(Stage):
             for number, (part, arm) in enumerate(zip(share, learned.arms, strict=True))
         ]
         remark = f"of the tune questions are answered: {', '.join(said)}"
-        more = [
-            f"chain {number}: {line}"
-            for number, arm in enumerate(learned.arms)
-            for line in chain.facts(arm, tools).remarks
-        ]
-        return Facts(metrics={"sent_elsewhere": float(1 - share[0])}, remarks=[remark, *more])
+        return Facts(metrics={"sent_elsewhere": float(1 - share[0])}, remarks=[remark, *remarks])
 
     def export(self, params: Any, learned: Learned | None, work: Work, tools: Tools, folder: Path) -> Sequence[str]:  # noqa: ARG002
         """Of each chain in a folder of its own."""
@@ -133,7 +146,7 @@ class Route(Stage):
         ]
 
     def save(self, params: Any, learned: Learned | None, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
-        """Each chain in a folder of its own, and the router."""
+        """Each chain in a folder of its own, and the router where there is one."""
         if learned is None:
             return {}
         listed = []
@@ -141,22 +154,30 @@ class Route(Stage):
             place = folder / _folder(number)
             place.mkdir(parents=True)
             listed.append(chain.save(arm, place))
-        write_arrays(folder / ROUTER, learned.router._asdict())
+        if learned.router is not None:
+            write_arrays(folder / ROUTER, learned.router._asdict())
         return {"arms": listed}
 
-    def load(self, params: Any, listed: Mapping[str, Any], folder: Path) -> Learned | None:  # noqa: ARG002
+    def load(self, params: Any, listed: Mapping[str, Any], folder: Path) -> Learned | None:
         """What `save` wrote."""
         if not listed:
             return None
         from safetensors.numpy import load_file
 
         arms = tuple(chain.load(arm, folder / _folder(number)) for number, arm in enumerate(listed["arms"]))
-        return Learned(arms, Router(**load_file(folder / ROUTER)))
+        return Learned(arms, Router(**load_file(folder / ROUTER)) if params.answer == "one" else None)
 
 
 def _folder(number: int) -> str:
     """Of a chain's files."""
     return f"arm-{number}"
+
+
+def _mean(answers: Sequence[Calibrated | None]) -> Calibrated:
+    """The mean of probabilities [n, K]; the prior modes are the first chain's."""
+    found = [answer for answer in answers if answer is not None]
+    pooled = np.logaddexp.reduce([answer.log_probs for answer in found], axis=0) - np.log(len(found))
+    return Calibrated(pooled, found[0].prior_modes)
 
 
 def _hits(arms: Sequence[Fitted], dataset: Dataset) -> Any:

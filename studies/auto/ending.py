@@ -23,6 +23,7 @@ from studies.verdict.promotion import promote, refits
 from tracking.spool import OFF
 
 if TYPE_CHECKING:
+    from studies.auto.arms import Arm
     from studies.auto.judging import Entry
     from studies.auto.race import Race
 
@@ -68,17 +69,18 @@ def promote_leader(race: Race, out: Path) -> dict[str, Any] | None:
         race.journal.note()
 
 
-def promoting_s(race: Race) -> float:
-    """Seconds that the promotion of the present leader will take: what it learns anew, a pass over the confirm users,
-    and with what the leader adds once with their own and once with exchanged histories."""
+def promoting_s(race: Race, arm: Arm | None = None) -> float:
+    """Seconds that the promotion of the present leader, or of this arm, will take: what it learns anew, a pass over the
+    confirm users, and with what it adds once with their own and once with exchanged histories."""
     if race.scene is None:
         return MARGIN_S
     scene, best = race.scene, race.best()
     confirm, select = (len(race.base.splits.part(part)) / max(1, scene.questions) for part in ("confirm", "select"))
-    passes = 0.0 if best is None else best.arm.answering(scene)
+    leads = arm or (None if best is None else best.arm)
+    passes = 0.0 if leads is None else leads.answering(scene)
     timed = 2 * TIMED * TIMES / max(1, scene.questions) * (1 + passes)
-    refit = best is not None and best.params is not None and refits(best.opened, best.params)
-    anew = (1 + select) * best.arm.passes(scene) if best is not None and refit else 0.0
+    refit = arm is not None or (best is not None and best.params is not None and refits(best.opened, best.params))
+    anew = (1 + select) * leads.passes(scene) if leads is not None and refit else 0.0
     return MARGIN_S + SPARE * scene.pass_s * (anew + confirm * (1 + 2 * passes) + timed)
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from personalization.errors import ChamtuneError, UsageError
 from personalization.files import locked
+from studies.auto import pooling, routing
 from studies.auto.allocation import following, hopeless, leader, mean_gain
 from studies.auto.arms import ARMS, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
@@ -28,7 +29,6 @@ from studies.auto.ending import promote_leader, promoting_s
 from studies.auto.first import queue_first
 from studies.auto.judging import Entry, first_lift, judge, judged_dataset, rival, unmeasured
 from studies.auto.plan import Plan, fixed_by
-from studies.auto.routing import kept_s, route
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, ended_trials, find_study, open_study, stored_spec
@@ -52,9 +52,8 @@ class Race:
     """A race in progress.
 
     `say` is told what happens, a line each; `users` [U]: those that arms are judged on, with `sizes`, their questions;
-    `routing_s`: seconds kept for sending users to different arms; `arms`: those that may be raced, cheapest first, of
-    which some are `waiting`; `offered`: names of all that were offered a slice; `share` of the time left that a slice
-    may take.
+    `kept_s`: seconds kept for arms that hold others; `arms`: those that may be raced, cheapest first, of which some are
+    `waiting`; `offered`: names of all that were offered a slice; `share` of the time left that a slice may take.
     """
 
     plan: Plan
@@ -65,7 +64,7 @@ class Race:
     scene: Scene | None = None
     users: list[str] = field(default_factory=list)
     sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    routing_s: float = 0.0
+    kept_s: float = 0.0
     arms: list[Arm] = field(default_factory=list)
     waiting: list[Arm] = field(default_factory=list)
     offered: set[str] = field(default_factory=set)
@@ -97,7 +96,8 @@ class Race:
                     while (entry := self._following()) is not None or self._late(request):
                         if entry is not None:
                             self._slice(entry, request)
-                    route(self, request)
+                    routing.route(self, request)
+                    pooling.pool(self, request)
             except TimeUp:
                 if self.scene is None:
                     raise UsageError(f"{self.plan.minutes:g} minutes {TOO_FEW}") from None
@@ -118,8 +118,8 @@ class Race:
 
     @property
     def left_s(self) -> float:
-        """Seconds left for the race, without what promotion will take, and routing where it is promising."""
-        return self.limit_s - self.journal.spent_s - promoting_s(self) - self.routing_s
+        """Seconds left for the race, without what promotion will take, and promising arms that hold others."""
+        return self.limit_s - self.journal.spent_s - promoting_s(self) - self.kept_s
 
     @property
     def remaining_s(self) -> float:
@@ -273,7 +273,7 @@ class Race:
         """The arm that goes on; notes those that are out."""
         if self.left_s <= 0:
             return None
-        self.routing_s = kept_s(self)
+        self.kept_s = routing.kept_s(self) + pooling.kept_s(self)
         standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
         if not standings:
             return self._begun()

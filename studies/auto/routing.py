@@ -107,7 +107,7 @@ def promised(race: Race) -> tuple[Routed, list[Entry]] | None:
     entries = {
         name: entry
         for name, entry in race.entries.items()
-        if name != NAME and entry.standing is not None and not np.isnan(entry.standing.gains).any()
+        if entry.arm.chain != (NAME,) and entry.standing is not None and not np.isnan(entry.standing.gains).any()
     }
     if len(entries) < 2:
         return None
@@ -141,6 +141,7 @@ def routing_arm(entries: Sequence[Entry]) -> Arm:
         {
             "route": {
                 "arms": arms_of([entry.params for entry in arms if entry.params is not None]),
+                "answer": "one",
                 "penalty": [10.0, 100.0, 1000.0],
             }
         },
@@ -183,16 +184,20 @@ def route(race: Race, request: StopRequest) -> None:
     arms = promising(race)
     if not arms:
         return
-    arm = routing_arm(arms)
-    kept = race.journal.arm(arm.name)
-    if race.plan.study_of(arm.name) not in study_names(race.base.storage):
-        kept["arms"], kept["fate"] = arm.space["route"]["arms"], None
-    race.routing_s = 0.0
-    race.enter(replace(arm, space={"route": {**arm.space["route"], "arms": kept["arms"]}}), request)
-    entry, best = race.entries.get(arm.name), arms[0].standing
+    race.kept_s = 0.0
+    entry, best = begun(race, routing_arm(arms), request), arms[0].standing
     if entry is None or entry.standing is None or best is None:
         return
     found = holds_up(entry.standing.gains, best.gains, race.sizes)
     if found.interval[0] <= 0:
         entry.standing = None
-        race.out(arm.name, f"out: {gain_said(found.gain, found.interval)} over {best.name} is not enough")
+        race.out(NAME, f"out: {gain_said(found.gain, found.interval)} over {best.name} is not enough")
+
+
+def begun(race: Race, arm: Arm, request: StopRequest) -> Entry | None:
+    """An arm that holds other arms, entered; with those that it was begun with, where it was before."""
+    kept = race.journal.arm(arm.name)
+    if race.plan.study_of(arm.name) not in study_names(race.base.storage):
+        kept["arms"], kept["fate"] = arm.space["route"]["arms"], None
+    race.enter(replace(arm, space={"route": {**arm.space["route"], "arms": kept["arms"]}}), request)
+    return race.entries.get(arm.name)

@@ -67,6 +67,7 @@ ACTIVE["route"] = [
         "route.penalty": 1.0,
     }
 ]
+ACTIVE["route"].append({"route.arms": ACTIVE["route"][0]["route.arms"], "route.answer": "mean"})
 
 
 def singles() -> list[ChainParams]:

@@ -1,0 +1,111 @@
+"""The mean of what several arms answer, as one more arm at the end of a race.
+
+Arms that know different things are wrong on different questions, and of many arms that are measured on the same users
+the best one is in part lucky; the mean of a few good ones is less so. What it would bring is told by answers that the
+race already has: of the best arm with one or two of the next ones, the set whose mean probability is right most often
+(ensemble selection, Caruana et al. 2004, among few so that the choice itself learns little). Only where that is more
+often than the best arm is the arm begun, as an ordinary study of a `route` whose answer is the mean, and it leads only
+where it is ahead of all arms as any of them would have to be. It costs a pass of every arm that it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from personalization.evaluation import Evaluation
+from search_spaces.route import arms_of
+from studies.auto.allocation import leader
+from studies.auto.arms import Arm, Scene
+from studies.auto.ending import promoting_s
+from studies.auto.judging import Entry
+from studies.auto.routing import begun
+from studies.pruning import same_questions
+from tracking.parts import mean_for
+
+if TYPE_CHECKING:
+    from studies.auto.race import Race
+    from studies.runner import StopRequest
+
+NAME = "mean"
+CANDIDATES, MOST = 4, 3
+"""Of so many of the best arms, so many together."""
+SPARE = 1.5
+"""How much more than estimated is kept for it."""
+
+
+def gain(arms: Sequence[Evaluation], metric: str) -> float:
+    """What the mean of answers has over the first of them, a question, on the questions that all of them answer."""
+    fewest = min(arms, key=lambda arm: len(arm.question_ids))
+    first, *others = (found for arm in arms if (found := same_questions(arm, fewest)) is not None)
+    pooled = np.logaddexp.reduce([first.log_probs, *(other.log_probs for other in others)], axis=0)
+    mean = replace(first, log_probs=pooled - np.log(1 + len(others)))
+    return float(np.mean(mean.question_scores(metric) - first.question_scores(metric)))
+
+
+def promising(race: Race) -> list[Entry]:
+    """The arms whose mean does better than the best of them, that one first; none where no mean does, or where a
+    route is not among the stages that may be used."""
+    if race.plan.stages and "route" not in race.plan.stages:
+        return []
+    left = {
+        entry.standing.name: entry
+        for entry in race.entries.values()
+        if entry.standing is not None and entry.seen is not None and entry.arm.chain != ("route",)
+    }
+    ahead: list[Entry] = []
+    while left and len(ahead) < CANDIDATES:
+        standings = [entry.standing for entry in left.values() if entry.standing is not None]
+        ahead.append(left.pop(leader(standings, race.sizes).name))
+    metric, best, found = mean_for(next(iter(race.base.spec.optimize))), 0.0, list[Entry]()
+    for size in range(1, MOST):
+        for others in combinations(ahead[1:], size):
+            told = gain([entry.seen for entry in (ahead[0], *others) if entry.seen is not None], metric)
+            if told > best:
+                best, found = told, [ahead[0], *others]
+    return found
+
+
+def pooling_arm(entries: Sequence[Entry]) -> Arm:
+    """The arm that answers the mean of these, all as they were found."""
+
+    def all_of(scene: Scene) -> float:
+        return sum(entry.arm.answering(scene) for entry in entries)
+
+    arms = arms_of([entry.params for entry in entries if entry.params is not None])
+    return Arm(
+        NAME,
+        f"the mean of what {', '.join(entry.arm.name for entry in entries)} answer",
+        ("route",),
+        all_of,
+        {"route": {"arms": arms, "answer": "mean"}},
+        first=1,
+        most=1,
+        mixes=any(entry.arm.mixes for entry in entries),
+    )
+
+
+def kept_s(race: Race) -> float:
+    """Seconds of a race that are kept for the mean and for promoting it, 0 where it is not promising."""
+    arms = promising(race)
+    if not arms or race.scene is None:
+        return 0.0
+    arm = pooling_arm(arms)
+    more = promoting_s(race, arm) - promoting_s(race)
+    return SPARE * (race.scene.pass_s * arm.passes(race.scene) + max(0.0, more))
+
+
+def pool(race: Race, request: StopRequest) -> None:
+    """Where the mean of arms does better than the best of them, one more arm that answers it, if promoting it fits."""
+    arms = promising(race)
+    if not arms:
+        return
+    kept, race.kept_s = kept_s(race), 0.0
+    if kept > race.left_s:
+        race.out(NAME, "not afforded: answering by several arms and promoting that takes more than the time left")
+        return
+    begun(race, pooling_arm(arms), request)
