@@ -28,7 +28,7 @@ def page() -> str:
         _table(("metric", "improves"), _metrics()),
         "## Parameters\n\nFor `space`, by stage: `stage.parameter`, or `parameter` where no other stage has it. "
         "`route.arms` is JSON in a string, a list of chains with all their parameters, as `auto` gives it "
-        "(`search_spaces.route.arms_of`).\n",
+        "(`search_spaces.route.arms_of`); by hand it is `start_from: [STUDY, STUDY]`.\n",
         *(f"### {name}\n\n{_table(('parameter', 'range'), _parameters(name))}" for name in SPACES),
         "### Objectives of earlier versions\n\nChains by another name; `ranking` and `mix` are of two stages.\n",
         _table(("objective", "chain", "parameters"), _aliases()),
