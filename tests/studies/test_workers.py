@@ -133,13 +133,9 @@ run_study(load_spec(sys.argv[1], {}), Path(sys.argv[2]))
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("server", ["postgresql", "mariadb"])
-def test_on_a_server_one_worker_dies_of_an_error_while_another_is_suspended(
-    tmp_path, spec_of, monkeypatch, request, server
-):
+def test_on_a_server_one_worker_dies_of_an_error_while_another_is_suspended(tmp_path, spec_of, monkeypatch, postgresql):
     monkeypatch.setattr(lease, "LEASE_S", 3.0)
-    url = request.getfixturevalue(server)("workers")
-    spec, path, others = spec_of(trials=6, storage=url), tmp_path / "spec.yaml", []
+    spec, path, others = spec_of(trials=6, storage=postgresql("workers")), tmp_path / "spec.yaml", []
     path.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
     try:
         for home in ("broken", "suspended"):
