@@ -25,12 +25,20 @@ from personalization.files import locked
 BUSY_TIMEOUT_S = 60
 STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What a storage that fails in the middle raises."""
+MYSQL = "SELECT COALESCE(GET_LOCK(MD5(CONCAT_WS('/', 'chamtune', DATABASE())), 60), 0)"
 ASKED_FOR = {
     "postgresql": "SELECT pg_advisory_xact_lock(4849133670913) FROM set_config('lock_timeout', '60s', true)",
-    "mysql": "SELECT GET_LOCK('chamtune', 60)",
-    "mariadb": "SELECT GET_LOCK('chamtune', 60)",
+    "mysql": MYSQL,
+    "mariadb": MYSQL,
 }
-"""How a server is asked for the lock of `one_creator`; it waits for a minute, and gives it back with the connection."""
+"""How a server is asked for the lock of `one_creator`; it waits for a minute, and gives it back with the connection.
+MySQL's locks are the whole server's, so that the name holds the database; null is a failure to get one."""
+
+NARROW = (
+    "SELECT table_name FROM information_schema.columns"
+    " WHERE table_schema = DATABASE() AND column_name = 'value_json' AND data_type = 'text'"
+)
+"""MySQL's tables of attributes as Optuna makes them."""
 
 
 def storage_url(home: Path, url: str | None) -> str:
@@ -60,6 +68,7 @@ def open_storage(url: str) -> RDBStorage:
     try:
         with one_creator(url):
             storage = RDBStorage(url, engine_kwargs=engine_kwargs)
+            _widen(storage.engine)
     except (
         sqlalchemy.exc.SQLAlchemyError,
         optuna.exceptions.StorageInternalError,
@@ -76,6 +85,15 @@ def open_storage(url: str) -> RDBStorage:
         sqlalchemy.event.listen(storage.engine, "connect", _configure_sqlite)
         storage.engine.dispose()
     return storage
+
+
+def _widen(engine: sqlalchemy.Engine) -> None:
+    """Make room in MySQL for attributes of more than 65,535 bytes, such as a look at 4,100 questions."""
+    if engine.dialect.name not in ("mysql", "mariadb"):
+        return
+    with engine.begin() as connection:
+        for (table,) in connection.exec_driver_sql(NARROW).all():
+            connection.exec_driver_sql(f"ALTER TABLE `{table}` MODIFY value_json LONGTEXT")
 
 
 @contextmanager

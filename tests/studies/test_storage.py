@@ -8,22 +8,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import SimpleNamespace
 
+import optuna
 import psycopg
 import pytest
 import yaml
 
 from personalization.errors import UnavailableError, UsageError
+from studies import storage
 from studies.foreign import Mapped, import_rows
 from studies.storage import one_creator, open_storage, storage_url, whereabouts
 from studies.study import open_study
 
+SERVERS = [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(300)]) for name in ("postgresql", "mariadb")]
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+
+@pytest.fixture(params=["sqlite", *SERVERS])
 def shared(request, tmp_path):
     """The URL of an empty storage that several homes share."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'shared.db'}"
-    return request.getfixturevalue("postgresql")(f"d{uuid.uuid4().hex}")
+    return request.getfixturevalue(request.param)(f"d{uuid.uuid4().hex}")
 
 
 def at_once(*calls):
@@ -55,7 +59,7 @@ def test_a_busy_timeout_in_the_url_is_kept(tmp_path):
         ("nonsense", "storage nonsense"),
         ("postgresql://u:secret@h:port/d", "storage postgresql"),
         ("http://[u:secret", "storage http://***: it cannot be taken apart as a URL"),
-        ("mysql+pymysql://u:secret@127.0.0.1/x", "needs a driver"),
+        ("mssql+pymssql://u:secret@127.0.0.1/x", "needs a driver"),
     ],
 )
 def test_unreachable_storage_is_one_line_without_the_password(url, said):
@@ -166,3 +170,25 @@ def test_a_study_lives_in_postgresql(tmp_path, spec_of, postgresql):
         ).fetchone()
     assert states == ["COMPLETE"] * 6
     assert not (tmp_path / "home" / "studies.db").exists()
+
+
+def test_a_look_at_many_questions_stays_whole(shared):
+    study = optuna.create_study(storage=open_storage(shared), study_name="long")
+    questions = [f"{number:012x}" for number in range(100_000)]
+    trial = study.ask()
+    trial.set_user_attr("line", questions)
+    study.set_user_attr("kept", questions)
+    again = optuna.load_study(study_name="long", storage=open_storage(shared))
+    assert again.trials[0].user_attrs["line"] == again.user_attrs["kept"] == questions
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_lock_of_mysql_is_of_one_database_and_ends(mariadb, monkeypatch):
+    one, other = mariadb("held"), mariadb("free")
+    monkeypatch.setattr(storage, "ASKED_FOR", {"mysql": storage.MYSQL.replace("60", "0.05")})
+    with one_creator(one):
+        open_storage(other)
+        with pytest.raises(UnavailableError, match="another process has been creating here for a minute"):
+            open_storage(one)
+    assert open_storage(one).get_all_studies() == []
