@@ -23,6 +23,7 @@ import yaml
 from personalization.deployment import CONFIG, read_config, write_files
 from personalization.errors import UsageError
 from personalization.files import clear_drafts, copy_atomic, locked, refuse_closed, write_atomic
+from personalization.manifest import seal_of
 from personalization.stages.chain import Fitted
 from studies.study import OpenStudy, find_study, stored_spec
 from tracking.deployed import config_digest
@@ -158,6 +159,7 @@ def publish(home: Path, out: Path, config: dict[str, Any], fitted: Fitted) -> in
     with tempfile.TemporaryDirectory() as name:
         described = write_files(fitted, Path(name))
         whole = {"previous_generation": previous, "previous_digest": digest, **config, **described}
+        whole["seal"] = seal_of(whole)
         return _write(home, out, whole, Path(name) / described["folder"], replaced)
 
 
