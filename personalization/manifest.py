@@ -83,7 +83,7 @@ def refuse_changed(place: Path, config: Mapping[str, Any]) -> None:
     if changed := [part for part, seal in config.get("seal", {}).items() if now.get(part) != seal]:
         raise DataError(
             f"{place}: {', '.join(changed)} was changed after the promotion, and what stands there now was never "
-            "tested; restore it, or promote again"
+            f"tested; `chamtune rollback {place.parent} --to {config['generation']}` restores it"
         )
 
 

@@ -40,7 +40,7 @@ def test_a_home_that_cannot_be_written_is_one_line_for_every_command_that_writes
     before = untouched(sealed / "home")
     for line in WRITING:
         code, out, err = command(*line.split(), "--home", "home")
-        assert code in (69, 74), line
+        assert code in (69, 74), (line, err)
         assert len(err.strip().splitlines()) == 1, line
         if "enqueue" not in line:
             assert out == ""

@@ -188,7 +188,8 @@ def cold_start(
     axes.set_xticks(places, items)
     axes.set(xlabel="newest history items given", ylabel="accuracy on the confirm users", ylim=(0, None))
     axes.set_title("descriptive; 95 % interval over users", fontsize=9)
-    axes.legend(fontsize=8, loc="lower right")
+    if len(items) or baseline is not None:
+        axes.legend(fontsize=8, loc="lower right")
     return _png(axes)
 
 

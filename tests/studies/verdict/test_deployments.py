@@ -246,5 +246,16 @@ def test_what_was_changed_by_hand_after_the_promotion_is_refused_by_name(tmp_pat
     told["chain"][0]["params"]["beta"] += part == "chain"
     told |= {"task": "LaMP_2N"} if part == "task" else {"labels": ["b", "a"]} if part == "labels" else {}
     (out / CONFIG).write_text(yaml.safe_dump(told))
-    with pytest.raises(DataError, match=f"{CONFIG}: {part} was changed after the promotion"):
+    with pytest.raises(DataError, match=f"{CONFIG}: {part} was changed after the promotion.* --to 1` restores it"):
         read_config(out)
+    assert roll_back(tmp_path / "home", out, 1) == (2, 1)
+    assert beta(out) == 0.5
+
+
+def test_a_damaged_deployment_gives_way_to_what_stood_before(tmp_path):
+    out = tmp_path / "deploy"
+    for number in (1, 2):
+        put(tmp_path / "home", out, number, str(number))
+    next(out.rglob("*.safetensors")).unlink()
+    assert roll_back(tmp_path / "home", out) == (3, 1)
+    assert beta(out) == 1.0
