@@ -52,10 +52,11 @@ def opened_studies(names: Sequence[str], home: Path, storage: str | None) -> Ite
 
 @contextmanager
 def opened_deployment(config: str, home: Path, tracking: str | None, model: str | None) -> Iterator[Deployment]:
-    """A deployment of a folder or of MLflow's registry, while the log is written."""
+    """A deployment of a folder or of MLflow's registry, while progress is shown and the log is written."""
     from personalization.deployment import Deployment
     from studies.shown.logs import log_to
+    from studies.shown.progress import ScoringDisplay
     from studies.verdict.deployments import located
 
-    with log_to(home), located(config, home, tracking) as folder:
-        yield Deployment.load(folder, model)
+    with log_to(home, needed=False), located(config, home, tracking) as folder, ScoringDisplay() as display:
+        yield Deployment.load(folder, model, display.scoring)

@@ -76,7 +76,7 @@ def replay(
 
     if out is not None:
         refuse_unwritable(out, log, config, model)
-    with log_to(home):
+    with log_to(home, needed=False):
         found = run(log, Deployment.load(config, model), out)
     said = f"{found['answers']} answers, {found['changed']:.1%} of them others than were given"
     if found["labelled"]:
@@ -113,8 +113,10 @@ def monitor(
     from studies.shown.display import print_line
     from studies.shown.logs import log_to
 
-    if trials is not None and not again:
-        raise UsageError("--trials is of --retune; give both")
+    told = ("trials", trials, again, "retune"), ("storage", storage, rollback, "rollback")
+    for name, value, given, other in (*told, ("tracking", tracking, rollback, "rollback")):
+        if value is not None and not given:
+            raise UsageError(f"--{name} is of --{other}; give both")
     place = deploy or (Path(about(log)["deploy"]) if about(log) else None)
     if place is None:
         raise UsageError(f"{log} does not say what it is of; give --deploy")

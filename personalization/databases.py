@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import sqlalchemy
 
@@ -26,6 +26,17 @@ def sqlite_url(path: Path, driver: str | None = None) -> str:
     """The URL of a SQLite file."""
     name = "sqlite" if driver is None else f"sqlite+{driver}"
     return sqlalchemy.URL.create(name, database=str(path)).render_as_string(hide_password=False)
+
+
+def sealed_url(file: Path) -> str:
+    """The URL of a SQLite file that may be read and not written, nor anything beside it.
+
+    A log beside it (WAL) holds what is not yet in the file, and is read where it is whole; without one, SQLite is told
+    that nobody changes the file, since it would ask for a place for its locks.
+    """
+    log = file.with_name(f"{file.name}-wal")
+    query = {"uri": "true", "mode": "ro"} if log.exists() and log.stat().st_size else {"uri": "true", "immutable": "1"}
+    return sqlalchemy.URL.create("sqlite", database=f"file:{quote(str(file))}", query=query).render_as_string()
 
 
 def is_sqlite(url: str) -> bool:

@@ -34,8 +34,10 @@ from personalization.data.records import Dataset, Question
 from personalization.data.table import Columns, is_table, read_table
 from personalization.errors import ChamtuneError, DataError, UsageError
 from personalization.files import sha256_of
+from personalization.manifest import refuse_changed, refuse_misshapen
 from personalization.mappings import Kept, read_mapping
 from personalization.methods.taste.calibration import Calibrated
+from personalization.scoring.store import Progress
 from personalization.stages import STAGES, chain
 from personalization.stages.chain import Fitted
 from personalization.stages.work import Tools, begin
@@ -72,10 +74,11 @@ class Deployment:
     tools: Tools
 
     @classmethod
-    def load(cls, path: str | Path, model: str | Path | None = None) -> Deployment:
+    def load(cls, path: str | Path, model: str | Path | None = None, progress: Progress | None = None) -> Deployment:
         """Open a deployment; DataError where it is damaged or its model is not the one it was made with.
 
         `path`: the folder, or a config file of format 5. `model`: where the model lies on this machine.
+        `progress`: told of the prompts that are scored.
         """
         path = Path(path)
         config = read_config(path)
@@ -89,8 +92,8 @@ class Deployment:
         if config["format"] != FORMAT:
             from personalization.upgrade import fitted_of_format_5
 
-            return cls(config, fitted_of_format_5(config), Tools(scorer))
-        return cls(config, chain.load(config["chain"], path / config["folder"]), Tools(scorer))
+            return cls(config, fitted_of_format_5(config), Tools(scorer, progress))
+        return cls(config, chain.load(config["chain"], path / config["folder"]), Tools(scorer, progress))
 
     @property
     def scorer(self) -> CachedScorer:
@@ -196,10 +199,10 @@ def write_files(fitted: Fitted, out: Path) -> dict[str, Any]:
     return {"chain": listed, "folder": name, "files": found}
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, to_answer: bool = True) -> dict[str, Any]:
     """The config of a deployment, its files checked; DataError naming what is wrong with it.
 
-    A file of format 5 is read as it is.
+    A file of format 5 is read as it is. One that is not `to_answer`, but to give way, may be damaged or changed.
     """
     place = path / CONFIG if path.is_dir() else path
     try:
@@ -218,10 +221,13 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     if config["format"] != FORMAT:
         raise DataError(f"{place}: format {config['format']} is not known here; known are 5 and {FORMAT}")
+    refuse_misshapen(place, config)
     if unknown := [entry["stage"] for entry in config["chain"] if entry["stage"] not in STAGES]:
         raise DataError(f"{place}: stage {unknown[0]!r} is not known here; there are {', '.join(STAGES)}")
     task_of(config)
-    _check_files(place, config)
+    if to_answer:
+        _check_files(place, config)
+        refuse_changed(place, config)
     return config
 
 

@@ -106,6 +106,11 @@ def refuse_closed(folder: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
+def may_write(path: Path) -> bool:
+    """Whether a file that is there may be changed by us, and files made beside it."""
+    return all(os.access(place, os.W_OK, effective_ids=True) for place in (path, path.parent))
+
+
 @contextmanager
 def locked(path: Path, patience: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock of a file, which is made where there is none; waits for the process that has it.

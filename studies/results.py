@@ -203,8 +203,8 @@ def study_figure(opened: OpenStudy) -> bytes:
         maximize = opened.spec.optimize[names[0]] == "maximize"
         return figures.history(names[0], values, ok, _baseline_value(opened, names[0]), maximize)
     front = {t.number for t in opened.study.best_trials}
-    points = np.array([(t.values or [])[:2] for t in trials])
-    return figures.pareto((names[0], names[1]), points, ok, [t.number in front for t in trials])
+    points = np.array([t.values or [] for t in trials]).reshape(-1, len(names))
+    return figures.pareto(names, points, ok, [t.number in front for t in trials])
 
 
 def _baseline_value(opened: OpenStudy, metric: str) -> float:

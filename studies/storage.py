@@ -18,9 +18,9 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from personalization.databases import is_sqlite, kept, shown, sqlite_file, sqlite_url, without_secrets
+from personalization.databases import is_sqlite, kept, sealed_url, shown, sqlite_file, sqlite_url, without_secrets
 from personalization.errors import UnavailableError, first_line
-from personalization.files import locked
+from personalization.files import locked, may_write
 
 BUSY_TIMEOUT_S = 60
 STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
@@ -61,11 +61,16 @@ def may_exist(url: str) -> bool:
     return file is None or file.exists()
 
 
-def open_storage(url: str) -> RDBStorage:
-    """Open (and create) a storage. UnavailableError where it cannot be reached or is no Optuna database."""
-    sqlite, name = is_sqlite(url), shown(url)
+def open_storage(url: str, reading: bool = False) -> RDBStorage:
+    """Open (and create) a storage. UnavailableError where it cannot be reached or is no Optuna database.
+
+    `reading`: a SQLite file that we may not write, or nothing beside it, is opened as it is.
+    """
+    sqlite, name, file = is_sqlite(url), shown(url), sqlite_file(url)
     engine_kwargs = {"connect_args": _patience(url)} if sqlite else {"pool_pre_ping": True}
     try:
+        if reading and file is not None and file.exists() and not may_write(file):
+            return RDBStorage(sealed_url(file))
         with one_creator(url):
             storage = RDBStorage(url, engine_kwargs=engine_kwargs)
             _widen(storage.engine)

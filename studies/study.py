@@ -342,7 +342,7 @@ def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
         place, elsewhere = str(home), "; one that is kept elsewhere is found with --storage and the URL in its spec"
     if not may_exist(where):
         raise UsageError(f"no studies in {place}; start one with `chamtune run demo --home {home}`{elsewhere}")
-    storage = open_storage(where)
+    storage = open_storage(where, reading=True)
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:

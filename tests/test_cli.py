@@ -107,6 +107,8 @@ def test_show_and_summary(chamtune, spec_file):
         (["replay", "log", "--config", "no.yaml", "--out", "log/questions-000001.jsonl"], 64, "log, which is read"),
         (["replay", "log", "--config", "no.yaml", "--out", "/dev/null/x"], 74, "/dev/null: Not a directory"),
         (["monitor", "log", "--trials", "5"], 64, "--trials is of --retune"),
+        (["monitor", "log", "--storage", "sqlite:///x.db"], 64, "--storage is of --rollback"),
+        (["monitor", "log", "--retune", "--tracking", "off"], 64, "--tracking is of --rollback"),
         (["compare", "a", "b", "a"], 64, "study a is named twice"),
         (["studies", "--storage", "sqlite:////nowhere/x.db"], 64, "there is no storage sqlite:////nowhere/x.db"),
         (["rollback", "no.yaml"], 65, "no.yaml: No such file"),

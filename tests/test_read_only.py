@@ -2,12 +2,17 @@
 
 import os
 
+import optuna
 import pytest
 import yaml
 
+from personalization.databases import sqlite_url
 from studies.runner import run_study
+from studies.shown.logs import log_to
+from studies.storage import open_storage
 
-ALL = ("studies", "show small", "compare small", "sync small", "insights small", "promote small", "run spec.yaml")
+WRITING = ("compare small", "promote small", "run spec.yaml", "insights small --enqueue 1")
+READING = ("studies", "show small", "insights small")
 
 
 @pytest.fixture
@@ -31,15 +36,57 @@ def untouched(home):
     return {path: path.stat().st_mtime_ns for path in home.rglob("*") if ".db" not in path.name}
 
 
-def test_a_home_that_cannot_be_written_is_one_line_for_every_command(sealed, command):
+def test_a_home_that_cannot_be_written_is_one_line_for_every_command_that_writes(sealed, command):
     before = untouched(sealed / "home")
-    for line in ALL:
+    for line in WRITING:
         code, out, err = command(*line.split(), "--home", "home")
-        assert code in (69, 74), line
-        assert len((out + err).strip().splitlines()) == 1, line
-        assert "Permission denied" in err
-        assert str(sealed / "home") in err or err.startswith("error: home")
+        assert code in (69, 74), (line, err)
+        assert len(err.strip().splitlines()) == 1, line
+        if "enqueue" not in line:
+            assert out == ""
+            assert "Permission denied" in err
+            assert str(sealed / "home") in err or err.startswith("error: home")
     assert untouched(sealed / "home") == before
+
+
+def test_a_home_that_cannot_be_written_is_read_as_it_is(sealed, command):
+    before, there = untouched(sealed / "home"), sorted((sealed / "home").rglob("*.db"))
+    for line in READING:
+        code, out, err = command(*line.split(), "--home", "home")
+        assert (code, err) == (0, ""), line
+        assert "small" in out, line
+    assert untouched(sealed / "home") == before
+    assert sorted((sealed / "home").rglob("*.db")) == there
+
+
+def test_a_command_that_writes_nothing_at_home_goes_on_without_a_log(tmp_path, unprivileged):
+    tmp_path.chmod(0o555)
+    try:
+        with unprivileged():
+            with pytest.raises(PermissionError), log_to(tmp_path):
+                pass
+            with log_to(tmp_path, needed=False):
+                pass
+    finally:
+        tmp_path.chmod(0o755)
+
+
+def test_a_read_only_storage_with_an_odd_name_and_an_unfinished_log_is_read(tmp_path, unprivileged):
+    folder = tmp_path / "a #b%20?c"
+    folder.mkdir()
+    url = sqlite_url(folder / "studies.db")
+    writer = open_storage(url)
+    optuna.create_study(storage=writer, study_name="late")
+    assert (folder / "studies.db-wal").stat().st_size
+    folder.chmod(0o555)
+    try:
+        with unprivileged():
+            found = open_storage(url, reading=True)
+            assert optuna.get_all_study_names(found) == ["late"]
+            found.engine.dispose()
+    finally:
+        folder.chmod(0o755)
+        writer.engine.dispose()
 
 
 @pytest.mark.parametrize("line", ["run spec.yaml", "auto --data demo --model demo --minutes 1", "ui"])

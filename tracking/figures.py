@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ WITHOUT_NAMES = 10.0
 BLUE, ORANGE, GREY = "#1f5a9e", "#d9731a", "#b0b0b0"
 
 
-def _axes(width: float, height: float, columns: int = 1) -> Any:
-    """The axes of a new figure, or with `columns` several side by side; in inches.
+def _axes(width: float, height: float, columns: int = 1, rows: int = 1) -> Any:
+    """The axes of a new figure, or with `columns` or `rows` several side by side; in inches.
 
     Matplotlib takes .9 s to load, which commands without a figure do not pay.
     """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height)).subplots(1, columns)
+    return Figure(figsize=(width, height)).subplots(rows, columns)
 
 
 def _png(axes: Any) -> bytes:
@@ -97,19 +98,24 @@ def history(metric: str, values: Sequence[float], feasible: Sequence[bool], base
     return _png(axes)
 
 
-def pareto(names: tuple[str, str], points: np.ndarray, feasible: Sequence[bool], front: Sequence[bool]) -> bytes:
-    """Two metrics against each other; points float [n, 2]."""
-    axes = _axes(5.5, 4.5)
+def pareto(names: Sequence[str], points: np.ndarray, feasible: Sequence[bool], front: Sequence[bool]) -> bytes:
+    """Each two of the metrics against each other; points float [n, len(names)], front by all metrics together."""
+    pairs = list(combinations(range(len(names)), 2))
+    columns = min(len(pairs), 3)
+    rows = -(-len(pairs) // columns)
+    width, height = (5.5, 4.5) if len(pairs) == 1 else (4.4 * columns, 3.8 * rows)
+    panels = np.ravel(_axes(width, height, columns, rows))
     ok, best = np.asarray(feasible, dtype=bool), np.asarray(front, dtype=bool)
-    for chosen, color, label in (
-        (~ok, GREY, "infeasible"),
-        (ok & ~best, BLUE, "feasible"),
-        (best, ORANGE, "Pareto front"),
-    ):
-        axes.scatter(points[chosen, 0], points[chosen, 1], s=16, color=color, label=label)
-    axes.set(xlabel=f"{names[0]} (tune users)", ylabel=f"{names[1]} (tune users)")
-    axes.legend(fontsize=8)
-    return _png(axes)
+    groups = ((~ok, GREY, "infeasible"), (ok & ~best, BLUE, "feasible"), (best, ORANGE, "Pareto front"))
+    for axes, (x, y) in zip(panels, pairs, strict=False):
+        for chosen, color, label in groups:
+            axes.scatter(points[chosen, x], points[chosen, y], s=16, color=color, label=label)
+        axes.set(xlabel=f"{names[x]} (tune users)", ylabel=f"{names[y]} (tune users)")
+    for axes in panels[len(pairs) :]:
+        axes.remove()
+    panels[0].legend(fontsize=8)
+    panels[0].figure.tight_layout()
+    return _png(panels[0])
 
 
 def taste(gammas: NDArray[np.float64], accuracies: NDArray[np.float64], chosen: float, prior: float) -> bytes:
@@ -182,7 +188,8 @@ def cold_start(
     axes.set_xticks(places, items)
     axes.set(xlabel="newest history items given", ylabel="accuracy on the confirm users", ylim=(0, None))
     axes.set_title("descriptive; 95 % interval over users", fontsize=9)
-    axes.legend(fontsize=8, loc="lower right")
+    if len(items) or baseline is not None:
+        axes.legend(fontsize=8, loc="lower right")
     return _png(axes)
 
 

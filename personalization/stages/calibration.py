@@ -298,6 +298,8 @@ class Calibration(Stage):
             numbers[kind] = Numbers(bias, **{n: listed[kind][n] for n in ("beta", "gamma", "tau")})
         pool = Pool.load(folder) if params.reach else None
         apart = tuple(Between(**one) for one in listed.get("apart", ()))  # configs of earlier versions know none
+        if odd := [one.name for one in apart if one.name not in NAMES["all"] or one.spread < 0]:
+            raise ValueError(f"apart: {odd[0]!r} is none of {', '.join(NAMES['all'])}, or its spread is negative")
         plain, moved, totals = numbers["plain"], numbers["moved"], arrays["global_counts"]
         return Learned(plain, moved, arrays.get("global_probs"), totals, pool, apart)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from personalization.data.records import Dataset
-from personalization.errors import DataError
+from personalization.errors import DataError, first_line
 from personalization.methods.taste.calibration import Calibrated
 from personalization.methods.taste.priors import log_softmax
 from personalization.stages import stage
@@ -169,11 +169,12 @@ def load(listed: list[Mapping[str, Any]], folder: Path) -> Fitted:
     learned: dict[str, Any] = {}
     for entry in listed:
         name = entry["stage"]
-        params[name] = saved_params(name, entry["params"])
         try:
+            params[name] = saved_params(name, entry["params"])
             learned[name] = stage(name).load(params[name], entry["learned"], folder)
-        except (KeyError, OSError) as error:
-            raise DataError(f"{folder}: stage {name} cannot be read: {error}; copy the whole folder") from None
+        except (KeyError, OSError, TypeError, ValueError) as error:
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise DataError(f"{folder}: stage {name} cannot be read: {said}; copy the whole folder") from error
     return Fitted(params, learned)
 
 

@@ -33,7 +33,7 @@ def read_histories(names: Sequence[str], home: Path, url: str | None = None, goa
         raise UsageError(
             f"no studies in {home}; `chamtune run demo --home {home}` makes one, `chamtune import` brings one"
         )
-    storage = open_storage(where)
+    storage = open_storage(where, reading=True)
     there = study_names(storage)
     for name in names:
         if name not in there:

@@ -10,19 +10,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 ROOMS = ("serving", "studies", "objectives", "tracking", "personalization")
 shown_from = logging.WARNING
 """Level from which messages are shown on the terminal, too."""
 
 
 @contextmanager
-def log_to(home: Path) -> Iterator[None]:
-    """Keep the rooms' messages inside: which route scores a model and why, what is stored and how large it is."""
-    (home / "logs").mkdir(parents=True, exist_ok=True)
-    kept = logging.FileHandler(home / "logs" / "chamtune.log", encoding="utf-8")
-    kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+def log_to(home: Path, needed: bool = True) -> Iterator[None]:
+    """Keep the rooms' messages inside: which route scores a model and why, what is stored and how large it is.
+
+    Where the home cannot be written, a command that writes nothing there goes on without a log (not `needed`).
+    """
     shown = logging.StreamHandler()
     shown.setLevel(shown_from)
+    handlers: list[logging.Handler] = [shown]
+    missing = ""
+    try:
+        handlers.append(_kept(home / "logs"))
+    except OSError as error:
+        if needed:
+            raise
+        missing = f"no log is kept: {error.filename}: {error.strerror}"
     loggers = [logging.getLogger(room) for room in ROOMS]
     before = [logger.level for logger in loggers]
     import optuna
@@ -32,13 +42,23 @@ def log_to(home: Path) -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.INFO)
-            logger.addHandler(kept)
-            logger.addHandler(shown)
+            for handler in handlers:
+                logger.addHandler(handler)
+        if missing:
+            log.warning(missing)
         yield
     finally:
         optuna.logging.set_verbosity(told)
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-            logger.removeHandler(kept)
-            logger.removeHandler(shown)
-        kept.close()
+            for handler in handlers:
+                logger.removeHandler(handler)
+        for handler in handlers:
+            handler.close()
+
+
+def _kept(folder: Path) -> logging.FileHandler:
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "chamtune.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler

@@ -63,7 +63,7 @@ def list_studies(home: Path, url: str | None) -> list[dict[str, Any]]:
         if url is not None:
             raise UsageError(f"there is no storage {shown(where)}")
         return []
-    storage = open_storage(where)
+    storage = open_storage(where, reading=True)
     rows = []
     for name in study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)

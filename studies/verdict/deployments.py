@@ -23,6 +23,7 @@ import yaml
 from personalization.deployment import CONFIG, read_config, write_files
 from personalization.errors import UsageError
 from personalization.files import clear_drafts, copy_atomic, locked, refuse_closed, write_atomic
+from personalization.manifest import seal_of
 from personalization.stages.chain import Fitted
 from studies.study import OpenStudy, find_study, stored_spec
 from tracking.deployed import config_digest
@@ -158,6 +159,7 @@ def publish(home: Path, out: Path, config: dict[str, Any], fitted: Fitted) -> in
     with tempfile.TemporaryDirectory() as name:
         described = write_files(fitted, Path(name))
         whole = {"previous_generation": previous, "previous_digest": digest, **config, **described}
+        whole["seal"] = seal_of(whole)
         return _write(home, out, whole, Path(name) / described["folder"], replaced)
 
 
@@ -191,7 +193,7 @@ def registry_name(home: Path, out: Path) -> str:
 
 def roll_back(home: Path, out: Path, to: int | None = None) -> tuple[int, int]:
     """Bring back what the deployment replaced, or the kept generation `to`: (new generation, the restored one)."""
-    current = read_config(out)
+    current = read_config(out, to_answer=False)
     known = _generations(home, out)
     kept = _predecessor(home, out, current) if to is None else known.get(to)
     if kept is None:
@@ -225,6 +227,21 @@ def _predecessor(home: Path, out: Path, current: dict[str, Any]) -> Path | None:
     return None
 
 
+def untracked(opened: OpenStudy, out: Path, generation: int, trial: int) -> bool:
+    """Whether a generation that this home wrote to a place never got to the spool: its promotion died before that."""
+    place = _kept(opened.home, out) / str(generation)
+    if opened.spec.tracking == OFF or not place.exists() or "restored_from" in read_config(out):
+        return False
+    known = Spool(opened.home, opened.spec.name, opened.record["id"]).records()
+    key = _key(trial, generation)
+    return not any(record["kind"] == "model" and record["key"] == key for record, _ in known)
+
+
+def _key(trial: int, generation: int) -> str:
+    """Tells the run of a promotion from others of the study."""
+    return f"promoted-{trial}-{generation}"
+
+
 def track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int) -> None:
     """Spool a promoted result and its registry version, and let MLflow have them. Call it without a lock: it waits."""
     if opened.spec.tracking == OFF:
@@ -233,16 +250,15 @@ def track(opened: OpenStudy, out: Path, result: dict[str, Any], generation: int)
     folder = opened.home / "results" / opened.spec.name / "confirm"
     kept = _kept(opened.home, out) / str(generation)
     shutil.rmtree(folder / "deploy", ignore_errors=True)
-    shutil.copytree(kept, folder / "deploy")
-    confirm, key = result["confirm"], f"promoted-{result['trial']}-{generation}"
+    shutil.copytree(kept if (kept / CONFIG).exists() else out, folder / "deploy")
+    confirm, key = result["confirm"], _key(result["trial"], generation)
     tests = {"delta_accuracy": confirm["delta_accuracy"], "p_value": confirm["p_accuracy"]}
     metrics = {**confirm["metrics"], **tests, **_told(confirm)}
     tags = {"measured_on": "confirm", "generation": str(generation)}
     spool.append_result("promoted", key, folder, result["params"], metrics, tags)
     place = {"name": registry_name(opened.home, out), "out": str(out.resolve())}
-    spool.append(
-        {"kind": "model", **place, "key": key, "generation": generation, "digest": config_digest(read_config(kept))}
-    )
+    digest = config_digest(read_config(folder / "deploy"))
+    spool.append({"kind": "model", **place, "key": key, "generation": generation, "digest": digest})
     Sender(spool, tracking_uri(opened.home, opened.spec.tracking)).finish(FLUSH_S)
 
 
@@ -260,7 +276,7 @@ def roll_back_deployment(
 
     MLflow is told at the place of the study that is rolled back. Where that study is not known here, it is said.
     """
-    provenance = read_config(out)["provenance"]
+    provenance = read_config(out, to_answer=False)["provenance"]
     kept = home / "deployments"
     with locked(kept / ".lock") if kept.is_dir() else nullcontext():  # a home that keeps nothing is not made
         generation, restored = roll_back(home, out, to)

@@ -30,7 +30,7 @@ from studies.results import figure_name, study_figure
 from studies.study import OpenStudy, ended_trials
 from studies.verdict.coldstart import NAMES, cold_start
 from studies.verdict.cost import cost_ms, cost_of
-from studies.verdict.deployments import publish, published, set_aside, stands, track
+from studies.verdict.deployments import publish, published, set_aside, stands, track, untracked
 from studies.verdict.evidence import Evidence, Look
 from studies.verdict.judgement import judge
 from studies.verdict.personal import answers_of, parts
@@ -125,6 +125,8 @@ def _finish(opened: OpenStudy, out: Path, incumbent: Incumbent, result: dict[str
     """Write the config of what has passed the gates, if it does not stand there yet."""
     found = result["confirm"]
     if incumbent.state == state:
+        if incumbent.generation is not None and untracked(opened, out, incumbent.generation, found["trial"]):
+            track(opened, out, result, incumbent.generation)
         return {**result, "deploy": str(out), "generation": incumbent.generation}
     with locked(opened.home / "deployments" / ".lock"):
         generation, present = published(opened.home, out, state), incumbent.generation

@@ -67,6 +67,7 @@ def test_new_users_alone_are_answered_with_the_prior_of_all(predict, lines):
     code, err, found = predict([asked(FRAME + f"a lamp {n}", n) for n in range(3)], lines)
     assert (code, found) == (0, {"task": "LaMP_3", "golds": [{"id": n, "output": "4"} for n in range(3)]})
     assert "3 of 3 questions (100 %) have no history" in err
+    assert "scoring prompts 3/3" in err
 
 
 def test_what_counts_for_nothing_is_said_and_equal_numbers_count(predict):
@@ -149,7 +150,22 @@ def test_threads_share_a_deployment_and_no_answer_differs(config):
         (lambda folder: (folder / CONFIG).write_text("a: ["), "not a deploy config"),
         (lambda folder: (folder / CONFIG).write_text("a: 1"), "it lacks format, generation"),
         (lambda folder: edit(folder, format=7), "format 7 is not known here; known are 5 and 6"),
-        (lambda folder: edit(folder, chain=[{"stage": "magic"}]), "stage 'magic' is not known here"),
+        (
+            lambda folder: edit(folder, chain=[{"stage": "magic", "params": {}, "learned": {}}]),
+            "stage 'magic' is not known here",
+        ),
+        (lambda folder: edit(folder, chain=None), "chain: Input should be a valid list"),
+        (lambda folder: edit(folder, chain=[]), "chain: List should have at least 1 item"),
+        (lambda folder: edit(folder, labels=[1]), "labels.0: Input should be a valid string"),
+        (lambda folder: edit(folder, generation="2"), "generation: Input should be a valid integer"),
+        (lambda folder: edit(folder, model={"path": "x"}), "model.device: Field required"),
+        (lambda folder: edit_learned(folder, "apart", "x"), "stage calibration cannot be read: TypeError"),
+        (lambda folder: edit_learned(folder, "plain", None), "stage calibration cannot be read: TypeError"),
+        (lambda folder: edit_learned(folder, "apart", [OWN_GAMMA]), "calibration cannot be read: .*'delta' is none of"),
+        (
+            lambda folder: edit_learned(folder, "apart", [{**OWN_GAMMA, "name": "gamma", "spread": float("nan")}]),
+            "chain.0.learned.apart.0.spread is nan, and no number",
+        ),
         (
             lambda folder: edit(folder, task={"name": "x", "prompt": "{{nothing}}"}),
             "it may name history, input, labels, text",
@@ -179,6 +195,14 @@ def test_a_parameter_that_came_later_is_what_it_was_before(config, tmp_path):
     edit(copy, chain=[{**entry, "params": told}])
     question = Question("q", "u", FRAME + "a lamp", (HistoryItem("h", "a fan", "2"),))
     assert Deployment.load(copy).predict([question]) == Deployment.load(config).predict([question])
+
+
+OWN_GAMMA = {"name": "delta", "centre": 0.0, "spread": 0.2, "gain": 1.0, "error": 0.1}
+
+
+def edit_learned(folder, key, value):
+    (entry,) = read_config(folder)["chain"]
+    edit(folder, chain=[{**entry, "learned": {**entry["learned"], key: value}}])
 
 
 def edit(folder, /, **changes):

@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from personalization.errors import DataError
 from personalization.evaluation import Evaluation
-from tracking.figures import confusion_matrix
+from tracking.figures import confusion_matrix, pareto
 from tracking.report import read_predictions, read_summary, write_report
 
 
@@ -75,3 +75,13 @@ def test_a_confusion_matrix_of_many_labels_stays_small(k):
     many = Evaluation(tuple(f"label {i}" for i in range(k)), ids, ids, rng.integers(0, k, 50), log_probs, [""] * 50)
     width, height = struct.unpack(">II", confusion_matrix(many)[16:24])
     assert max(width, height) < (1600 if k > 60 else 4000)
+
+
+@pytest.mark.parametrize(("goals", "panels"), [(2, 1), (3, 3), (4, 6), (5, 10)])
+def test_each_two_goals_have_a_panel_of_all_trials(monkeypatch, goals, panels):
+    monkeypatch.setattr("tracking.figures._png", lambda axes: axes.figure)
+    names, points = [f"goal {i}" for i in range(goals)], np.arange(7.0 * goals).reshape(7, goals)
+    found = pareto(names, points, [True] * 6 + [False], [True] + [False] * 6)
+    drawn = {(axes.get_xlabel(), axes.get_ylabel()) for axes in found.axes}
+    assert len(drawn) == len(found.axes) == panels
+    assert {len(group.get_offsets()) for axes in found.axes for group in axes.collections} == {1, 5}

@@ -2,6 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 
 from personalization.deployment import CONFIG, FORMAT, read_config
 from personalization.errors import DataError, UsageError
@@ -26,7 +27,7 @@ def config(state: str = "s") -> dict:
     """As much of a deploy config as reading one asks for."""
     return {
         "format": FORMAT,
-        "model": {},
+        "model": {**dict.fromkeys(("path", "dtype", "device", "fingerprint"), "x"), "blocks": None, "chat": False},
         "task": "LaMP_2",
         "labels": ["a", "b"],
         "provenance": {"state": state, "study": "gone", "study_id": "id"},
@@ -232,3 +233,29 @@ def test_a_deployment_that_cannot_be_renamed_is_one_line(tmp_path):
         (folder / CONFIG).write_text("")
     with pytest.raises(UsageError, match="cannot be renamed to deploy.unreadable .Directory not empty."):
         set_aside(out)
+
+
+@pytest.mark.parametrize("part", ["task", "labels", "chain"])
+def test_what_was_changed_by_hand_after_the_promotion_is_refused_by_name(tmp_path, part):
+    out = tmp_path / "deploy"
+    put(tmp_path / "home", out, 0.5)
+    told = yaml.safe_load((out / CONFIG).read_text())
+    told["model"]["path"] = "elsewhere"  # where the model lies may change
+    (out / CONFIG).write_text(yaml.safe_dump(told))
+    assert beta(out) == 0.5
+    told["chain"][0]["params"]["beta"] += part == "chain"
+    told |= {"task": "LaMP_2N"} if part == "task" else {"labels": ["b", "a"]} if part == "labels" else {}
+    (out / CONFIG).write_text(yaml.safe_dump(told))
+    with pytest.raises(DataError, match=f"{CONFIG}: {part} was changed after the promotion.* --to 1` restores it"):
+        read_config(out)
+    assert roll_back(tmp_path / "home", out, 1) == (2, 1)
+    assert beta(out) == 0.5
+
+
+def test_a_damaged_deployment_gives_way_to_what_stood_before(tmp_path):
+    out = tmp_path / "deploy"
+    for number in (1, 2):
+        put(tmp_path / "home", out, number, str(number))
+    next(out.rglob("*.safetensors")).unlink()
+    assert roll_back(tmp_path / "home", out) == (3, 1)
+    assert beta(out) == 1.0

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -19,6 +21,7 @@ from studies.verdict.evidence import Evidence
 from studies.verdict.promotion import promote
 from tests.gguf_files import byte_level, make_llama, write_gguf
 from tests.planted import BiasedScorer
+from tracking.spool import Spool
 
 
 def looks(opened):
@@ -197,3 +200,23 @@ def test_a_folder_of_something_else_is_refused_before_any_look_whatever_is_asked
     assert looks(opened) == []
     (out / "notes.txt").unlink()
     assert promote(opened, out)["promoted"]
+
+
+def died(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_promotion_that_died_before_it_was_told_is_told_by_the_same_command_once(tmp_path, make_study, monkeypatch):
+    opened, out = make_study(), tmp_path / "deploy"
+    opened = replace(opened, spec=opened.spec.model_copy(update={"tracking": "sqlite:///unused.db"}))
+    monkeypatch.setattr("studies.verdict.deployments.Sender", lambda *_: SimpleNamespace(finish=lambda _: 0))
+    with monkeypatch.context() as dying:
+        dying.setattr("studies.verdict.promotion.track", died)
+        with pytest.raises(KeyboardInterrupt):
+            promote(opened, out, with_cold_start=False)
+    (opened.home / "deployments" / registry_name(opened.home, out).removeprefix("chamtune-") / "1" / CONFIG).unlink()
+    for _ in range(2):  # killed before the kept config, too
+        assert promote(opened, out, with_cold_start=False)["generation"] == 1
+    records = [record for record, _ in Spool(opened.home, "planted", opened.record["id"]).records()]
+    told = [record["key"] for record in records if record["kind"] == "model"]
+    assert told == [f"promoted-{looks(opened)[0].found['trial']}-1"]
