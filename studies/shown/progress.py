@@ -39,7 +39,8 @@ class ScoringDisplay(Watcher):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        if self.progress.live.is_started:  # stopping prints an empty line where there is no terminal
+            self.progress.stop()
 
     def advance(self, name: str, done: int, total: int, note: str = "") -> None:
         """Move the bar of this name."""
