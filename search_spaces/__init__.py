@@ -1,11 +1,12 @@
 """What may vary: names, ranges, decoding. No torch, no model.
 
-A space module holds, for one stage, `SPACE` (name -> Optuna distribution; static), a frozen `Params` whose defaults
-change nothing (`BASELINE`), `complexity(params)` (how far from doing nothing; smaller is simpler), and where wanted
-`READ` (when a parameter is read at all; see `conditions`), `ONLY` (parameter, or parameter=choice -> the one kind of
-backbone that reads it), `ON_REQUEST` (parameters, as in `SPACE`, that are searched only where a spec names them),
-`OPEN` (parameter -> the pattern of further choices that a spec may give), `MOST` (parameter -> the largest number that
-means something) and `canonical(values)` (equal settings become equal). To add one: write the file, list it in `SPACES`.
+A space module holds, for one stage, a frozen `Params` whose defaults change nothing (`BASELINE`), `SPACE` (name ->
+Optuna distribution; static; `parameters` declares both at once), `complexity(params)` (how far from doing nothing;
+smaller is simpler), and where wanted `READ` (when a parameter is read at all; see `conditions`), `ONLY` (parameter, or
+parameter=choice -> the one kind of backbone that reads it), `ON_REQUEST` (parameters, as in `SPACE`, that are searched
+only where a spec names them), `OPEN` (parameter -> the pattern of further choices that a spec may give), `MOST`
+(parameter -> the largest number that means something) and `canonical(values)` (equal settings become equal). To add
+one: write the file, list it in `SPACES`.
 
 A chain's space is made of those of its stages (`chain_space`): names are `stage.param`, or `param` where no other stage
 of the chain has it. An objective of earlier versions is a chain under other names (`aliases`).

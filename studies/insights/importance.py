@@ -22,10 +22,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -33,9 +34,6 @@ from optuna.trial import FrozenTrial, TrialState
 from personalization.errors import UsageError
 from studies.insights.history import History, choice_of, is_number, there
 from studies.insights.values import TOP, Levels, good, levels, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RESAMPLES = 200
 QUANTILES = (0.025, 0.975)
@@ -80,8 +78,6 @@ def with_interval(share: NDArray[np.float64], chance: NDArray[np.float64]) -> tu
 
 
 def _ranked(history: History, kept: pd.DataFrame, chosen: NDArray[np.bool_]) -> pd.DataFrame:
-    import pandas as pd
-
     weights = resamples(len(kept))
     rows: list[dict[str, Any]] = []
     for parameter in history.parameters.values():
@@ -145,8 +141,6 @@ def importance(history: History, top: float = TOP) -> pd.DataFrame:
 
 def feasibility_importance(history: History) -> pd.DataFrame:
     """What decides whether a trial is feasible at all (`constraint` is "all"), and keeps each constraint."""
-    import pandas as pd
-
     complete = history.trials[history.trials["state"] == TrialState.COMPLETE.name]
     wanted = {"all": complete["feasible"].to_numpy(dtype=bool)}
     wanted |= {name: ~(complete[f"constraints_{name}"].to_numpy(dtype=float) > 0) for name in history.constraints}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from studies.insights.history import GROUPS, History
 from studies.insights.importance import feasibility_importance, importance, of_optuna
@@ -17,10 +18,7 @@ from studies.insights.suggestions import suggestions
 from studies.insights.trends import course, points, trends
 from studies.insights.values import COLUMNS, TOP, good, value_scores
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Frames = dict[str, "pd.DataFrame"]
+Frames = dict[str, pd.DataFrame]
 BEST = 10
 """Likely values that are shown."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -44,8 +42,6 @@ def insights_of(
     The box is within one standard error of the best: that by user which a measured `path` knows, else that of the best
     trial's likely value.
     """
-    import pandas as pd
-
     scores, matters, shrunken = value_scores(found, top), importance(found, top), likely(found)
     if evaluator is not None:
         matters[evaluator] = matters["parameter"].map(of_optuna(found, evaluator))
