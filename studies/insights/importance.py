@@ -86,7 +86,7 @@ def _ranked(history: History, kept: pd.DataFrame, chosen: NDArray[np.bool_]) -> 
         found = levels(parameter, kept[f"params_{parameter.name}"])
         read = found.member.any(axis=1)
         number = int(read.sum())
-        only = found.labels[0] if len(found.labels) == 1 and _alike(kept[f"params_{parameter.name}"]) else None
+        only = found.labels[0] if len(found.labels) == 1 and kept[f"params_{parameter.name}"].nunique() == 1 else None
         unjudged = UNREAD if not number else FIXED if only is not None else SCARCE if number < ENOUGH else ""
         point, low, high = 0.0, math.nan, math.nan
         if not unjudged and len(found.labels) > 1:
@@ -108,11 +108,6 @@ def _ranked(history: History, kept: pd.DataFrame, chosen: NDArray[np.bool_]) -> 
     total = frame["importance"].sum()
     frame.insert(5, "share", frame["importance"] / total if total > 0 else 0.0)
     return frame.sort_values(["importance", "high"], ascending=False, kind="stable", ignore_index=True)
-
-
-def _alike(column: pd.Series) -> bool:
-    """Whether all trials that read a parameter had one value, and not several within a bin."""
-    return int(column.nunique()) == 1
 
 
 def _warning(found: Levels, read: int, trials: int) -> str:
