@@ -140,7 +140,7 @@ def _mapped(
 
 
 def _backfill(name: str, home: Path, storage: str | None) -> None:
-    from studies.insights.fields import backfill
+    from studies.insights.reading import backfill
     from studies.shown.consoles import notes
 
     with opened_studies([name], home, storage) as (opened,):

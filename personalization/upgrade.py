@@ -76,10 +76,6 @@ def _array(values: Any) -> NDArray[np.float64]:
     return np.array(values, dtype=np.float64)
 
 
-def _bare(_: Mapping[str, Any]) -> Stages:
-    return {}, {}
-
-
 def _prompt(config: Mapping[str, Any]) -> Stages:
     return {"prompt": {key: config["params"][key] for key in PROMPT}}, {"prompt": None}
 
@@ -153,8 +149,7 @@ def _content(folder: Path, count: int) -> str:
 
 
 METHODS: dict[str, Callable[[Mapping[str, Any]], Stages]] = {
-    "calibration": _bare,
-    "report_calibration": _bare,
+    **dict.fromkeys(("calibration", "report_calibration"), lambda _: ({}, {})),
     "retrieval": _prompt,
     "steering": _steering,
     "adapter": _adapter,

@@ -1,11 +1,12 @@
 """What may vary: names, ranges, decoding. No torch, no model.
 
-A space module holds, for one stage, `SPACE` (name -> Optuna distribution; static), a frozen `Params` whose defaults
-change nothing (`BASELINE`), `complexity(params)` (how far from doing nothing; smaller is simpler), and where wanted
-`READ` (when a parameter is read at all; see `conditions`), `ONLY` (parameter, or parameter=choice -> the one kind of
-backbone that reads it), `ON_REQUEST` (parameters, as in `SPACE`, that are searched only where a spec names them),
-`OPEN` (parameter -> the pattern of further choices that a spec may give), `MOST` (parameter -> the largest number that
-means something) and `canonical(values)` (equal settings become equal). To add one: write the file, list it in `SPACES`.
+A space module holds, for one stage, a frozen `Params` whose defaults change nothing (`BASELINE`), `SPACE` (name ->
+Optuna distribution; static; `parameters` declares both at once), `complexity(params)` (how far from doing nothing;
+smaller is simpler), and where wanted `READ` (when a parameter is read at all; see `conditions`), `ONLY` (parameter, or
+parameter=choice -> the one kind of backbone that reads it), `ON_REQUEST` (parameters, as in `SPACE`, that are searched
+only where a spec names them), `OPEN` (parameter -> the pattern of further choices that a spec may give), `MOST`
+(parameter -> the largest number that means something) and `canonical(values)` (equal settings become equal). To add
+one: write the file, list it in `SPACES`.
 
 A chain's space is made of those of its stages (`chain_space`): names are `stage.param`, or `param` where no other stage
 of the chain has it. An objective of earlier versions is a chain under other names (`aliases`).
@@ -35,6 +36,8 @@ SPACES: dict[str, Any] = {
 """stage -> module of its space, or an object with the same names."""
 
 Distributions = Mapping[str, BaseDistribution]
+ALWAYS: Sequence[Mapping[str, Needed]] = ({},)
+"""When a parameter without conditions is read."""
 
 
 def space_of(stage: str) -> Any:
@@ -165,9 +168,9 @@ class ChainSpace:
                 if hasattr(space, "canonical"):
                     own = {name: values[f"{stage}.{name}"] for name in _own(stage)}
                     values |= {f"{stage}.{name}": value for name, value in space.canonical(own).items()}
-                for name, alternatives in getattr(space, "READ", {}).items():
-                    if not is_read(alternatives, partial(self._value, values, stage)):
-                        values[f"{stage}.{name}"] = baseline[f"{stage}.{name}"]
+            for full, alternatives in self.read.items():
+                if not is_read(alternatives, partial(self._value, values)):
+                    values[full] = baseline[full]
             if values == before:
                 break
         return ChainParams(
@@ -190,13 +193,9 @@ class ChainSpace:
 
     def idle(self, raw: Mapping[str, Any]) -> set[str]:
         """The searched names that nothing reads at a point of raw values."""
-        values = self.decode(raw).full()
-
-        def read(full: str) -> bool:
-            alternatives = _told(full, "READ")
-            return alternatives is None or is_read(alternatives, partial(self._value, values, full.partition(".")[0]))
-
-        return {name for name, known in self.names.items() if not any(map(read, known.targets))}
+        value_of = partial(self._value, self.decode(raw).full())
+        when = {name: [self.read.get(full, ALWAYS) for full in known.targets] for name, known in self.names.items()}
+        return {name for name, told in when.items() if not any(is_read(one, value_of) for one in told)}
 
     def _raw(self, known: Name, full: Mapping[str, Any]) -> Any:
         if known.meaning:
@@ -215,13 +214,25 @@ class ChainSpace:
         """What every parameter is where nothing is searched."""
         return {**self._baseline_values, **self.fixed}
 
-    def _value(self, values: Mapping[str, Any], stage: str, name: str) -> Any:
-        """Of a parameter that a condition of a stage names; one of a stage that is not here has its baseline."""
-        full = name if "." in name else f"{stage}.{name}"
+    @cached_property
+    def read(self) -> dict[str, Sequence[Mapping[str, Needed]]]:
+        """Full name -> when it is read (`conditions`), of those that are not always, all names in full."""
+
+        def in_full(stage: str, one: Mapping[str, Needed]) -> dict[str, Needed]:
+            return {other if "." in other else f"{stage}.{other}": needed for other, needed in one.items()}
+
+        return {
+            f"{stage}.{name}": [in_full(stage, one) for one in alternatives]
+            for stage, space in self.spaces.items()
+            for name, alternatives in getattr(space, "READ", {}).items()
+        }
+
+    def _value(self, values: Mapping[str, Any], full: str) -> Any:
+        """Of a parameter that a condition names; one of a stage that is not here has its baseline."""
         if full in values:
             return values[full]
-        other, _, own = full.partition(".")
-        return getattr(space_of(other).BASELINE, own)
+        stage, _, own = full.partition(".")
+        return getattr(space_of(stage).BASELINE, own)
 
     def reachable(self, chosen: Distributions) -> dict[str, dict[str, list[Any]]]:
         """Stage -> parameter -> its values: of a range of fractions its ends, of what is fixed the one it has."""
@@ -291,50 +302,38 @@ class ChainSpace:
 
     def _needed(self, chosen: dict[str, BaseDistribution], named: Collection[str]) -> dict[str, BaseDistribution]:
         while True:
-            idle = [name for name in chosen if name not in named and not self._may_be_read(name, chosen)]
+            idle = [name for name in chosen if name not in named and not self._possible(name, chosen)]
             if not idle:
                 return chosen
             chosen = {name: found for name, found in chosen.items() if name not in idle}
 
-    def _may_be_read(self, name: str, chosen: Distributions) -> bool:
-        """Whether some values of the other parameters let this one be read, in one of its meanings."""
-        for full in self.names[name].targets:
-            stage, alternatives = full.partition(".")[0], _told(full, "READ")
-            if alternatives is None or any(
-                all(self._may_be(stage, other, needed, chosen) for other, needed in one.items()) for one in alternatives
-            ):
-                return True
-        return False
+    def _possible(self, name: str, chosen: Distributions) -> list[Mapping[str, Needed]]:
+        """The alternatives, in all its meanings, in which some values of the other parameters let this one be read."""
+        alternatives = [one for full in self.names[name].targets for one in self.read.get(full, ALWAYS)]
+        return [one for one in alternatives if all(self._may_be(other, told, chosen) for other, told in one.items())]
 
-    def _may_be(self, stage: str, other: str, needed: Needed, chosen: Distributions) -> bool:
-        full = other if "." in other else f"{stage}.{other}"
+    def _may_be(self, full: str, needed: Needed, chosen: Distributions) -> bool:
         for name, found in chosen.items():
             known = self.names[name]
             if full in known.targets:
                 if not isinstance(found, CategoricalDistribution):
                     return True
                 return any(fits(known.values(choice)[full], needed) for choice in found.choices)
-        return fits(self._value(self._still, stage, other), needed)
+        return fits(self._value(self._still, full), needed)
 
     def read_when(self, name: str, chosen: Distributions) -> str:
         """What others of the `chosen` must be for this one to be read, in words; nothing where it always is, or where
         no values of them let it be."""
-        told = list[str]()
-        for full in self.names[name].targets:
-            stage, alternatives = full.partition(".")[0], _told(full, "READ")
-            for one in [{}] if alternatives is None else alternatives:
-                if all(self._may_be(stage, other, needed, chosen) for other, needed in one.items()):
-                    told.append(" and ".join(self._words(stage, one, chosen)))
+        told = [" and ".join(self._words(one, chosen)) for one in self._possible(name, chosen)]
         return "" if "" in told else ", or ".join(dict.fromkeys(told))
 
-    def _words(self, stage: str, one: Mapping[str, Needed], chosen: Distributions) -> Iterator[str]:
+    def _words(self, one: Mapping[str, Needed], chosen: Distributions) -> Iterator[str]:
         """The conditions of an alternative that are not sure to hold."""
-        for other, needed in one.items():
-            if self._may_be(stage, other, unlike(needed), chosen):
-                full = other if "." in other else f"{stage}.{other}"
+        for full, needed in one.items():
+            if self._may_be(full, unlike(needed), chosen):
                 name = next(name for name in chosen if full in self.names[name].targets)
                 if isinstance(needed, tuple):
-                    needed = tuple(one for one in needed if self._may_be(stage, other, (one,), chosen))
+                    needed = tuple(one for one in needed if self._may_be(full, (one,), chosen))
                 yield f"{name} {in_words(needed)}"
 
 

@@ -6,34 +6,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-
 from search_spaces.conditions import Read, nonzero, other_than
+from search_spaces.parameters import choice, declared, real
 
-SPACE: Mapping[str, BaseDistribution] = {
-    "formula": CategoricalDistribution(["adjusted"]),
-    "ranking": CategoricalDistribution(["similarity", "bm25", "mix", "recency"]),
-    "mix": FloatDistribution(0.0, 1.0, step=0.25),
-    "width": FloatDistribution(0.01, 1.0, log=True),
-    "half_life": FloatDistribution(2.0, 1000.0, log=True),
-    "beta": FloatDistribution(0.0, 2.0),
-    "gamma": FloatDistribution(-0.5, 2.0),
-    "kappa": FloatDistribution(0.5, 50.0, log=True),
-    "tau": FloatDistribution(0.25, 4.0, log=True),
-    "prior_mode": CategoricalDistribution(["similar", "user", "global", "uniform"]),
-    "source": CategoricalDistribution(["batch", "neutral", "content_free"]),
-    "alpha": FloatDistribution(0.1, 10.0, log=True),
-    "fit": CategoricalDistribution(["searched", "exact"]),
-}
 OWN = ("none", "gamma", "kappa", "tau", "all")
 """Which strengths are each user's own."""
-ON_REQUEST: Mapping[str, BaseDistribution] = {
-    "reach": FloatDistribution(0.0, 4.0),
-    "floor": FloatDistribution(0.0, 1.0),
-    "near": FloatDistribution(0.02, 1.0, log=True),
-    "kin": FloatDistribution(0.0, 8.0),
-    "per_user": CategoricalDistribution(OWN),
-}
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """One calibration. `fit`: exact takes beta, gamma and tau from the convex optimum of NLL on tune.
+
+    `formula`: report subtracts the reports' prior, with `alpha` pseudo-counts. `reach`: the weight of other users'
+    similar items beside the user's own, those above `floor`, by `near` and `kin` (`methods.history.pool`).
+    `per_user`: strengths that are each user's own, shrunk towards the common ones (`methods.taste.own`).
+    """
+
+    formula: str = choice("adjusted", ["adjusted"])
+    ranking: str = choice("recency", ["similarity", "bm25", "mix", "recency"])
+    mix: float = real(0.0, (0.0, 1.0), step=0.25)
+    width: float = real(1.0, (0.01, 1.0), log=True)
+    half_life: float = real(1000.0, (2.0, 1000.0), log=True)
+    beta: float = real(0.0, (0.0, 2.0))
+    gamma: float = real(0.0, (-0.5, 2.0))
+    kappa: float = real(1.0, (0.5, 50.0), log=True)
+    tau: float = real(1.0, (0.25, 4.0), log=True)
+    prior_mode: str = choice("uniform", ["similar", "user", "global", "uniform"])
+    source: str = choice("batch", ["batch", "neutral", "content_free"])
+    alpha: float = real(1.0, (0.1, 10.0), log=True)
+    fit: str = choice("searched", ["searched", "exact"])
+    reach: float = real(0.0, (0.0, 4.0), on_request=True)
+    floor: float = real(0.5, (0.0, 1.0), on_request=True)
+    near: float = real(0.1, (0.02, 1.0), log=True, on_request=True)
+    kin: float = real(0.0, (0.0, 8.0), on_request=True)
+    per_user: str = choice("none", OWN, on_request=True)
+
+
+BASELINE = Params()
+SPACE, ON_REQUEST = declared(Params), declared(Params, on_request=True)
 """Other users' items answer a user, and strengths are each user's own, only where a spec says so."""
 OPEN = {"formula": "report"}
 """A spec may ask for the reports' formula."""
@@ -68,38 +78,6 @@ READ: Read = {
     "fit": [{"formula": ("adjusted",)}],
     "per_user": [{"formula": ("adjusted",), "prior_mode": TASTE, **PLAIN}],
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Params:
-    """One calibration. `fit`: exact takes beta, gamma and tau from the convex optimum of NLL on tune.
-
-    `formula`: report subtracts the reports' prior, with `alpha` pseudo-counts. `reach`: the weight of other users'
-    similar items beside the user's own, those above `floor`, by `near` and `kin` (`methods.history.pool`).
-    `per_user`: strengths that are each user's own, shrunk towards the common ones (`methods.taste.own`).
-    """
-
-    formula: str = "adjusted"
-    ranking: str = "recency"
-    mix: float = 0.0
-    width: float = 1.0
-    half_life: float = 1000.0
-    beta: float = 0.0
-    gamma: float = 0.0
-    kappa: float = 1.0
-    tau: float = 1.0
-    prior_mode: str = "uniform"
-    source: str = "batch"
-    alpha: float = 1.0
-    fit: str = "searched"
-    reach: float = 0.0
-    floor: float = 0.5
-    near: float = 0.1
-    kin: float = 0.0
-    per_user: str = "none"
-
-
-BASELINE = Params()
 
 
 def canonical(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-
 from search_spaces.conditions import Read
+from search_spaces.parameters import choice, declared, real, whole
 
-SPACE: Mapping[str, BaseDistribution] = {
-    "head": CategoricalDistribution(["none", "logistic"]),
-    "blend": FloatDistribution(0.0, 1.0),
-    "level": CategoricalDistribution(["unified", "cluster", "user"]),
-    "groups": IntDistribution(2, 8),
-    "cluster_by": CategoricalDistribution(["words", "labels", "embedding"]),
-    "c": FloatDistribution(1e-4, 10.0, log=True),
-    "c_own": FloatDistribution(1e-4, 10.0, log=True),
-    "depth": FloatDistribution(0.0, 1.0),
-}
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """A head, `blend` its weight. `c`: of the head of all; `c_own`: of a group's or user's distance to it; `depth`: the
+    layer of a causal model, as a share."""
+
+    head: str = choice("none", ["none", "logistic"])
+    blend: float = real(0.0, (0.0, 1.0))
+    level: str = choice("unified", ["unified", "cluster", "user"])
+    groups: int = whole(4, (2, 8))
+    cluster_by: str = choice("words", ["words", "labels", "embedding"])
+    c: float = real(0.01, (1e-4, 10.0), log=True)
+    c_own: float = real(0.01, (1e-4, 10.0), log=True)
+    depth: float = real(0.0, (0.0, 1.0))
+
+
+BASELINE = Params()
+SPACE = declared(Params)
 ONLY = {"depth": "causal"}
 MOST = {"blend": 1.0, "depth": 1.0}
 ON = {"head": ("logistic",)}
@@ -28,24 +35,6 @@ READ: Read = {
     "cluster_by": [{**ON, "level": ("cluster",)}],
     "c_own": [{**ON, "level": ("cluster", "user")}],
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Params:
-    """A head, `blend` its weight. `c`: of the head of all; `c_own`: of a group's or user's distance to it; `depth`: the
-    layer of a causal model, as a share."""
-
-    head: str = "none"
-    blend: float = 0.0
-    level: str = "unified"
-    groups: int = 4
-    cluster_by: str = "words"
-    c: float = 0.01
-    c_own: float = 0.01
-    depth: float = 0.0
-
-
-BASELINE = Params()
 
 
 def canonical(values: Mapping[str, object]) -> dict[str, object]:

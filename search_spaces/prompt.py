@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-
 from search_spaces.conditions import Read, nonzero
-
-SPACE: Mapping[str, BaseDistribution] = {
-    "template": CategoricalDistribution(
-        ["{label}", "{label} news", "this text is about {label}", "category: {label}", "a text tagged {label}"]
-    ),
-    "scale": FloatDistribution(5.0, 100.0, log=True),
-    "k": IntDistribution(0, 16),
-    "ranking": CategoricalDistribution(["similarity", "bm25", "mix", "recency"]),
-    "mix": FloatDistribution(0.0, 1.0, step=0.25),
-}
-ON_REQUEST: Mapping[str, BaseDistribution] = {"wording": CategoricalDistribution(["own"])}
-ONLY = {"template": "encoder", "scale": "encoder", "k": "causal", "ranking": "causal", "mix": "causal"}
-OPEN = {"template": r"[^{}]*\{label\}[^{}]*", "wording": r"\S.*"}
-MOST = {"mix": 1.0}
-READ: Read = {"ranking": [{"k": nonzero}], "mix": [{"k": nonzero, "ranking": ("mix",)}]}
+from search_spaces.parameters import choice, declared, real, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +13,23 @@ class Params:
     """`k` items by `ranking`, in a `wording` of the task; of an encoder `template`, a text with {label} in it, and
     `scale`, by which it multiplies similarities."""
 
-    template: str = "{label}"
-    scale: float = 20.0
-    k: int = 0
-    ranking: str = "recency"
-    mix: float = 0.0
-    wording: str = "own"
+    template: str = choice(
+        "{label}",
+        ["{label}", "{label} news", "this text is about {label}", "category: {label}", "a text tagged {label}"],
+    )
+    scale: float = real(20.0, (5.0, 100.0), log=True)
+    k: int = whole(0, (0, 16))
+    ranking: str = choice("recency", ["similarity", "bm25", "mix", "recency"])
+    mix: float = real(0.0, (0.0, 1.0), step=0.25)
+    wording: str = choice("own", ["own"], on_request=True)
 
 
 BASELINE = Params()
+SPACE, ON_REQUEST = declared(Params), declared(Params, on_request=True)
+ONLY = {"template": "encoder", "scale": "encoder", "k": "causal", "ranking": "causal", "mix": "causal"}
+OPEN = {"template": r"[^{}]*\{label\}[^{}]*", "wording": r"\S.*"}
+MOST = {"mix": 1.0}
+READ: Read = {"ranking": [{"k": nonzero}], "mix": [{"k": nonzero, "ranking": ("mix",)}]}
 
 
 def complexity(params: Params) -> float:

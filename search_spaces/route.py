@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from search_spaces import ChainParams, space_of
 from search_spaces.conditions import Read, other_than
-
-SPACE: Mapping[str, BaseDistribution] = {
-    "arms": CategoricalDistribution([""]),
-    "answer": CategoricalDistribution(["one", "mean"]),
-    "penalty": FloatDistribution(1.0, 10_000.0, log=True),
-}
-OPEN = {"arms": r"\[.*\]"}
-"""A spec gives the chains, as `arms_of` writes them, or `start_from: [STUDY, STUDY]`."""
-ARMS = {"arms": other_than("")}
-READ: Read = {"answer": [ARMS], "penalty": [{**ARMS, "answer": ("one",)}]}
+from search_spaces.parameters import choice, declared, real
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +16,9 @@ class Params:
     """`arms`: JSON, a list of stage -> parameters. `answer`: one of them for each question, the first where nothing
     speaks for another, or the mean of all. `penalty`: of the ridge that tells who is better off with another one."""
 
-    arms: str = ""
-    answer: str = "one"
-    penalty: float = 100.0
+    arms: str = choice("", [""])
+    answer: str = choice("one", ["one", "mean"])
+    penalty: float = real(100.0, (1.0, 10_000.0), log=True)
 
     @property
     def chains(self) -> tuple[ChainParams, ...]:
@@ -44,17 +32,20 @@ class Params:
             raise ValueError(f"route.arms is no list of stage -> parameters: {error}") from None
 
 
+BASELINE = Params()
+SPACE = declared(Params)
+OPEN = {"arms": r"\[.*\]"}
+"""A spec gives the chains, as `arms_of` writes them, or `start_from: [STUDY, STUDY]`."""
+ARMS = {"arms": other_than("")}
+READ: Read = {"answer": [ARMS], "penalty": [{**ARMS, "answer": ("one",)}]}
+
+
 def arms_of(chains: Sequence[ChainParams]) -> str:
     """Chains as `Params.arms`, with all their parameters."""
-    return json.dumps([{stage: asdict(own) for stage, own in params.items()} for params in chains], default=_plain)
-
-
-def _plain(number: Any) -> Any:
-    """A number of numpy as one of Python."""
-    return number.item()
-
-
-BASELINE = Params()
+    return json.dumps(
+        [{stage: asdict(own) for stage, own in params.items()} for params in chains],
+        default=lambda number: number.item(),
+    )
 
 
 def complexity(params: Params) -> float:

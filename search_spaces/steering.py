@@ -6,28 +6,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-
 from search_spaces.conditions import Read, nonzero
+from search_spaces.parameters import choice, declared, real, whole
 
-SPACE: Mapping[str, BaseDistribution] = {
-    "front": CategoricalDistribution(["answered"]),
-    "centred": CategoricalDistribution([True, False]),
-    "direction": CategoricalDistribution(["mean_difference", "svd", "preference"]),
-    "general": CategoricalDistribution(["mean_difference", "ccs"]),
-    "shrink": FloatDistribution(0.1, 50.0, log=True),
-    "groups": IntDistribution(1, 6),
-    "edit": CategoricalDistribution(["additive", "projection"]),
-    "site": CategoricalDistribution(["block", "mlp"]),
-    "scope": CategoricalDistribution(["last", "all"]),
-    "alpha_personal": FloatDistribution(0.0, 2.0),
-    "alpha_general": FloatDistribution(-1.0, 1.0),
-    "place": CategoricalDistribution(["start", "auto"]),
-    "start": FloatDistribution(0.0, 1.0),
-    "count": IntDistribution(1, 8),
-    "gate": CategoricalDistribution(["none", "cosine", "product"]),
-    "open_share": FloatDistribution(0.1, 1.0),
-}
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """One way to steer; see `methods.steering.learned.Settings`.
+
+    `front` and `centred` are at what trials of earlier versions had, which lack them. `place`: from `start` on, where
+    the direction separates best, or the layers of a list ("2,4,5") that a spec gives.
+    """
+
+    front: str = choice("others", ["answered"])
+    centred: bool = choice(False, [True, False])
+    direction: str = choice("mean_difference", ["mean_difference", "svd", "preference"])
+    general: str = choice("mean_difference", ["mean_difference", "ccs"])
+    shrink: float = real(1.0, (0.1, 50.0), log=True)
+    groups: int = whole(1, (1, 6))
+    edit: str = choice("additive", ["additive", "projection"])
+    site: str = choice("block", ["block", "mlp"])
+    scope: str = choice("last", ["last", "all"])
+    alpha_personal: float = real(0.0, (0.0, 2.0))
+    alpha_general: float = real(0.0, (-1.0, 1.0))
+    place: str = choice("start", ["start", "auto"])
+    start: float = real(0.0, (0.0, 1.0))
+    count: int = whole(1, (1, 8))
+    gate: str = choice("none", ["none", "cosine", "product"])
+    open_share: float = real(1.0, (0.1, 1.0))
+
+
+BASELINE = Params()
+SPACE = declared(Params)
 OPEN = {"place": r"\d+(,\d+)*", "front": "stated|others", "scope": "answer"}
 """A spec may also give a list of layers, the dearer ways to read a history, and the answer's tokens alone."""
 MOST = {"start": 1.0, "open_share": 1.0}
@@ -44,35 +54,6 @@ READ: Read = {
     "count": [{**side, "place": ("start", "auto")} for side in (PERSONAL, GENERAL)],
     "open_share": [{**side, **COSINE} for side in (PERSONAL, GENERAL)],
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Params:
-    """One way to steer; see `methods.steering.learned.Settings`.
-
-    `front` and `centred` are at what trials of earlier versions had, which lack them. `place`: from `start` on, where
-    the direction separates best, or the layers of a list ("2,4,5") that a spec gives.
-    """
-
-    front: str = "others"
-    centred: bool = False
-    direction: str = "mean_difference"
-    general: str = "mean_difference"
-    shrink: float = 1.0
-    groups: int = 1
-    edit: str = "additive"
-    site: str = "block"
-    scope: str = "last"
-    alpha_personal: float = 0.0
-    alpha_general: float = 0.0
-    place: str = "start"
-    start: float = 0.0
-    count: int = 1
-    gate: str = "none"
-    open_share: float = 1.0
-
-
-BASELINE = Params()
 
 
 def canonical(values: Mapping[str, Any]) -> dict[str, Any]:

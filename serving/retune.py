@@ -23,7 +23,7 @@ from personalization.data.dates import read_date
 from personalization.data.lamp import check_dataset, write_dataset
 from personalization.data.records import Dataset, HistoryItem, Question
 from personalization.data.splits import PARTS
-from personalization.data.texts import wrong_text
+from personalization.data.values import wrong_text
 from personalization.deployment import read_config, task_of
 from personalization.errors import DataError, UsageError
 from personalization.tasks.task import Fields

@@ -11,7 +11,7 @@ from personalization.data.dates import read_date
 from personalization.data.labels import Listed
 from personalization.data.prompts import mismatch
 from personalization.data.records import HistoryItem, Question
-from personalization.data.texts import wrong_text
+from personalization.data.values import wrong_text
 from personalization.errors import DataError
 from personalization.tasks import Terms
 

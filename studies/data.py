@@ -9,17 +9,11 @@ from personalization.data.defects import Checked
 from personalization.data.demo.world import make_world
 from personalization.data.lamp import check_dataset
 from personalization.data.sources import Source, read_source
-from personalization.data.splits import Splits
 from personalization.data.table import read_table
 from studies.spec import StudySpec
 
 WORLDS = ("demo", "demo-null")
 """Names of the planted worlds."""
-
-
-def load_splits(spec: StudySpec) -> Splits:
-    """Tune, select and confirm, as the spec says."""
-    return read_data(spec).splits()
 
 
 def read_data(spec: StudySpec) -> Source:

@@ -26,13 +26,13 @@ from personalization.data.values import WHOLE, plain
 from personalization.databases import sqlite_file, sqlite_url
 from personalization.errors import DataError, UsageError
 from studies.constraints import UNMEASURED, Constraint, parse_constraint
-from studies.insights.fields import fields_of
-from studies.insights.history import ITEMS, METRICS, History, history, is_number, items_of, metrics_of
-from studies.insights.reading import FOREIGN, goals_of
+from studies.insights.history import ITEMS, History, history, is_number, items_of, metrics_of
+from studies.insights.reading import FOREIGN, fields_of, goals_of
 from studies.names import study_name
 from studies.recovery import FAILURE
 from studies.storage import may_exist, one_creator, open_storage, storage_url
 from studies.study import study_names
+from studies.trial import MEASURED
 
 FEW = 12
 """Most different numbers that are taken as a choice."""
@@ -183,7 +183,7 @@ def _trial(
     numbers = {name: float(row[name]) for name in (mapped.value, *mapped.constraints) if row.get(name) is not None}
     attributes: dict[str, Any] = {
         FOREIGN: {"source": source, "row": place + 1},
-        METRICS: {"metrics": numbers},
+        MEASURED: {"metrics": numbers},
     }
     if items := {name: list(row[name]) for name in listed if row.get(name) is not None}:
         attributes[ITEMS] = items
@@ -226,7 +226,7 @@ def optuna_trials(url: str, study: str | None) -> tuple[list[FrozenTrial], dict[
     fields = fields_of(trials, found.user_attrs)
     for trial in trials:
         measured = {"metrics": metrics_of(trial), "fields": fields.get(trial.number)}
-        own = {METRICS: {key: given for key, given in measured.items() if given}, ITEMS: items_of(trial)}
+        own = {MEASURED: {key: given for key, given in measured.items() if given}, ITEMS: items_of(trial)}
         for key, given in own.items():
             trial.user_attrs.pop(key, None)
             if given:

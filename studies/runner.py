@@ -32,12 +32,10 @@ from studies.study import OpenStudy, ended_trials, finished, open_study
 from studies.trial import GivenBack, Outcome, TrialRunner, outcome_of
 from studies.verdict.prospects import Prospect, prospect
 from studies.workers import WORKER, Workers, workers_of
-from tracking.spool import OFF, Sender, Spool, tracking_uri
+from tracking.spool import FLUSH_S, OFF, Sender, Spool, tracking_uri
 
 log = logging.getLogger(__name__)
 
-FLUSH_S = 60
-"""How long the end of a run waits for MLflow; what is left is sent by the next run or `chamtune sync`."""
 POLL_S = 0.5
 """How often a worker that waits for others looks again."""
 
@@ -219,7 +217,7 @@ def catch_up(opened: OpenStudy, spool: Spool) -> None:
 
 
 def _spool_trial(spool: Spool, outcome: Outcome) -> None:
-    spool.append({"kind": "trial", **asdict(outcome), "feasible": outcome.feasible})
+    spool.append({"kind": "trial", **asdict(outcome)})
 
 
 class Loop:

@@ -21,7 +21,7 @@ from personalization.errors import UsageError
 from personalization.evaluation import MEANS
 from personalization.mappings import read_mapping
 from personalization.metrics import METRICS, ORDERED
-from personalization.stages import ordered, shares_of
+from personalization.stages import ordered, stage
 from personalization.tasks import Task, load_task
 from search_spaces import ChainSpace, chain_space
 from search_spaces.aliases import alias_space
@@ -297,7 +297,8 @@ class StudySpec(_Strict):
     @property
     def shares(self) -> Mapping[str, float]:
         """Of users, in each part: those that are given, else what suits the chain."""
-        return self.data.shares or shares_of(self.space_of.chain)
+        learns = any(stage(name).learns for name in self.space_of.chain)
+        return self.data.shares or (LEARNING_SHARES if learns else DEFAULT_SHARES)
 
     def with_shares(self, shares: Mapping[str, float]) -> StudySpec:
         """With these where none are given."""

@@ -8,6 +8,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from search_spaces import ChainParams, ChainSpace
 from search_spaces.route import Params as RouteParams
 from search_spaces.route import arms_of
 from studies.constraints import Constraint, feasible
-from studies.data import load_splits
+from studies.data import read_data
 from studies.names import LOOKS
 from studies.pruning import make_pruner
 from studies.record import (
@@ -99,7 +100,7 @@ def open_study(
     except ValueError as error:
         raise UsageError(f"spec {spec.name}: {error}") from None
     points(spec.sampler, spec.seed, space)
-    splits = beside.splits if beside is not None else load_splits(spec)
+    splits = beside.splits if beside is not None else read_data(spec).splits()
     record = _record(spec, splits, scorer, started)
     _refuse_unfit(spec, scorer, splits.tune.labels, space, started)
     storage = open_storage(url)
@@ -188,6 +189,7 @@ def _scorer(spec: StudySpec, home: Path, stored: Mapping[str, Any]) -> CachedSco
 def _record(spec: StudySpec, splits: Splits, scorer: CachedScorer, started: Mapping[str, Any]) -> dict[str, Any]:
     """What a study is held to when it goes on."""
     found, retriever = scorer.retriever, dict[str, Any]()
+    terms = spec.model_dump(mode="json", include={"promotion", "trials"})  # what may change later
     if found is not None:
         retriever = {"retriever": found.fingerprint, "retriever_revision": found.commit}
     return {
@@ -200,32 +202,22 @@ def _record(spec: StudySpec, splits: Splits, scorer: CachedScorer, started: Mapp
         **retriever,
         **({"started": started} if started else {}),
         "versions": versions(),
-        "terms": _terms(spec),
+        "terms": {**terms, "tracking": None if spec.tracking is None else kept(spec.tracking)},
     }
 
 
 def _stored_record(spec: StudySpec, url: str) -> dict[str, Any]:
     """The record of the spec's study, empty where there is none yet."""
     try:
-        found: dict[str, Any] = optuna.load_study(study_name=spec.name, storage=open_storage(url)).user_attrs.get(
-            RECORD, {}
-        )
+        return dict(optuna.load_study(study_name=spec.name, storage=open_storage(url)).user_attrs.get(RECORD, {}))
     except KeyError:
         return {}
-    return found
-
-
-def _terms(spec: StudySpec) -> dict[str, Any]:
-    """What of a spec may change later."""
-    told = spec.model_dump(mode="json", include={"promotion", "trials", "tracking"})
-    return {**told, "tracking": None if spec.tracking is None else kept(spec.tracking)}
 
 
 def _fixed(spec: StudySpec, url: str, stored: Mapping[str, Any], given: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Full name -> value of what is not searched: as it was stored, else as it is given, else by `start_from`."""
     if "started" in stored:
-        found: Mapping[str, Any] = stored["started"]
-        return found
+        return dict(stored["started"])
     return _started(spec, url) if given is None else given
 
 
@@ -240,7 +232,7 @@ def _started(spec: StudySpec, url: str) -> dict[str, Any]:
         return {"route.arms": arms_of(found)} if found else {}
     started, chain = dict[str, Any](), spec.space_of.chain
     for params in found:
-        common = [name for name in _common(tuple(params), chain) if name != "calibration"]
+        common = [name for name in takewhile(params.__contains__, chain) if name != "calibration"]
         if not common:
             raise UsageError(
                 f"start_from: study {spec.start_from!r} has the chain {', '.join(params)}, which has no stage to begin "
@@ -261,12 +253,6 @@ def _best_of(name: str, url: str) -> ChainParams:
     if best is None:
         raise UsageError(f"start_from: study {name!r} has no feasible trial; run more")
     return stored_rooms(below).decode(best.params)
-
-
-def _common(below: Sequence[str], chain: Sequence[str]) -> list[str]:
-    """The stages that stand below the first one that the other chain lacks."""
-    new = next((place for place, name in enumerate(chain) if name not in below), len(chain))
-    return list(chain[:new])
 
 
 def _create_or_load(spec: StudySpec, storage: RDBStorage, record: dict[str, Any]) -> optuna.Study:

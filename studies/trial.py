@@ -10,7 +10,7 @@ import json
 import math
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from personalization.errors import ChamtuneError, UnavailableError, first_line
 from personalization.evaluation import Evaluation, all_metrics
 from personalization.stages.facts import Facts
 from search_spaces import ChainParams
-from studies.constraints import UNMEASURED
+from studies.constraints import UNMEASURED, feasible
 from studies.pruning import outrun, together, watch
 from studies.recovery import FAILURE, INTERRUPTED, OUTAGE, uncounted
 from studies.samplers import suggested
@@ -80,20 +80,21 @@ class Outcome:
     violations: dict[str, float]
     started_ms: int
     ended_ms: int
+    feasible: bool
     failure: str | None = None
     duplicate_of: int | None = None
     remarks: list[str] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
 
-    @property
-    def feasible(self) -> bool:
-        """Complete, and no constraint broken."""
-        return self.state == "COMPLETE" and all(value <= 0 for value in self.violations.values())
-
 
 def outcome_of(trial: FrozenTrial) -> Outcome:
     """The outcome of a finished trial, from what the storage holds."""
     measured = trial.user_attrs.get(MEASURED, {})
+    curves = {
+        name: [math.nan if value is None else value for value in told]
+        for name, told in measured.get("curves", {}).items()
+    }
+    reported = [value for _, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)]
     return Outcome(
         number=trial.number,
         state=trial.state.name,
@@ -102,17 +103,12 @@ def outcome_of(trial: FrozenTrial) -> Outcome:
         violations=dict(trial.constraints),
         started_ms=int(trial.datetime_start.timestamp() * 1000) if trial.datetime_start else 0,
         ended_ms=int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else 0,
+        feasible=feasible(trial),
         failure=trial.user_attrs.get(FAILURE),
         duplicate_of=measured.get("duplicate_of"),
         remarks=measured.get("remarks", []),
-        curves={**{name: _readable(told) for name, told in measured.get("curves", {}).items()}, **_reported(trial)},
+        curves={**curves, **({"reported": reported} if reported else {})},
     )
-
-
-def _reported(trial: FrozenTrial) -> dict[str, list[float]]:
-    """What a trial told its pruner, in order."""
-    told = [value for _, value in sorted(trial.intermediate_values.items()) if math.isfinite(value)]
-    return {"reported": told} if told else {}
 
 
 @dataclass
@@ -266,10 +262,6 @@ def storable_fields(facts: Facts) -> dict[str, Any]:
 def _storable(value: float | None) -> float | None:
     """A number that every storage and page can read."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _readable(told: Sequence[float | None]) -> list[float]:
-    return [math.nan if value is None else value for value in told]
 
 
 def _finite(name: str, value: float) -> float:

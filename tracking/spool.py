@@ -30,6 +30,8 @@ OFF = "none"
 """The tracking URI that switches tracking off."""
 
 PRIVATE = 0o600
+FLUSH_S = 60
+"""How long the end of a command waits for MLflow; what is left is sent by the next run or `chamtune sync`."""
 
 VIEW_NAME = "chamtune"
 """Name of the view of a study's runs that is stored in MLflow."""

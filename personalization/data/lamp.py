@@ -50,11 +50,10 @@ def file_pairs(path: Path) -> list[tuple[Path, Path | None]]:
         found = [path]
     else:
         raise DataError(f"{path}: no such file or folder")
-    pairs: list[tuple[Path, Path | None]] = []
-    for questions in found:
-        outputs = outputs_of(questions)
-        pairs.append((questions, outputs if outputs != questions and outputs.is_file() else None))
-    return pairs
+    pairs = [(questions, outputs_of(questions)) for questions in found]
+    return [
+        (questions, outputs if outputs != questions and outputs.is_file() else None) for questions, outputs in pairs
+    ]
 
 
 def check_dataset(path: Path, terms: Terms | None = None, task: Task | None = None) -> Checked:

@@ -19,8 +19,7 @@ from personalization.data.labels import Listed
 from personalization.data.notes import notes
 from personalization.data.prompts import mismatch
 from personalization.data.records import Dataset, HistoryItem, Question
-from personalization.data.texts import wrong_text
-from personalization.data.values import plain
+from personalization.data.values import plain, wrong_text
 from personalization.tasks import TASKS, Task, Terms, listed_anywhere, of_form, task
 
 Place = tuple[Path, int]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from personalization.data.records import Dataset, Question
+from personalization.data.records import Dataset
 from personalization.errors import DataError
 
 PARTS = ("tune", "select", "confirm")
@@ -50,12 +50,15 @@ class Splits:
         self._refuse_common()
 
     def _refuse_common(self) -> None:
-        """DataError where a user, or with shared users a question, stands in two parts."""
-        what = _asked if self.shared_users else _user
+        """DataError where a user, or with shared users a question, stands in two parts.
+
+        Files number questions as they like: one is known by user, text and date.
+        """
         seen: dict[tuple[Any, ...], str] = {}
         common: dict[tuple[Any, ...], str] = {}
         for part in PARTS:
-            for found in {what(question) for question in self.part(part).questions}:
+            asked = {(q.user_id, q.text, q.date) for q in self.part(part).questions}
+            for found in asked if self.shared_users else {one[:1] for one in asked}:
                 if seen.setdefault(found, part) != part:
                     common.setdefault(found, part)
         if not common:
@@ -150,12 +153,3 @@ def _ordered(dataset: Dataset) -> list[str]:
 
 def _users(dataset: Dataset) -> set[str]:
     return {question.user_id for question in dataset.questions}
-
-
-def _user(question: Question) -> tuple[Any, ...]:
-    return (question.user_id,)
-
-
-def _asked(question: Question) -> tuple[Any, ...]:
-    """What makes a question the same in files that number their questions in their own way."""
-    return question.user_id, question.text, question.date

@@ -1,4 +1,4 @@
-"""What a cell of a table or a value of JSON says, whichever library has read it.
+"""What a cell of a table or a value of JSON says, whichever library has read it; what a text must be.
 
 The same column reads alike from CSV, JSON Lines, Parquet and pandas: nothing is None, a truth value its word, a whole
 number its digits, a date ISO text.
@@ -29,3 +29,16 @@ def plain(value: Any) -> Any:
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
     return value.isoformat() if hasattr(value, "isoformat") else value
+
+
+def wrong_text(text: str) -> str | None:
+    """Why a text cannot be a question, a name or a label; None where it can."""
+    if not text.strip():
+        return "empty"
+    if "\0" in text:
+        return "holds a null byte; remove it"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which no tokenizer can read; repair it"
+    return None

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from personalization.data.records import Dataset
-from personalization.data.splits import DEFAULT_SHARES, LEARNING_SHARES
 from personalization.errors import UsageError
 from personalization.stages.facts import Facts
 from personalization.stages.holdings import Held, May, Sizes
@@ -127,11 +126,6 @@ def register(name: str, new: Stage, before: str = "calibration") -> None:
         if known == before:
             STAGES[name] = new
         STAGES[known] = entry
-
-
-def shares_of(chain: Sequence[str]) -> Mapping[str, float]:
-    """The shares of users that a study of a chain has where it does not say."""
-    return LEARNING_SHARES if any(stage(name).learns for name in chain) else DEFAULT_SHARES
 
 
 def ordered(names: Sequence[str]) -> tuple[str, ...]:

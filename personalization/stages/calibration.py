@@ -216,7 +216,11 @@ class Calibration(Stage):
 
     def facts(self, params: Any, learned: Learned, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
         """Why no label changes; what a deployment holds of other users; the strengths that were solved for."""
-        remarks = [_apart_said(one) for one in learned.apart]
+        remarks = [
+            f"{one.name} of each user's own: {one.gain:+.4f} nats a tune question, standard error {one.error:.4f}"
+            f"{'' if one.used else '; not used'}"
+            for one in learned.apart
+        ]
         if learned.pool is not None:
             pool = learned.pool
             held = f"{len(pool)} items of {len(pool.users)} tune users answer other users, too; a deployment holds them"
@@ -326,11 +330,6 @@ def _strengths(params: Any, numbers: Numbers) -> dict[str, Any]:
     source = params.source if params.source in numbers.bias else "batch"
     prior = {"kappa": params.kappa, "prior_mode": params.prior_mode, "source": source}
     return {"beta": numbers.beta, "gamma": numbers.gamma, "tau": numbers.tau, **prior}
-
-
-def _apart_said(one: Between) -> str:
-    what = f"{one.name} of each user's own: {one.gain:+.4f} nats a tune question, standard error {one.error:.4f}"
-    return what if one.used else f"{what}; not used"
 
 
 def _past(params: Any, learned: Learned, work: Work, tools: Tools) -> tuple[Items, Rows, int]:

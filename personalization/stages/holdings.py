@@ -78,12 +78,9 @@ class Sizes(NamedTuple):
 
     def settings(self, *values: Sequence[Any]) -> int:
         """How many different settings of these parameters are tried at most; a range has as many as trials."""
-        return min(self.trials, prod(self.trials if ranged(found) else len(found) for found in values))
-
-
-def ranged(values: Sequence[Any]) -> bool:
-    """Whether values are the ends of a range."""
-    return len(values) == 2 and all(isinstance(value, float) for value in values)
+        ranges = [len(found) == 2 and all(isinstance(value, float) for value in found) for found in values]
+        counts = (self.trials if ends else len(found) for ends, found in zip(ranges, values, strict=True))
+        return min(self.trials, prod(counts))
 
 
 def sizes_of(tune: Dataset, prompts: Sequence[str], model: Path, itemsize: int, trials: int) -> Sizes:

@@ -42,7 +42,7 @@ class Steering(Stage):
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Learned | None:
         """Directions of all users and groups, norms, and the gate's threshold."""
-        if not _steers(params):
+        if params.alpha_personal == params.alpha_general == 0:
             return None
         settings = _settings(params)
         directions = _directions(work, tools, settings.front)
@@ -261,7 +261,3 @@ def _directions(work: Work, tools: Tools, front: str) -> Directions:
 
 def _settings(params: Any) -> Settings:
     return Settings(**{own.name: getattr(params, own.name) for own in fields(Settings)})
-
-
-def _steers(params: Any) -> bool:
-    return bool(params.alpha_personal != 0 or params.alpha_general != 0)

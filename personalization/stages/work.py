@@ -194,7 +194,8 @@ def plain_scores(work: Work, tools: Tools) -> Scores:
     """What the model says to these prompts without edits, [n, K]."""
     if work.parent is not None and work.parent[0].of is not None:
         parent, rows = work.parent
-        if work.prompts == tuple(parent.prompts[row] for row in rows) and _same_labels(work, parent):
+        alike = work.prompts == tuple(parent.prompts[row] for row in rows)
+        if alike and (work.spoken, work.scale) == (parent.spoken, parent.scale):
             return plain_scores(parent, tools)[rows]
     key = None if work.of is None else (work.prompts, work.spoken, work.scale)
     parts = pairwise((0, *work.seams, len(work)))
@@ -202,11 +203,6 @@ def plain_scores(work: Work, tools: Tools) -> Scores:
         "plain", key, lambda: np.concatenate([asked(work.prompts[begin:end], work, tools) for begin, end in parts])
     )
     return found
-
-
-def _same_labels(work: Work, other: Work) -> bool:
-    """Whether two works ask for the same labels in the same way."""
-    return work.spoken == other.spoken and work.scale == other.scale
 
 
 def asked(prompts: Sequence[str], work: Work, tools: Tools) -> Scores:

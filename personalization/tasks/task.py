@@ -17,6 +17,7 @@ from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
+from types import SimpleNamespace
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError
@@ -119,7 +120,7 @@ class Task(_Part):
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Task:
-        item = _Item("text", "label", tuple((name, "") for name in self.fields.also))
+        item = SimpleNamespace(text="text", label="label", more=[(name, "") for name in self.fields.also])
         for own in (self, *(self.worded(name) for name in self.wordings)):
             own.prompt_of("text", [item]), own.chat_of("text", [item]), own.encoded("text")
             own.query_of("text"), own.document_of(item), own.question("text")
@@ -265,13 +266,6 @@ def labels_in(text: str) -> tuple[str, ...]:
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return tuple(str(label).strip() for label in literal_eval(f"[{text}]"))
     return tuple(label.strip() for label in text.split(","))
-
-
-class _Item:
-    """An item to try a wording with."""
-
-    def __init__(self, text: str, label: str, more: tuple[tuple[str, str], ...]) -> None:
-        self.text, self.label, self.more = text, label, more
 
 
 def _over(part: Any, changes: Any) -> Any:

@@ -12,12 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from personalization.stages import STAGES, stage
+from search_spaces.adapter import BASELINE
 
 PRIORS = ("similar", "user")
 """What the calibration on top of another stage may add of the user's taste."""
 RANKED: Mapping[str, tuple[str, ...]] = {"causal": ("bm25", "recency")}
 """kind of what embeds -> rankings of similar items; not listed: all. A language model's own embeddings rank badly and
 cost a pass over the items."""
+SETTLED = (
+    "schedule", "accumulate", "alpha", "clip", "patience", "warm_up", "label", "margin", "diversity", "dropout",
+    "weight_decay",
+)  # fmt: skip
+"""What of a training is left as it is in the baseline."""
 TRAINED: Mapping[str, Any] = {
     "blend": 1.0,
     "start": [0.5, 0.67, 0.84],
@@ -27,19 +33,9 @@ TRAINED: Mapping[str, Any] = {
     "epochs": 3,
     "lr": {"low": 5e-4, "high": 2e-2, "log": True},
     "lr_ratio": [1.0, 4.0],
-    "schedule": "cosine",
-    "accumulate": 1,
-    "alpha": 2.0,
-    "clip": 1.0,
-    "patience": 3,
-    "warm_up": 0.1,
-    "label": 1.0,
-    "margin": 0.0,
     "match": [0.0, 0.1],
-    "diversity": 0.0,
-    "dropout": 0.0,
-    "weight_decay": 0.01,
     "anchor": [0.0, 0.01],
+    **{name: getattr(BASELINE, name) for name in SETTLED},
 }
 """How adapters are trained while arms are raced."""
 EXACT: Mapping[str, Any] = {"fit": "exact"}
@@ -130,10 +126,6 @@ class Arm:
     def answering(self, scene: Scene) -> float:
         """Passes for answering as many questions as there are tune questions."""
         return (self.answers or self.passes)(scene)
-
-    def takes(self, kind: str) -> bool:
-        """Whether the arm can be made with this kind of model."""
-        return all(kind in stage(name).kinds for name in self.chain) and self.name not in NOT_OF.get(kind, ())
 
     def space_for(self, embedder: str) -> dict[str, Any]:
         """Overrides of the chain's space, by full name, for this kind of what embeds."""
@@ -298,7 +290,8 @@ def wanted(kind: str, stages: Sequence[str], mix_users: bool) -> list[Arm]:
     return [
         arm
         for arm in ARMS.values()
-        if arm.takes(kind)
+        if all(kind in stage(name).kinds for name in arm.chain)
+        and arm.name not in NOT_OF.get(kind, ())
         and (mix_users or not arm.mixes)
         and (not stages or set(arm.chain) <= {*stages, "calibration"})
     ]

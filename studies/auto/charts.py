@@ -37,7 +37,7 @@ def _y(place: float) -> float:
 
 def _scaled(values: Sequence[float]) -> tuple[list[float], list[tuple[float, str]]]:
     """Values from 0 to 1, and three ticks."""
-    low, high = min(0.0, *values), max(0.0, *values)
+    low, high = min(values), max(values)
     span = high - low or 1.0
     ticks = [(part, f"{low + part * span:.2f}") for part in (0.0, 0.5, 1.0)]
     return [(value - low) / span for value in values], ticks
@@ -48,8 +48,8 @@ def over_time(seconds: Sequence[float], gains: Sequence[float]) -> str:
     if not gains:
         return ""
     end = seconds[-1] or 1.0
-    heights, ticks = _scaled(gains)
-    path = [f"M{_x(0):.1f},{_y(_scaled([*gains, 0.0])[0][-1]):.1f}"]
+    (began, *heights), ticks = _scaled([0.0, *gains])
+    path = [f"M{_x(0):.1f},{_y(began):.1f}"]
     path += [f"H{_x(at / end):.1f}V{_y(height):.1f}" for at, height in zip(seconds, heights, strict=True)]
     path.append(f"H{_x(1):.1f}")
     floor = [(0.0, "0"), (0.5, spoken_time(end / 2)), (0.96, spoken_time(end))]
@@ -108,17 +108,14 @@ def by_arm(
 
 def by_items(items: Sequence[str], accuracies: Sequence[float], intervals: Sequence[Sequence[float]]) -> str:
     """Accuracy by how many history items are given, with intervals."""
-    flat = [value for pair in intervals for value in pair]
-    low, high = min(flat), max(flat)
-    span = high - low or 1.0
+    heights, ticks = _scaled([*accuracies, *(end for pair in intervals for end in pair)])
+    ends = heights[len(items) :]
     places = [(i + 0.5) / len(items) for i in range(len(items))]
     marks = []
-    for place, accuracy, (below, above) in zip(places, accuracies, intervals, strict=True):
+    for place, accuracy, below, above in zip(places, heights, ends[::2], ends[1::2], strict=False):
         x = _x(place)
         marks.append(
-            f'<line class="line" x1="{x:.1f}" x2="{x:.1f}" y1="{_y((below - low) / span):.1f}" '
-            f'y2="{_y((above - low) / span):.1f}"/>'
-            f'<circle class="mark" cx="{x:.1f}" cy="{_y((accuracy - low) / span):.1f}" r="4"/>'
+            f'<line class="line" x1="{x:.1f}" x2="{x:.1f}" y1="{_y(below):.1f}" y2="{_y(above):.1f}"/>'
+            f'<circle class="mark" cx="{x:.1f}" cy="{_y(accuracy):.1f}" r="4"/>'
         )
-    ticks = [(part, f"{low + part * span:.2f}") for part in (0.0, 0.5, 1.0)]
     return _frame("".join(marks), "Accuracy by history items", ticks, list(zip(places, items, strict=True)))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from personalization.data.records import Dataset
@@ -56,9 +55,11 @@ def judge(entry: Entry, base: OpenStudy, users: Sequence[str], kept: Mapping[str
         entry.seen = joined([opened.objective.evaluate(params, part) for part in parts])
     assert entry.seen is not None
     slices = kept["slices"]
+    sums, _ = gains_by_user(baseline(base, entry.seen), entry.seen, mean_for(next(iter(base.spec.optimize))))
+    gains = dict(zip(entry.seen.users[0], sums, strict=True))
     entry.standing = Standing(
         entry.arm.name,
-        _gains(entry.seen, base, users),
+        np.array([gains.get(user, np.nan) for user in users]),
         sum(one["seconds"] for one in slices),
         slices[-1].get("lift", 0.0) if slices else 0.0,
         bool(kept.get("done", False)),
@@ -90,13 +91,6 @@ def unmeasured(entry: Entry) -> str:
 
 def _parts(base: OpenStudy) -> list[str]:
     return [part for part in ("tune", "select") if base.splits.part(part).questions]
-
-
-def _gains(seen: Evaluation, base: OpenStudy, users: Sequence[str]) -> NDArray[np.float64]:
-    """Of each user, over the baseline; NaN of those that the answers are not of."""
-    sums, _ = gains_by_user(baseline(base, seen), seen, mean_for(next(iter(base.spec.optimize))))
-    found = dict(zip(seen.users[0], sums, strict=True))
-    return np.array([found.get(user, np.nan) for user in users])
 
 
 def baseline(base: OpenStudy, seen: Evaluation | None = None) -> Evaluation:

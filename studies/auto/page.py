@@ -144,33 +144,30 @@ def _confirmed(found: Mapping[str, Any]) -> list[dict[str, str]]:
     confirm = found["confirm"]
     if confirm is None:
         return []
-    rows = [
-        {
-            "name": "the model itself",
-            "before": _number(confirm["baseline_accuracy"]),
-            "after": _number(confirm["accuracy"]),
-            "gain": _signed(confirm["delta_accuracy"]),
-            "interval": _interval(confirm["ci95"]),
-            "p": _p(confirm["p_accuracy"]),
-        }
+    itself = {"delta": confirm["delta_accuracy"], "interval": confirm["ci95"], "p_value": confirm["p_accuracy"]}
+    after, parts = _number(confirm["accuracy"]), confirm["parts"]["by_question"].items()
+    tests = [
+        ("the model itself", itself, _number(confirm["baseline_accuracy"]), after),
+        *((f"of it {part}", test, "", "") for part, test in parts if part != "gain"),
+        *((f"{n} (no model)", test, _number(test["before"]), after) for n, test in confirm["references"].items()),
     ]
-    for part, test in confirm["parts"]["by_question"].items():
-        if part != "gain":
-            rows.append(_test_row(f"of it {part}", test, "", ""))
-    for name, test in confirm["references"].items():
-        rows.append(_test_row(f"{name} (no model)", test, _number(test["before"]), _number(confirm["accuracy"])))
-    return rows
-
-
-def _test_row(name: str, test: Mapping[str, Any], before: str, after: str) -> dict[str, str]:
-    gain, interval, p_value = _signed(test["delta"]), _interval(test["interval"]), _p(test["p_value"])
-    return {"name": name, "before": before, "after": after, "gain": gain, "interval": interval, "p": p_value}
+    return [
+        {
+            "name": name,
+            "before": before,
+            "after": now,
+            "gain": _signed(test["delta"]),
+            "interval": _interval(test["interval"]),
+            "p": _p(test["p_value"]),
+        }
+        for name, test, before, now in tests
+    ]
 
 
 def _cost(found: Mapping[str, Any]) -> str:
-    cost = found["confirm"]["cost"] if found["confirm"] else None
-    if cost is None:
+    if not found["confirm"]:
         return ""
+    cost = found["confirm"]["cost"]
     return (
         f"A question takes {cost['cost_ms']:.1f} ms ({cost['baseline_ms']:.1f} without), "
         f"a user {cost['user_bytes']} bytes."

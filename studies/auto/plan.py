@@ -1,11 +1,14 @@
-"""What was asked for: data, a model, minutes; and from it the spec of each arm's study."""
+"""What was asked for: data, a model, minutes; from it the spec of each arm's study, and what an arm tries first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from personalization.data.lamp import question_files
 from personalization.data.splits import DEFAULT_SHARES
@@ -17,13 +20,17 @@ from search_spaces import ChainParams, chain_space
 from studies.auto.arms import Arm
 from studies.data import WORLDS
 from studies.names import study_name
+from studies.recovery import POINT, enqueue
 from studies.scaffold import begin, slug
 from studies.spec import StudySpec, parse_spec
+from studies.study import OpenStudy
 
 FILE_SHARES = {"tune": 0.6, "select": 0.2, "confirm": 0.2}
 """Of train files: three quarters of their users tune; dev files confirm."""
 BOUNDS = ("<=", ">=")
 MOST_MINUTES = 60 * 24 * 365
+FIRST = Path(__file__).with_name("first.yaml")
+"""Settings that won in our own studies."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,23 @@ def fixed_by(params: ChainParams, arm: Arm, kind: str) -> dict[str, Any]:
     found, space = params.full(), chain_space(arm.chain)
     names = [space.names[name].targets[0] for name in space.distributions(kind)]
     return {name: found[name] for name in names if name in found and not name.startswith("calibration.")}
+
+
+@cache
+def listed() -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """arm -> kind of model -> settings by full name, that are tried first."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = yaml.safe_load(FIRST.read_text(encoding="utf-8"))
+    return found
+
+
+def queue_first(opened: OpenStudy, arm: str, kind: str) -> None:
+    """Queue the settings of an arm, each once; what they leave open is the sampler's."""
+    known = [trial.user_attrs.get(POINT) for trial in opened.study.get_trials(deepcopy=False)]
+    searched = {known.targets[0]: name for name, known in opened.rooms.names.items()}
+    for settings in listed().get(arm, {}).get(kind, []):
+        point = {searched[full]: value for full, value in settings.items()}
+        if point not in known:
+            enqueue(opened.study, point)
 
 
 def data_of(place: str, home: Path, race: str | None = None) -> dict[str, Any]:

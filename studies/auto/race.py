@@ -26,9 +26,8 @@ from studies.auto.arms import ARMS, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import measured, training_s
 from studies.auto.ending import promote_leader, promoting_s
-from studies.auto.first import queue_first
 from studies.auto.judging import Entry, first_lift, judge, judged_dataset, rival, unmeasured
-from studies.auto.plan import Plan, fixed_by
+from studies.auto.plan import Plan, fixed_by, queue_first
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, ended_trials, find_study, open_study, stored_spec

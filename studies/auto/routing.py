@@ -33,7 +33,7 @@ from personalization.data.records import Dataset
 from personalization.methods.history import routing
 from search_spaces.route import arms_of
 from studies.auto.allocation import leader
-from studies.auto.arms import Arm, Scene
+from studies.auto.arms import Arm
 from studies.auto.judging import Entry, judged_dataset
 from studies.study import study_names
 from tracking.parts import gain_said
@@ -126,18 +126,11 @@ def promised(race: Race) -> tuple[Routed, list[Entry]] | None:
 def routing_arm(entries: Sequence[Entry]) -> Arm:
     """The arm that sends users to the first of these or to one of the others, all as they were found."""
     arms = entries[: 1 + BESIDE]
-
-    def all_of(scene: Scene) -> float:
-        return sum(entry.arm.answering(scene) for entry in arms)
-
-    def dearest(scene: Scene) -> float:
-        return max(entry.arm.answering(scene) for entry in arms)
-
     return Arm(
         NAME,
         f"each user to one of {', '.join(entry.arm.name for entry in arms)}, by the history's length and concentration",
         ("route",),
-        all_of,
+        lambda scene: sum(entry.arm.answering(scene) for entry in arms),
         {
             "route": {
                 "arms": arms_of([entry.params for entry in arms if entry.params is not None]),
@@ -147,7 +140,7 @@ def routing_arm(entries: Sequence[Entry]) -> Arm:
         },
         first=4,
         most=4,
-        answers=dearest,
+        answers=lambda scene: max(entry.arm.answering(scene) for entry in arms),
         mixes=any(entry.arm.mixes for entry in arms),
     )
 

@@ -31,7 +31,7 @@ PARTS_OF = 60.0
 
 def table(race: Race, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
     """JSON-able: plan, verdict, arms, gain against time, users, commands."""
-    best = race.best()
+    best, model = race.best(), race.base.spec.model
     rows = [_row(race, name, kept, verdict) for name, kept in race.journal.content["arms"].items()]
     tested = [row for row in rows if row.get("select") is not None]
     for row, p_value in zip(tested, holm([row["select"]["p_value"] for row in tested]), strict=True):
@@ -47,7 +47,7 @@ def table(race: Race, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
         "minutes": race.plan.minutes,
         "spent_s": round(race.journal.spent_s, 1),
         "metric": next(iter(race.base.spec.optimize)),
-        "model": _model(race),
+        "model": model.path if model.retriever is None else f"{model.path} (similar items by {model.retriever})",
         "tracked": race.base.spec.tracking != OFF,
         "users": {part: len({q.user_id for q in race.base.splits.part(part).questions}) for part in PARTS},
         "questions": {part: len(race.base.splits.part(part)) for part in PARTS},
@@ -59,11 +59,6 @@ def table(race: Race, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
         "confirm": None if verdict is None else _confirm(verdict),
         "cold_start": None if verdict is None else verdict.get("cold_start"),
     }
-
-
-def _model(race: Race) -> str:
-    told = race.base.spec.model
-    return told.path if told.retriever is None else f"{told.path} (similar items by {told.retriever})"
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
@@ -80,10 +75,6 @@ def _metrics(race: Race, entry: Entry | None) -> dict[str, float]:
     return {**shown, "accuracy_by_user": float((hits / sizes).mean())}
 
 
-def _learned(entry: Entry) -> bool:
-    return entry.params is not None and entry.opened.objective.learned_labels(entry.params)
-
-
 def _row(race: Race, name: str, kept: Mapping[str, Any], verdict: Mapping[str, Any] | None) -> dict[str, Any]:
     entry = race.entries.get(name)
     slices = kept["slices"]
@@ -97,13 +88,13 @@ def _row(race: Race, name: str, kept: Mapping[str, Any], verdict: Mapping[str, A
         "select": None,
         "fate": kept["fate"],
     }
-    if entry is None or entry.seen is None or entry.standing is None:
+    if entry is None or entry.seen is None or entry.standing is None or entry.params is None:
         return row | {"fate": kept["fate"] or ("not begun" if entry is None else unmeasured(entry))}
     before = baseline(race.base, entry.seen)
     gains, sizes = gains_by_user(before, entry.seen)
     per_question = race.scene.pass_s / race.scene.questions if race.scene else 0.0
     row |= {
-        "judged_on": "select" if _learned(entry) else "tune and select",
+        "judged_on": "select" if entry.opened.objective.learned_labels(entry.params) else "tune and select",
         **_metrics(race, entry),
         "baseline_accuracy": float(before.metrics["accuracy"]),
         "gain": float(gains.sum() / sizes.sum()),

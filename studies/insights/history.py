@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from personalization.errors import UsageError
 from search_spaces import ChainSpace
 from studies.constraints import Constraint, feasible
+from studies.trial import MEASURED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +32,6 @@ SHAPES = ("rank", "targets", "prefix_tokens", "start", "count", "place", "groups
 """Parameters of a trained or steering stage that say what is built, not how it is trained."""
 ITEMS = "foreign_items"
 """Trial attribute: name -> items that went into the trial, of which there may be several."""
-METRICS = "measured"
-"""Trial attribute that holds metrics."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,6 @@ class History:
     def constraints(self) -> list[str]:
         """Names of the constraints."""
         return [name.removeprefix("constraints_") for name in self.trials if name.startswith("constraints_")]
-
-    def first(self, count: int) -> History:
-        """The history after so many trials."""
-        return replace(self, trials=self.trials.iloc[:count])
 
     def of_group(self, group: str | None) -> History:
         """With the parameters of one group; UsageError where there are none."""
@@ -161,7 +156,7 @@ def items_of(trial: FrozenTrial) -> dict[str, tuple[str, ...]]:
 
 def metrics_of(trial: FrozenTrial) -> dict[str, float]:
     """Name -> number that was measured of a trial; what others keep under this name is none."""
-    found = trial.user_attrs.get(METRICS)
+    found = trial.user_attrs.get(MEASURED)
     told = found.get("metrics") if isinstance(found, dict) else None
     return {key: given for key, given in told.items() if is_number(given)} if isinstance(told, dict) else {}
 
@@ -212,13 +207,7 @@ class _Idle:
         self._rooms = rooms
         self._choices = {name for name, d in distributions.items() if isinstance(d, CategoricalDistribution)}
         self._known: dict[tuple[Any, ...], set[str]] = {}
-        self._asked_for = {
-            other if "." in other else f"{stage}.{other}"
-            for stage, space in rooms.spaces.items()
-            for alternatives in getattr(space, "READ", {}).values()
-            for one in alternatives
-            for other in one
-        }
+        self._asked_for = {other for alternatives in rooms.read.values() for one in alternatives for other in one}
 
     def at(self, params: Mapping[str, Any]) -> set[str]:
         key = tuple((n, v) if n in self._choices else (n, v == 0, v == 1, v > 1) for n, v in params.items())

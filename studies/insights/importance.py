@@ -22,10 +22,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
+import pandas as pd
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -33,9 +34,6 @@ from optuna.trial import FrozenTrial, TrialState
 from personalization.errors import UsageError
 from studies.insights.history import History, choice_of, is_number, there
 from studies.insights.values import TOP, Levels, good, levels, short
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RESAMPLES = 200
 QUANTILES = (0.025, 0.975)
@@ -80,8 +78,6 @@ def with_interval(share: NDArray[np.float64], chance: NDArray[np.float64]) -> tu
 
 
 def _ranked(history: History, kept: pd.DataFrame, chosen: NDArray[np.bool_]) -> pd.DataFrame:
-    import pandas as pd
-
     weights = resamples(len(kept))
     rows: list[dict[str, Any]] = []
     for parameter in history.parameters.values():
@@ -90,7 +86,7 @@ def _ranked(history: History, kept: pd.DataFrame, chosen: NDArray[np.bool_]) -> 
         found = levels(parameter, kept[f"params_{parameter.name}"])
         read = found.member.any(axis=1)
         number = int(read.sum())
-        only = found.labels[0] if len(found.labels) == 1 and _alike(kept[f"params_{parameter.name}"]) else None
+        only = found.labels[0] if len(found.labels) == 1 and kept[f"params_{parameter.name}"].nunique() == 1 else None
         unjudged = UNREAD if not number else FIXED if only is not None else SCARCE if number < ENOUGH else ""
         point, low, high = 0.0, math.nan, math.nan
         if not unjudged and len(found.labels) > 1:
@@ -112,11 +108,6 @@ def _ranked(history: History, kept: pd.DataFrame, chosen: NDArray[np.bool_]) -> 
     total = frame["importance"].sum()
     frame.insert(5, "share", frame["importance"] / total if total > 0 else 0.0)
     return frame.sort_values(["importance", "high"], ascending=False, kind="stable", ignore_index=True)
-
-
-def _alike(column: pd.Series) -> bool:
-    """Whether all trials that read a parameter had one value, and not several within a bin."""
-    return int(column.nunique()) == 1
 
 
 def _warning(found: Levels, read: int, trials: int) -> str:
@@ -145,8 +136,6 @@ def importance(history: History, top: float = TOP) -> pd.DataFrame:
 
 def feasibility_importance(history: History) -> pd.DataFrame:
     """What decides whether a trial is feasible at all (`constraint` is "all"), and keeps each constraint."""
-    import pandas as pd
-
     complete = history.trials[history.trials["state"] == TrialState.COMPLETE.name]
     wanted = {"all": complete["feasible"].to_numpy(dtype=bool)}
     wanted |= {name: ~(complete[f"constraints_{name}"].to_numpy(dtype=float) > 0) for name in history.constraints}

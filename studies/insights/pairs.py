@@ -9,17 +9,15 @@ pair as a map.
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from studies.insights.history import History
 from studies.insights.importance import ENOUGH, explained, resamples, with_interval
 from studies.insights.values import TOP, Levels, good, levels
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COARSE = 4
 """Most values of a parameter in a pair; the rarest are left out."""
@@ -43,8 +41,6 @@ def _both(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.bool_]
 
 def interactions(history: History, top: float = TOP) -> pd.DataFrame:
     """A row a pair of parameters, the strongest first; among feasible trials; `COLUMNS`."""
-    import pandas as pd
-
     kept = history.feasible
     chosen, _ = good(kept["gain"].to_numpy(dtype=float), top)
     weights = resamples(len(kept), 100)
@@ -76,8 +72,6 @@ def interactions(history: History, top: float = TOP) -> pd.DataFrame:
 
 def cells(history: History, first: str, second: str, top: float = TOP) -> pd.DataFrame:
     """A row each two values of a pair: count, good count and mean value of the trials that have both; `CELLS`."""
-    import pandas as pd
-
     kept = history.feasible
     chosen, _ = good(kept["gain"].to_numpy(dtype=float), top)
     one, other = (levels(history.parameters[name], kept[f"params_{name}"]) for name in (first, second))

@@ -90,8 +90,8 @@ def path_of(opened: OpenStudy, metric: str | None = None, target: Target | None 
         "trial": target.trial,
         "measured_on": target.part,
         "metric": metric,
-        "before": _value(first, metric),
-        "after": _value(last, metric),
+        "before": first.metrics.get(metric),
+        "after": last.metrics.get(metric),
         **{key: value for key, value in _between(first, last, metric).items() if key in ("gain", "low", "high")},
         "error": _error(opened.objective.evaluate(target.params), metric),
         "steps": steps,
@@ -105,10 +105,6 @@ def _error(found: Evaluation, metric: str) -> float | None:
     sums, sizes = user_totals(found, found.question_scores(metric))
     error = difference(sums, np.zeros(len(sums)), sizes)[1]
     return error if np.isfinite(error) else None
-
-
-def _value(found: Evaluation, metric: str) -> float | None:
-    return found.metrics.get(metric)
 
 
 def ordered(opened: OpenStudy, start: Full, end: Full, metric: str) -> list[tuple[str, ...]]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from optuna.trial import TrialState
 
 from studies.insights.history import History, is_number
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CURVE = 40
 """Most points of a curve."""
@@ -29,8 +27,6 @@ def _reached(history: History, name: str) -> pd.DataFrame:
 def constraint_prices(history: History) -> pd.DataFrame:
     """A row a constraint: the best value with it and without it, among the trials; `price` is the gain it costs,
     `side` whether the bound is an upper (<=) or a lower one (>=)."""
-    import pandas as pd
-
     rows: list[dict[str, Any]] = []
     for name in history.constraints:
         reached = _reached(history, name)
@@ -57,8 +53,6 @@ def constraint_prices(history: History) -> pd.DataFrame:
 def price_curve(history: History) -> pd.DataFrame:
     """For each constraint the best value that trials reach under tighter and looser bounds; `bound` in its own units
     where it is known."""
-    import pandas as pd
-
     rows: list[dict[str, Any]] = []
     sign = 1.0 if history.maximize else -1.0
     for name in history.constraints:
@@ -87,8 +81,6 @@ def box(history: History, error: float) -> pd.DataFrame:
     `inside` of the `tried` feasible trials that read the parameter are there. A parameter whose box is its whole range
     can be set freely near the best; it is no claim about corners of the box that no trial was in.
     """
-    import pandas as pd
-
     kept = history.feasible
     if not len(kept):
         return pd.DataFrame(columns=list(BOXES))

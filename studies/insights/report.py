@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from studies.insights.history import GROUPS, History
 from studies.insights.importance import feasibility_importance, importance, of_optuna
@@ -17,10 +18,7 @@ from studies.insights.suggestions import suggestions
 from studies.insights.trends import course, points, trends
 from studies.insights.values import COLUMNS, TOP, good, value_scores
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Frames = dict[str, "pd.DataFrame"]
+Frames = dict[str, pd.DataFrame]
 BEST = 10
 """Likely values that are shown."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -44,21 +42,14 @@ def insights_of(
     The box is within one standard error of the best: that by user which a measured `path` knows, else that of the best
     trial's likely value.
     """
-    import pandas as pd
-
     scores, matters, shrunken = value_scores(found, top), importance(found, top), likely(found)
     if evaluator is not None:
         matters[evaluator] = matters["parameter"].map(of_optuna(found, evaluator))
     pairs = interactions(found, top)
     lead = pairs.iloc[0] if len(pairs) else None
-    known = None if path is None else path.get("error")
-    error = (
-        known
-        if known is not None
-        else float(shrunken.loc[shrunken["rank"].idxmin(), "error"])
-        if len(shrunken)
-        else 0.0
-    )
+    error = None if path is None else path.get("error")
+    if error is None:
+        error = float(shrunken.loc[shrunken["rank"].idxmin(), "error"]) if len(shrunken) else 0.0
     made = suggestions(found, scores, matters, shrunken)
     return {
         "scores": scores,
@@ -87,7 +78,8 @@ def summary(found: History, top: float = TOP) -> dict[str, Any]:
     if len(kept):
         row = kept.loc[kept["gain"].idxmax()]
         named = {name: row[f"params_{name}"] for name in found.parameters}
-        best = {"trial": int(row["number"]), "value": float(row["value"]), "params": _there(named)}
+        there = {k: v for k, v in named.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
+        best = {"trial": int(row["number"]), "value": float(row["value"]), "params": there}
         best |= {"study": row["study"]} if "study" in row else {}
     ended = found.trials["state"].value_counts()
     return {
@@ -106,10 +98,6 @@ def summary(found: History, top: float = TOP) -> dict[str, Any]:
     }
 
 
-def _there(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
-
-
 def as_json(found: History, frames: Frames, top: float = TOP) -> dict[str, Any]:
     """One object: `summary`, `analysis` (group -> parameters -> values), and every other table as a list of
     rows, with the complete trials as `points`."""
@@ -119,16 +107,13 @@ def as_json(found: History, frames: Frames, top: float = TOP) -> dict[str, Any]:
         known, measured = {**found.parameters, **found.fields}[name], name in found.fields
         entry = {"param": title(name), "field": name, "items": known.items, "measured": measured, "values": values}
         analysis.setdefault(known.group, []).append(entry)
-    ordered = {group: analysis[group] for group in sorted(analysis, key=_place)}
+    places = dict(zip(GROUPS, range(len(GROUPS)), strict=True))
+    ordered = {group: analysis[group] for group in sorted(analysis, key=lambda group: places.get(group, len(GROUPS)))}
     tables = {name: frames[name].to_dict("records") for name in NAMES if name != "scores"}
     tables["likely"] = tables["likely"][:BEST]
     tables["points"] = points(found).to_dict("records")
     result: dict[str, Any] = plain({"success": True, **summary(found, top), "analysis": ordered, **tables})
     return result
-
-
-def _place(group: str) -> int:
-    return GROUPS.index(group) if group in GROUPS else len(GROUPS)
 
 
 def title(name: str) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
 
 from studies.insights.history import History, Parameter, choice_of, is_number, there
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MOST, LEADING = 300, 60
 """Most trials of a slice, and how many of them are the best; the others are spread evenly over the rest."""
@@ -47,8 +45,6 @@ class Slice(NamedTuple):
 def space(history: History) -> pd.DataFrame:
     """A row a parameter: kind (float, int, choice), range or choices, `read_when`, the number of `distinct` values that
     finished trials read, and of these trials."""
-    import pandas as pd
-
     rows = []
     for name, known in history.parameters.items():
         if known.distribution is None:
@@ -76,8 +72,6 @@ def slices(history: History) -> dict[str, Slice]:
 
 def _placed(parameter: Parameter, column: pd.Series) -> tuple[NDArray[np.float64], list[str]] | None:
     """Where each trial stands across, NaN where it did not read the parameter, and the names of columns."""
-    import pandas as pd
-
     told = parameter.distribution
     if told is None:
         return None

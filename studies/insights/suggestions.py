@@ -39,7 +39,7 @@ def suggestions(
     if not len(kept) or not searched:
         return []
     best = kept.loc[kept["gain"].idxmax()]
-    base = {name: best[f"params_{name}"] for name in searched if not _missing(best[f"params_{name}"])}
+    base = {name: best[f"params_{name}"] for name in searched if not pd.isna(best[f"params_{name}"])}
     found = _improvements(history, scores, importance, base)
     if len(found) > 1:
         change = {name: value for one in found for name, value in one.change.items()}
@@ -62,10 +62,6 @@ def _tried(kept: pd.DataFrame, params: Mapping[str, Any]) -> bool:
     for name, value in params.items():
         same &= (kept[f"params_{name}"] == value).to_numpy(dtype=bool)
     return bool(same.any())
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
 
 
 def _key(params: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -133,7 +129,7 @@ def _between(
     params = dict(base)
     for name, parameter in searched.items():
         other = row[f"params_{name}"]
-        if _missing(other):
+        if pd.isna(other):
             continue
         params[name] = other
         distribution = parameter.distribution

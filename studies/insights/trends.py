@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from studies.insights.history import History
 from studies.insights.values import TOP, confidence, good, levels, posterior
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 POINTS = 8
 DOTS = 500
@@ -24,8 +22,6 @@ def trends(history: History, top: float = TOP) -> pd.DataFrame:
 
     Values are those of the whole history, so that bins stay the same.
     """
-    import pandas as pd
-
     kept = history.feasible
     gains, values = kept["gain"].to_numpy(dtype=float), kept["value"].to_numpy(dtype=float)
     found = {name: levels(p, kept[f"params_{name}"]) for name, p in history.parameters.items()}
@@ -64,8 +60,6 @@ def course(history: History) -> pd.DataFrame:
 
     `trials`: how many trials had ended; `number`: of the last of them, counted from 0; `seconds`: that all of them ran.
     """
-    import pandas as pd
-
     trials = history.trials
     best = trials["gain"].where(trials["feasible"]).cummax()
     changed = best.notna() & (best != best.shift())

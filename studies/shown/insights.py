@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from studies.insights.history import GROUPS, History
 from studies.insights.importance import FIXED, SCARCE
 from studies.insights.report import BEST, STATES, summary, title
 from studies.insights.values import short
 from studies.shown.consoles import answers, empty_table, print_table
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MATTERS = 12
 """Parameters whose importance is shown."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -33,7 +34,7 @@ class ScoringDisplay(Watcher):
         self._tasks: dict[str, TaskID] = {}
         self._said: dict[str, tuple[int, float]] = {}
 
-    def __enter__(self) -> ScoringDisplay:
+    def __enter__(self) -> Self:
         if notes.is_terminal and not notes.quiet:
             self.progress.start()
         return self
@@ -72,10 +73,6 @@ class RunDisplay(ScoringDisplay):
         self._metric, self._direction = next(iter(spec.optimize.items()))
         self._best: float | None = None
         self._seen = self._feasible = self._most = 0
-
-    def __enter__(self) -> RunDisplay:
-        super().__enter__()
-        return self
 
     def opened(self, found: Prospect, held: Footprint) -> None:
         """What the confirm users can show, and what the study will hold."""

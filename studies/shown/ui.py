@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optuna
 
@@ -48,15 +48,18 @@ class Pages(NamedTuple):
     studies: dict[str, str]
 
 
+def tracked(home: Path, name: str, record: Mapping[str, Any] | None) -> Tracked | None:
+    """A study by name and record; None where it is not tracked, or not chamtune's."""
+    if record is None or record["terms"]["tracking"] == OFF:
+        return None
+    return Tracked(Spool(home, name, record["id"]), tracking_uri(home, record["terms"]["tracking"]))
+
+
 def tracked_studies(home: Path, storage: str) -> list[Tracked]:
     """The studies of a storage that are tracked, in the order of their creation."""
-    found = []
-    for summary in optuna.get_all_study_summaries(open_storage(storage), include_best_trial=False):
-        record = summary.user_attrs.get(RECORD)
-        if record is not None and record["terms"]["tracking"] != OFF:
-            spool = Spool(home, summary.study_name, record["id"])
-            found.append(Tracked(spool, tracking_uri(home, record["terms"]["tracking"])))
-    return found
+    summaries = optuna.get_all_study_summaries(open_storage(storage), include_best_trial=False)
+    found = (tracked(home, summary.study_name, summary.user_attrs.get(RECORD)) for summary in summaries)
+    return [study for study in found if study is not None]
 
 
 def store_of(home: Path, studies: list[Tracked], tracking: str | None) -> str:

@@ -28,13 +28,11 @@ from personalization.stages.chain import Fitted
 from studies.study import OpenStudy, find_study, stored_spec
 from tracking.deployed import config_digest
 from tracking.parts import flat
-from tracking.spool import OFF, Sender, Spool, tracking_uri
+from tracking.spool import FLUSH_S, OFF, Sender, Spool, tracking_uri
 from tracking.urls import tracking_environment
 
 log = logging.getLogger(__name__)
 
-FLUSH_S = 60
-"""How long MLflow is waited for; what is left is sent by the next run or `chamtune sync`."""
 FILES = "files-[0-9a-f]{16}"
 """Names of folders of files."""
 OURS = re.compile(rf"\.?{FILES}|\.{re.escape(CONFIG)}\.|lost\+found$")

@@ -11,7 +11,7 @@ import pytest
 
 from personalization.deployment import Deployment
 from personalization.errors import DataError
-from studies.data import load_splits
+from studies.data import read_data
 from studies.study import find_study, located_spec, open_study
 
 OLD = Path(__file__).parent.parent / "fixtures" / "format5"
@@ -36,7 +36,7 @@ def old(tmp_path_factory):
 @pytest.fixture
 def confirm(old, monkeypatch):
     monkeypatch.chdir(old)
-    return load_splits(located_spec(find_study("calibration", old / "home", None))).confirm
+    return read_data(located_spec(find_study("calibration", old / "home", None))).splits().confirm
 
 
 @pytest.mark.parametrize("name", CONFIGS)

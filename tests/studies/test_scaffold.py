@@ -10,7 +10,7 @@ import yaml
 from personalization.errors import UsageError
 from personalization.tasks import load_task
 from studies.auto.plan import data_of
-from studies.data import load_splits
+from studies.data import read_data
 from studies.scaffold import begin
 from studies.spec import load_spec
 from tests.tickets import GERMAN, JAPANESE, tickets
@@ -28,7 +28,7 @@ def test_columns_are_told_by_what_stands_in_them(tmp_path, monkeypatch, language
     assert found["columns"] == {"user": who, "text": (what,), "label": where, "time": when, "id": number}
     assert (found["rows"], found["users"], len(found["labels"])) == (240, 20, 6)
     spec = load_spec(found["spec"])
-    splits = load_splits(spec)
+    splits = read_data(spec).splits()
     assert len({q.user_id for part in (splits.tune, splits.select, splits.confirm) for q in part.questions}) == 20
     assert set(splits.tune.labels) == set(language["queues"])
     prompt = spec.task.prompt_of("TEXT", splits.tune.questions[0].history[:1])

@@ -169,10 +169,9 @@ class User:
     group: int | None
     taste: NDArray[np.float64]
 
-    def tag_probabilities(self, cue: str, group: int | None = None) -> NDArray[np.float64]:
+    def tag_probabilities(self, cue: str) -> NDArray[np.float64]:
         """p(tag | cue) of this user, float [15]; for a user without a group, averaged over the groups."""
-        group = self.group if group is None else group
-        groups = range(GROUPS) if group is None else (group,)
+        groups = range(GROUPS) if self.group is None else (self.group,)
         total = np.zeros(len(TAGS))
         for g in groups:
             logits = self.taste.copy()

@@ -102,7 +102,7 @@ class SteeringEdit:
 
     def ran(self, batches: int) -> None:
         """Take over what the hooks counted; DataError where a layer did not run in every batch."""
-        silent = [str(layer) for layer in self.vectors.layers if self._running.calls.get(layer, 0) < batches]
+        silent = [str(layer) for layer in self.vectors.layers if self._running.calls[layer] < batches]
         self.firings.add(self._running)
         self._running.clear()
         if silent:

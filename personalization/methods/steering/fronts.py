@@ -40,11 +40,6 @@ ROOM = 1920
 """Tokens; a row that prompts share has 2,048 at most, and theirs come on top."""
 
 
-def latest(front: str, known: History) -> History:
-    """The items that are laid out, of those known."""
-    return known[-(PAIRS if front == "others" else LONGEST) :]
-
-
 def read_items(front: str, count: int) -> int:
     """Of how many items states are read, where so many are laid out."""
     if count < 2:

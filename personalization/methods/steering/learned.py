@@ -35,8 +35,9 @@ from personalization.methods.steering.directions import (
     unit,
 )
 from personalization.methods.steering.fronts import (
+    LONGEST,
+    PAIRS,
     ROOM,
-    latest,
     neutral_prompts,
     newest_that_fit,
     personal_prompts,
@@ -175,7 +176,8 @@ class Directions:
 
     def _laid_out(self, question: Question) -> History:
         """The items that stand in this question's row: the newest that fit, of two that do not the beginnings."""
-        items, room = latest(self.front, known_items(self.dataset.task, question)), self.reading.room
+        known, room = known_items(self.dataset.task, question), self.reading.room
+        items = known[-(PAIRS if self.front == "others" else LONGEST) :]
         if self.reading.lengths is None or not items:
             return items
         texts = segments(self.front, self.dataset.task, question, items)

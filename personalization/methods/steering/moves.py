@@ -15,6 +15,7 @@ Each edited token has its own user, so one batch holds many users, packed or pad
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,17 +70,15 @@ class EditedTokens:
 class Firings:
     """What steering did: hook calls and edited tokens a layer, and ||edit|| / ||h|| summed over edited tokens."""
 
-    calls: dict[int, int] = field(default_factory=dict)
-    edited: dict[int, int] = field(default_factory=dict)
+    calls: Counter[int] = field(default_factory=Counter)
+    edited: Counter[int] = field(default_factory=Counter)
     tokens: int = 0
     relative: float = 0.0
 
     def add(self, other: Firings) -> None:
         """Count what another pass did as well."""
-        for layer, calls in other.calls.items():
-            self.calls[layer] = self.calls.get(layer, 0) + calls
-        for layer, tokens in other.edited.items():
-            self.edited[layer] = self.edited.get(layer, 0) + tokens
+        self.calls.update(other.calls)
+        self.edited.update(other.edited)
         self.tokens += other.tokens
         self.relative += other.relative
 
@@ -98,7 +97,7 @@ class Firings:
 @contextmanager
 def steered(layers: nn.ModuleList, vectors: SteeringVectors, move: Move, tokens: EditedTokens) -> Iterator[Firings]:
     """Steer every forward pass inside. Afterwards the model is what it was, whatever happened inside."""
-    firings = Firings(dict.fromkeys(vectors.layers, 0), dict.fromkeys(vectors.layers, 0))
+    firings = Firings(Counter(dict.fromkeys(vectors.layers, 0)), Counter(dict.fromkeys(vectors.layers, 0)))
     on = np.flatnonzero(tokens.gates != 0)
     handles = []
     try:

@@ -10,11 +10,13 @@ these pages are, if they are served), MLFLOW_BACKEND_STORE_URI.
 
 from __future__ import annotations
 
+import calendar
 import csv
 import io
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +36,6 @@ from studies.insights.slices import LEADING, MOST
 from studies.insights.values import short
 from studies.shown.pages import drawing
 from studies.shown.pages.house import House
-from studies.shown.pages.spoken import day, lasted, period
 from studies.storage import reason
 
 HERE = Path(__file__).parent
@@ -49,6 +50,8 @@ Goal = Annotated[
     str | None, Query(max_length=200, description="Of studies with several goals: by which; else the first.")
 ]
 Answer = dict[str, Any]
+PARTS = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+"""Of a duration, in seconds."""
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -62,6 +65,31 @@ def signed(value: float, digits: int = 3) -> str:
     """A difference with its sign; one that rounds to nothing has none."""
     told = f"{value:+.{digits}f}"
     return told if float(told) else told[1:]
+
+
+def lasted(seconds: float) -> str:
+    """A duration in its two largest units, days to seconds."""
+    if seconds < 1:
+        return "under a second"
+    left, found = round(seconds), list[str]()
+    for name, size in PARTS:
+        count, left = divmod(left, size)
+        if count:
+            found.append(f"{count} {name}{'s' if count > 1 else ''}")
+        elif found:
+            break
+    return " ".join(found[:2])
+
+
+def period(seconds: float) -> str:
+    """A duration in ISO 8601."""
+    return f"PT{round(seconds)}S"
+
+
+def day(told: str) -> str:
+    """A time in ISO 8601."""
+    at = datetime.fromisoformat(told)
+    return f"{at.day} {calendar.month_abbr[at.month]} {at.year}, {at:%H:%M}"
 
 
 def pages(*further: Path, elsewhere: Mapping[str, str] | None = None) -> Environment:

@@ -71,36 +71,15 @@ def axis(ends: tuple[float, float], places: tuple[float, float], whole: bool = F
 
 def waterfall(path: Row) -> dict[str, Any]:
     """Bars from the baseline to the winner, each step standing on the one before, with its interval."""
-    steps = list(path["steps"])
     level, bars = 0.0, list[dict[str, Any]]()
-    for step in steps:
-        bars.append(
-            {
-                **step,
-                "from": level,
-                "to": level + step["gain"],
-                "least": level + step["low"],
-                "most": level + step["high"],
-            }
-        )
+    for step in path["steps"]:
+        ends = {"to": level + step["gain"], "least": level + step["low"], "most": level + step["high"]}
+        bars.append({**step, "from": level, **ends})
         level += step["gain"]
-    bars.append(
-        {
-            "step": "all",
-            "gain": path["gain"],
-            "low": path["low"],
-            "high": path["high"],
-            "from": 0.0,
-            "to": level,
-            "least": path["low"],
-            "most": path["high"],
-            "whole": True,
-            "values": {},
-            "droppable": False,
-        }
-    )
-    ends = [0.0, *(b[key] for b in bars for key in ("from", "to", "least", "most"))]
-    low, high = min(ends), max(ends)
+    whole = {key: path[key] for key in ("gain", "low", "high")} | {"step": "all", "values": {}, "droppable": False}
+    bars.append({**whole, "whole": True, "from": 0.0, "to": level, "least": path["low"], "most": path["high"]})
+    every = [0.0, *(b[key] for b in bars for key in ("from", "to", "least", "most"))]
+    low, high = min(every), max(every)
     row, left = 46, 8
     for number, one in enumerate(bars):
         at = {key: scaled(one[key], (low, high), (left, WIDTH - 90)) for key in ("from", "to", "least", "most")}

@@ -33,7 +33,6 @@ from studies.study import RECORD, finished, stored_spec, study_names
 from studies.verdict.deployments import kept_generations
 from studies.verdict.evidence import Evidence
 from studies.verdict.judgement import judge
-from tracking.spool import OFF, Spool, tracking_uri
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -235,17 +234,13 @@ class House:
         return found
 
     def _links(self, name: str, record: Mapping[str, Any] | None) -> dict[str, str | None]:
-        from studies.shown.ui import Tracked, runs_page
+        from studies.shown.ui import runs_page, tracked
 
         links: dict[str, str | None] = {"dashboard": None, "mlflow": None}
         if self.dashboard is not None:
             links["dashboard"] = f"{self.dashboard}/dashboard/studies/{self.storage.get_study_id_from_name(name)}"
-        if self.mlflow and self.store and record is not None and record["terms"]["tracking"] != OFF:
-            tracked = Tracked(
-                Spool(self.home, name, record["id"]), tracking_uri(self.home, record["terms"]["tracking"])
-            )
-            if (page := runs_page(self.mlflow, tracked, self.store)) is not None:
-                links["mlflow"] = page
+        if self.mlflow and self.store and (study := tracked(self.home, name, record)) is not None:
+            links["mlflow"] = runs_page(self.mlflow, study, self.store)
         return links
 
 

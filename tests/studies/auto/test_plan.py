@@ -8,8 +8,7 @@ from personalization.data.splits import DEFAULT_SHARES
 from personalization.errors import UsageError
 from search_spaces import chain_space
 from studies.auto.arms import ARMS, Scene, together, wanted
-from studies.auto.first import listed
-from studies.auto.plan import Plan, bounds, data_of, name_of
+from studies.auto.plan import Plan, bounds, data_of, listed, name_of
 from studies.samplers import holds
 
 KINDS = ("causal", "encoder")

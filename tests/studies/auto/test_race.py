@@ -17,9 +17,8 @@ from studies.auto import race as races
 from studies.auto.arms import ARMS
 from studies.auto.clock import Journal
 from studies.auto.ending import NO_GAIN, NONE_MEASURED
-from studies.auto.first import listed
 from studies.auto.judging import Entry
-from studies.auto.plan import Plan, data_of
+from studies.auto.plan import Plan, data_of, listed
 from studies.auto.race import Race
 from studies.auto.routing import Routed
 from studies.auto.table import table as table_of

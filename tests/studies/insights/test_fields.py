@@ -6,8 +6,8 @@ import optuna
 import pandas as pd
 import pytest
 
-from studies.insights.fields import KEPT, backfill, fields_of, with_fields
 from studies.insights.history import together
+from studies.insights.reading import KEPT, backfill, fields_of, with_fields
 from studies.insights.report import as_json, insights_of
 from studies.runner import run_study
 from studies.storage import storage_url

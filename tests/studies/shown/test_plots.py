@@ -13,8 +13,8 @@ from optuna.trial import create_trial
 from studies.insights.history import history
 from studies.insights.slices import MOST
 from studies.shown.pages import drawing
+from studies.shown.pages.app import day, lasted, period
 from studies.shown.pages.plots import ACROSS, HEIGHT, UP, plots
-from studies.shown.pages.spoken import day, lasted, period
 from studies.storage import storage_url
 from tests.studies.insights.worlds import planted, trial
 from tests.studies.shown.conftest import client_of, house_of
