@@ -21,6 +21,7 @@ from personalization.evaluation import Evaluation
 from search_spaces.route import arms_of
 from studies.auto.allocation import leader
 from studies.auto.arms import Arm, Scene
+from studies.auto.clock import spoken_time
 from studies.auto.ending import promoting_s
 from studies.auto.judging import Entry
 from studies.auto.routing import begun
@@ -104,8 +105,13 @@ def pool(race: Race, request: StopRequest) -> None:
     arms = promising(race)
     if not arms:
         return
-    kept, race.kept_s = kept_s(race), 0.0
-    if kept > race.left_s:
-        race.out(NAME, "not afforded: answering by several arms and promoting that takes more than the time left")
+    arm, needed, race.kept_s = pooling_arm(arms), kept_s(race) / SPARE, 0.0
+    if needed > race.left_s:
+        race.journal.arm(NAME)["says"] = arm.says
+        race.out(
+            NAME,
+            f"not afforded: {arm.says}, and promoting that, takes about {spoken_time(needed)}, and "
+            f"{spoken_time(max(0.0, race.left_s))} are left",
+        )
         return
-    begun(race, pooling_arm(arms), request)
+    begun(race, arm, request)
