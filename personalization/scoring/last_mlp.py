@@ -2,7 +2,7 @@
 
 Behind the last attention no token sees another, so what nobody reads there need not be computed. In rows of T tokens of
 which P are read this saves (T - P) / T of that MLP, which is two thirds of a Llama block, forward and backward. At the
-other places the MLP gives zeros, and norms and edits behind it act on them unread.
+other places the MLP gives zeros, and norms behind it act on them unread.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def only_read(mlp: nn.Module | None, places: NDArray[np.int64], shape: tuple[int
     """Inside, the module runs at places alone of a batch [B, T]; `places` [n, 1 + p]: a row, and columns in it.
 
     Every row runs as many columns as the fullest one reads, so that adapters find their rows. A module that takes or
-    gives something else than [B, T, d] runs everywhere.
+    gives something else than [B, T, d], or whose output is hooked, runs everywhere.
     """
     read = np.zeros(shape, dtype=bool)
     read[places[:, :1], places[:, 1:]] = True
     most = int(read.sum(axis=1).max())
-    if mlp is None or most > WORTH * shape[1]:
+    if mlp is None or mlp._forward_hooks or most > WORTH * shape[1]:
         yield
         return
     columns = torch.from_numpy(np.argsort(~read, axis=1, kind="stable")[:, :most])

@@ -62,6 +62,8 @@ def promising(race: Race) -> list[Entry]:
     while left and len(ahead) < CANDIDATES:
         standings = [entry.standing for entry in left.values() if entry.standing is not None]
         ahead.append(left.pop(leader(standings, race.sizes).name))
+    if len(ahead) < 2:
+        return []
     metric, best, found = mean_for(next(iter(race.base.spec.optimize))), 0.0, list[Entry]()
     for size in range(1, MOST):
         for others in combinations(ahead[1:], size):
@@ -72,20 +74,33 @@ def promising(race: Race) -> list[Entry]:
 
 
 def pooling_arm(entries: Sequence[Entry]) -> Arm:
-    """The arm that answers the mean of these, all as they were found."""
+    """The arm that answers the mean of these, all as they were found. An encoder without an adapter embeds a text once
+    for all of them."""
 
-    def all_of(scene: Scene) -> float:
-        return sum(entry.arm.answering(scene) for entry in entries)
+    trained = [entry.arm for entry in entries if "adapter" in entry.arm.chain]
+    plain = [entry.arm for entry in entries if "adapter" not in entry.arm.chain]
+
+    def more(scene: Scene) -> float:
+        return sum(arm.answering(scene) for arm in trained)
+
+    def first(scene: Scene) -> float:
+        embedded = scene.kind == "encoder"
+        return more(scene) + (0.0 if embedded else sum(arm.answering(scene) for arm in plain))
+
+    def answers(scene: Scene) -> float:
+        costs = [arm.answering(scene) for arm in plain]
+        return more(scene) + (max(costs, default=0.0) if scene.kind == "encoder" else sum(costs))
 
     arms = arms_of([entry.params for entry in entries if entry.params is not None])
     return Arm(
         NAME,
         f"the mean of what {', '.join(entry.arm.name for entry in entries)} answer",
         ("route",),
-        all_of,
+        first,
         {"route": {"arms": arms, "answer": "mean"}},
         first=1,
         most=1,
+        answers=answers,
         mixes=any(entry.arm.mixes for entry in entries),
     )
 

@@ -53,7 +53,7 @@ def test_a_route_chooses_between_the_best_chains_of_studies(tmp_path, spec_of):
     spec = made_with(spec_of, name="both", chain=["route"], start_from=["plain", "items"], trials=2)
     assert run_study(spec, tmp_path).trials == 2
     opened = open_study(spec, tmp_path)
-    assert list(opened.space) == ["penalty"]
+    assert list(opened.space) == ["answer", "penalty"]
     best = [open_study(made_with(spec_of, name=name, chain=chain), tmp_path) for name, chain in CHOSEN.items()]
     wanted = [one.rooms.decode(best_feasible(one).params) for one in best]
     for trial in opened.study.get_trials():

@@ -19,10 +19,17 @@ def everywhere(monkeypatch):
     monkeypatch.setattr(packed, "only_read", lambda *_: nullcontext())
 
 
+def test_a_module_whose_output_is_hooked_runs_everywhere():
+    mlp, states = nn.Linear(4, 3), torch.randn(2, 9, 4)
+    with captured_output(mlp) as seen, only_read(mlp, PLACES, (2, 9)):
+        mlp(states)
+    assert bool((seen[0] != 0).any(dim=-1).all())
+
+
 @pytest.mark.parametrize("sharing", ["any", "none", OWNERS])
 def test_scores_are_those_of_an_mlp_that_runs_everywhere(backbone, sharing, monkeypatch):  # noqa: F811
     def scores():
-        edits = [lora(backbone, 1), steering(backbone, 3, site="mlp")] if sharing is OWNERS else []
+        edits = [lora(backbone, 1), steering(backbone, 2, site="mlp")] if sharing is OWNERS else []
         return backbone.fixed(PROMPTS, LABELS, edits).table(edits)
 
     run = []

@@ -160,7 +160,8 @@ def test_an_anchored_adapter_begins_at_the_unified_one(adapters, scorer, world):
 def test_changed_adapters_are_not_served(adapters, world, tmp_path):
     trained = adapters.learn(world, PLAN)
     described = write_files(Fitted({"adapter": SimpleNamespace()}, {"adapter": trained}), tmp_path)
-    config = {"format": FORMAT, "generation": 1, "model": {}, "provenance": {}}
+    place = {"path": "m", "device": "cpu", "dtype": "float32", "blocks": None, "chat": False, "fingerprint": "f"}
+    config = {"format": FORMAT, "generation": 1, "model": place, "provenance": {}}
     told = {**config, "task": world.task.name, "labels": list(world.labels), **described}
     (tmp_path / CONFIG).write_text(yaml.safe_dump(told))
     assert read_config(tmp_path)["chain"] == described["chain"]
