@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 NAME = "mean"
 CANDIDATES, MOST = 4, 3
 """Of so many of the best arms, so many together."""
-SPARE = 1.5
-"""How much more than estimated is kept for it."""
+SPARE, KEPT = 1.5, 0.2
+"""How much more than estimated is kept for it, and which share of a race at most; a dearer one gets what is left."""
 
 
 def gain(arms: Sequence[Evaluation], metric: str) -> float:
@@ -106,13 +106,17 @@ def pooling_arm(entries: Sequence[Entry]) -> Arm:
 
 
 def kept_s(race: Race) -> float:
-    """Seconds of a race that are kept for the mean and for promoting it, 0 where it is not promising."""
+    """Seconds of a race that are kept for the mean and for promoting it, 0 where it is not promising, or too dear."""
     arms = promising(race)
-    if not arms or race.scene is None:
-        return 0.0
-    arm = pooling_arm(arms)
+    found = SPARE * needed_s(race, pooling_arm(arms)) if arms and race.scene is not None else 0.0
+    return found if found <= KEPT * race.limit_s else 0.0
+
+
+def needed_s(race: Race, arm: Arm) -> float:
+    """Seconds that an arm takes to be measured, and more to be promoted than the leader."""
+    assert race.scene is not None
     more = promoting_s(race, arm) - promoting_s(race)
-    return SPARE * (race.scene.pass_s * arm.passes(race.scene) + max(0.0, more))
+    return race.scene.pass_s * arm.passes(race.scene) + max(0.0, more)
 
 
 def pool(race: Race, request: StopRequest) -> None:
@@ -120,7 +124,8 @@ def pool(race: Race, request: StopRequest) -> None:
     arms = promising(race)
     if not arms:
         return
-    arm, needed, race.kept_s = pooling_arm(arms), kept_s(race) / SPARE, 0.0
+    arm, race.kept_s = pooling_arm(arms), 0.0
+    needed = needed_s(race, arm)
     if needed > race.left_s:
         race.journal.arm(NAME)["says"] = arm.says
         race.out(
