@@ -126,6 +126,7 @@ def opened(name: str, options: argparse.Namespace) -> OpenStudy:
         "space": space,
         "optimize": {"accuracy": "maximize"},
         "trials": max(1, round(trials * options.trials)),
+        "warm_start": True,
         "seed": 0,
         "tracking": "none",
     }
