@@ -68,7 +68,7 @@ def lora(backbone, first, seed=0, n=9, owners=OWNERS):
 def counted(layer):
     """A list with an entry for each time that the inside of a block really runs."""
     runs = []
-    handle = layer.mlp.register_forward_hook(lambda *_: runs.append(1))
+    handle = layer.self_attn.register_forward_hook(lambda *_: runs.append(1))
     yield runs
     handle.remove()
 
