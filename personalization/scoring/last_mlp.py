@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from personalization.scoring.resume import decoder_layers, site_of
 WORTH = 0.8
 """The largest share of the places that may be read for it to pay."""
 
+_ODD: WeakSet[nn.Module] = WeakSet()
+"""Modules that were seen to give something else than states."""
 _FOUND: WeakKeyDictionary[PreTrainedModel, nn.Module | None] = WeakKeyDictionary()
 
 
@@ -47,7 +49,7 @@ def only_read(mlp: nn.Module | None, places: NDArray[np.int64], shape: tuple[int
     read = np.zeros(shape, dtype=bool)
     read[places[:, :1], places[:, 1:]] = True
     most = int(read.sum(axis=1).max())
-    if mlp is None or mlp._forward_hooks or most > WORTH * shape[1]:
+    if mlp is None or mlp in _ODD or mlp._forward_hooks or most > WORTH * shape[1]:
         yield
         return
     columns = torch.from_numpy(np.argsort(~read, axis=1, kind="stable")[:, :most])
@@ -59,6 +61,7 @@ def only_read(mlp: nn.Module | None, places: NDArray[np.int64], shape: tuple[int
         at = rows.to(states.device), columns.to(states.device)
         out = run(states[at], *args, **kwargs)
         if not isinstance(out, Tensor):
+            _ODD.add(mlp)
             return run(states, *args, **kwargs)
         return out.new_zeros(*shape, out.shape[-1]).index_put(at, out)
 

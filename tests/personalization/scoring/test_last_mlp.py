@@ -90,3 +90,16 @@ def test_what_cannot_be_saved_runs_everywhere(mlp, states, places):
         some = mlp(states)
     first = [found[0] if isinstance(found, tuple) else found for found in (some, whole)]
     assert torch.equal(*first)
+
+
+def test_a_module_that_gives_more_than_states_runs_twice_once():
+    mlp, runs = Pair(4, 3), []
+    handle = mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+    inner = []
+    plain = mlp.forward
+    mlp.forward = lambda states: inner.append(len(states)) or plain(states)
+    for _ in range(3):
+        with only_read(mlp, PLACES, (2, 9)):
+            mlp(torch.randn(2, 9, 4))
+    handle.remove()
+    assert (len(runs), len(inner)) == (3, 4)
