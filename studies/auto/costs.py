@@ -15,6 +15,7 @@ from personalization.data.records import Dataset
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters
 from personalization.methods.history.labelled import labelled_items
 from studies.auto.arms import TRAINED, Scene
+from studies.auto.plan import listed
 from studies.study import OpenStudy
 
 SAMPLED = {"causal": 8, "encoder": 64}
@@ -62,9 +63,8 @@ def _embedding(scorer: CachedScorer) -> float:
 
 
 def training_s(opened: OpenStudy) -> float:
-    """Seconds that a LoRA as races train them, the largest and with words left out, takes to learn from all labelled
-    items of the tune users here, with the frozen layers' passes and the judging of what is held out; 0 where there are
-    too few items to learn from.
+    """Seconds that the LoRA which a race tries first takes to learn from all labelled items of the tune users here,
+    with the frozen layers' passes and the judging of what is held out; 0 where there are too few items to learn from.
 
     The difference of two trainings on few items, so that what is done once in each takes no part.
     """
@@ -72,8 +72,9 @@ def training_s(opened: OpenStudy) -> float:
     items, count = labelled_items(tune), SAMPLED[scorer.kind]
     if len(items) < 3 * count:
         return 0.0
-    dearest = {"start": min(TRAINED["start"]), **{name: max(TRAINED[name]) for name in ("rank", "word_dropout")}}
-    plan = Plan(epochs=TRAINED["epochs"], patience=TRAINED["patience"], **dearest)
+    first = {full.removeprefix("adapter."): value for full, value in listed()["lora"][scorer.kind][0].items()}
+    told = {name: first[name] for name in ("start", "rank", "targets", "word_dropout")}
+    plan = Plan(epochs=TRAINED["epochs"], patience=TRAINED["patience"], **told)
     seconds = []
     for size in (count, 3 * count):
         rows = np.linspace(0, len(items) - 1, size).round().astype(int)

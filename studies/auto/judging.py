@@ -66,12 +66,12 @@ def judge(entry: Entry, base: OpenStudy, users: Sequence[str], kept: Mapping[str
     )
 
 
-def first_lift(entry: Entry, gain: float) -> float:
-    """What the first slice brought beyond its first trial, in the study's own metric; all of the gain where one trial
-    says nothing of what others bring."""
+def first_lift(entry: Entry, others: Sequence[float]) -> float:
+    """What the first slice brought beyond its first trial, in the study's own metric. One trial says nothing of what
+    more would bring: then the median of what first slices brought to the other arms, 0 without any."""
     values = [trial.values[0] for trial in ended_trials(entry.opened.study) if feasible(trial)]
     if len(values) < 2:
-        return gain
+        return float(np.median(others)) if others else 0.0
     sign = 1.0 if next(iter(entry.opened.spec.optimize.values())) == "maximize" else -1.0
     return max(float(sign * (value - values[0])) for value in values)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from personalization.errors import ChamtuneError, UsageError
 from personalization.files import locked
 from studies.auto import pooling, routing
-from studies.auto.allocation import following, hopeless, leader, mean_gain
+from studies.auto.allocation import Standing, following, hopeless, leader, mean_gain
 from studies.auto.arms import ARMS, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import measured, training_s
@@ -273,7 +273,7 @@ class Race:
         if self.left_s <= 0:
             return None
         self.kept_s = routing.kept_s(self) + pooling.kept_s(self)
-        standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
+        standings = [self._standing(entry) for entry in self.entries.values() if entry.standing is not None]
         if not standings:
             return self._begun()
         best = leader(standings, self.sizes)
@@ -282,6 +282,23 @@ class Race:
                 self.out(standing.name, f"out: cannot overtake {best.name} any more")
         found = following(standings, self.sizes)
         return None if found is None else self.entries[found.name]
+
+    def _standing(self, entry: Entry) -> Standing:
+        """How an arm stands; as one with nothing left to try where a further trial would be interrupted."""
+        assert entry.standing is not None
+        trials = sum(one["trials"] for one in self.journal.arm(entry.arm.name)["slices"])
+        fits = entry.standing.seconds <= trials * self._most_s
+        return entry.standing if fits else replace(entry.standing, done=True)
+
+    @property
+    def _most_s(self) -> float:
+        """Seconds after which the running trial of a slice that begins now is interrupted."""
+        return max(1.0, min(GRACE * self.share, 1.0) * self.left_s)
+
+    def _first_lifts(self) -> list[float]:
+        """What the first slice of each arm brought that had more than one trial in it."""
+        slices = [kept["slices"][0] for kept in self.journal.content["arms"].values() if kept["slices"]]
+        return [one["lift"] for one in slices if one["trials"] > 1 and "lift" in one]
 
     def _late(self, request: StopRequest) -> bool:
         """With nothing else left to do: begin the cheapest arm that takes more than half of the time left, and no more
@@ -316,7 +333,7 @@ class Race:
         spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": max(min(seconds, equal), 1.0)})
         started, cut = self.journal.spent_s, False
         try:
-            with ended_after(min(GRACE * seconds, max(self.left_s, 1.0))):
+            with ended_after(self._most_s):
                 work_on(replace(entry.opened, spec=spec), self.watcher, request, None, rival(entry, self.best()))
         except TimeUp:
             cut = True
@@ -327,7 +344,7 @@ class Race:
         slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
         self._judge(entry)
         now = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
-        lift = now - was if was is not None else first_lift(entry, now)
+        lift = now - was if was is not None else first_lift(entry, self._first_lifts())
         slices[-1] |= {"gain": round(now, 5), "lift": round(lift, 5), "at_s": round(self.journal.spent_s, 1)}
         stuck = done == before
         self.journal.arm(entry.arm.name)["done"] = stuck or done >= entry.arm.most

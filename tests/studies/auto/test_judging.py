@@ -34,12 +34,12 @@ def test_an_arm_without_a_result_is_said_to_be_what_it_is(states, said):
         ("maximize", (0.5, 0.25, 0.75), 0.25),
         ("minimize", (0.5, 0.25, 0.75), 0.25),
         ("maximize", (0.5, 0.25), 0.0),
-        ("maximize", (0.5,), 0.4),
-        ("maximize", (), 0.4),
+        ("maximize", (0.5,), 0.125),
+        ("maximize", (), 0.125),
     ],
 )
 def test_a_first_slice_brought_what_its_best_trial_has_over_its_first(direction, values, lift):
     study = optuna.create_study(direction=direction)
     study.add_trials([create_trial(value=value, system_attrs={"constraints": []}) for value in values])
     opened = SimpleNamespace(study=study, spec=SimpleNamespace(optimize={"accuracy": direction}))
-    assert first_lift(SimpleNamespace(opened=opened), 0.4) == lift
+    assert first_lift(SimpleNamespace(opened=opened), [0.0, 0.125, 0.75]) == lift

@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 
@@ -14,6 +15,7 @@ from objectives.classification import Classification
 from personalization.errors import UsageError
 from personalization.files import locked
 from studies.auto import race as races
+from studies.auto.allocation import Standing
 from studies.auto.arms import ARMS
 from studies.auto.clock import Journal
 from studies.auto.ending import NO_GAIN, NONE_MEASURED
@@ -288,6 +290,20 @@ def test_an_arm_whose_time_was_over_before_its_first_trial_goes_on_while_no_othe
     race.journal.content["spent_s"] = race.limit_s
     race.journal._before = race.limit_s
     assert race._following() is None
+
+
+@pytest.mark.parametrize(("each_s", "goes_on"), [(9.0, True), (11.0, False)])
+def test_an_arm_whose_next_trial_would_be_interrupted_gets_no_more_time(tmp_path, monkeypatch, each_s, goes_on):
+    race = Race(Plan("race", {}, 1.0), tmp_path)
+    monkeypatch.setattr(Race, "_most_s", 10.0)
+    monkeypatch.setattr(Race, "left_s", 15.0)
+    race.sizes = np.array([1, 1])
+    monkeypatch.setattr("studies.auto.race.routing.kept_s", lambda race: 0.0)
+    monkeypatch.setattr("studies.auto.race.pooling.kept_s", lambda race: 0.0)
+    for name, gains, done in (("calibration", [1.0, 0.5], True), ("lora", [0.5, 1.0], False)):
+        race.entries[name] = Entry(ARMS[name], None, standing=Standing(name, np.array(gains), 2 * each_s, done=done))
+        race.journal.arm(name)["slices"].append({"trials": 2, "seconds": 2 * each_s, "cut": False, "lift": 0.25})
+    assert race._following() is (race.entries["lora"] if goes_on else None)
 
 
 @pytest.mark.slow
