@@ -6,8 +6,9 @@ FOLDER holds LaMP-2 files. Each chain is an ordinary study, tuned on authors of 
 of dev, beside the untuned model: gains by question and by author with intervals, general and personal parts, cost. Each
 keeps its looks in a storage of its own, so that all are tested at one level; p-values are corrected for their number at
 the end (Holm). Scores, states and adapters are shared in `--home`, so that seconds are those of this order. A chain
-called "control" is the steering before it with directions that are not the user's. `--trials`: a share of each study's
-trials. A chain that was measured in this home is not measured again. The last line is JSON.
+called "control" is the steering before it with directions that are not the user's, one called "mean" answers the mean
+probability of chains before it, as they were promoted. `--trials`: a share of each study's trials. A chain that was
+measured in this home is not measured again. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 import optuna
 from demo_steering import at_random, controlled, of_others
 
+from search_spaces import ChainParams
+from search_spaces.route import arms_of
 from studies.runner import run_study
 from studies.spec import parse_spec
 from studies.study import OpenStudy, open_study
@@ -85,6 +88,7 @@ GROUPS = {
     "adapter.cluster_by": "labels",
     "adapter.anchor": 0.01,
 }
+MEAN = {"route.answer": "mean"}
 Row = tuple[dict[str, Any], int, dict[str, Any]]
 CHAINS: dict[str, Row] = {
     "calibration": ({"calibration.prior_mode": ["user", "global"]}, 100, {}),
@@ -110,14 +114,18 @@ CHAINS: dict[str, Row] = {
         RETRIEVER,
     ),
     "LoRA of groups, others' items": ({**GROUPS, **SHARED}, 150, RETRIEVER),
+    "mean of two": ({"route.arms": ["LoRA of all", "others' items"], **MEAN}, 1, RETRIEVER),
+    "mean of three": ({"route.arms": ["LoRA of all", "others' items", "head"], **MEAN}, 1, RETRIEVER),
 }
 """name -> (space by full name, trials, more of the model)."""
-ORDER = ("prompt", "adapter", "steering", "head", "calibration")
+ORDER = ("prompt", "adapter", "steering", "head", "calibration", "route")
 
 
 def opened(name: str, options: argparse.Namespace) -> OpenStudy:
     """The study of a chain, opened."""
     space, trials, model = CHAINS[name]
+    if "route.arms" in space:
+        space = {**space, "route.arms": arms_of([promoted(arm, options)[1] for arm in space["route.arms"]])}
     spec = {
         "name": "".join(letter if letter.isalnum() else "-" for letter in name).lower(),
         "data": {"path": options.data, "split": "files", "shares": {"tune": 0.6, "select": 0.2, "confirm": 0.2}},
@@ -132,6 +140,12 @@ def opened(name: str, options: argparse.Namespace) -> OpenStudy:
     }
     storage = options.home / f"{spec['name']}.db"
     return open_study(parse_spec({**spec, "storage": f"sqlite:///{storage}"}, "benchmark"), options.home)
+
+
+def promoted(name: str, options: argparse.Namespace) -> tuple[OpenStudy, ChainParams]:
+    """The study of a chain that was measured, and what it promoted."""
+    study = opened(name, options)
+    return study, study.rooms.of_flat(json.loads(result_file(name, options).read_text())["params"])
 
 
 def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -162,8 +176,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def control(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """The steering of this name, promoted before, with random directions and with those of other users."""
-    study = opened(name, options)
-    params = study.rooms.of_flat(json.loads(result_file(name, options).read_text())["params"])
+    study, params = promoted(name, options)
     objective = study.objective
     real = objective.evaluate(params.changed(fit="exact"), "confirm")
     row: dict[str, Any] = {"dev": real.metrics["accuracy"]}

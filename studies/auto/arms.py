@@ -246,6 +246,10 @@ NOT_OF: Mapping[str, tuple[str, ...]] = {
 """kind of model -> arms that it cannot have, or that would be another's twin."""
 
 
+PROMISING: Mapping[str, tuple[str, ...]] = {"causal": ("lora",), "encoder": ("head",)}
+"""kind of model -> arms that led our own studies on real data (docs/results.md)."""
+
+
 def together(one: Arm, other: Arm) -> Arm | None:
     """Two arms in one chain; None where both have the same stage, or neither has one beside the calibration.
 

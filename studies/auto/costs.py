@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.location import weights_of
@@ -19,7 +20,9 @@ from studies.auto.plan import listed
 from studies.study import OpenStudy
 
 SAMPLED = {"causal": 8, "encoder": 64}
-"""Questions that are asked to learn what a pass costs."""
+"""Questions that are asked to learn what a pass costs; half as many items, and three times those, are learned from."""
+COUNTED = 2000
+"""Items whose tokens are counted, user by user."""
 
 
 def fastest(work: Callable[[], None]) -> float:
@@ -66,25 +69,34 @@ def training_s(opened: OpenStudy) -> float:
     """Seconds that the LoRA which a race tries first takes to learn from all labelled items of the tune users here,
     with the frozen layers' passes and the judging of what is held out; 0 where there are too few items to learn from.
 
-    The difference of two trainings on few items, so that what is done once in each takes no part.
+    The difference of two trainings on few items, so that what is done once in each takes no part, by the token: items
+    of one user stand in one row and share what they begin with, which few items of many users do not.
     """
     tune, scorer = opened.splits.tune, opened.scorer
-    items, count = labelled_items(tune), SAMPLED[scorer.kind]
+    items, count = labelled_items(tune), SAMPLED[scorer.kind] // 2
     if len(items) < 3 * count:
         return 0.0
     first = {full.removeprefix("adapter."): value for full, value in listed()["lora"][scorer.kind][0].items()}
     told = {name: first[name] for name in ("start", "rank", "targets", "word_dropout")}
     plan = Plan(epochs=TRAINED["epochs"], patience=TRAINED["patience"], **told)
-    seconds = []
-    for size in (count, 3 * count):
-        rows = np.linspace(0, len(items) - 1, size).round().astype(int)
-        some = Dataset(items.task, items.labels, tuple(items.questions[row] for row in rows))
+    seconds, tokens = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = UserAdapters(scorer.unstored(), Path(folder))
+        for size in (count, 3 * count):
+            some = _only(items, np.linspace(0, len(items) - 1, size).round().astype(int))
 
-        def learn(some: Dataset = some) -> None:
-            scorer.backbone.forget()
-            with tempfile.TemporaryDirectory() as folder:
-                UserAdapters(scorer.unstored(), Path(folder)).learn(tune, plan, items=some)
+            def learn(some: Dataset = some) -> None:
+                scorer.backbone.forget()
+                with tempfile.TemporaryDirectory(dir=folder) as place:
+                    UserAdapters(adapters.scorer, Path(place)).learn(tune, plan, items=some)
 
-        seconds.append(fastest(learn))
+            seconds.append(fastest(learn))
+            tokens.append(adapters.tokens(some, plan))
+        whole = _only(items, np.arange(min(len(items), COUNTED)))
+        of_all = adapters.tokens(whole, plan) * len(items) / len(whole)
     scorer.backbone.forget()
-    return max(0.0, seconds[1] - seconds[0]) * len(items) / (2 * count)
+    return max(0.0, seconds[1] - seconds[0]) / (tokens[1] - tokens[0]) * of_all
+
+
+def _only(items: Dataset, rows: NDArray[np.int64]) -> Dataset:
+    return Dataset(items.task, items.labels, tuple(items.questions[row] for row in rows))

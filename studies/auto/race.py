@@ -22,7 +22,7 @@ from personalization.errors import ChamtuneError, UsageError
 from personalization.files import locked
 from studies.auto import pooling, routing
 from studies.auto.allocation import Standing, following, hopeless, leader, mean_gain
-from studies.auto.arms import ARMS, Arm, Scene, together, wanted
+from studies.auto.arms import ARMS, PROMISING, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import measured, training_s
 from studies.auto.ending import promote_leader, promoting_s
@@ -159,7 +159,7 @@ class Race:
         self._reopen(request)
         self.waiting = [arm for arm in self.arms if arm.name not in self.offered]
         while at_hand := [*self.waiting[:1], *self._pairs()]:
-            arm = min(at_hand, key=self._cost)
+            arm = self._rather(min(at_hand, key=self._cost))
             self.waiting = [other for other in self.waiting if other is not arm]
             self.enter(arm, request)
 
@@ -180,6 +180,18 @@ class Race:
         """Seconds that an arm's first trial takes, about."""
         return arm.passes(self._seen_scene) * self._seen_scene.pass_s
 
+    def _share_of(self, arm: Arm) -> float:
+        """Of the time left, what a slice of this arm may take."""
+        return LATE if arm.name in PROMISING[self._seen_scene.kind] else self.share
+
+    def _rather(self, arm: Arm) -> Arm:
+        """This arm, or a promising one that fits into the time left, and after this arm would not any more."""
+        left, after = LATE * self.left_s, LATE * (self.left_s - self._cost(arm))
+        for other in self.waiting:
+            if other.name in PROMISING[self._seen_scene.kind] and after < self._cost(other) <= left:
+                return other
+        return arm
+
     def _announced(self, arms: Sequence[Arm]) -> str:
         scene = self._seen_scene
         costs = ", ".join(f"{arm.name} {spoken_time(self._cost(arm))}" for arm in arms)
@@ -196,9 +208,9 @@ class Race:
         kept = self.journal.arm(arm.name)
         kept["says"] = arm.says
         if not kept["slices"]:
-            cost = self._cost(arm)
-            if cost > max(0.0, self.share * self.left_s):
-                part = f"more than {self.share:.0%} of the {spoken_time(self.left_s)} left"
+            cost, share = self._cost(arm), self._share_of(arm)
+            if cost > max(0.0, share * self.left_s):
+                part = f"more than {share:.0%} of the {spoken_time(self.left_s)} left"
                 kept["fate"] = f"not afforded: a first trial takes about {spoken_time(cost)}, {part}"
                 self.say(f"{arm.name}: {kept['fate']}")
                 return
@@ -287,13 +299,12 @@ class Race:
         """How an arm stands; as one with nothing left to try where a further trial would be interrupted."""
         assert entry.standing is not None
         trials = sum(one["trials"] for one in self.journal.arm(entry.arm.name)["slices"])
-        fits = entry.standing.seconds <= trials * self._most_s
+        fits = entry.standing.seconds <= trials * self._most_s(entry.arm)
         return entry.standing if fits else replace(entry.standing, done=True)
 
-    @property
-    def _most_s(self) -> float:
+    def _most_s(self, arm: Arm) -> float:
         """Seconds after which the running trial of a slice that begins now is interrupted."""
-        return max(1.0, min(GRACE * self.share, 1.0) * self.left_s)
+        return max(1.0, min(GRACE * self._share_of(arm), 1.0) * self.left_s)
 
     def _first_lifts(self) -> list[float]:
         """What the first slice of each arm brought that had more than one trial in it."""
@@ -328,12 +339,12 @@ class Race:
         slices = self.journal.arm(entry.arm.name)["slices"]
         before = len(ended_trials(entry.opened.study))
         total = min(entry.arm.most, max(entry.arm.first, 2 * before if slices else 0))
-        seconds = max(self.share * self.left_s, 1.0)
+        seconds = max(self._share_of(entry.arm) * self.left_s, 1.0)
         equal = self.left_s / (1 + len(self.waiting) + PAIRED) if not slices else seconds
         spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": max(min(seconds, equal), 1.0)})
         started, cut = self.journal.spent_s, False
         try:
-            with ended_after(self._most_s):
+            with ended_after(self._most_s(entry.arm)):
                 work_on(replace(entry.opened, spec=spec), self.watcher, request, None, rival(entry, self.best()))
         except TimeUp:
             cut = True

@@ -164,6 +164,12 @@ class UserAdapters:
         told.again(record["records"])
         return replace(trained, record=record)
 
+    def tokens(self, items: Dataset, plan: Plan) -> int:
+        """Tokens that one pass over these items runs while a LoRA of all users is trained, padding included."""
+        everybody = {question.user_id: 0 for question in items.questions}
+        rows = self._items(items, plan, Trained(self.folder, "unified", 0, 1, everybody)).rows
+        return sum(int(np.prod(rows.shape(number))) for number in range(rows.batches))
+
     def _train(self, items: Dataset, plan: Plan, trained: Trained, origin: Trained | None, told: Judged) -> None:
         """Train into the folder of `trained`."""
         from personalization.methods.training.loop import kept, merged

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from personalization.data.records import Dataset
 from personalization.methods.adapters.user_adapters import UserAdapters
 from personalization.methods.history.labelled import labelled_items
 from studies.auto import costs
@@ -29,19 +30,25 @@ def opened(tmp_path, monkeypatch, tiny_encoder):
     return open_study(plan.spec_of(ARMS["calibration"], "encoder"), tmp_path / "h")
 
 
-def test_a_training_is_what_more_items_take_longer(opened, monkeypatch):
+def test_a_training_is_what_more_tokens_take_longer(opened, monkeypatch):
     now, sizes = 0.0, []
+
+    def tokens(self, items, plan):
+        return sum(10 + len({q.user_id for q in items.questions}) * (row > 0) for row, _ in enumerate(items.questions))
 
     def learn(self, dataset, plan, report=None, items=None):
         nonlocal now
-        now += 5 + 0.25 * len(items)  # what is done once in each training takes no part
+        now += 5 + 0.25 * self.tokens(items, plan)  # what is done once in each training takes no part
         sizes.append(len(items))
 
+    monkeypatch.setattr(UserAdapters, "tokens", tokens)
     monkeypatch.setattr(UserAdapters, "learn", learn)
     monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(costs, "COUNTED", 20)
     items = labelled_items(opened.splits.tune)
-    assert training_s(opened) == pytest.approx(0.25 * len(items))
-    assert sizes == [12, 36]
+    counted = Dataset(items.task, items.labels, items.questions[:20])
+    assert training_s(opened) == pytest.approx(0.25 * tokens(None, counted, None) * len(items) / 20)
+    assert sizes == [6, 18]
     scene = measured(opened)._replace(pass_s=2.0, training_s=30.0)
     assert ARMS["lora"].passes(scene) == 1 + 15
     assert ARMS["prefix"].passes(scene) == ARMS["lora-groups"].passes(scene) == 2 * (1 + 15)

@@ -16,7 +16,7 @@ from personalization.errors import UsageError
 from personalization.files import locked
 from studies.auto import race as races
 from studies.auto.allocation import Standing
-from studies.auto.arms import ARMS
+from studies.auto.arms import ARMS, Scene
 from studies.auto.clock import Journal
 from studies.auto.ending import NO_GAIN, NONE_MEASURED
 from studies.auto.judging import Entry
@@ -292,10 +292,19 @@ def test_an_arm_whose_time_was_over_before_its_first_trial_goes_on_while_no_othe
     assert race._following() is None
 
 
+@pytest.mark.parametrize(("cost", "begun"), [(4.0, "prompt"), (8.0, "lora"), (9.5, "prompt")])
+def test_an_arm_that_led_elsewhere_is_begun_while_it_fits(tmp_path, monkeypatch, cost, begun):
+    race = Race(Plan("race", {}, 1.0), tmp_path)
+    race.scene = Scene("causal", 1, 1, 1.0, 1.0, 1.0, cost - 1.0)
+    race.waiting = [replace(ARMS["prompt"], passes=lambda scene: 3.0), ARMS["lora"]]
+    monkeypatch.setattr(Race, "left_s", 10.0)  # 9 for a promising arm, 6.3 after the other
+    assert race._rather(race.waiting[0]).name == begun
+
+
 @pytest.mark.parametrize(("each_s", "goes_on"), [(9.0, True), (11.0, False)])
 def test_an_arm_whose_next_trial_would_be_interrupted_gets_no_more_time(tmp_path, monkeypatch, each_s, goes_on):
     race = Race(Plan("race", {}, 1.0), tmp_path)
-    monkeypatch.setattr(Race, "_most_s", 10.0)
+    monkeypatch.setattr(Race, "_most_s", lambda race, arm: 10.0)
     monkeypatch.setattr(Race, "left_s", 15.0)
     race.sizes = np.array([1, 1])
     monkeypatch.setattr("studies.auto.race.routing.kept_s", lambda race: 0.0)
