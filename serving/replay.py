@@ -29,10 +29,9 @@ def replay(folder: Path, deployment: Deployment, out: Path | None = None) -> dic
     `out`: JSON Lines with a line an answer. DataError where the log keeps no texts, or is of another task.
     """
     traffic = read_traffic(folder)
+    _refuse_other_labels(folder, deployment, traffic)
     found = answers_of(folder, deployment, traffic.requests)
     columns = {label: k for k, label in enumerate(traffic.labels)}
-    if set(columns) != set(deployment.terms.labels):
-        raise DataError(f"{folder}: its labels are not those of the config")
     ours = np.array([columns[one.label] for one in found])
     if out is not None:
         with atomic_file(out) as file:
@@ -47,6 +46,11 @@ def replay(folder: Path, deployment: Deployment, out: Path | None = None) -> dic
         "accuracy_then": _share(traffic.predicted[rows] == traffic.gold[rows]),
         "accuracy_now": _share(ours[rows] == traffic.gold[rows]),
     }
+
+
+def _refuse_other_labels(folder: Path, deployment: Deployment, traffic: Traffic) -> None:
+    if set(traffic.labels) != set(deployment.terms.labels):
+        raise DataError(f"{folder}: its labels are not those of the config")
 
 
 def _share(right: Any) -> float | None:
@@ -85,6 +89,7 @@ def _item(raw: Line, fields: Fields) -> HistoryItem:
 
 def shadowed(folder: Path, deployment: Deployment, traffic: Traffic) -> dict[int, np.ndarray[Any, Any]]:
     """A config's answers to the labelled questions of a log: row -> log-probabilities, float [K]."""
+    _refuse_other_labels(folder, deployment, traffic)
     asked = traffic.requests[traffic.labelled]
     found, place = answers_of(folder, deployment, asked), dict(zip(asked, traffic.labelled.tolist(), strict=True))
     return {place[one.id]: np.array([one.log_probs[label] for label in traffic.labels]) for one in found}

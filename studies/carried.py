@@ -149,8 +149,8 @@ def _point(opened: OpenStudy, trial: FrozenTrial) -> tuple[dict[str, Any] | None
         else:
             return None, f"{name} is outside the new range"
     if rooms.decode(point) != rooms.decode(raw):
-        moved = next(name for name in trial.params if name not in opened.space and name not in idle)
-        return None, f"{moved} is fixed to another value"
+        moved = next((name for name in trial.params if name not in opened.space and name not in idle), None)
+        return None, f"{moved} is fixed to another value" if moved else "what it left unused acts in the new space"
     return point, ""
 
 
@@ -162,6 +162,11 @@ def solved_again(opened: OpenStudy, point: dict[str, Any]) -> dict[str, Any]:
     raw, now = (opened.rooms.raw(params.full()) for params in (before, opened.objective.solved(before)))
     moved = {name: now[name] for name in opened.space if now[name] != raw[name]}
     return point | moved if all(holds(name, opened.space[name], value) for name, value in moved.items()) else point
+
+
+def kept_from_elsewhere(trial: FrozenTrial) -> bool:
+    """Whether a trial was carried with its values; one that was carried to be tried here has run here."""
+    return CARRIED in trial.user_attrs and "fixed_params" not in trial.system_attrs
 
 
 def _any(distribution: BaseDistribution) -> Any:

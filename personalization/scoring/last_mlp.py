@@ -26,17 +26,20 @@ WORTH = 0.8
 
 _ODD: WeakSet[nn.Module] = WeakSet()
 """Modules that were seen to give something else than states."""
-_FOUND: WeakKeyDictionary[PreTrainedModel, nn.Module | None] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[PreTrainedModel, tuple[nn.Module, nn.Module] | None] = WeakKeyDictionary()
 
 
 def last_mlp(model: PreTrainedModel) -> nn.Module | None:
-    """The MLP of a decoder's last block; None where it is not found. Looked for once for each model."""
+    """The MLP of a decoder's last block; None where it is not found, or what leaves the block is hooked. Looked for
+    once for each model."""
     if model not in _FOUND:
         try:
-            _FOUND[model] = site_of(decoder_layers(model)[-1], "mlp")
+            block = decoder_layers(model)[-1]
+            _FOUND[model] = block, site_of(block, "mlp")
         except DataError:
             _FOUND[model] = None
-    return _FOUND[model]
+    found = _FOUND[model]
+    return None if found is None or found[0]._forward_hooks else found[1]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from personalization.backbones.location import adapter_base, module_folders, read_json
 from personalization.data.known import distinct, known_items, learned_histories
 from personalization.data.records import Dataset
+from personalization.errors import DataError
 
 SAMPLE = 200
 """Prompts whose length is looked at."""
@@ -26,6 +27,11 @@ INDEXED = 100
 """Of an item of a history in arrays: whose it is, its age, label and relevance."""
 RECORD = 800
 """Of a question that is made of a history item, with what it refers to."""
+
+WIDTH = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")
+DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+INNER = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
+"""Names of a model's sizes in configs, by family."""
 
 May = Mapping[str, Sequence[Any]]
 """Parameter -> the values that a study may give it; of a range its ends, as float."""
@@ -112,7 +118,9 @@ def _shape(model: Path) -> tuple[int, int, int]:
     folder = module_folders(model)[0]
     whole = read_json((adapter_base(folder) or folder) / "config.json")
     own = whole.get("text_config") or whole
-    width = int(own.get("hidden_size") or own.get("n_embd") or own.get("d_model"))
-    depth = int(own.get("num_hidden_layers") or own.get("n_layer") or own.get("n_layers") or own.get("num_layers"))
-    inner = int(own.get("intermediate_size") or own.get("ffn_dim") or own.get("n_inner") or 4 * width)
+    sizes = [next((int(own[name]) for name in names if own.get(name)), None) for names in (WIDTH, DEPTH, INNER)]
+    width, depth, inner = sizes
+    if width is None or depth is None:
+        raise DataError(f"{folder / 'config.json'} says no width or depth; known are {', '.join(WIDTH + DEPTH)}")
+    inner = inner or 4 * width
     return width, depth, 8 * width + 3 * (width + inner)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,9 +54,13 @@ class Logs:
         return self.house.home
 
     def folders(self) -> dict[str, Path]:
-        """Name -> folder of each log that a server began."""
-        found = [*sorted((self.home / "serving").glob("*")), *self.further]
-        return {path.name: path for path in found if segments(path, "questions") and about(path)}
+        """Name -> folder of each log that a server began and that can be read; of equal names with the parent's."""
+        found: dict[str, Path] = {}
+        folders = [*sorted((self.home / "serving").glob("*")), *self.further]
+        for path in {path.resolve(): path for path in folders}.values():
+            if segments(path, "questions") and _told(path):
+                found[f"{path.parent.name}-{path.name}" if path.name in found else path.name] = path
+        return found
 
     def overview(self) -> list[dict[str, Any]]:
         """A row a log, the newest first: name, deployment, generation, time of the last answer, state."""
@@ -65,13 +70,12 @@ class Logs:
     def _row(self, name: str, folder: Path) -> dict[str, Any]:
         told, newest = about(folder), segments(folder, "questions")[-1][1].stat()
         place = Path(told["deploy"])
-        there = (place / CONFIG).exists()
         return {
             "log": name,
             "deploy": told["deploy"],
             "other": told["other"],
             "split": told["split"],
-            "generation": int(read_config(place)["generation"]) if there else None,
+            "generation": _generation(place),
             "last": datetime.fromtimestamp(newest.st_mtime, UTC).isoformat(timespec="seconds")
             if newest.st_size
             else None,
@@ -140,3 +144,17 @@ class Logs:
             "accuracy": log.traffic.evaluation(labelled).metrics["accuracy"] if len(labelled) else None,
             "why": why,
         }
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """How a log's server was started; empty where that is not noted, or cannot be read."""
+    with suppress(DataError):
+        return about(folder)
+    return {}
+
+
+def _generation(place: Path) -> int | None:
+    """Which generation stands at a place; None where none can be read."""
+    with suppress(DataError):
+        return int(read_config(place, to_answer=False)["generation"]) if (place / CONFIG).exists() else None
+    return None

@@ -51,8 +51,10 @@ def judge(entry: Entry, base: OpenStudy, users: Sequence[str], kept: Mapping[str
         params = settled(opened, opened.rooms.decode(best.params))
         learned = opened.objective.learned_labels(params)
         parts = [part for part in _parts(base) if part == "select" or not learned]
-        entry.trial, entry.params = best.number, params
-        entry.seen = joined([opened.objective.evaluate(params, part) for part in parts])
+        if not parts:
+            return
+        seen = joined([opened.objective.evaluate(params, part) for part in parts])
+        entry.trial, entry.params, entry.seen = best.number, params, seen
     assert entry.seen is not None
     slices = kept["slices"]
     sums, _ = gains_by_user(baseline(base, entry.seen), entry.seen, mean_for(next(iter(base.spec.optimize))))
@@ -86,6 +88,11 @@ def unmeasured(entry: Entry) -> str:
         return f"all of its {len(ended)} trials failed"
     if counts[TrialState.PRUNED]:
         return f"out: of its {len(ended)} trials {counts[TrialState.PRUNED]} were ended early, behind the leader"
+    if any(feasible(trial) for trial in ended if trial.state == TrialState.COMPLETE):
+        judges = entry.opened.splits.select.questions
+        return (
+            "its best trial was not judged in its time" if judges else "out: there are no select users to judge it by"
+        )
     return f"out: none of its {len(ended)} trials keeps to the constraints"
 
 

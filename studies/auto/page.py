@@ -121,8 +121,9 @@ def sentence(found: Mapping[str, Any]) -> str:
     if confirm is None:
         return str(found["reason"])
     low, high = confirm["ci95"]
+    rises = "rises" if confirm["delta_accuracy"] >= 0 else "falls"
     said = (
-        f"On {confirm['users']} users that nothing was chosen by, accuracy rises from "
+        f"On {confirm['users']} users that nothing was chosen by, accuracy {rises} from "
         f"{confirm['baseline_accuracy']:.3f} to {confirm['accuracy']:.3f} ({confirm['delta_accuracy']:+.3f}, 95 % "
         f"{low:+.3f} to {high:+.3f}, p = {confirm['p_accuracy']:.4f})."
     )

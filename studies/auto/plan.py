@@ -152,6 +152,8 @@ def bounds(texts: Sequence[str]) -> dict[str, str]:
         if sign is None:
             raise UsageError(f'--constraint {text}: write for example "entropy>=0.6" or "top1_share<=0.55"')
         metric, _, bound = text.partition(sign)
+        if metric.strip() in found:
+            raise UsageError(f"--constraint {text}: {metric.strip()} has a bound already; give one a metric")
         found[metric.strip()] = f"{sign} {bound.strip()}"
     return found
 

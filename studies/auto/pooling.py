@@ -24,7 +24,7 @@ from studies.auto.arms import Arm, Scene
 from studies.auto.clock import spoken_time
 from studies.auto.ending import promoting_s
 from studies.auto.judging import Entry
-from studies.auto.routing import begun
+from studies.auto.routing import begun, held
 from studies.pruning import same_questions
 from tracking.parts import mean_for
 
@@ -121,7 +121,7 @@ def needed_s(race: Race, arm: Arm) -> float:
 
 def pool(race: Race, request: StopRequest) -> None:
     """Where the mean of arms does better than the best of them, one more arm that answers it, if promoting it fits."""
-    arms = promising(race)
+    arms = held(race, NAME) or promising(race)
     if not arms:
         return
     arm, race.kept_s = pooling_arm(arms), 0.0
@@ -134,4 +134,4 @@ def pool(race: Race, request: StopRequest) -> None:
             f"{spoken_time(max(0.0, race.left_s))} are left",
         )
         return
-    begun(race, arm, request)
+    begun(race, arm, arms, request)

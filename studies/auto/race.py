@@ -40,6 +40,7 @@ HALF, GRACE, LATE = 0.5, 1.3, 0.9
 """Share of the time left that a slice may take, times of it after which its running trial is interrupted, and the share
 where nothing else is left to do."""
 TOO_FEW = "are too few to score the tune users once; give more with --minutes. What was scored is kept"
+FAILED = "failed"
 PAIRED = 3
 """How many of the best arms are put together in pairs."""
 
@@ -206,7 +207,7 @@ class Race:
         """Open an arm and give it its first slice, unless a first trial would take too much of what is left."""
         self.offered.add(arm.name)
         kept = self.journal.arm(arm.name)
-        kept["says"] = arm.says
+        kept["says"], kept["fate"] = arm.says, None
         if not kept["slices"]:
             cost, share = self._cost(arm), self._share_of(arm)
             if cost > max(0.0, share * self.left_s):
@@ -225,21 +226,23 @@ class Race:
         except Stopped:
             raise
         except ChamtuneError as error:
-            self.out(arm.name, f"failed: {error}")
+            self.out(arm.name, f"{FAILED}: {error}")
 
     def _open(self, arm: Arm, request: StopRequest) -> Entry:
         if arm.name not in self.entries:
+            opening = True
 
             def progress(done: int, total: int) -> None:
                 self.journal.note(at_once=False)
                 self.watcher.scoring(done, total)
-                if request.by is not None:
+                if opening and request.by is not None:
                     raise Stopped(request.by)
 
             beside = self.base if self.entries else None
             embedder = "causal" if beside is None else beside.scorer.embedder.kind
             spec = self.plan.spec_of(arm, embedder, self._fixed(arm))
             self.entries[arm.name] = Entry(arm, open_study(spec, self.home, progress, beside))
+            opening = False
         return self.entries[arm.name]
 
     def _fixed(self, arm: Arm) -> dict[str, Any]:
@@ -313,13 +316,19 @@ class Race:
 
     def _late(self, request: StopRequest) -> bool:
         """With nothing else left to do: begin the cheapest arm that takes more than half of the time left, and no more
-        than is left; whether there was one."""
+        than is left, or go on with one whose first trial was interrupted; whether there was one."""
         self.share = LATE
         for arm in self.arms:
-            if arm.name not in self.entries and self._cost(arm) <= LATE * self.left_s:
-                self.journal.arm(arm.name)["fate"] = None
+            entry, kept = self.entries.get(arm.name), self.journal.arm(arm.name)
+            if self._cost(arm) > LATE * self.left_s or str(kept["fate"]).startswith(FAILED):
+                continue
+            if entry is None:
                 self.enter(arm, request)
-                return arm.name in self.entries
+                if arm.name in self.entries:
+                    return True
+            elif entry.standing is None and kept["slices"] and kept["slices"][-1]["cut"]:
+                self._slice(entry, request)
+                return True
         return False
 
     def _begun(self) -> Entry | None:
@@ -335,10 +344,21 @@ class Race:
             self.say(f"{name}: {why}")
 
     def _slice(self, entry: Entry, request: StopRequest) -> None:
+        """Give an arm a slice of time; one that fails gets no further one."""
+        try:
+            self._run_slice(entry, request)
+        except Stopped:
+            raise
+        except ChamtuneError as error:
+            self.journal.arm(entry.arm.name)["done"] = True
+            entry.standing = None if entry.standing is None else replace(entry.standing, done=True)
+            self.out(entry.arm.name, f"{FAILED}: {error}")
+
+    def _run_slice(self, entry: Entry, request: StopRequest) -> None:
         """Run an arm to twice its trials, or to the end of its time; at first to an equal part for all that wait."""
         slices = self.journal.arm(entry.arm.name)["slices"]
         before = len(ended_trials(entry.opened.study))
-        total = min(entry.arm.most, max(entry.arm.first, 2 * before if slices else 0))
+        total = min(entry.arm.most, max(entry.arm.first, 2 * before))
         seconds = max(self._share_of(entry.arm) * self.left_s, 1.0)
         equal = self.left_s / (1 + len(self.waiting) + PAIRED) if not slices else seconds
         spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": max(min(seconds, equal), 1.0)})
@@ -348,16 +368,16 @@ class Race:
                 work_on(replace(entry.opened, spec=spec), self.watcher, request, None, rival(entry, self.best()))
         except TimeUp:
             cut = True
-        if request.by is not None:
-            raise Stopped(request.by)
         done = len(ended_trials(entry.opened.study))
         was = None if entry.standing is None else mean_gain(entry.standing, self.sizes)
         slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
+        if request.by is not None:
+            raise Stopped(request.by)
         self._judge(entry)
         now = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
         lift = now - was if was is not None else first_lift(entry, self._first_lifts())
         slices[-1] |= {"gain": round(now, 5), "lift": round(lift, 5), "at_s": round(self.journal.spent_s, 1)}
-        stuck = done == before
+        stuck = done == before and not cut
         self.journal.arm(entry.arm.name)["done"] = stuck or done >= entry.arm.most
         self._judge(entry)
         self.journal.note()

@@ -35,7 +35,7 @@ from search_spaces.route import arms_of
 from studies.auto.allocation import leader
 from studies.auto.arms import Arm
 from studies.auto.judging import Entry, judged_dataset
-from studies.study import study_names
+from studies.study import find_study, stored_spec, study_names
 from tracking.parts import gain_said
 from tracking.significance import difference
 
@@ -174,11 +174,11 @@ def holds_up(gains: NDArray[np.float64], best: NDArray[np.float64], sizes: NDArr
 def route(race: Race, request: StopRequest) -> None:
     """Where sending users to different arms promises more than the best arm, one more arm that does it. It stands
     beside the others only if its own answers say so, too."""
-    arms = promising(race)
+    arms = held(race, NAME) or promising(race)
     if not arms:
         return
     race.kept_s = 0.0
-    entry, best = begun(race, routing_arm(arms), request), arms[0].standing
+    entry, best = begun(race, routing_arm(arms), arms[: 1 + BESIDE], request), arms[0].standing
     if entry is None or entry.standing is None or best is None:
         return
     found = holds_up(entry.standing.gains, best.gains, race.sizes)
@@ -187,10 +187,19 @@ def route(race: Race, request: StopRequest) -> None:
         race.out(NAME, f"out: {gain_said(found.gain, found.interval)} over {best.name} is not enough")
 
 
-def begun(race: Race, arm: Arm, request: StopRequest) -> Entry | None:
-    """An arm that holds other arms, entered; with those that it was begun with, where it was before."""
-    kept = race.journal.arm(arm.name)
-    if race.plan.study_of(arm.name) not in study_names(race.base.storage):
-        kept["arms"], kept["fate"] = arm.space["route"]["arms"], None
+def held(race: Race, name: str) -> list[Entry]:
+    """The arms that one of this name holds, the best first, where it was begun before; none where it was not."""
+    names = race.journal.content["arms"].get(name, {}).get("members", [])
+    return [race.entries[one] for one in names if one in race.entries]
+
+
+def begun(race: Race, arm: Arm, members: Sequence[Entry], request: StopRequest) -> Entry | None:
+    """An arm that holds other arms, entered; they are as they were when it was begun."""
+    kept, study = race.journal.arm(arm.name), race.plan.study_of(arm.name)
+    if study not in study_names(race.base.storage):
+        kept["arms"], kept["members"] = arm.space["route"]["arms"], [entry.arm.name for entry in members]
+    elif "arms" not in kept:
+        kept["arms"] = stored_spec(find_study(study, race.home, race.base.spec.storage)).space["route.arms"]
+    race.journal.note()
     race.enter(replace(arm, space={"route": {**arm.space["route"], "arms": kept["arms"]}}), request)
     return race.entries.get(arm.name)

@@ -210,6 +210,7 @@ def _confirm(verdict: Mapping[str, Any]) -> dict[str, Any] | None:
     }
     return {
         **kept,
+        "refit": found.get("refit"),
         "parts": found["parts"],
         "cost": found["cost"],
         "references": references,

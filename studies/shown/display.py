@@ -114,7 +114,7 @@ def print_study(description: dict[str, Any]) -> None:
     spec = description["spec"]
     answers.print(
         f"study {description['study']}: {description['method']} with {spec['sampler']}, seed {spec['seed']}, "
-        f"model {spec['model']['path']}, data {spec['data']['path'] or spec['data']['files']}"
+        f"model {spec['model']['path']}, data {spec['data']['path'] or spec['data']['table'] or spec['data']['files']}"
     )
     answers.print(
         ", ".join(f"{description[k]} {k}" for k in ("trials", "complete", "feasible", "failed", "pruned", "running"))

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from personalization.deployment import served
 from personalization.stages import chain
 from search_spaces import ChainParams
+from studies.carried import kept_from_elsewhere
 from studies.study import OpenStudy
 
 TIMED, TIMES = 32, 3
@@ -56,11 +57,12 @@ def cost_ms(opened: OpenStudy, params: ChainParams) -> float:
 
 
 def training_s(opened: OpenStudy, number: int) -> float | None:
-    """Seconds of the first complete trial with the stages of this one, but for the calibration."""
+    """Seconds of the first complete trial with the stages of this one, but for the calibration; None where that was
+    carried from another study, which took no time here."""
     trials = opened.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     trained = {trial.number: _trained(opened.rooms.decode(trial.params)) for trial in trials}
     first = next(trial for trial in trials if trained[trial.number] == trained[number])
-    return None if first.duration is None else round(first.duration.total_seconds(), 2)
+    return None if first.duration is None or kept_from_elsewhere(first) else round(first.duration.total_seconds(), 2)
 
 
 def _trained(params: ChainParams) -> list[tuple[str, object]]:

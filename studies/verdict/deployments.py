@@ -62,7 +62,7 @@ def generations(home: Path, out: Path) -> list[dict[str, Any]]:
     """What stood at a place, oldest first, JSON-able: generation, study, when it was promoted, what it restored."""
     found = []
     for number, path in _generations(home, out).items():
-        config = read_config(path)
+        config = read_config(path, to_answer=False)
         told = config["provenance"]
         restored = config.get("restored_from")
         row = {"generation": number, "study": told.get("study"), "at": told.get("promoted_at")}
@@ -164,7 +164,7 @@ def publish(home: Path, out: Path, config: dict[str, Any], fitted: Fitted) -> in
 def published(home: Path, out: Path, state: str) -> int | None:
     """The newest generation in which the result of a study in this state was written to this place, if it was."""
     for generation, path in reversed(_generations(home, out).items()):
-        config = read_config(path)
+        config = read_config(path, to_answer=False)
         if config["provenance"].get("state") == state and "restored_from" not in config:
             return generation
     return None

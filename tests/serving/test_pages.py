@@ -53,6 +53,18 @@ def test_a_home_that_serves_nothing_says_how_to_begin(tmp_path):
     assert client.get("/api/monitor?log=gone").json()["detail"].startswith("no log 'gone'")
 
 
+def test_logs_of_one_name_are_told_apart_and_what_cannot_be_read_is_left_out(logged, deploy, tmp_path):
+    for name in ("twin", "broken"):
+        shutil.copytree(logged, tmp_path / name / "log")
+    (tmp_path / "broken" / "log" / "about.json").write_text("[")
+    folders = logged, tmp_path / "twin" / "log", tmp_path / "broken" / "log", logged
+    client = client_of(tmp_path / "home", *folders)
+    assert {row["log"] for row in client.get("/api/served").json()} == {"log", "twin-log"}
+    (deploy / "deploy.yaml").write_text("no config")
+    rows = client.get("/api/served").json()
+    assert [row["generation"] for row in rows] == [None, None]
+
+
 def test_a_log_without_an_answer_is_told(asking, tmp_path):
     with asking():
         pass

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from personalization.errors import DataError, UsageError
 from serving.log import Log
 from serving.monitor import report, watched
 from serving.place import Place
-from serving.replay import replay
+from serving.replay import replay, shadowed
 from serving.report_text import lines
 from serving.retune import labelled
 from serving.service import Service, Terms
@@ -221,6 +222,15 @@ def test_a_line_that_is_none_is_named_wherever_it_is_read(asking, deploy, tmp_pa
     ):
         with pytest.raises(DataError, match=f"{path}: line 2 {said}"):
             read()
+
+
+def test_a_config_of_other_labels_answers_no_log(asking, tmp_path):
+    answered(asking, users=3)
+    log = tmp_path / "log"
+    stranger, traffic = SimpleNamespace(terms=SimpleNamespace(labels=("1", "9"))), read_traffic(log)
+    for answers in (lambda: replay(log, stranger), lambda: shadowed(log, stranger, traffic)):
+        with pytest.raises(DataError, match="its labels are not those of the config"):
+            answers()
 
 
 def test_an_item_without_its_text_is_named_by_its_line(asking, deploy, tmp_path):

@@ -59,6 +59,15 @@ def test_a_new_parameter_has_its_baseline_in_what_is_kept(spec_of, tmp_path):
     assert {trial.params["beta"] for trial in find_study("more", tmp_path, None).trials} == {0.0}
 
 
+def test_what_a_trial_left_unused_and_would_act_now_is_no_point_of_the_space(spec_of, tmp_path):
+    chain = ["adapter", "calibration"]
+    space = {"adapter": ["lora"], "blend": [0.0], "rank": 2, "epochs": 1, "beta": {"low": 0.0, "high": 1.0}}
+    run_study(spec_of(name="unused", chain=chain, space=space, trials=2, sampler="random"), tmp_path)
+    acting = spec_of(name="acting", chain=chain, space={**space, "blend": [0.5, 1.0]})
+    row = carry_over(acting, tmp_path, ["unused"])[0]
+    assert (row["kept"], sum(row["outside"].values())) == (0, 2)
+
+
 @pytest.mark.slow
 def test_the_same_command_goes_on_and_carries_nothing_twice(first, spec_of, tmp_path):
     spec = spec_of(name="again")

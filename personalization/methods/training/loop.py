@@ -363,6 +363,6 @@ class _Checkpoint(NamedTuple):
         device = lora.parameters[0].device
         for number, parameter in enumerate(lora.parameters):
             found = part(f"optimiser.{number}.")
-            optimiser.state[parameter] = {k: v if k == "step" else v.to(device) for k, v in found.items()}
+            optimiser.state[parameter] = {name: value.to(device) for name, value in found.items()}
         began = [tensors[f"began.{number}"].to(device) for number in range(len(began))]
         return told["records"], part("best.") or now, began

@@ -26,6 +26,12 @@ def test_a_module_whose_output_is_hooked_runs_everywhere():
     assert bool((seen[0] != 0).any(dim=-1).all())
 
 
+def test_where_what_leaves_the_last_block_is_hooked_its_mlp_runs_everywhere(backbone):  # noqa: F811
+    assert last_mlp(backbone.model) is not None
+    with captured_output(backbone.layers[-1]):
+        assert last_mlp(backbone.model) is None
+
+
 @pytest.mark.parametrize("sharing", ["any", "none", OWNERS])
 def test_scores_are_those_of_an_mlp_that_runs_everywhere(backbone, sharing, monkeypatch):  # noqa: F811
     def scores():

@@ -1,12 +1,14 @@
 """What a chain says that it will hold: more of anything never holds less, and a known model fits a known card."""
 
+import json
 from dataclasses import asdict
 
 import pytest
 
+from personalization.errors import DataError
 from personalization.stages import STAGES, stage
 from personalization.stages.chain import holds
-from personalization.stages.holdings import Sizes
+from personalization.stages.holdings import Sizes, _shape
 from search_spaces import chain_space
 from search_spaces.route import arms_of
 
@@ -16,6 +18,28 @@ SIZES = Sizes(
 )  # fmt: skip
 LLAMA_3B = SIZES._replace(width=3072, depth=28, linear=8 * 3072 + 3 * (3072 + 8192), itemsize=2)
 WEIGHTS_3B = 2 * 3.2e9
+
+
+FAMILIES = {
+    "llama": {"hidden_size": 8, "num_hidden_layers": 2, "intermediate_size": 20},
+    "gpt2": {"n_embd": 8, "n_layer": 2, "n_inner": 20},
+    "distilbert": {"dim": 8, "n_layers": 2, "hidden_dim": 20},
+    "opt": {"hidden_size": 8, "num_hidden_layers": 2, "ffn_dim": 20},
+    "xlm": {"emb_dim": 8, "n_layers": 2},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_are_read_by_the_names_of_each_family(family, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES[family]))
+    inner = 32 if family == "xlm" else 20
+    assert _shape(tmp_path) == (8, 2, 8 * 8 + 3 * (8 + inner))
+
+
+def test_a_config_that_says_no_size_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "odd"}')
+    with pytest.raises(DataError, match="config.json says no width or depth; known are hidden_size"):
+        _shape(tmp_path)
 
 
 def held(chain, sizes, **overrides):

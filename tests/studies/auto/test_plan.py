@@ -81,6 +81,8 @@ def test_bounds_are_read():
     assert bounds(["entropy>=0.6", "top1_share <= 0.5"]) == {"entropy": ">= 0.6", "top1_share": "<= 0.5"}
     with pytest.raises(UsageError, match="entropy>=0.6"):
         bounds(["entropy"])
+    with pytest.raises(UsageError, match="entropy has a bound already"):
+        bounds(["entropy>=0.6", "entropy <= 2"])
 
 
 def test_data_tell_how_they_are_split(tmp_path):

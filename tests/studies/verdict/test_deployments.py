@@ -139,6 +139,16 @@ def test_published_is_the_newest_generation_of_a_state(tmp_path):
     assert published(home, out, "never") is None
 
 
+def test_a_damaged_kept_generation_keeps_nobody_from_promoting(tmp_path):
+    home, out = tmp_path / "home", tmp_path / "deploy"
+    assert [put(home, out, b) for b in (1, 2)] == [1, 2]
+    kept = deployments.kept_generations(deployments._kept(home, out))
+    next(kept[1].glob("files-*/**/*.safetensors")).write_bytes(b"damaged")
+    assert published(home, out, "new") is None
+    assert put(home, out, 3, "new") == 3
+    assert [row["generation"] for row in generations(home, out)] == [1, 2, 3]
+
+
 def test_a_config_that_is_brought_back_has_the_digest_that_it_had(tmp_path):
     home, out = tmp_path / "home", tmp_path / "deploy"
     put(home, out, 1)

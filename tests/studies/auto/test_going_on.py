@@ -1,0 +1,176 @@
+"""A race that goes on: after an interruption, a failed arm, with more minutes, or without its journal."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import create_trial
+
+from personalization.errors import DataError
+from studies.auto import race as races
+from studies.auto import routing
+from studies.auto.allocation import Standing
+from studies.auto.arms import ARMS, Scene
+from studies.auto.judging import Entry, judge, unmeasured
+from studies.auto.plan import Plan
+from studies.auto.race import Race
+from studies.runner import Stopped, StopRequest
+
+
+@pytest.fixture
+def race(tmp_path, monkeypatch):
+    """A race of a causal model with half of its time left."""
+    found = Race(Plan("race", {}, 1.0), tmp_path)
+    found.scene = Scene("causal", 1, 1, 1.0, 1.0, 1.0, 1.0)
+    found.users, found.sizes = ["u", "v"], np.array([1, 1])
+    monkeypatch.setattr(Race, "left_s", 30.0)
+    monkeypatch.setattr(Race, "_judge", lambda race, entry: None)
+    return found
+
+
+def entered(race, name, standing=None, **kept):
+    study = optuna.create_study()
+    spec = SimpleNamespace(model_copy=lambda update: SimpleNamespace(**update))
+    opened = SimpleNamespace(study=study, spec=spec)
+    race.entries[name] = Entry(ARMS[name], opened, standing=standing)
+    race.journal.arm(name).update(kept)
+    return race.entries[name]
+
+
+CUT = [(True, None, True), (False, None, False), (True, "failed: x", False)]
+
+
+@pytest.mark.parametrize(("cut", "fate", "again"), CUT)
+def test_an_arm_whose_first_trial_was_interrupted_gets_more_time_at_the_end(race, monkeypatch, cut, fate, again):
+    race.arms = [ARMS["lora"]]
+    entered(race, "lora", slices=[{"trials": 0, "seconds": 9.0, "cut": cut}], fate=fate)
+    sliced = []
+    monkeypatch.setattr(Race, "_slice", lambda race, entry, request: sliced.append(entry.arm.name))
+    assert race._late(StopRequest()) is again
+    assert sliced == ["lora"] * again
+
+
+def test_an_arm_that_cannot_be_opened_does_not_keep_others_from_the_time_left(race, monkeypatch):
+    race.arms = [ARMS["head"], ARMS["lora"]]
+    begun = []
+
+    def enter(race, arm, request):
+        begun.append(arm.name)
+        if arm.name == "head":
+            race.out("head", "failed: its space is another one")
+        else:
+            entered(race, arm.name)
+
+    monkeypatch.setattr(Race, "enter", enter)
+    assert race._late(StopRequest())
+    assert begun == ["head", "lora"]
+    assert not race._late(StopRequest())
+    assert begun == ["head", "lora"]
+
+
+def test_an_arm_that_fails_in_a_later_slice_is_out_and_the_race_goes_on(race, monkeypatch):
+    entry = entered(race, "lora", Standing("lora", np.array([1.0, 0.0])))
+
+    def fail(*_):
+        raise DataError("the loss is nan")
+
+    monkeypatch.setattr(Race, "_run_slice", fail)
+    race._slice(entry, StopRequest())
+    assert race.journal.arm("lora")["fate"] == "failed: the loss is nan"
+    assert entry.standing.done
+
+
+@pytest.mark.parametrize(("there", "wanted"), [(0, 3), (2, 4), (3, 6), (30, 40)])
+def test_a_first_slice_brings_new_trials_whatever_is_there(race, monkeypatch, there, wanted):
+    entry, asked = entered(race, "lora"), []
+    entry.opened.study.add_trials([create_trial(value=0.5) for _ in range(there)])
+    monkeypatch.setattr(races, "replace", lambda opened, spec: asked.append(spec.trials))
+    monkeypatch.setattr(races, "work_on", lambda *_: None)
+    monkeypatch.setattr(races, "rival", lambda *_: None)
+    monkeypatch.setattr(races, "first_lift", lambda *_: 0.0)
+    monkeypatch.setattr(races, "unmeasured", lambda entry: "")
+    race._run_slice(entry, StopRequest())
+    assert asked == [wanted]
+
+
+def test_what_was_tried_before_a_signal_is_kept(race, monkeypatch):
+    entry, request = entered(race, "lora"), StopRequest(lambda: True)
+
+    def tries(*_):
+        entry.opened.study.add_trials([create_trial(value=0.5) for _ in range(2)])
+
+    monkeypatch.setattr(races, "replace", lambda opened, spec: None)
+    monkeypatch.setattr(races, "work_on", tries)
+    monkeypatch.setattr(races, "rival", lambda *_: None)
+    with pytest.raises(Stopped):
+        race._slice(entry, request)
+    assert [one["trials"] for one in race.journal.arm("lora")["slices"]] == [2]
+
+
+def test_a_signal_ends_what_opens_a_study_and_no_running_trial(race, monkeypatch):
+    kept, asked = [], []
+
+    def opening(spec, home, progress, beside):
+        kept.append(progress)
+        progress(1, 2)
+        return "opened"
+
+    monkeypatch.setattr(races, "open_study", opening)
+    monkeypatch.setattr(Plan, "spec_of", lambda *_: None)
+    request = StopRequest(lambda: bool(asked))
+    race._open(ARMS["calibration"], request)
+    asked.append("stop")
+    kept[0](2, 2)
+    race.entries.clear()
+    with pytest.raises(Stopped):
+        race._open(ARMS["calibration"], request)
+
+
+def test_an_arm_that_was_not_afforded_and_is_now_is_no_longer_said_not_to_be(race, monkeypatch):
+    race.journal.arm("calibration")["fate"] = "not afforded: a first trial takes about 9 min"
+    monkeypatch.setattr(Race, "_open", lambda race, arm, request: entered(race, arm.name))
+    monkeypatch.setattr(Race, "_slice", lambda race, entry, request: None)
+    monkeypatch.setattr(races, "queue_first", lambda *_: None)
+    race.enter(ARMS["calibration"], StopRequest())
+    assert race.journal.arm("calibration")["fate"] is None
+
+
+def test_without_select_users_what_learned_from_tune_users_is_not_judged(monkeypatch):
+    monkeypatch.setattr("studies.auto.judging.settled", lambda opened, params: params)
+    splits = {"tune": SimpleNamespace(questions=("q",)), "select": SimpleNamespace(questions=())}
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(create_trial(value=0.5, constraints={}))
+    opened = SimpleNamespace(
+        study=study,
+        spec=SimpleNamespace(optimize={"accuracy": "maximize"}),
+        rooms=SimpleNamespace(decode=lambda params: params),
+        objective=SimpleNamespace(learned_labels=lambda params: True),
+        splits=SimpleNamespace(part=splits.get, **splits),
+    )
+    entry = Entry(ARMS["lora"], opened)
+    judge(entry, opened, ["u"], {"slices": []})
+    assert entry.standing is entry.trial is None
+    assert unmeasured(entry) == "out: there are no select users to judge it by"
+
+
+def test_the_arms_of_a_mean_are_found_in_its_study_where_the_journal_is_gone(race, monkeypatch):
+    monkeypatch.setattr(routing, "study_names", lambda storage: ["race.mean"])
+    monkeypatch.setattr(routing, "find_study", lambda *_: "study")
+    monkeypatch.setattr(routing, "stored_spec", lambda study: SimpleNamespace(space={"route.arms": "[1]"}))
+    entry = entered(race, "similar")
+    entry.opened.storage, entry.opened.spec.storage = None, None
+    asked = []
+    monkeypatch.setattr(Race, "enter", lambda race, arm, request: asked.append(arm.space["route"]["arms"]))
+    arm = SimpleNamespace(name="mean", space={"route": {"arms": "[2]"}})
+    monkeypatch.setattr(routing, "replace", lambda arm, space: SimpleNamespace(name=arm.name, space=space))
+    routing.begun(race, arm, [entry], StopRequest())
+    assert asked == ["[1]"]
+
+
+def test_a_mean_that_was_begun_is_of_the_same_arms_again(race):
+    entered(race, "similar")
+    entered(race, "head")
+    race.journal.arm("mean")["members"] = ["head", "similar"]
+    assert [entry.arm.name for entry in routing.held(race, "mean")] == ["head", "similar"]
+    assert routing.held(race, "route") == []
