@@ -25,7 +25,7 @@ from studies.auto.allocation import Standing, following, hopeless, leader, mean_
 from studies.auto.arms import ARMS, PROMISING, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import measured, training_s
-from studies.auto.ending import promote_leader, promoting_s
+from studies.auto.ending import SPARE, promote_leader, promoting_s
 from studies.auto.judging import Entry, first_lift, judge, judged_dataset, rival, unmeasured
 from studies.auto.plan import Plan, fixed_by, queue_first
 from studies.carried import carried_said, carry
@@ -182,14 +182,14 @@ class Race:
         return arm.passes(self._seen_scene) * self._seen_scene.pass_s
 
     def _share_of(self, arm: Arm) -> float:
-        """Of the time left, what a slice of this arm may take."""
-        return LATE if arm.name in PROMISING[self._seen_scene.kind] else self.share
+        """Of the time left, what a slice of this arm may take, as estimated."""
+        return LATE / SPARE if arm.name in PROMISING[self._seen_scene.kind] else self.share
 
     def _rather(self, arm: Arm) -> Arm:
         """This arm, or a promising one that fits into the time left, and after this arm would not any more."""
         left, after = LATE * self.left_s, LATE * (self.left_s - self._cost(arm))
         for other in self.waiting:
-            if other.name in PROMISING[self._seen_scene.kind] and after < self._cost(other) <= left:
+            if other.name in PROMISING[self._seen_scene.kind] and after < SPARE * self._cost(other) <= left:
                 return other
         return arm
 

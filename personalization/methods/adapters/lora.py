@@ -184,9 +184,12 @@ def _adder(path: str, a: Tensor, b: Tensor, rows: Tensor, scale: float, dropout:
         flat = x.ndim == 2  # OPT joins rows and places
         x = x.view(len(rows), -1, x.shape[-1]) if flat else x
         if one:
-            extra = nn.functional.linear(nn.functional.linear(x, a[0]), b[0])
+            low = nn.functional.linear(x, a[0]).flatten(0, -2)[None]
         else:
-            extra = on * torch.bmm(torch.bmm(x, a[groups].transpose(1, 2)), b[groups].transpose(1, 2))
-        return output + (scale * extra).to(output.dtype).view_as(output)
+            low = on * torch.bmm(x, a[groups].transpose(1, 2))
+        low, up = scale * low, (b if one else b[groups]).transpose(1, 2)
+        if output.dtype != a.dtype:
+            return output + torch.bmm(low, up).to(output.dtype).view_as(output)
+        return torch.baddbmm(output.reshape(*low.shape[:2], -1), low, up).view_as(output)
 
     return add
