@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from personalization.databases import split, sqlite_url
+from personalization.files import writing_home
 from tracking.urls import tracking_environment
 
 log = logging.getLogger(__name__)
@@ -170,9 +171,10 @@ class Sender:
 
     def __init__(self, spool: Spool, uri: str) -> None:
         logs = spool.home / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
         self._spool = spool
-        handle = os.open(logs / "tracking.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
+        with writing_home():
+            logs.mkdir(parents=True, exist_ok=True)
+            handle = os.open(logs / "tracking.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
         with os.fdopen(handle, "ab") as output:
             self._process = subprocess.Popen(
                 [

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+
+from personalization.files import writing_home
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,8 @@ def log_to(home: Path, needed: bool = True) -> Iterator[None]:
     handlers: list[logging.Handler] = [shown]
     missing = ""
     try:
-        handlers.append(_kept(home / "logs"))
+        with writing_home() if needed else nullcontext():
+            handlers.append(_kept(home / "logs"))
     except OSError as error:
         if needed:
             raise
