@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from personalization.databases import split, sqlite_url
+from personalization.databases import kept, split, sqlite_url
 from personalization.files import writing_home
 from tracking.urls import tracking_environment
 
@@ -140,6 +140,10 @@ class Spool:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT, PRIVATE), "w") as file:
             file.write(json.dumps(notes))
         os.replace(draft, self.sent_path)
+
+    def is_at(self, uri: str) -> bool:
+        """Whether what was sent is in this MLflow, and not in another."""
+        return self.sent().get("place", kept(uri)) == kept(uri)
 
     def refused(self) -> list[str]:
         """Why records were not taken, one reason for each."""
