@@ -60,10 +60,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def copy_atomic(files: Path, target: Path) -> None:
-    """Copy a folder to where nothing stands, in one step."""
+    """Copy a folder to where nothing stands, in one step; what fails leaves nothing."""
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    shutil.copytree(files, draft)
-    draft.rename(target)
+    try:
+        shutil.copytree(files, draft)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def clear_drafts(folder: Path, names: str) -> None:

@@ -31,6 +31,8 @@ from tracking.impact import impact
 from tracking.parts import cost_said, parts_table, sentences
 from tracking.significance import significance
 
+LAST = "personal.json"
+"""What is written last: where it is, the rest is, too."""
 COLUMNS = ("metric", "baseline", "candidate", "gold")
 Row = tuple[str, float | None, float | None, float | None]
 
@@ -62,7 +64,7 @@ def write_report(
 ) -> None:
     """Write every file. `note` says on which users the figures were measured; `groups`: those of the users.
 
-    `told`: the `parts` of the gain (`parts`), and the `cost`.
+    `told`: the `parts` of the gain (`parts`), the `cost`, and what else `LAST` is to say.
     """
     rows, parts = summary_rows(baseline, candidate), breakdown(baseline, candidate, groups or {})
     personal = {} if told is None else _personal(told, note)
@@ -76,8 +78,8 @@ def write_report(
         "breakdown.md": breakdown_table(parts, note),
         "confusion_matrix.png": figures.confusion_matrix(candidate),
         "reliability.png": figures.reliability_diagram(candidate),
-        **personal,
         **(extra or {}),
+        **personal,
     }
     for name, content in files.items():
         write_atomic(folder / name, content)
@@ -87,8 +89,8 @@ def _personal(told: Mapping[str, Any], note: str) -> dict[str, str]:
     """The files that say whether the gain is personal and what it costs, and lines for the summary."""
     lines = [*sentences(told["parts"]), cost_said(told["cost"])]
     return {
-        "personal.json": json.dumps({"note": note, **told}, indent=2) + "\n",
         "personal.md": parts_table(told["parts"], note) + f"\n{lines[-1]}\n",
+        LAST: json.dumps({"note": note, **told}, indent=2) + "\n",
         "summary": "\n" + "".join(f"- {line}\n" for line in lines),
     }
 

@@ -25,7 +25,8 @@ from tracking import figures
 from tracking.significance import gain_interval, user_interval, user_totals
 
 COUNTS = (0, 1, 2, 4, 8, 16)
-NAMES = ("cold_start.json", "cold_start.md", "cold_start.png")
+NAMES = ("cold_start.png", "cold_start.md", "cold_start.json")
+"""In the order in which they are written: where the last is, the others are."""
 NOTE = (
     "Measured on the confirm users after the gates had been passed: a description, not a test. The same questions each "
     "time, with only the newest items that each knows."
@@ -34,7 +35,7 @@ NOTE = (
 
 def cold_start(opened: OpenStudy, params: ChainParams, state: str, folder: Path) -> dict[str, Any]:
     """The curve of a look's candidate, JSON-able; from the folder where it was made before."""
-    kept = folder / NAMES[0]
+    kept = folder / NAMES[-1]
     if kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         if found["state"] == state:
@@ -48,7 +49,7 @@ def cold_start(opened: OpenStudy, params: ChainParams, state: str, folder: Path)
         found["baseline_accuracy"],
     )
     files: dict[str, bytes | str] = dict(
-        zip(NAMES, (json.dumps(found, indent=2) + "\n", table(found), picture), strict=True)
+        zip(NAMES, (picture, table(found), json.dumps(found, indent=2) + "\n"), strict=True)
     )
     for name, content in files.items():
         write_atomic(folder / name, content)
