@@ -3,7 +3,7 @@
     predictions.jsonl   a line for each question: gold, prediction, baseline's prediction, probabilities, prior mode
     summary.csv, .md    metrics of baseline and candidate, with the gold labels' entropy and top-1 share beside them
     significance.json   the paired tests          impact.json   users by gain
-    breakdown.json, .md     by label, by group, by user
+    breakdown.json, .md     by label, by group, by whether a user has a history, by user
     personal.json, .md      what of the gain is general and what personal, and the cost, where given
     confusion_matrix.png, reliability.png, and the study's history.png or pareto.png where given
 
@@ -26,7 +26,7 @@ from personalization.errors import DataError
 from personalization.evaluation import Evaluation, changes
 from personalization.files import write_atomic
 from tracking import figures
-from tracking.breakdown import breakdown, breakdown_table
+from tracking.breakdown import Groups, breakdown, breakdown_table
 from tracking.impact import impact
 from tracking.parts import cost_said, parts_table, sentences
 from tracking.significance import significance
@@ -59,10 +59,11 @@ def write_report(
     candidate: Evaluation,
     note: str,
     extra: Mapping[str, bytes | str] | None = None,
-    groups: Mapping[str, int] | None = None,
+    groups: Groups | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write every file. `note` says on which users the figures were measured; `groups`: those of the users.
+    """Write every file. `note` says on which users the figures were measured; `groups`: those of the users,
+    by kind.
 
     `told`: the `parts` of the gain (`parts`), the `cost`, and what else `LAST` is to say.
     """

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.data.exchange import newest
-from personalization.data.known import known_items
+from personalization.data.known import known_items, newcomers
 from personalization.evaluation import Evaluation
 from personalization.files import write_atomic
 from search_spaces import ChainParams
@@ -61,9 +61,9 @@ def curve(opened: OpenStudy, params: ChainParams) -> dict[str, Any]:
     confirm = opened.splits.confirm
     baseline, whole = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
     known = np.array([len(known_items(confirm.task, question)) for question in confirm.questions])
-    owners = whole.users[1]
-    has = np.bincount(owners, weights=known)[owners] > 0
-    some, none = np.flatnonzero(has), np.flatnonzero(~has)
+    strangers = newcomers(confirm)
+    bare = np.array([question.user_id in strangers for question in confirm.questions])
+    some, none = np.flatnonzero(~bare), np.flatnonzero(bare)
     rows = []
     for count in [count for count in COUNTS if count < known.max()] if len(some) else []:
         answers = opened.objective.evaluate_with(params, "confirm", newest(confirm, count))

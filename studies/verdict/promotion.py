@@ -27,7 +27,7 @@ from personalization.files import locked
 from personalization.scoring.store import key_of
 from search_spaces import ChainParams
 from studies.record import versions
-from studies.results import figure_name, study_figure
+from studies.results import figure_name, groups_of, study_figure
 from studies.study import OpenStudy, ended_trials
 from studies.verdict.coldstart import NAMES, cold_start
 from studies.verdict.cost import cost_ms, cost_of
@@ -274,7 +274,7 @@ def _report(opened: OpenStudy, found: Mapping[str, Any], state: str) -> None:
     params = _params(opened, found)
     baseline, candidate = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
     figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
-    groups = dict(opened.objective.groups(params, "confirm"))
+    groups = groups_of(opened, params, "confirm")
     for name in (LAST, *NAMES):
         (_folder(opened) / name).unlink(missing_ok=True)
     told = {"state": state, "parts": found["parts"], "cost": found["cost"]}
