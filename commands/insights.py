@@ -12,6 +12,8 @@ import typer
 from commands.options import HOME, HomeOption, JsonOption, StorageOption, answer, opened_studies
 
 if TYPE_CHECKING:
+    from optuna import Study
+
     from studies.foreign import Mapped
 
 ValueOption = Annotated[str | None, typer.Option(help="Of a table: the column that tells how good a run was.")]
@@ -59,6 +61,7 @@ def insights(
     from studies.insights.reading import read_histories
     from studies.insights.report import as_json, harmless, insights_of
     from studies.shown.insights import print_insights
+    from studies.study import find_study
 
     if format not in FORMATS:
         raise UsageError(f"--format {format}: there are {', '.join(FORMATS)}")
@@ -68,6 +71,7 @@ def insights(
         raise UsageError(f"--{needing[0]} is of one study; name it")
     told = (value, minimize, columns, constraint, leave_out)
     _refuse_other(csv, names, _of_mapped(*told), {"goal": goal, "storage": storage})
+    queue = find_study(names[0], home, storage, reading=False) if enqueue else None
     if backfill:
         _backfill(names[0], home, storage)
     if csv is not None:
@@ -83,8 +87,8 @@ def insights(
         print(json.dumps({**as_json(found, frames, top), "path": way}))
     else:
         print_insights(found, frames, way)
-    if enqueue:
-        _enqueue(names[0], frames["suggestions"].to_dict("records")[:enqueue], home, storage)
+    if queue is not None:
+        _enqueue(queue, frames["suggestions"].to_dict("records")[:enqueue])
 
 
 FORMATS = ("table", "json", "csv")
@@ -159,15 +163,15 @@ def _path(name: str, goal: str | None, home: Path, storage: str | None) -> dict[
     return found
 
 
-def _enqueue(name: str, made: list[dict[str, Any]], home: Path, storage: str | None) -> None:
+def _enqueue(study: Study, made: list[dict[str, Any]]) -> None:
     from studies.recovery import enqueue
     from studies.shown.consoles import notes
-    from studies.study import find_study
 
-    study = find_study(name, home, storage)
     for one in made:
         enqueue(study, one["params"], suggested=f"{one['kind']}: {one['reason']}")
-    notes.print(f"{len(made)} suggestions are queued in {name}; `chamtune run` with more --trials takes them first")
+    notes.print(
+        f"{len(made)} suggestions are queued in {study.study_name}; `chamtune run` with more --trials takes them first"
+    )
 
 
 def import_(

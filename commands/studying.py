@@ -154,6 +154,7 @@ def ui(
     write: Annotated[bool, typer.Option("--write", help="Let the dashboard's page change and delete studies.")] = False,
 ) -> None:
     """Serve a start page, insights, what servers logged, optuna-dashboard and MLflow on this machine until Ctrl-C."""
+    from personalization.files import writing_home
     from studies.shown.ui import Pages, serve
     from studies.storage import storage_url
 
@@ -165,7 +166,8 @@ def ui(
         typer.echo("Ctrl-C stops all")
         sys.stdout.flush()
 
-    home.mkdir(parents=True, exist_ok=True)
+    with writing_home():
+        home.mkdir(parents=True, exist_ok=True)
     os.environ["CHAMTUNE_LOGS"] = os.pathsep.join(str(path.resolve()) for path in log or ())
     ports = (port, dashboard_port, mlflow_port)
     serve(home, storage_url(home, storage), tracking, ports, "serving.pages.app", ready, write)

@@ -23,6 +23,9 @@ from personalization.errors import UsageError
 
 DRAFT_S = 24 * 3600
 """A draft that has not changed for so many seconds is one of a writer that died."""
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system says of a place that is not to be written."""
+WRITES = "this command writes into its home folder: make that writable, or give --home another, such as a copy"
 
 
 @contextmanager
@@ -57,10 +60,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def copy_atomic(files: Path, target: Path) -> None:
-    """Copy a folder to where nothing stands, in one step."""
+    """Copy a folder to where nothing stands, in one step; what fails leaves nothing."""
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    shutil.copytree(files, draft)
-    draft.rename(target)
+    try:
+        shutil.copytree(files, draft)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def clear_drafts(folder: Path, names: str) -> None:
@@ -109,6 +115,17 @@ def refuse_closed(folder: Path) -> None:
 def may_write(path: Path) -> bool:
     """Whether a file that is there may be changed by us, and files made beside it."""
     return all(os.access(place, os.W_OK, effective_ids=True) for place in (path, path.parent))
+
+
+@contextmanager
+def writing_home() -> Iterator[None]:
+    """What cannot be written in a home folder also says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CLOSED:
+            raise
+        raise OSError(error.errno, f"{error.strerror}; {WRITES}", error.filename) from None
 
 
 @contextmanager

@@ -283,8 +283,8 @@ def _kept(
     told: Mapping[str, Any],
     place: tuple[Path, str | None],
 ) -> dict[str, Any]:
-    """Write trials into the storage of a home as a new study, marked as foreign; UsageError where the name is taken, or
-    no study can be called so."""
+    """Write trials into the storage of a home as a new study, marked as foreign, all or none; UsageError where the name
+    is taken, or no study can be called so."""
     home, url = place
     try:
         study_name(name)
@@ -298,8 +298,12 @@ def _kept(
             raise UsageError(f"there is a study {name!r} already; give another --name")
         study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         study.set_user_attr(FOREIGN, {**told, "metric": next(iter(goals))})
-    with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
-        study.set_metric_names(list(goals))
-    study.add_trials(trials)
+    try:
+        with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
+            study.set_metric_names(list(goals))
+        study.add_trials(trials)
+    except BaseException:
+        optuna.delete_study(study_name=name, storage=storage)
+        raise
     complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
     return {"study": name, "source": told["source"], "trials": len(trials), "complete": complete}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from personalization.data.known import newcomers
 from search_spaces import ChainParams
 from studies.constraints import feasible
 from studies.study import OpenStudy, ended_trials, ranked
@@ -16,6 +17,7 @@ from studies.trial import MEASURED
 from studies.verdict.prospects import prospect
 from studies.verdict.references import PRIOR, references
 from tracking import figures
+from tracking.breakdown import Groups
 from tracking.report import write_report
 from tracking.spool import Spool
 
@@ -155,11 +157,19 @@ def write_results(opened: OpenStudy, result: StudyResult, spool: Spool | None) -
         folder = result.folder / name
         facts = opened.objective.facts(params)
         note = "\n\n".join([TUNE_NOTE, *(f"Note: {remark}." for remark in facts.remarks)])
-        write_report(folder, opened.baseline, candidate, note, extra, dict(opened.objective.groups(params, "tune")))
+        write_report(folder, opened.baseline, candidate, note, extra, groups_of(opened, params, "tune"))
         if spool is not None:
             spool.append_result(name, key, folder, params.flat(), candidate.metrics, {"measured_on": "tune"})
     if spool is not None:
         spool.append(_summary_record(result))
+
+
+def groups_of(opened: OpenStudy, params: ChainParams, part: str) -> Groups:
+    """The groups of a part's users, for a report: of stages that have some, and where some have no history, those."""
+    questions = opened.splits.part(part)
+    new = newcomers(questions)
+    histories = {question.user_id: "none" if question.user_id in new else "some" for question in questions.questions}
+    return {"groups": dict(opened.objective.groups(params, part)), "histories": histories if new else {}}
 
 
 def _files_of_best(opened: OpenStudy, result: StudyResult, params: ChainParams) -> Files:

@@ -23,6 +23,7 @@ from personalization.errors import UnavailableError, first_line
 from personalization.files import locked, may_write
 
 BUSY_TIMEOUT_S = 60
+SEALED = "make the file and its folder writable, or use a copy; `studies`, `show` and `insights` read it as it is"
 STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What a storage that fails in the middle raises."""
 MYSQL = "SELECT COALESCE(GET_LOCK(MD5(CONCAT_WS('/', 'chamtune', DATABASE())), 60), 0)"
@@ -69,8 +70,10 @@ def open_storage(url: str, reading: bool = False) -> RDBStorage:
     sqlite, name, file = is_sqlite(url), shown(url), sqlite_file(url)
     engine_kwargs = {"connect_args": _patience(url)} if sqlite else {"pool_pre_ping": True}
     try:
-        if reading and file is not None and file.exists() and not may_write(file):
-            return RDBStorage(sealed_url(file))
+        if file is not None and file.exists() and not may_write(file):
+            if reading:
+                return RDBStorage(sealed_url(file))
+            raise UnavailableError(f"storage {name} cannot be written: {SEALED}")
         with one_creator(url):
             storage = RDBStorage(url, engine_kwargs=engine_kwargs)
             _widen(storage.engine)

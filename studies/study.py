@@ -320,15 +320,15 @@ def study_names(storage: RDBStorage) -> list[str]:
     return [name for name in optuna.get_all_study_names(storage) if name != LOOKS]
 
 
-def find_study(name: str, home: Path, url: str | None) -> optuna.Study:
-    """A stored study by name; UsageError naming those that exist otherwise."""
+def find_study(name: str, home: Path, url: str | None, reading: bool = True) -> optuna.Study:
+    """A stored study by name, to be read alone or written, too; UsageError naming those that exist otherwise."""
     where = storage_url(home, url)
     place, elsewhere = f"storage {shown(where)}", ""
     if url is None:
         place, elsewhere = str(home), "; one that is kept elsewhere is found with --storage and the URL in its spec"
     if not may_exist(where):
         raise UsageError(f"no studies in {place}; start one with `chamtune run demo --home {home}`{elsewhere}")
-    storage = open_storage(where, reading=True)
+    storage = open_storage(where, reading)
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:

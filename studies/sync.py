@@ -30,5 +30,10 @@ def sync(study: str, home: Path, storage: str | None = None, tracking: str | Non
         if not sender.succeeded or waiting:
             log = home / "logs" / "tracking.log"
             reasons = [f"refused: {reason}" for reason in spool.refused()[:1]]
+            if not spool.is_at(uri):
+                waiting = len(spool.records())
+                reasons.append(
+                    f"they were sent to {spool.sent()['place']}: if a run of {study} goes on, sync when it has ended"
+                )
             raise UnavailableError("; ".join([f"{waiting} records wait for {shown(uri)}", *reasons, f"see {log}"]))
     return shown(uri)

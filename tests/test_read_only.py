@@ -7,11 +7,21 @@ import pytest
 import yaml
 
 from personalization.databases import sqlite_url
+from personalization.files import WRITES
 from studies.runner import run_study
 from studies.shown.logs import log_to
-from studies.storage import open_storage
+from studies.storage import SEALED, open_storage
+from tracking.spool import Spool
 
-WRITING = ("compare small", "promote small", "run spec.yaml", "insights small --enqueue 1")
+CLOSED = f"Permission denied; {WRITES}"
+WRITING = {
+    "compare small": CLOSED,
+    "promote small": CLOSED,
+    "run spec.yaml": CLOSED,
+    "sync small --tracking http://127.0.0.1:9": CLOSED,
+    "insights small --enqueue 1": f"studies.db cannot be written: {SEALED}",
+}
+"""Command -> how its one line ends."""
 READING = ("studies", "show small", "insights small")
 
 
@@ -22,6 +32,7 @@ def sealed(tmp_path, monkeypatch, spec_of, kept_scores, no_results, unprivileged
     spec = spec_of(trials=1, constraints={})
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
     run_study(spec, tmp_path / "home")
+    Spool(tmp_path / "home", "small", "0123456789ab").append({"kind": "study"})
     paths = [tmp_path / "home", *(tmp_path / "home").rglob("*")]
     for path in paths:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -38,14 +49,12 @@ def untouched(home):
 
 def test_a_home_that_cannot_be_written_is_one_line_for_every_command_that_writes(sealed, command):
     before = untouched(sealed / "home")
-    for line in WRITING:
+    for line, said in WRITING.items():
         code, out, err = command(*line.split(), "--home", "home")
         assert code in (69, 74), (line, err)
-        assert len(err.strip().splitlines()) == 1, line
-        if "enqueue" not in line:
-            assert out == ""
-            assert "Permission denied" in err
-            assert str(sealed / "home") in err or err.startswith("error: home")
+        assert (out, len(err.strip().splitlines())) == ("", 1), line
+        assert str(sealed / "home") in err or err.startswith("error: home")
+        assert err.endswith(f"{said}\n"), (line, err)
     assert untouched(sealed / "home") == before
 
 
@@ -93,7 +102,7 @@ def test_a_read_only_storage_with_an_odd_name_and_an_unfinished_log_is_read(tmp_
 def test_where_no_home_can_be_made_is_one_line(sealed, command, line):
     os.mkdir("empty", mode=0o555)
     code, out, err = command(*line.split(), "--home", "empty/home")
-    assert (code, out + err) == (74, "error: empty/home: Permission denied\n")
+    assert (code, out + err) == (74, f"error: empty/home: Permission denied; {WRITES}\n")
 
 
 def test_a_home_that_is_a_file_is_one_line(tmp_path, command):

@@ -1,4 +1,4 @@
-"""Where a result comes from: the figures by label, by group and by user."""
+"""Where a result comes from: the figures by label, by groups of users and by user."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ WORST = 10
 """Users listed in the table; the JSON has all."""
 
 
-def breakdown(baseline: Evaluation, candidate: Evaluation, groups: Mapping[str, int]) -> dict[str, Any]:
-    """JSON-able: `labels`, `groups` (where users have one) and `users`, each with n and both systems' figures."""
+KINDS = {"groups": "group", "histories": "history"}
+"""Kinds of groups of users: those that a stage has made; whether anything is known of a user (some, none)."""
+Groups = Mapping[str, Mapping[str, int | str]]
+"""Of each kind that there is: the group of each user."""
+
+
+def breakdown(baseline: Evaluation, candidate: Evaluation, groups: Groups) -> dict[str, Any]:
+    """JSON-able: `labels`, each kind of `groups` and `users`, each with n and both systems' figures."""
     users = np.array(candidate.user_ids)
-    own = np.array([groups.get(user, -1) for user in candidate.user_ids])
     labels = {}
     for column, label in enumerate(candidate.labels):
         gold, said = candidate.gold == column, candidate.predicted == column
@@ -30,7 +35,7 @@ def breakdown(baseline: Evaluation, candidate: Evaluation, groups: Mapping[str, 
         }
     return {
         "labels": labels,
-        "groups": {str(group): _accuracies(baseline, candidate, own == group) for group in np.unique(own) if groups},
+        **{kind: _by_group(baseline, candidate, groups.get(kind, {})) for kind in KINDS},
         "users": {user: _accuracies(baseline, candidate, users == user) for user in dict.fromkeys(candidate.user_ids)},
     }
 
@@ -42,7 +47,8 @@ def breakdown_table(found: Mapping[str, Any], note: str) -> str:
     for label, row in found["labels"].items():
         values = " | ".join(_cell(row[name]) for name in ("baseline_recall", "recall", "precision", "f1"))
         lines.append(f"| {label} | {row['n']} | {values} |")
-    for title, rows in (("group", found["groups"]), ("user (those that lose most)", _losers(found["users"]))):
+    of_users = {title: found[kind] for kind, title in KINDS.items()}
+    for title, rows in (of_users | {"user (those that lose most)": _losers(found["users"])}).items():
         if rows:
             lines += ["", f"| {title} | n | baseline accuracy | accuracy |", "|---|---:|---:|---:|"]
             lines += [
@@ -50,6 +56,11 @@ def breakdown_table(found: Mapping[str, Any], note: str) -> str:
                 for name, row in rows.items()
             ]
     return "\n".join(lines) + "\n"
+
+
+def _by_group(baseline: Evaluation, candidate: Evaluation, group_of: Mapping[str, int | str]) -> dict[str, Any]:
+    own = np.array([group_of.get(user, -1) for user in candidate.user_ids])
+    return {str(group): _accuracies(baseline, candidate, own == group) for group in np.unique(own) if group_of}
 
 
 def _accuracies(baseline: Evaluation, candidate: Evaluation, rows: np.ndarray[Any, Any]) -> dict[str, Any]:

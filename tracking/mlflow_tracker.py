@@ -78,7 +78,7 @@ def send(spool: Spool, uri: str, patience: Patience) -> bool:
     )
     with _turn(spool, patience) as ours:
         if not ours:
-            return spool.waiting() == 0
+            return spool.waiting() == 0 and spool.is_at(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         projection: Projection | None = retrying(lambda: Projection(client, spool, uri))
         while projection is not None:

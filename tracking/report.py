@@ -3,7 +3,7 @@
     predictions.jsonl   a line for each question: gold, prediction, baseline's prediction, probabilities, prior mode
     summary.csv, .md    metrics of baseline and candidate, with the gold labels' entropy and top-1 share beside them
     significance.json   the paired tests          impact.json   users by gain
-    breakdown.json, .md     by label, by group, by user
+    breakdown.json, .md     by label, by group, by whether a user has a history, by user
     personal.json, .md      what of the gain is general and what personal, and the cost, where given
     confusion_matrix.png, reliability.png, and the study's history.png or pareto.png where given
 
@@ -26,11 +26,13 @@ from personalization.errors import DataError
 from personalization.evaluation import Evaluation, changes
 from personalization.files import write_atomic
 from tracking import figures
-from tracking.breakdown import breakdown, breakdown_table
+from tracking.breakdown import Groups, breakdown, breakdown_table
 from tracking.impact import impact
 from tracking.parts import cost_said, parts_table, sentences
 from tracking.significance import significance
 
+LAST = "personal.json"
+"""What is written last: where it is, the rest is, too."""
 COLUMNS = ("metric", "baseline", "candidate", "gold")
 Row = tuple[str, float | None, float | None, float | None]
 
@@ -57,12 +59,13 @@ def write_report(
     candidate: Evaluation,
     note: str,
     extra: Mapping[str, bytes | str] | None = None,
-    groups: Mapping[str, int] | None = None,
+    groups: Groups | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write every file. `note` says on which users the figures were measured; `groups`: those of the users.
+    """Write every file. `note` says on which users the figures were measured; `groups`: those of the users,
+    by kind.
 
-    `told`: the `parts` of the gain (`parts`), and the `cost`.
+    `told`: the `parts` of the gain (`parts`), the `cost`, and what else `LAST` is to say.
     """
     rows, parts = summary_rows(baseline, candidate), breakdown(baseline, candidate, groups or {})
     personal = {} if told is None else _personal(told, note)
@@ -76,8 +79,8 @@ def write_report(
         "breakdown.md": breakdown_table(parts, note),
         "confusion_matrix.png": figures.confusion_matrix(candidate),
         "reliability.png": figures.reliability_diagram(candidate),
-        **personal,
         **(extra or {}),
+        **personal,
     }
     for name, content in files.items():
         write_atomic(folder / name, content)
@@ -87,8 +90,8 @@ def _personal(told: Mapping[str, Any], note: str) -> dict[str, str]:
     """The files that say whether the gain is personal and what it costs, and lines for the summary."""
     lines = [*sentences(told["parts"]), cost_said(told["cost"])]
     return {
-        "personal.json": json.dumps({"note": note, **told}, indent=2) + "\n",
         "personal.md": parts_table(told["parts"], note) + f"\n{lines[-1]}\n",
+        LAST: json.dumps({"note": note, **told}, indent=2) + "\n",
         "summary": "\n" + "".join(f"- {line}\n" for line in lines),
     }
 

@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from personalization.databases import split, sqlite_url
+from personalization.databases import kept, split, sqlite_url
+from personalization.files import writing_home
 from tracking.urls import tracking_environment
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,10 @@ class Spool:
             file.write(json.dumps(notes))
         os.replace(draft, self.sent_path)
 
+    def is_at(self, uri: str) -> bool:
+        """Whether what was sent is in this MLflow, and not in another."""
+        return self.sent().get("place", kept(uri)) == kept(uri)
+
     def refused(self) -> list[str]:
         """Why records were not taken, one reason for each."""
         return list(self.sent().get("refused", {}).values())
@@ -170,9 +175,10 @@ class Sender:
 
     def __init__(self, spool: Spool, uri: str) -> None:
         logs = spool.home / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
         self._spool = spool
-        handle = os.open(logs / "tracking.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
+        with writing_home():
+            logs.mkdir(parents=True, exist_ok=True)
+            handle = os.open(logs / "tracking.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
         with os.fdopen(handle, "ab") as output:
             self._process = subprocess.Popen(
                 [

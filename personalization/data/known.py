@@ -42,6 +42,12 @@ def _known(task: Task, question: Question) -> History:
     return question.history if unchanged else tuple(items)
 
 
+def newcomers(dataset: Dataset) -> set[str]:
+    """The users of whom nothing is known at any of their questions."""
+    known = {question.user_id for question in dataset.questions if known_items(dataset.task, question)}
+    return {question.user_id for question in dataset.questions} - known
+
+
 def learned_histories(dataset: Dataset) -> dict[str, History]:
     """user -> the longest history known at one of the user's questions, of equals the last; to learn from.
 

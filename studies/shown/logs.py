@@ -6,9 +6,12 @@ Optuna's own lines about studies and trials would say the same again: of them on
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+
+from personalization.files import writing_home
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,8 @@ def log_to(home: Path, needed: bool = True) -> Iterator[None]:
     handlers: list[logging.Handler] = [shown]
     missing = ""
     try:
-        handlers.append(_kept(home / "logs"))
+        with writing_home() if needed else nullcontext():
+            handlers.append(_kept(home / "logs"))
     except OSError as error:
         if needed:
             raise
@@ -57,8 +61,22 @@ def log_to(home: Path, needed: bool = True) -> Iterator[None]:
             handler.close()
 
 
+class _File(logging.FileHandler):
+    """A disk that does not take the log any longer keeps nobody from an answer: that is said once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.setLevel(logging.CRITICAL + 1)
+        with suppress(OSError):
+            self.close()
+        log.warning("no log is kept any longer: %s: %s", self.baseFilename, error.strerror)
+
+
 def _kept(folder: Path) -> logging.FileHandler:
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(folder / "chamtune.log", encoding="utf-8")
+    handler = _File(folder / "chamtune.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return handler

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.data.exchange import newest
-from personalization.data.known import known_items
+from personalization.data.known import known_items, newcomers
 from personalization.evaluation import Evaluation
 from personalization.files import write_atomic
 from search_spaces import ChainParams
@@ -25,7 +25,8 @@ from tracking import figures
 from tracking.significance import gain_interval, user_interval, user_totals
 
 COUNTS = (0, 1, 2, 4, 8, 16)
-NAMES = ("cold_start.json", "cold_start.md", "cold_start.png")
+NAMES = ("cold_start.png", "cold_start.md", "cold_start.json")
+"""In the order in which they are written: where the last is, the others are."""
 NOTE = (
     "Measured on the confirm users after the gates had been passed: a description, not a test. The same questions each "
     "time, with only the newest items that each knows."
@@ -34,7 +35,7 @@ NOTE = (
 
 def cold_start(opened: OpenStudy, params: ChainParams, state: str, folder: Path) -> dict[str, Any]:
     """The curve of a look's candidate, JSON-able; from the folder where it was made before."""
-    kept = folder / NAMES[0]
+    kept = folder / NAMES[-1]
     if kept.is_file():
         found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
         if found["state"] == state:
@@ -48,7 +49,7 @@ def cold_start(opened: OpenStudy, params: ChainParams, state: str, folder: Path)
         found["baseline_accuracy"],
     )
     files: dict[str, bytes | str] = dict(
-        zip(NAMES, (json.dumps(found, indent=2) + "\n", table(found), picture), strict=True)
+        zip(NAMES, (picture, table(found), json.dumps(found, indent=2) + "\n"), strict=True)
     )
     for name, content in files.items():
         write_atomic(folder / name, content)
@@ -60,9 +61,9 @@ def curve(opened: OpenStudy, params: ChainParams) -> dict[str, Any]:
     confirm = opened.splits.confirm
     baseline, whole = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
     known = np.array([len(known_items(confirm.task, question)) for question in confirm.questions])
-    owners = whole.users[1]
-    has = np.bincount(owners, weights=known)[owners] > 0
-    some, none = np.flatnonzero(has), np.flatnonzero(~has)
+    strangers = newcomers(confirm)
+    bare = np.array([question.user_id in strangers for question in confirm.questions])
+    some, none = np.flatnonzero(~bare), np.flatnonzero(bare)
     rows = []
     for count in [count for count in COUNTS if count < known.max()] if len(some) else []:
         answers = opened.objective.evaluate_with(params, "confirm", newest(confirm, count))

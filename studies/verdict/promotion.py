@@ -9,6 +9,7 @@ terms that the spec states now; a study that was looked at in this state is not 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +27,7 @@ from personalization.files import locked
 from personalization.scoring.store import key_of
 from search_spaces import ChainParams
 from studies.record import versions
-from studies.results import figure_name, study_figure
+from studies.results import figure_name, groups_of, study_figure
 from studies.study import OpenStudy, ended_trials
 from studies.verdict.coldstart import NAMES, cold_start
 from studies.verdict.cost import cost_ms, cost_of
@@ -37,7 +38,7 @@ from studies.verdict.personal import answers_of, parts
 from studies.verdict.references import against_references
 from studies.verdict.selection import Candidate, choose, feasible, goals, shortlist
 from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
-from tracking.report import write_report
+from tracking.report import LAST, write_report
 from tracking.significance import paired_test, significance
 
 CONFIRM_NOTE = "Measured on the confirm users, which no trial saw; used for one test."
@@ -91,11 +92,11 @@ def promote(
         measured = _measure(opened, chosen.trial, chosen.params, result["shortlist"], (out, incumbent), level)
         look.found = {**measured, "refit": refit}
         evidence.close(look, look.found, look.found["tests"][goals(opened)[0]]["delta"])
-        _report(opened, look.found)
     else:
         result["recorded"] = True
         opened = replace(opened, objective=opened.objective.refitting(look.found.get("refit", False)))
         level = evidence.granted(look, terms.alpha)
+    _report(opened, look.found, state)
     result |= _judged(opened, evidence, look, level)
     if not result["promoted"]:
         return result
@@ -262,15 +263,21 @@ def _folder(opened: OpenStudy) -> Path:
     return opened.home / "results" / opened.spec.name / "confirm"
 
 
-def _report(opened: OpenStudy, found: Mapping[str, Any]) -> None:
-    """The result folder of a look, written once its evidence is kept."""
+def _report(opened: OpenStudy, found: Mapping[str, Any], state: str) -> None:
+    """The result folder of a look, written once its evidence is kept, by the next promotion where this one dies.
+
+    Its last file says of which state it is. Looks of earlier versions lack what a report needs.
+    """
+    last = _folder(opened) / LAST
+    if "parts" not in found or (last.is_file() and json.loads(last.read_bytes()).get("state", state) == state):
+        return
     params = _params(opened, found)
     baseline, candidate = (opened.objective.evaluate(p, "confirm") for p in (opened.rooms.BASELINE, params))
     figure: dict[str, bytes | str] = {figure_name(opened): study_figure(opened)}
-    groups = dict(opened.objective.groups(params, "confirm"))
-    for name in NAMES:
+    groups = groups_of(opened, params, "confirm")
+    for name in (LAST, *NAMES):
         (_folder(opened) / name).unlink(missing_ok=True)
-    told = {"parts": found["parts"], "cost": found["cost"]}
+    told = {"state": state, "parts": found["parts"], "cost": found["cost"]}
     write_report(_folder(opened), baseline, candidate, CONFIRM_NOTE, figure, groups, told)
 
 

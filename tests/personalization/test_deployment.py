@@ -1,6 +1,8 @@
 """Serving: the config says what may be asked."""
 
+import errno
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -95,6 +97,39 @@ def test_questions_of_another_kind_are_refused_in_one_line(predict, text, profil
     assert err.count("\n") == 1
     assert said in err
     assert "2 records, first record 1" in err
+
+
+def test_a_log_that_the_disk_does_not_take_keeps_nobody_from_an_answer(predict, tmp_path):
+    (tmp_path / "h" / "logs").mkdir(parents=True)
+    (tmp_path / "h" / "logs" / "chamtune.log").symlink_to("/dev/full")
+    code, err, found = predict([asked(FRAME + "a lamp")])
+    assert (code, found["golds"]) == (0, [{"id": 0, "output": "4"}])
+    assert err.count("no log is kept any longer: ") == 1
+    assert "logs/chamtune.log: No space left on device\n" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "code", "said"),
+    [
+        ("files.os.fsync", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 74, "p.json: No space left on device"),
+        ("files.os.fsync", KeyboardInterrupt(), 130, ""),
+        ("deployment.Deployment.predict", KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_answers_that_are_not_written_to_the_end_leave_what_stood_there(
+    predict, tmp_path, monkeypatch, broken, error, code, said
+):
+    def breaks(*_):
+        raise error
+
+    (tmp_path / "p.json").write_text('"old"')
+    monkeypatch.setattr(f"personalization.{broken}", breaks)
+    found, err, kept = predict([asked(FRAME + "a lamp")])
+    assert (found, kept) == (code, "old")
+    assert [line for line in err.splitlines() if "error" in line] == [f"error: {tmp_path / said}"] * bool(said)
+    assert "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == {"h", "new_questions.json", "p.json"}
 
 
 def test_plain_questions_are_checked_too(config):

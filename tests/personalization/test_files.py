@@ -116,4 +116,8 @@ def test_a_folder_is_copied_in_one_step(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_text("1")
     copy_atomic(tmp_path / "a", tmp_path / "b")
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["a", "a/x", "b", "b/x"]
+    there = ["a", "a/x", "b", "b/x"]
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == there
+    with pytest.raises(OSError, match="not empty"):
+        copy_atomic(tmp_path / "a", tmp_path / "b")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == there

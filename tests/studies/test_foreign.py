@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
+from sqlalchemy.exc import OperationalError
 
 from personalization.errors import DataError, UsageError
 from studies.foreign import Mapped, cell, csv_rows, import_optuna, import_rows, rows_of, table_history, trials_of
@@ -131,6 +132,23 @@ def test_a_name_that_no_study_can_have_is_refused(tmp_path, name):
     with pytest.raises(UsageError, match="no study can be called .*; --name gives one"):
         import_rows([{"a": 1, "v": 1}], Mapped("v"), name, (tmp_path / "home", None))
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("error", [OperationalError("INSERT", {}, Exception("disk is full")), KeyboardInterrupt()])
+def test_an_import_that_ends_half_way_leaves_nothing_and_is_done_again(tmp_path, monkeypatch, error):
+    rows, real = [{"a": number, "v": number} for number in range(5)], optuna.Study.add_trial
+
+    def breaks(study, trial):
+        if trial.params["a"] == 3:
+            raise error
+        real(study, trial)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "add_trial", breaks)
+        with pytest.raises(type(error)):
+            import_rows(rows, Mapped("v"), "t", (tmp_path, None))
+    assert optuna.get_all_study_names(storage_url(tmp_path, None)) == []
+    assert import_rows(rows, Mapped("v"), "t", (tmp_path, None))["complete"] == 5
 
 
 def test_a_database_that_is_not_there_is_not_made(tmp_path):

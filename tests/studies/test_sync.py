@@ -78,6 +78,15 @@ def test_sync_fails_where_the_sender_did_though_nothing_waits(tmp_path, asked, m
         sync("study", tmp_path / "home")
 
 
+def test_sync_fails_where_a_run_sends_to_another_place_meanwhile(tmp_path, asked, monkeypatch):
+    spool = make_study(tmp_path / "home", "study", None)
+    spool.note_sent({"head": spool.head(), "offset": spool.records()[-1][1], "refused": {}, "place": "http://a"})
+    monkeypatch.setattr(sync_module.Sender, "succeeded", False)
+    said = "^1 records wait for http://b; they were sent to http://a: if a run of study goes on, sync when it has ended"
+    with pytest.raises(UnavailableError, match=said):
+        sync("study", tmp_path / "home", tracking="http://b")
+
+
 def test_the_page_shows_the_store_that_the_studies_agree_on(tmp_path):
     home = tmp_path / "home"
     make_study(home, "one", "http://a")

@@ -203,6 +203,15 @@ def test_a_second_sender_leaves_when_the_first_has_sent_everything(tmp_path):
         assert not (tmp_path / "never-made.db").exists()
 
 
+def test_a_second_sender_says_that_nothing_is_there_where_the_first_sends_elsewhere(tmp_path):
+    spool = begun(tmp_path, "elsewhere")
+    spool.note_sent({"head": spool.head(), "offset": spool.records()[-1][1], "refused": {}, "place": "http://a"})
+    with spool.path.with_suffix(".lock").open("ab") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        assert send(spool, "http://user:s3cret@a", Ended())
+        assert not send(spool, "http://b", Ended())
+
+
 @pytest.mark.slow
 def test_artifacts_of_a_local_store_lie_in_the_home_folder(tmp_path, store):
     spool = begun(tmp_path, "artifacts")

@@ -40,12 +40,22 @@ def test_predictions_round_trip(tmp_path, evaluations):
 
 @pytest.mark.draws
 def test_every_file_is_written_and_figures_are_pictures(tmp_path, evaluations):
-    groups = {user: number % 3 for number, user in enumerate(evaluations[0].users[0])}
+    users = evaluations[0].users[0]
+    groups = {
+        "groups": {user: number % 3 for number, user in enumerate(users)},
+        "histories": {user: "none" if number < 2 else "some" for number, user in enumerate(users)},
+    }
     write_report(tmp_path, *evaluations, note="Measured on the tune users.", extra={"history.png": b"x"}, groups=groups)
     found = json.loads((tmp_path / "breakdown.json").read_text())
     candidate = evaluations[1]
     assert set(found["groups"]) == {"0", "1", "2"}
     assert sum(row["n"] for row in found["groups"].values()) == len(candidate.gold)
+    new = [place for place, user in enumerate(candidate.user_ids) if user in users[:2]]
+    assert found["histories"]["none"] == {
+        "n": len(new),
+        "baseline_accuracy": evaluations[0].correct[new].mean(),
+        "accuracy": candidate.correct[new].mean(),
+    }
     recalls = sk.recall_score(candidate.gold, candidate.predicted, average=None, zero_division=0)
     f1 = sk.f1_score(candidate.gold, candidate.predicted, average=None, zero_division=0)
     for column, row in enumerate(found["labels"].values()):
@@ -53,7 +63,8 @@ def test_every_file_is_written_and_figures_are_pictures(tmp_path, evaluations):
         assert row["f1"] == pytest.approx(f1[column])
     right = sum(row["accuracy"] * row["n"] for row in found["users"].values())
     assert right == pytest.approx(candidate.correct.sum())
-    assert "| group | n | baseline accuracy | accuracy |" in (tmp_path / "breakdown.md").read_text()
+    for title in ("group", "history"):
+        assert f"| {title} | n | baseline accuracy | accuracy |" in (tmp_path / "breakdown.md").read_text()
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"significance.json", "impact.json", "confusion_matrix.png", "reliability.png", "history.png"}
     assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")

@@ -13,6 +13,7 @@ from personalization.data.exchange import exchange
 from personalization.data.splits import split_users
 from personalization.deployment import Deployment, read_config
 from search_spaces import chain_space
+from studies.results import groups_of
 from studies.shown.display import print_promotion
 from studies.spec import PromotionSpec
 from studies.verdict.coldstart import curve, table
@@ -160,3 +161,7 @@ def test_users_without_history_are_a_group_of_their_own(monkeypatch):
     assert {row["questions"] for row in found["rows"]} == {len(opened.splits.confirm) - strangers}
     assert found["without_history"]["questions"] == strangers
     assert "| users without any |" in table({**found, "note": "n"})
+    for part in ("tune", "confirm"):  # and in every report
+        told = groups_of(opened, TASTE, part)["histories"]
+        users = {q.user_id for q in opened.splits.part(part).questions}
+        assert told == {user: "none" if user in new else "some" for user in users}
