@@ -143,7 +143,7 @@ class Spool:
 
     def is_at(self, uri: str) -> bool:
         """Whether what was sent is in this MLflow, and not in another."""
-        return self.sent().get("place", kept(uri)) == kept(uri)
+        return bool(self.sent().get("place", kept(uri)) == kept(uri))
 
     def refused(self) -> list[str]:
         """Why records were not taken, one reason for each."""
