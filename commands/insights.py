@@ -59,8 +59,7 @@ def insights(
     from studies.foreign import csv_rows, table_history
     from studies.insights.history import together
     from studies.insights.reading import read_histories
-    from studies.insights.report import as_json, harmless, insights_of
-    from studies.shown.insights import print_insights
+    from studies.insights.report import insights_of
     from studies.study import find_study
 
     if format not in FORMATS:
@@ -81,17 +80,25 @@ def insights(
     found = found.of_group(group)
     way = _path(names[0], goal, home, storage) if path else None
     frames = insights_of(found, top, importance, way)
+    _print(format, found, frames, (top, way))
+    if queue is not None:
+        _enqueue(queue, frames["suggestions"].to_dict("records")[:enqueue])
+
+
+FORMATS = ("table", "json", "csv")
+
+
+def _print(format: str, found: Any, frames: Any, told: tuple[float, Any]) -> None:
+    from studies.insights.report import as_json, harmless
+    from studies.shown.insights import print_insights
+
+    top, way = told
     if format == "csv":
         frames["scores"].map(harmless).to_csv(sys.stdout, index=False)
     elif format == "json":
         print(json.dumps({**as_json(found, frames, top), "path": way}))
     else:
         print_insights(found, frames, way)
-    if queue is not None:
-        _enqueue(queue, frames["suggestions"].to_dict("records")[:enqueue])
-
-
-FORMATS = ("table", "json", "csv")
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:

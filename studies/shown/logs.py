@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from personalization.files import writing_home
-
 log = logging.getLogger(__name__)
 
 ROOMS = ("serving", "studies", "objectives", "tracking", "personalization")
@@ -26,6 +24,8 @@ def log_to(home: Path, needed: bool = True) -> Iterator[None]:
 
     Where the home cannot be written, a command that writes nothing there goes on without a log (not `needed`).
     """
+    from personalization.files import writing_home
+
     shown = logging.StreamHandler()
     shown.setLevel(shown_from)
     handlers: list[logging.Handler] = [shown]
