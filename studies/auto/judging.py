@@ -41,21 +41,23 @@ def judged_dataset(base: OpenStudy) -> Dataset:
     return Dataset(tune.task, tune.labels, (*tune.questions, *select.questions))
 
 
-def judge(entry: Entry, base: OpenStudy, users: Sequence[str], kept: Mapping[str, Any]) -> None:
-    """How an arm stands now with these users. `kept`: what the journal has of it."""
+def measure(entry: Entry, base: OpenStudy) -> None:
+    """An arm's best trial on the users that it did not learn from, where it is another one than before."""
     opened = entry.opened
     best = next(ranked(ended_trials(opened.study), opened.spec.optimize), None)
-    if best is None:
+    if best is None or best.number == entry.trial:
         return
-    if best.number != entry.trial:
-        params = settled(opened, opened.rooms.decode(best.params))
-        learned = opened.objective.learned_labels(params)
-        parts = [part for part in _parts(base) if part == "select" or not learned]
-        if not parts:
-            return
+    params = settled(opened, opened.rooms.decode(best.params))
+    learned = opened.objective.learned_labels(params)
+    if parts := [part for part in _parts(base) if part == "select" or not learned]:
         seen = joined([opened.objective.evaluate(params, part) for part in parts])
         entry.trial, entry.params, entry.seen = best.number, params, seen
-    assert entry.seen is not None
+
+
+def judge(entry: Entry, base: OpenStudy, users: Sequence[str], kept: Mapping[str, Any]) -> None:
+    """How an arm stands now with these users, by what was measured of it. `kept`: what the journal has of it."""
+    if entry.seen is None:
+        return
     slices = kept["slices"]
     sums, _ = gains_by_user(baseline(base, entry.seen), entry.seen, mean_for(next(iter(base.spec.optimize))))
     gains = dict(zip(entry.seen.users[0], sums, strict=True))

@@ -8,7 +8,6 @@ answered by what did not learn from them, and where that cannot be had, select u
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,15 +25,13 @@ from studies.auto.arms import ARMS, PROMISING, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import measured, training_s
 from studies.auto.ending import SPARE, promote_leader, promoting_s
-from studies.auto.judging import Entry, first_lift, judge, judged_dataset, rival, unmeasured
+from studies.auto.judging import Entry, first_lift, judge, judged_dataset, measure, rival, unmeasured
 from studies.auto.plan import Plan, fixed_by, queue_first
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
 from studies.study import OpenStudy, ended_trials, find_study, open_study, stored_spec
 from studies.verdict.deployments import stands
 from tracking.spool import OFF, Spool
-
-log = logging.getLogger(__name__)
 
 HALF, GRACE, LATE = 0.5, 1.3, 0.9
 """Share of the time left that a slice may take, times of it after which its running trial is interrupted, and the share
@@ -188,10 +185,8 @@ class Race:
     def _rather(self, arm: Arm) -> Arm:
         """This arm, or a promising one that fits into the time left, and after this arm would not any more."""
         left, after = LATE * self.left_s, LATE * (self.left_s - self._cost(arm))
-        for other in self.waiting:
-            if other.name in PROMISING[self._seen_scene.kind] and after < SPARE * self._cost(other) <= left:
-                return other
-        return arm
+        led = [other for other in self.waiting if other.name in PROMISING[self._seen_scene.kind]]
+        return next((other for other in led if after < SPARE * self._cost(other) <= left), arm)
 
     def _announced(self, arms: Sequence[Arm]) -> str:
         scene = self._seen_scene
@@ -220,7 +215,8 @@ class Race:
             self._begin_like(entry)
             queue_first(entry.opened, arm.name, self._seen_scene.kind)
             if kept["slices"]:
-                self._judge(entry)
+                measure(entry, self.base)
+                judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))
             else:
                 self._slice(entry, request)
         except Stopped:
@@ -354,6 +350,15 @@ class Race:
             entry.standing = None if entry.standing is None else replace(entry.standing, done=True)
             self.out(entry.arm.name, f"{FAILED}: {error}")
 
+    def _ended(self, arm: Arm, work: Callable[[], object]) -> bool:
+        """Do what belongs to a slice of an arm; whether it came to its end in the time that a slice may take."""
+        try:
+            with ended_after(self._most_s(arm)):
+                work()
+        except TimeUp:
+            return False
+        return True
+
     def _run_slice(self, entry: Entry, request: StopRequest) -> None:
         """Run an arm to twice its trials, or to the end of its time; at first to an equal part for all that wait."""
         slices = self.journal.arm(entry.arm.name)["slices"]
@@ -362,31 +367,27 @@ class Race:
         seconds = max(self._share_of(entry.arm) * self.left_s, 1.0)
         equal = self.left_s / (1 + len(self.waiting) + PAIRED) if not slices else seconds
         spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": max(min(seconds, equal), 1.0)})
-        started, cut = self.journal.spent_s, False
-        try:
-            with ended_after(self._most_s(entry.arm)):
-                work_on(replace(entry.opened, spec=spec), self.watcher, request, None, rival(entry, self.best()))
-        except TimeUp:
-            cut = True
+        started, best = self.journal.spent_s, rival(entry, self.best())
+        opened = replace(entry.opened, spec=spec)
+        cut = not self._ended(entry.arm, lambda: work_on(opened, self.watcher, request, None, best))
         done = len(ended_trials(entry.opened.study))
         was = None if entry.standing is None else mean_gain(entry.standing, self.sizes)
         slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
         if request.by is not None:
             raise Stopped(request.by)
-        self._judge(entry)
+        cut |= not self._ended(entry.arm, lambda: measure(entry, self.base))
+        judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))
         now = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
         lift = now - was if was is not None else first_lift(entry, self._first_lifts())
-        slices[-1] |= {"gain": round(now, 5), "lift": round(lift, 5), "at_s": round(self.journal.spent_s, 1)}
-        stuck = done == before and not cut
-        self.journal.arm(entry.arm.name)["done"] = stuck or done >= entry.arm.most
-        self._judge(entry)
+        seconds = round(self.journal.spent_s - started, 2)
+        slices[-1] |= {"seconds": seconds, "cut": cut, "gain": round(now, 5), "lift": round(lift, 5)}
+        slices[-1]["at_s"] = round(self.journal.spent_s, 1)
+        self.journal.arm(entry.arm.name)["done"] = (done == before and not cut) or done >= entry.arm.most
+        judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))
         self.journal.note()
         told = f"gain {now:+.3f} on users it did not learn from" if entry.standing else unmeasured(entry)
         spent = f"{spoken_time(self.journal.spent_s)} of {spoken_time(self.limit_s)}"
         self.say(f"{entry.arm.name}: {done} trials, {told}, {spent}")
-
-    def _judge(self, entry: Entry) -> None:
-        judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))
 
     # the end
 

@@ -12,7 +12,8 @@ from studies.auto import race as races
 from studies.auto import routing
 from studies.auto.allocation import Standing
 from studies.auto.arms import ARMS, Scene
-from studies.auto.judging import Entry, judge, unmeasured
+from studies.auto.clock import TimeUp
+from studies.auto.judging import Entry, judge, measure, unmeasured
 from studies.auto.plan import Plan
 from studies.auto.race import Race
 from studies.runner import Stopped, StopRequest
@@ -25,7 +26,7 @@ def race(tmp_path, monkeypatch):
     found.scene = Scene("causal", 1, 1, 1.0, 1.0, 1.0, 1.0)
     found.users, found.sizes = ["u", "v"], np.array([1, 1])
     monkeypatch.setattr(Race, "left_s", 30.0)
-    monkeypatch.setattr(Race, "_judge", lambda race, entry: None)
+    monkeypatch.setattr(races, "judge", lambda *_: None)
     return found
 
 
@@ -90,8 +91,28 @@ def test_a_first_slice_brings_new_trials_whatever_is_there(race, monkeypatch, th
     monkeypatch.setattr(races, "rival", lambda *_: None)
     monkeypatch.setattr(races, "first_lift", lambda *_: 0.0)
     monkeypatch.setattr(races, "unmeasured", lambda entry: "")
+    monkeypatch.setattr(races, "measure", lambda *_: None)
+    monkeypatch.setattr(Race, "base", None)
     race._run_slice(entry, StopRequest())
     assert asked == [wanted]
+
+
+def test_measuring_an_arm_is_part_of_its_slice_and_ends_with_it(race, monkeypatch):
+    entry = entered(race, "lora-user")
+
+    def long(*_):
+        raise TimeUp
+
+    monkeypatch.setattr(races, "replace", lambda opened, spec: None)
+    monkeypatch.setattr(races, "work_on", lambda *_: None)
+    monkeypatch.setattr(races, "rival", lambda *_: None)
+    monkeypatch.setattr(races, "first_lift", lambda *_: 0.0)
+    monkeypatch.setattr(races, "unmeasured", lambda entry: "")
+    monkeypatch.setattr(races, "measure", long)
+    monkeypatch.setattr(Race, "base", None)
+    race._run_slice(entry, StopRequest())
+    assert race.journal.arm("lora-user")["slices"][0]["cut"]
+    assert entry.standing is None
 
 
 def test_what_was_tried_before_a_signal_is_kept(race, monkeypatch):
@@ -149,6 +170,7 @@ def test_without_select_users_what_learned_from_tune_users_is_not_judged(monkeyp
         splits=SimpleNamespace(part=splits.get, **splits),
     )
     entry = Entry(ARMS["lora"], opened)
+    measure(entry, opened)
     judge(entry, opened, ["u"], {"slices": []})
     assert entry.standing is entry.trial is None
     assert unmeasured(entry) == "out: there are no select users to judge it by"

@@ -357,7 +357,7 @@ def test_arms_that_all_fail_are_not_said_to_be_no_better(table, tiny_encoder, mo
         raise UsageError("broken")
 
     plan = plan_of(table / "h", tiny_encoder, stages=("calibration",))
-    monkeypatch.setattr(Race, "_judge", broken)
+    monkeypatch.setattr("studies.auto.race.measure", broken)
     race = Race(plan, table / "h")
     assert race.run(table / "deploy") is None
     assert table_of(race, None)["reason"] == NONE_MEASURED != NO_GAIN
