@@ -80,7 +80,7 @@ def insights(
     found = found.of_group(group)
     way = _path(names[0], goal, home, storage) if path else None
     frames = insights_of(found, top, importance, way)
-    _print(format, found, frames, (top, way))
+    _print(format, found, frames, top, way)
     if queue is not None:
         _enqueue(queue, frames["suggestions"].to_dict("records")[:enqueue])
 
@@ -88,11 +88,10 @@ def insights(
 FORMATS = ("table", "json", "csv")
 
 
-def _print(format: str, found: Any, frames: Any, told: tuple[float, Any]) -> None:
+def _print(format: str, found: Any, frames: Any, top: float, way: Any) -> None:
     from studies.insights.report import as_json, harmless
     from studies.shown.insights import print_insights
 
-    top, way = told
     if format == "csv":
         frames["scores"].map(harmless).to_csv(sys.stdout, index=False)
     elif format == "json":

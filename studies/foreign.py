@@ -11,6 +11,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -298,12 +299,11 @@ def _kept(
             raise UsageError(f"there is a study {name!r} already; give another --name")
         study = optuna.create_study(storage=storage, study_name=name, directions=directions)
         study.set_user_attr(FOREIGN, {**told, "metric": next(iter(goals))})
-    try:
+    with ExitStack() as undone:
+        undone.callback(optuna.delete_study, study_name=name, storage=storage)
         with warnings.catch_warnings(category=optuna.exceptions.ExperimentalWarning, action="ignore"):
             study.set_metric_names(list(goals))
         study.add_trials(trials)
-    except BaseException:
-        optuna.delete_study(study_name=name, storage=storage)
-        raise
+        undone.pop_all()
     complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
     return {"study": name, "source": told["source"], "trials": len(trials), "complete": complete}

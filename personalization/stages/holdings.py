@@ -118,8 +118,9 @@ def _shape(model: Path) -> tuple[int, int, int]:
     folder = module_folders(model)[0]
     whole = read_json((adapter_base(folder) or folder) / "config.json")
     own = whole.get("text_config") or whole
-    sizes = [next((int(own[name]) for name in names if own.get(name)), None) for names in (WIDTH, DEPTH, INNER)]
-    width, depth, inner = sizes
+    width, depth, inner = (
+        next((int(own[name]) for name in names if own.get(name)), None) for names in (WIDTH, DEPTH, INNER)
+    )
     if width is None or depth is None:
         raise DataError(f"{folder / 'config.json'} says no width or depth; known are {', '.join(WIDTH + DEPTH)}")
     inner = inner or 4 * width

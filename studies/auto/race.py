@@ -361,8 +361,8 @@ class Race:
 
     def _run_slice(self, entry: Entry, request: StopRequest) -> None:
         """Run an arm to twice its trials, or to the end of its time; at first to an equal part for all that wait."""
-        slices = self.journal.arm(entry.arm.name)["slices"]
-        before = len(ended_trials(entry.opened.study))
+        kept = self.journal.arm(entry.arm.name)
+        slices, before = kept["slices"], len(ended_trials(entry.opened.study))
         total = min(entry.arm.most, max(entry.arm.first, 2 * before))
         seconds = max(self._share_of(entry.arm) * self.left_s, 1.0)
         equal = self.left_s / (1 + len(self.waiting) + PAIRED) if not slices else seconds
@@ -376,14 +376,14 @@ class Race:
         if request.by is not None:
             raise Stopped(request.by)
         cut |= not self._ended(entry.arm, lambda: measure(entry, self.base))
-        judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))
+        slices[-1] |= {"seconds": round(self.journal.spent_s - started, 2), "cut": cut}
+        judge(entry, self.base, self.users, kept)
         now = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
         lift = now - was if was is not None else first_lift(entry, self._first_lifts())
-        seconds = round(self.journal.spent_s - started, 2)
-        slices[-1] |= {"seconds": seconds, "cut": cut, "gain": round(now, 5), "lift": round(lift, 5)}
-        slices[-1]["at_s"] = round(self.journal.spent_s, 1)
-        self.journal.arm(entry.arm.name)["done"] = (done == before and not cut) or done >= entry.arm.most
-        judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))
+        slices[-1] |= {"gain": round(now, 5), "lift": round(lift, 5), "at_s": round(self.journal.spent_s, 1)}
+        kept["done"] = (done == before and not cut) or done >= entry.arm.most
+        if entry.standing is not None:
+            entry.standing = replace(entry.standing, lift=lift, done=kept["done"])
         self.journal.note()
         told = f"gain {now:+.3f} on users it did not learn from" if entry.standing else unmeasured(entry)
         spent = f"{spoken_time(self.journal.spent_s)} of {spoken_time(self.limit_s)}"

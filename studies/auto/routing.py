@@ -198,6 +198,9 @@ def begun(race: Race, arm: Arm, members: Sequence[Entry], request: StopRequest) 
     kept, study = race.journal.arm(arm.name), race.plan.study_of(arm.name)
     if study not in study_names(race.base.storage):
         kept["arms"], kept["members"] = arm.space["route"]["arms"], [entry.arm.name for entry in members]
+    elif not set(kept.get("members", ())) <= set(race.entries):
+        race.out(arm.name, "out: it holds an arm that is not raced any more")
+        return None
     elif "arms" not in kept:
         kept["arms"] = stored_spec(find_study(study, race.home, race.base.spec.storage)).space["route.arms"]
     race.journal.note()

@@ -196,3 +196,13 @@ def test_a_mean_that_was_begun_is_of_the_same_arms_again(race):
     race.journal.arm("mean")["members"] = ["head", "similar"]
     assert [entry.arm.name for entry in routing.held(race, "mean")] == ["head", "similar"]
     assert routing.held(race, "route") == []
+
+
+def test_a_mean_of_an_arm_that_may_not_be_raced_any_more_is_not_begun_again(race, monkeypatch):
+    monkeypatch.setattr(routing, "study_names", lambda storage: ["race.mean"])
+    entry = entered(race, "similar")
+    entry.opened.storage = None
+    race.journal.arm("mean").update(members=["similar", "shared"], arms="[1]")
+    arm = SimpleNamespace(name="mean", space={"route": {"arms": "[2]"}})
+    assert routing.begun(race, arm, [entry], StopRequest()) is None
+    assert race.journal.arm("mean")["fate"] == "out: it holds an arm that is not raced any more"
