@@ -154,12 +154,9 @@ class Fixed(ABC):
             return None
         after = edits[-1].after
         below = tuple(edit for edit in edits[:-1] if edit.after < after)
-        states = self.states(after, below) if after >= 0 and self._may_resume(after) else None
+        resumes = after >= 0 and may_resume(self.model, self.layers, after, self.parts)
+        states = self.states(after, below) if resumes else None
         return None if states is None else (after, states)
-
-    def _may_resume(self, after: int) -> bool:
-        with torch.inference_mode(), fast_products(self.model.device.type):
-            return may_resume(self.layers, after, self.parts, partial(self.run, 0))
 
     def states(self, layer: int, edits: Sequence[Edit] = ()) -> StoredStates | None:
         """What leaves a layer in every batch, under edits below it; None where there is no room to store it."""

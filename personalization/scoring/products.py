@@ -2,8 +2,8 @@
 
 PyTorch sends float32 products to MKL, which uses no AVX-512 on AMD processors; oneDNN, which PyTorch also carries, does
 (2.2 times the rate on a Zen 5), and is faster on one without AVX-512, too, where there are many rows. Inside
-`fast_products()` the products of linear layers go to the library that was faster on this machine. Both sum in float32,
-in another order. Gradients pass through frozen weights only.
+`fast_products()` the products of linear layers go to the library that was faster on this machine, and so do those of the
+way back, which read the same weights the other way round. Both sum in float32, in another order. Gradients pass through frozen weights only.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def fast_products(device: str) -> AbstractContextManager[object]:
 
 
 @cache
-def onednn_is_faster() -> bool:
-    """Measured once in a process, in some 300 milliseconds: a batch through the two maps of an MLP, by each in turn."""
+def onednn_is_faster(*, backwards: bool = False) -> bool:
+    """Measured once in a process, in half a second: a batch through the two maps of an MLP, or back, by each in turn."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    x, up, down = torch.ones(TOKENS, 512), torch.ones(1024, 512), torch.ones(512, 1024)
+    x, up, down = torch.ones(TOKENS, 576), torch.ones(1536, 576), torch.ones(576, 1536)
+    ways = (torch.matmul, _transposed) if backwards else (torch.nn.functional.linear, _product)
+    maps = (down, up) if backwards else (up, down)
     with torch.inference_mode():
-        turns = [
-            [_seconds(product, x, up, down) for product in (torch.nn.functional.linear, _product)] for _ in range(RUNS)
-        ]
+        turns = [[_seconds(product, x, *maps) for product in ways] for _ in range(RUNS)]
     mkl, onednn = (min(times) for times in zip(*turns, strict=True))
     return mkl > WORTH * onednn
 
@@ -74,7 +74,8 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = context.saved_tensors
-        return _product(gradients[0].contiguous(), weight.t(), None), None, None
+        back = _transposed if onednn_is_faster(backwards=True) else torch.matmul
+        return back(gradients[0].contiguous(), weight), None, None
 
 
 def _routed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -88,6 +89,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
+
+
+def _transposed(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight."""
+    return _product(x, weight.t())
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:
