@@ -2,8 +2,9 @@
 
 PyTorch sends float32 products to MKL, which uses no AVX-512 on AMD processors; oneDNN, which PyTorch also carries, does
 (2.2 times the rate on a Zen 5), and is faster on one without AVX-512, too, where there are many rows. Inside
-`fast_products()` the products of linear layers go to the library that was faster on this machine, and so do those of the
-way back, which read the same weights the other way round. Both sum in float32, in another order. Gradients pass through frozen weights only.
+`fast_products()` the products of linear layers go to the library that was faster on this machine, and those of the way
+back, which read the same weights the other way round, to the one that was faster there. Both sum in float32, in another
+order. Gradients pass through frozen weights only.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def fast_products(device: str) -> AbstractContextManager[object]:
 
 @cache
 def onednn_is_faster(*, backwards: bool = False) -> bool:
-    """Measured once in a process, in half a second: a batch through the two maps of an MLP, or back, by each in turn."""
+    """Measured once in a process, in half a second: a batch through the two maps of an MLP, or back, by each."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     x, up, down = torch.ones(TOKENS, 576), torch.ones(1536, 576), torch.ones(576, 1536)
@@ -93,7 +94,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _transposed(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight."""
-    return _product(x, weight.t())
+    return _product(x, weight.t(), None)
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:

@@ -52,6 +52,19 @@ def test_gradients_other_dtypes_and_empty_inputs_are_left_alone(sent):
     assert sent == []
 
 
+@pytest.mark.parametrize("onednn", [True, False])
+def test_the_way_back_through_frozen_weights_is_that_of_the_plain_layer(onednn, sent, monkeypatch):
+    monkeypatch.setattr(products, "onednn_is_faster", lambda *, backwards: onednn)
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(48, 9).requires_grad_(False), torch.randn(2, 13, 48, requires_grad=True)
+    pull = torch.randn(2, 13, 9)
+    with OneDnnProducts():
+        layer(x).backward(pull)
+    assert len(sent) == 1 + onednn
+    assert x.grad is not None
+    assert torch.allclose(x.grad, pull @ layer.weight, atol=1e-5)
+
+
 def test_without_the_operator_nothing_changes(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     onednn_is_faster.cache_clear()
