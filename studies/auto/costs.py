@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,37 +67,59 @@ def _embedding(scorer: CachedScorer) -> float:
     return weights_of(scorer.embedder.files) / max(1, weights_of(scorer.files))
 
 
-def training_s(opened: OpenStudy) -> float:
-    """Seconds that the LoRA which a race tries first takes to learn from all labelled items of the tune users here,
-    with the frozen layers' passes and the judging of what is held out; 0 where there are too few items to learn from.
+class TrainingCost(NamedTuple):
+    """Seconds that a training on all labelled items takes `once`, for the frozen layers' pass, and `each` epoch, with
+    the judging of what is held out."""
+
+    once: float
+    each: float
+
+    def seconds(self, epochs: int) -> float:
+        """Of a training of so many epochs."""
+        return self.once + epochs * self.each
+
+    def epochs_within(self, seconds: float) -> int:
+        """As many epochs as fit, from one to those that a race takes where time is no matter."""
+        return next((n for n in range(TRAINED["epochs"], 1, -1) if self.seconds(n) <= seconds), 1)
+
+
+def training_cost(opened: OpenStudy) -> TrainingCost:
+    """What the LoRA that a race tries first costs on all labelled items of the tune users here; nothing where there are
+    too few items to learn from.
 
     The difference of two trainings on few items, so that what is done once in each takes no part, by the token: items
-    of one user stand in one row and share what they begin with, which few items of many users do not.
+    of one user stand in one row and share what they begin with, which few items of many users do not. A third one, of
+    one epoch, tells what the epochs take of it.
     """
     tune, scorer = opened.splits.tune, opened.scorer
     items, count = labelled_items(tune), SAMPLED[scorer.kind] // 2
     if len(items) < 3 * count:
-        return 0.0
+        return TrainingCost(0.0, 0.0)
     first = {full.removeprefix("adapter."): value for full, value in listed()["lora"][scorer.kind][0].items()}
     told = {name: first[name] for name in ("start", "rank", "targets", "word_dropout")}
-    plan = Plan(epochs=TRAINED["epochs"], patience=TRAINED["patience"], **told)
-    seconds, tokens = [], []
+    epochs = TRAINED["epochs"]
+    plan = Plan(epochs=epochs, patience=TRAINED["patience"], **told)
+    few, more = (_only(items, np.linspace(0, len(items) - 1, size).round().astype(int)) for size in (count, 3 * count))
     with tempfile.TemporaryDirectory() as folder:
         adapters = UserAdapters(scorer.unstored(), Path(folder))
-        for size in (count, 3 * count):
-            some = _only(items, np.linspace(0, len(items) - 1, size).round().astype(int))
 
-            def learn(some: Dataset = some) -> None:
+        def seconds(some: Dataset, plan: Plan) -> float:
+            def learn() -> None:
                 scorer.backbone.forget()
                 with tempfile.TemporaryDirectory(dir=folder) as place:
                     UserAdapters(adapters.scorer, Path(place)).learn(tune, plan, items=some)
 
-            seconds.append(fastest(learn))
-            tokens.append(adapters.tokens(some, plan))
+            return fastest(learn)
+
+        of_few, of_more = seconds(few, plan), seconds(more, plan)
+        of_one_epoch = seconds(more, replace(plan, epochs=1))
+        tokens = [adapters.tokens(some, plan) for some in (few, more)]
         whole = _only(items, np.arange(min(len(items), COUNTED)))
         of_all = adapters.tokens(whole, plan) * len(items) / len(whole)
     scorer.backbone.forget()
-    return max(0.0, seconds[1] - seconds[0]) / (tokens[1] - tokens[0]) * of_all
+    a_token = max(0.0, of_more - of_few) / (tokens[1] - tokens[0])
+    each = min(a_token / epochs, max(0.0, of_more - of_one_epoch) / (epochs - 1) / tokens[1])
+    return TrainingCost((a_token - epochs * each) * of_all, each * of_all)
 
 
 def _only(items: Dataset, rows: NDArray[np.int64]) -> Dataset:

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from personalization.files import write_atomic
 from studies.auto import charts
+from studies.auto.arms import TRAINED
 from studies.auto.clock import spoken_time
 from studies.auto.race import Race
 from studies.auto.table import table
@@ -52,6 +53,8 @@ def next_steps(found: Mapping[str, Any], out: Path, here: str) -> list[dict[str,
         says = "More users, or more minutes, may show what these could not. The leader is tested again with:"
         steps.append({"says": says, "command": f"chamtune promote {found['study']} --out {place}{here}"})
     dropped = [arm["arm"] for arm in found["arms"] if str(arm["fate"]).startswith("not afforded")]
+    if found["epochs"] is not None and found["epochs"] < TRAINED["epochs"]:
+        dropped.append(f"trainings of {TRAINED['epochs']} epochs instead of {found['epochs']}")
     if dropped:
         steps.append({"says": f"More minutes would buy: {', '.join(dropped)}.", "command": None})
     cut = [arm["arm"] for arm in found["arms"] if arm["fate"] == "raced to the end" and arm["trials"]]

@@ -21,9 +21,9 @@ from personalization.errors import ChamtuneError, UsageError
 from personalization.files import locked
 from studies.auto import pooling, routing
 from studies.auto.allocation import Standing, following, hopeless, leader, mean_gain
-from studies.auto.arms import ARMS, PROMISING, Arm, Scene, together, wanted
+from studies.auto.arms import ARMS, PROMISING, TRAINED, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
-from studies.auto.costs import measured, training_s
+from studies.auto.costs import measured, training_cost
 from studies.auto.ending import SPARE, promote_leader, promoting_s
 from studies.auto.judging import Entry, first_lift, judge, judged_dataset, measure, rival, unmeasured
 from studies.auto.plan import Plan, fixed_by, queue_first
@@ -151,7 +151,9 @@ class Race:
         self.scene = measured(first.opened)
         arms = wanted(self.scene.kind, self.plan.stages, self.plan.mix_users)
         if any("adapter" in arm.chain for arm in arms):
-            self.scene = self.scene._replace(training_s=training_s(first.opened))
+            training, kept = training_cost(first.opened), self.journal.content
+            epochs = kept.setdefault("epochs", training.epochs_within(HALF * self.left_s))
+            self.scene = self.scene._replace(training_s=training.seconds(epochs))
         self.arms = sorted(arms, key=self._cost)
         self.say(self._announced(self.arms))
         self._reopen(request)
@@ -163,9 +165,8 @@ class Race:
 
     def _reopen(self, request: StopRequest) -> None:
         """The arms that were begun before the race was interrupted, in their order, of those that may be raced now."""
-        single = {arm.name: arm for arm in self.arms}
         for name, kept in list(self.journal.content["arms"].items()):
-            arm = single.get(name) or self._pair(*name.split("+"))
+            arm = next((arm for arm in self.arms if arm.name == name), None) or self._pair(*name.split("+"))
             if kept["slices"] and arm is not None:
                 self.enter(arm, request)
 
@@ -189,12 +190,11 @@ class Race:
         return next((other for other in led if after < SPARE * self._cost(other) <= left), arm)
 
     def _announced(self, arms: Sequence[Arm]) -> str:
-        scene = self._seen_scene
+        scene, epochs = self._seen_scene, self.journal.content.get("epochs", TRAINED["epochs"])
         costs = ", ".join(f"{arm.name} {spoken_time(self._cost(arm))}" for arm in arms)
-        return (
-            f"a pass over the {scene.questions} tune questions takes about {spoken_time(scene.pass_s)} here; the first "
-            f"trial of each arm, about: {costs}"
-        )
+        fewer = f"; trainings have {epochs} of {TRAINED['epochs']} epochs" if epochs < TRAINED["epochs"] else ""
+        whole = f"a pass over the {scene.questions} tune questions takes about {spoken_time(scene.pass_s)} here"
+        return f"{whole}; the first trial of each arm, about: {costs}{fewer}"
 
     # arms
 
@@ -206,8 +206,8 @@ class Race:
         if not kept["slices"]:
             cost, share = self._cost(arm), self._share_of(arm)
             if cost > max(0.0, share * self.left_s):
-                part = f"more than {share:.0%} of the {spoken_time(self.left_s)} left"
-                kept["fate"] = f"not afforded: a first trial takes about {spoken_time(cost)}, {part}"
+                left = f"more than {share:.0%} of the {spoken_time(self.left_s)} left"
+                kept["fate"] = f"not afforded: a first trial takes about {spoken_time(cost)}, {left}"
                 self.say(f"{arm.name}: {kept['fate']}")
                 return
         try:
@@ -242,9 +242,10 @@ class Race:
         return self.entries[arm.name]
 
     def _fixed(self, arm: Arm) -> dict[str, Any]:
-        """What the arm below found in its stages, by full name, as it was when this one was begun."""
+        """What the arm below found in its stages, by full name, as it was when this one was begun; alone, the epochs of
+        an adapter that the time allows."""
         if arm.start_from is None:
-            return {}
+            return {"adapter.epochs": self.journal.content["epochs"]} if "adapter" in arm.chain else {}
         kept, below = self.journal.arm(arm.name), self.entries[arm.start_from]
         if "fixed" not in kept:
             assert below.params is not None
@@ -307,8 +308,8 @@ class Race:
 
     def _first_lifts(self) -> list[float]:
         """What the first slice of each arm brought that had more than one trial in it."""
-        slices = [kept["slices"][0] for kept in self.journal.content["arms"].values() if kept["slices"]]
-        return [one["lift"] for one in slices if one["trials"] > 1 and "lift" in one]
+        first = [kept["slices"][0] for kept in self.journal.content["arms"].values() if kept["slices"]]
+        return [one["lift"] for one in first if one["trials"] > 1 and "lift" in one]
 
     def _late(self, request: StopRequest) -> bool:
         """With nothing else left to do: begin the cheapest arm that takes more than half of the time left, and no more
@@ -329,8 +330,8 @@ class Race:
 
     def _begun(self) -> Entry | None:
         """While no arm has a result: the first one, if its time was over before its first trial was."""
-        name, entry = next(iter(self.entries.items()))
-        slices = self.journal.arm(name)["slices"]
+        entry = next(iter(self.entries.values()))
+        slices = self.journal.arm(entry.arm.name)["slices"]
         return entry if slices and slices[-1]["cut"] else None
 
     def out(self, name: str, why: str) -> None:

@@ -30,7 +30,7 @@ PARTS_OF = 60.0
 
 
 def table(race: Race, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
-    """JSON-able: plan, verdict, arms, gain against time, users, commands."""
+    """JSON-able: plan, verdict, arms, gain against time, users, commands; `epochs` that trainings had, None without."""
     best, model = race.best(), race.base.spec.model
     rows = [_row(race, name, kept, verdict) for name, kept in race.journal.content["arms"].items()]
     tested = [row for row in rows if row.get("select") is not None]
@@ -45,6 +45,7 @@ def table(race: Race, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
         "study": None if best is None else best.opened.spec.name,
         "params": None if best is None or best.params is None else _plain(best),
         "minutes": race.plan.minutes,
+        "epochs": race.journal.content.get("epochs"),
         "spent_s": round(race.journal.spent_s, 1),
         "metric": next(iter(race.base.spec.optimize)),
         "model": model.path if model.retriever is None else f"{model.path} (similar items by {model.retriever})",

@@ -3,6 +3,7 @@
 import csv
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from personalization.data.records import Dataset
@@ -10,7 +11,7 @@ from personalization.methods.adapters.user_adapters import UserAdapters
 from personalization.methods.history.labelled import labelled_items
 from studies.auto import costs
 from studies.auto.arms import ARMS
-from studies.auto.costs import measured, training_s
+from studies.auto.costs import TrainingCost, measured, training_cost
 from studies.auto.plan import Plan, data_of
 from studies.study import open_study
 from tests.tickets import GERMAN, tickets
@@ -38,8 +39,8 @@ def test_a_training_is_what_more_tokens_take_longer(opened, monkeypatch):
 
     def learn(self, dataset, plan, report=None, items=None):
         nonlocal now
-        now += 5 + 0.25 * self.tokens(items, plan)  # what is done once in each training takes no part
-        sizes.append(len(items))
+        now += 5 + (0.25 + 0.5 * plan.epochs) * self.tokens(items, plan)  # what each training does once takes no part
+        sizes.append((len(items), plan.epochs))
 
     monkeypatch.setattr(UserAdapters, "tokens", tokens)
     monkeypatch.setattr(UserAdapters, "learn", learn)
@@ -47,11 +48,16 @@ def test_a_training_is_what_more_tokens_take_longer(opened, monkeypatch):
     monkeypatch.setattr(costs, "COUNTED", 20)
     items = labelled_items(opened.splits.tune)
     counted = Dataset(items.task, items.labels, items.questions[:20])
-    assert training_s(opened) == pytest.approx(0.25 * tokens(None, counted, None) * len(items) / 20)
-    assert sizes == [6, 18]
+    assert training_cost(opened) == pytest.approx(np.array([0.25, 0.5]) * tokens(None, counted, None) * len(items) / 20)
+    assert sizes == [(6, 3), (18, 3), (18, 1)]
     scene = measured(opened)._replace(pass_s=2.0, training_s=30.0)
     assert ARMS["lora"].passes(scene) == 1 + 15
     assert ARMS["prefix"].passes(scene) == ARMS["lora-groups"].passes(scene) == 2 * (1 + 15)
+
+
+@pytest.mark.parametrize(("seconds", "epochs"), [(100.0, 3), (34.0, 3), (33.9, 2), (24.0, 2), (23.9, 1), (0.0, 1)])
+def test_a_training_has_the_epochs_that_fit(seconds, epochs):
+    assert TrainingCost(4.0, 10.0).epochs_within(seconds) == epochs
 
 
 def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
@@ -60,7 +66,7 @@ def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
     spoken = opened.objective.work("tune").spoken
     bare = opened.scorer.unstored()
     scores = bare.label_logprobs(asked, spoken)
-    training_s(opened)
+    training_cost(opened)
     opened.scorer.backbone.forget()
     assert (bare.label_logprobs(asked, spoken) == scores).all()
     assert sorted(opened.home.rglob("*")) == before
@@ -68,7 +74,7 @@ def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
 
 def test_few_items_cost_nothing_to_measure(opened, monkeypatch):
     monkeypatch.setitem(costs.SAMPLED, "encoder", 10_000)
-    assert training_s(opened) == 0
+    assert training_cost(opened) == (0, 0)
 
 
 def test_the_fastest_of_a_seconds_runs_counts_and_one_that_is_longer_is_not_repeated(monkeypatch):

@@ -49,6 +49,7 @@ def found_of(**changes):
         "study": "race.head",
         "params": {"level": "user", "c": 0.012345},
         "minutes": 10.0,
+        "epochs": 2,
         "spent_s": 431.0,
         "metric": "accuracy",
         "model": "minilm",
@@ -104,7 +105,7 @@ def test_the_page_says_what_was_found_and_what_to_do():
         "no reason to",
         "That is an oracle",
         f"chamtune predict --config {Path('deploy').resolve()}",
-        "More minutes would buy: lora.",
+        "More minutes would buy: lora, trainings of 3 epochs instead of 2.",
         "0.01235",
         f"chamtune sync race.head{HERE}\nchamtune sync race.similar{HERE}".replace("'", "&#39;"),
     ):

@@ -18,6 +18,7 @@ from studies.auto import race as races
 from studies.auto.allocation import Standing
 from studies.auto.arms import ARMS, Scene
 from studies.auto.clock import Journal
+from studies.auto.costs import TrainingCost
 from studies.auto.ending import NO_GAIN, NONE_MEASURED
 from studies.auto.judging import Entry
 from studies.auto.plan import Plan, data_of, listed
@@ -313,6 +314,23 @@ def test_an_arm_whose_next_trial_would_be_interrupted_gets_no_more_time(tmp_path
         race.entries[name] = Entry(ARMS[name], None, standing=Standing(name, np.array(gains), 2 * each_s, done=done))
         race.journal.arm(name)["slices"].append({"trials": 2, "seconds": 2 * each_s, "cut": False, "lift": 0.25})
     assert race._following() is (race.entries["lora"] if goes_on else None)
+
+
+@pytest.mark.slow
+def test_trainings_have_the_epochs_that_fit_and_keep_them_when_the_race_goes_on(table, tiny_encoder, monkeypatch):
+    for name in ("lora-groups", "lora-user"):
+        monkeypatch.delitem(ARMS, name)
+    monkeypatch.setattr(races, "training_cost", lambda opened: TrainingCost(0.0, 35.0))
+    said, stages = [], ("adapter",)
+    Race(plan_of(table / "h", tiny_encoder, stages=stages), table / "h", say=said.append).run(table / "deploy")
+    assert any(line.endswith("; trainings have 1 of 3 epochs") for line in said)
+    monkeypatch.setattr(races, "training_cost", lambda opened: TrainingCost(0.0, 0.1))
+    again = Race(plan_of(table / "h", tiny_encoder, 3.0, stages), table / "h")
+    verdict = again.run(table / "deploy")
+    lora, found = again.entries["lora"], table_of(again, verdict)
+    assert lora.opened.spec.space["adapter.epochs"] == 1
+    assert lora.standing is not None
+    assert found["epochs"] == 1
 
 
 @pytest.mark.slow
