@@ -63,6 +63,10 @@ class Stage:
         """user -> group, for a stage that puts users into groups; `work` is that before it."""
         return {}
 
+    def training_s(self, learned: Any) -> float:  # noqa: ARG002
+        """Seconds that learning took where it was done, of what is trained once and read by others."""
+        return 0.0
+
     def user_bytes(self, params: Any, learned: Any) -> int:  # noqa: ARG002
         """What a deployment holds for each user alone, on the mean."""
         return 0

@@ -136,6 +136,10 @@ class Adapter(Stage):
         whole = {**lora, "adapter.start": 0.0, "adapter.rank": 8}
         return [*upper, whole, {**whole, "adapter.level": "cluster", "adapter.anchor": 0.01}]
 
+    def training_s(self, learned: Any) -> float:
+        """Of the adapters, as their record says; a deployment has none."""
+        return float(learned.record.get("seconds", 0.0)) if learned else 0.0
+
     def user_bytes(self, params: Any, learned: Any) -> int:
         """Adapters of users: the files of one."""
         if learned is None or params.level != "user":

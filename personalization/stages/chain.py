@@ -121,6 +121,11 @@ def user_bytes(fitted: Fitted) -> int:
     return sum(stage(name).user_bytes(params, fitted.learned[name]) for name, params in fitted.params.items())
 
 
+def training_s(fitted: Fitted) -> float:
+    """Seconds that the chain's trainings took, wherever that was."""
+    return sum(stage(name).training_s(fitted.learned[name]) for name in fitted.params)
+
+
 def facts(fitted: Fitted, tools: Tools) -> Facts:
     """What the stages did on the tune users."""
     steps = zip(fitted.params.items(), fitted.tune, fitted.tune[1:], strict=False)

@@ -100,6 +100,10 @@ class Route(Stage):
         chosen = learned.router.arms(features(work.dataset))
         return {question.user_id: int(arm) for question, arm in zip(work.dataset.questions, chosen, strict=True)}
 
+    def training_s(self, learned: Learned | None) -> float:
+        """Of all arms."""
+        return sum(map(chain.training_s, learned.arms)) if learned else 0.0
+
     def user_bytes(self, params: Any, learned: Learned | None) -> int:  # noqa: ARG002
         """Of all chains together."""
         return sum(map(chain.user_bytes, learned.arms)) if learned else 0

@@ -207,8 +207,8 @@ class Race:
             cost, share = self._cost(arm), self._share_of(arm)
             if cost > max(0.0, share * self.left_s):
                 left = f"more than {share:.0%} of the {spoken_time(self.left_s)} left"
-                kept["fate"] = f"not afforded: a first trial takes about {spoken_time(cost)}, {left}"
-                self.say(f"{arm.name}: {kept['fate']}")
+                left = left if self.left_s > 0 else "and no time is left"
+                self.out(arm.name, f"not afforded: a first trial takes about {spoken_time(cost)}, {left}")
                 return
         try:
             entry = self._open(arm, request)

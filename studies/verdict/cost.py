@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from personalization.deployment import served
 from personalization.stages import chain
+from personalization.stages.chain import Fitted
 from search_spaces import ChainParams
 from studies.carried import kept_from_elsewhere
 from studies.study import OpenStudy
@@ -24,7 +25,8 @@ class Cost(NamedTuple):
     """Milliseconds a question when served, bytes that a deployment holds for each user alone, seconds of training.
 
     `training_s` is the wall time of the first trial whose stages below the calibration were the same, its answers on
-    the tune users included: later trials find what it learned. None of a system that is no trial.
+    the tune users included: later trials find what it learned. Where that trial found adapters that another study had
+    trained, it is what these took. None of a system that is no trial.
     """
 
     cost_ms: float
@@ -34,9 +36,9 @@ class Cost(NamedTuple):
 
 def cost_of(opened: OpenStudy, params: ChainParams, trial: int | None) -> Cost:
     """The cost of a trial's parameters."""
-    stored = chain.user_bytes(opened.objective.fitted(params))
-    training = None if trial is None else training_s(opened, trial)
-    return Cost(round(cost_ms(opened, params), 2), stored, training)
+    fitted = opened.objective.fitted(params)
+    training = None if trial is None else training_s(opened, trial, fitted)
+    return Cost(round(cost_ms(opened, params), 2), chain.user_bytes(fitted), training)
 
 
 def cost_ms(opened: OpenStudy, params: ChainParams) -> float:
@@ -56,13 +58,15 @@ def cost_ms(opened: OpenStudy, params: ChainParams) -> float:
     return 1000 * statistics.median(seconds) / len(questions)
 
 
-def training_s(opened: OpenStudy, number: int) -> float | None:
-    """Seconds of the first complete trial with the stages of this one, but for the calibration; None where that was
-    carried from another study, which took no time here."""
+def training_s(opened: OpenStudy, number: int, fitted: Fitted) -> float | None:
+    """Seconds of the first complete trial with the stages of this one, but for the calibration, or of its adapters'
+    training where that took longer; None where neither is known, as of a trial carried from another study."""
     trials = opened.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     trained = {trial.number: _trained(opened.rooms.decode(trial.params)) for trial in trials}
     first = next(trial for trial in trials if trained[trial.number] == trained[number])
-    return None if first.duration is None or kept_from_elsewhere(first) else round(first.duration.total_seconds(), 2)
+    here = None if kept_from_elsewhere(first) else first.duration
+    seconds = max(0.0 if here is None else here.total_seconds(), chain.training_s(fitted))
+    return round(seconds, 2) or None
 
 
 def _trained(params: ChainParams) -> list[tuple[str, object]]:

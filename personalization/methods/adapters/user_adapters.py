@@ -17,13 +17,14 @@ start from it or stand on it. Every fifth user is held out, at level `user` ever
 is kept is what had the smallest loss there. Every second epoch sees the items differently, where a rate says so: in the
 model's own words (`training.paraphrases`), words or items of the history left out, other items in their place, or these
 in another order; the record counts by user how many items each rate changes (`varied`). What was trained lies in a
-folder named by all that it depends on: PEFT's files a group, and record.json with every evaluation; until that is
-there, the checkpoint.
+folder named by all that it depends on: PEFT's files a group, and record.json with every evaluation and the seconds that
+it took since it last began, its origin's included; until that is there, the checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -174,7 +175,7 @@ class UserAdapters:
         """Train into the folder of `trained`."""
         from personalization.methods.training.loop import kept, merged
 
-        folder, parts = trained.folder, self._parts(items, plan, trained)
+        started, folder, parts = time.monotonic(), trained.folder, self._parts(items, plan, trained)
         found = [self._part(part, folder, plan, origin, told if len(parts) == 1 else None) for part in parts]
         records = merged([part["records"] for part in found], [len(part.items) for part in parts])
         learned, judged = held_out(items, plan.level)
@@ -187,6 +188,7 @@ class UserAdapters:
             "sizes": np.bincount(numbers, minlength=trained.count).tolist(),
             "silhouette": None if clusters is None else clusters.silhouette,
             "varied": {rate: self._varied(learned, plan, rate) for rate in plan.rates},
+            "seconds": round(time.monotonic() - started + (0.0 if origin is None else origin.record["seconds"]), 2),
         }  # fmt: skip
         if clusters is not None:
             clusters.save(folder / "groups.safetensors")

@@ -206,3 +206,10 @@ def test_a_mean_of_an_arm_that_may_not_be_raced_any_more_is_not_begun_again(race
     arm = SimpleNamespace(name="mean", space={"route": {"arms": "[2]"}})
     assert routing.begun(race, arm, [entry], StopRequest()) is None
     assert race.journal.arm("mean")["fate"] == "out: it holds an arm that is not raced any more"
+
+
+@pytest.mark.parametrize(("left", "told"), [(1.5, "more than 50% of the 2 s left"), (-3.0, "and no time is left")])
+def test_an_arm_that_is_not_afforded_is_told_why(race, monkeypatch, left, told):
+    monkeypatch.setattr(Race, "left_s", left)
+    race.enter(ARMS["prompt"], StopRequest())
+    assert race.journal.arm("prompt")["fate"] == f"not afforded: a first trial takes about 5 s, {told}"

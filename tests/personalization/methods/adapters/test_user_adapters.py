@@ -151,8 +151,9 @@ def test_new_users_get_the_nearest_group_or_at_level_user_the_model_itself(adapt
 @pytest.mark.slow
 def test_an_anchored_adapter_begins_at_the_unified_one(adapters, scorer, world):
     pinned = adapters.learn(world, replace(PLAN, anchor=1e4, lr=1e-4))
-    free = adapters.learn(world, replace(PLAN, lr=1e-4))
-    begins = scores(world, adapters.learn(world, Plan()), scorer)
+    free, origin = adapters.learn(world, replace(PLAN, lr=1e-4)), adapters.learn(world, Plan())
+    assert pinned.record["seconds"] > origin.record["seconds"] > 0
+    begins = scores(world, origin, scorer)
     near, far = (np.abs(scores(world, trained, scorer) - begins).max() for trained in (pinned, free))
     assert near < 0.1 * far
 
