@@ -69,7 +69,7 @@ LORA = {
     "adapter.alpha": 2.0,
     "adapter.targets": "all",
     "adapter.start": 0.67,
-    "adapter.epochs": 3,
+    "adapter.epochs": 2,
     "adapter.lr": 1e-3,
     "adapter.lr_ratio": 1.0,
     "adapter.schedule": "cosine",
