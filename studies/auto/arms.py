@@ -42,6 +42,10 @@ EXACT: Mapping[str, Any] = {"fit": "exact"}
 """The calibration on top of what was trained: solved for, not searched."""
 
 
+NOT_AFFORDED = "not afforded"
+"""How the fate of an arm begins that was offered a slice and not begun."""
+
+
 class Scene(NamedTuple):
     """What costs depend on: the kind of model, questions and labelled items of the tune users, a question's and an
     item's length (in characters), seconds of one pass over the questions, and of a training on the items; `embedding`:

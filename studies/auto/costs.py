@@ -17,7 +17,8 @@ from personalization.backbones.location import weights_of
 from personalization.data.records import Dataset
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters
 from personalization.methods.history.labelled import labelled_items
-from studies.auto.arms import TRAINED, Scene
+from studies.auto.arms import ARMS, NOT_AFFORDED, TRAINED, Scene
+from studies.auto.clock import Journal
 from studies.auto.plan import listed
 from studies.study import OpenStudy
 
@@ -81,6 +82,19 @@ class TrainingCost(NamedTuple):
     def epochs_within(self, seconds: float) -> int:
         """As many epochs as fit, from one to those that a race takes where time is no matter."""
         return next((n for n in range(TRAINED["epochs"], 1, -1) if self.seconds(n) <= seconds), 1)
+
+
+def epochs_of(journal: Journal, minutes: float, fitting: int) -> int:
+    """Epochs of a race's trainings: as many as are `fitting` when it begins, or when it goes on with other minutes and
+    no training has begun."""
+    kept = journal.content
+    begun = any(
+        name in ARMS and "adapter" in ARMS[name].chain and not str(arm["fate"]).startswith(NOT_AFFORDED)
+        for name, arm in kept["arms"].items()
+    )
+    if "epochs" not in kept or (kept["epochs_for"] != minutes and not begun):
+        kept |= {"epochs": fitting, "epochs_for": minutes}
+    return int(kept["epochs"])
 
 
 def training_cost(opened: OpenStudy) -> TrainingCost:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from personalization.files import write_atomic
 from studies.auto import charts
-from studies.auto.arms import TRAINED
+from studies.auto.arms import NOT_AFFORDED, TRAINED
 from studies.auto.clock import spoken_time
 from studies.auto.race import Race
 from studies.auto.table import table
@@ -52,7 +52,7 @@ def next_steps(found: Mapping[str, Any], out: Path, here: str) -> list[dict[str,
     elif found["study"] is not None:
         says = "More users, or more minutes, may show what these could not. The leader is tested again with:"
         steps.append({"says": says, "command": f"chamtune promote {found['study']} --out {place}{here}"})
-    dropped = [arm["arm"] for arm in found["arms"] if str(arm["fate"]).startswith("not afforded")]
+    dropped = [arm["arm"] for arm in found["arms"] if str(arm["fate"]).startswith(NOT_AFFORDED)]
     if found["epochs"] is not None and found["epochs"] < TRAINED["epochs"]:
         dropped.append(f"trainings of {TRAINED['epochs']} epochs instead of {found['epochs']}")
     if dropped:

@@ -21,9 +21,9 @@ from personalization.errors import ChamtuneError, UsageError
 from personalization.files import locked
 from studies.auto import pooling, routing
 from studies.auto.allocation import Standing, following, hopeless, leader, mean_gain
-from studies.auto.arms import ARMS, PROMISING, TRAINED, Arm, Scene, together, wanted
+from studies.auto.arms import ARMS, NOT_AFFORDED, PROMISING, TRAINED, Arm, Scene, together, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
-from studies.auto.costs import measured, training_cost
+from studies.auto.costs import epochs_of, measured, training_cost
 from studies.auto.ending import SPARE, promote_leader, promoting_s
 from studies.auto.judging import Entry, first_lift, judge, judged_dataset, measure, rival, unmeasured
 from studies.auto.plan import Plan, fixed_by, queue_first
@@ -151,8 +151,8 @@ class Race:
         self.scene = measured(first.opened)
         arms = wanted(self.scene.kind, self.plan.stages, self.plan.mix_users)
         if any("adapter" in arm.chain for arm in arms):
-            training, kept = training_cost(first.opened), self.journal.content
-            epochs = kept.setdefault("epochs", training.epochs_within(HALF * self.left_s))
+            training = training_cost(first.opened)
+            epochs = epochs_of(self.journal, self.plan.minutes, training.epochs_within(HALF * self.left_s))
             self.scene = self.scene._replace(training_s=training.seconds(epochs))
         self.arms = sorted(arms, key=self._cost)
         self.say(self._announced(self.arms))
@@ -208,7 +208,7 @@ class Race:
             if cost > max(0.0, share * self.left_s):
                 left = f"more than {share:.0%} of the {spoken_time(self.left_s)} left"
                 left = left if self.left_s > 0 else "and no time is left"
-                self.out(arm.name, f"not afforded: a first trial takes about {spoken_time(cost)}, {left}")
+                self.out(arm.name, f"{NOT_AFFORDED}: a first trial takes about {spoken_time(cost)}, {left}")
                 return
         try:
             entry = self._open(arm, request)

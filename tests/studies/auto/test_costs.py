@@ -11,7 +11,8 @@ from personalization.methods.adapters.user_adapters import UserAdapters
 from personalization.methods.history.labelled import labelled_items
 from studies.auto import costs
 from studies.auto.arms import ARMS
-from studies.auto.costs import TrainingCost, measured, training_cost
+from studies.auto.clock import Journal
+from studies.auto.costs import TrainingCost, epochs_of, measured, training_cost
 from studies.auto.plan import Plan, data_of
 from studies.study import open_study
 from tests.tickets import GERMAN, tickets
@@ -58,6 +59,19 @@ def test_a_training_is_what_more_tokens_take_longer(opened, monkeypatch):
 @pytest.mark.parametrize(("seconds", "epochs"), [(100.0, 3), (34.0, 3), (33.9, 2), (24.0, 2), (23.9, 1), (0.0, 1)])
 def test_a_training_has_the_epochs_that_fit(seconds, epochs):
     assert TrainingCost(4.0, 10.0).epochs_within(seconds) == epochs
+
+
+@pytest.mark.parametrize(
+    ("fate", "minutes", "epochs"),
+    [("not afforded: too long", 9.0, 3), ("not afforded: too long", 5.0, 1), (None, 9.0, 1), ("out: slow", 9.0, 1)],
+)
+def test_a_race_keeps_its_epochs_unless_more_minutes_come_before_any_training(tmp_path, fate, minutes, epochs):
+    journal = Journal(tmp_path / "race.json")
+    assert epochs_of(journal, 5.0, 1) == 1
+    journal.arm("calibration")
+    journal.arm("lora")["fate"] = fate
+    journal.note()
+    assert epochs_of(Journal(journal.path), minutes, 3) == epochs
 
 
 def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
