@@ -259,7 +259,7 @@ def together(one: Arm, other: Arm) -> Arm | None:
 
     The arm whose stage stands lower is taken as it was found (`start_from`), and the other is searched on top of it. An
     arm that is a calibration alone is searched on top of the other, if it brings what no other arm has. The texts are
-    embedded by then.
+    embedded by then; what is run behind items in the prompt is as much longer as they are.
     """
     order = list(STAGES)
     lower, upper = sorted((one, other), key=lambda arm: order.index(arm.chain[0]))
@@ -277,7 +277,8 @@ def together(one: Arm, other: Arm) -> Arm | None:
 
     def passes(scene: Scene) -> float:
         embedded = (ranked, read) if scene.kind == "encoder" else (ranked,)
-        return 0.0 if upper.passes in embedded else upper.passes(scene)
+        longer = shown(scene) if lower.passes is shown else 1.0
+        return 0.0 if upper.passes in embedded else longer * upper.passes(scene)
 
     return Arm(
         f"{lower.name}+{upper.name}",

@@ -125,8 +125,9 @@ def training_cost(opened: OpenStudy) -> TrainingCost:
 
             return fastest(learn)
 
-        of_few, of_more = seconds(few, plan), seconds(more, plan)
-        of_one_epoch = seconds(more, replace(plan, epochs=1))
+        short = replace(plan, epochs=1)
+        seconds(few, short)  # what a process does once, such as choosing its products, is done then
+        of_few, of_more, of_one_epoch = seconds(few, plan), seconds(more, plan), seconds(more, short)
         tokens = [adapters.tokens(some, plan) for some in (few, more)]
         whole = _only(items, np.arange(min(len(items), COUNTED)))
         of_all = adapters.tokens(whole, plan) * len(items) / len(whole)

@@ -41,6 +41,7 @@ def test_a_training_is_what_more_tokens_take_longer(opened, monkeypatch):
     def learn(self, dataset, plan, report=None, items=None):
         nonlocal now
         now += 5 + (0.25 + 0.5 * plan.epochs) * self.tokens(items, plan)  # what each training does once takes no part
+        now += 0 if sizes else 1000  # nor what a process does once
         sizes.append((len(items), plan.epochs))
 
     monkeypatch.setattr(UserAdapters, "tokens", tokens)
@@ -50,7 +51,7 @@ def test_a_training_is_what_more_tokens_take_longer(opened, monkeypatch):
     items = labelled_items(opened.splits.tune)
     counted = Dataset(items.task, items.labels, items.questions[:20])
     assert training_cost(opened) == pytest.approx(np.array([0.25, 0.5]) * tokens(None, counted, None) * len(items) / 20)
-    assert sizes == [(6, 3), (18, 3), (18, 1)]
+    assert sizes == [(6, 1), (6, 3), (18, 3), (18, 1)]
     scene = measured(opened)._replace(pass_s=2.0, training_s=30.0)
     assert ARMS["lora"].passes(scene) == 1 + 15
     assert ARMS["prefix"].passes(scene) == ARMS["lora-groups"].passes(scene) == 2 * (1 + 15)

@@ -39,6 +39,7 @@ def test_a_pair_has_both_stages_and_keeps_what_the_lower_one_found():
     both = together(ARMS["lora"], ARMS["prompt"])
     assert both.chain == ("prompt", "adapter", "calibration")
     assert both.start_from == "prompt"
+    assert both.passes(SCENE["causal"]) == ARMS["prompt"].passes(SCENE["causal"]) * ARMS["lora"].passes(SCENE["causal"])
     assert together(ARMS["lora"], ARMS["prefix"]) is None
     assert together(ARMS["calibration"], ARMS["prompt"]) is None
     assert together(ARMS["shared"], ARMS["similar"]) is None
