@@ -5,8 +5,8 @@
 
 Each seed draws its own users, and each world has the model that knows it. `--alone`: each of these arms is also run by
 itself, an ordinary study of as many minutes and its promotion, to be compared with in hindsight. `order`: of two arms
-that the world was planted to tell apart, whether the report has them so; null where one of them has no result. The last
-line is JSON.
+that the world was planted to tell apart, whether the report has them so on the users that both are judged on (`select`:
+gains on select users); null where one of them has no result. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -37,11 +37,8 @@ def raced(world: str, seed: int, minutes: float, home: Path) -> tuple[Auto, dict
     auto = Auto(world, world, minutes, home=home, more={"seed": seed, "tracking": "none"})
     found = auto.run(home / "deploy", say=lambda line: print(line, flush=True)).result
     assert found is not None
-    gains = {arm["arm"]: arm["gain"] for arm in found["arms"]}
-    order = {}
-    for better, worse in PLANTED:
-        both = gains.get(better), gains.get(worse)
-        order[f"{better} > {worse}"] = None if None in both else both[0] > both[1]
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    order = {f"{better} > {worse}": ordered(arms.get(better), arms.get(worse)) for better, worse in PLANTED}
     confirm = found["confirm"] or {}
     row = {
         "seed": seed,
@@ -52,10 +49,20 @@ def raced(world: str, seed: int, minutes: float, home: Path) -> tuple[Auto, dict
         "baseline": confirm.get("baseline_accuracy"),
         "seconds": round(time.monotonic() - started, 1),
         "counted_s": found["spent_s"],
-        "arms": gains,
+        "arms": {name: arm["gain"] for name, arm in arms.items()},
+        "select": {name: arm["select"] and round(arm["select"]["delta"], 4) for name, arm in arms.items()},
         "order": order,
     }
     return auto, row
+
+
+def ordered(better: dict[str, Any] | None, worse: dict[str, Any] | None) -> bool | None:
+    """Whether an arm gains more than another, on the users that both are judged on."""
+    if better is None or worse is None or better["gain"] is None or worse["gain"] is None:
+        return None
+    if better["judged_on"] == worse["judged_on"]:
+        return bool(better["gain"] > worse["gain"])
+    return bool(better["select"]["delta"] > worse["select"]["delta"])
 
 
 def alone(auto: Auto, name: str, minutes: float, home: Path) -> dict[str, Any]:
