@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,14 +29,16 @@ COUNTED = 2000
 """Items whose tokens are counted, user by user."""
 
 
-def fastest(work: Callable[[], None]) -> float:
-    """Seconds of the fastest of as many runs as a second holds, one to ten: what else a machine does only adds."""
-    seconds: list[float] = []
-    while len(seconds) < 10 and sum(seconds) < 1.0:
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+def fastest(*works: Callable[[], object]) -> list[float]:
+    """Seconds of the fastest run of each, in turns, of as many as a second for each holds, one to ten: what else a
+    machine does only adds, and adds to all alike."""
+    seconds: list[list[float]] = [[] for _ in works]
+    while len(seconds[0]) < 10 and sum(map(sum, seconds)) < len(works):
+        for runs, work in zip(seconds, works, strict=True):
+            started = time.perf_counter()
+            work()
+            runs.append(time.perf_counter() - started)
+    return list(map(min, seconds))
 
 
 def measured(opened: OpenStudy) -> Scene:
@@ -52,7 +55,7 @@ def measured(opened: OpenStudy) -> Scene:
         scorer.backbone.forget()
         bare.label_logprobs(asked, work.spoken)
 
-    seconds = fastest(ask) * sum(map(len, work.prompts)) / max(1, sum(map(len, asked)))
+    seconds = fastest(ask)[0] * sum(map(len, work.prompts)) / max(1, sum(map(len, asked)))
     items = {question.user_id: question.history for question in tune.questions}
     texts = [item.text for history in items.values() for item in history if item.label is not None]
     asked_length = float(np.mean([len(prompt) for prompt in work.prompts]))
@@ -117,17 +120,16 @@ def training_cost(opened: OpenStudy) -> TrainingCost:
     with tempfile.TemporaryDirectory() as folder:
         adapters = UserAdapters(scorer.unstored(), Path(folder))
 
-        def seconds(some: Dataset, plan: Plan) -> float:
-            def learn() -> None:
-                scorer.backbone.forget()
-                with tempfile.TemporaryDirectory(dir=folder) as place:
-                    UserAdapters(adapters.scorer, Path(place)).learn(tune, plan, items=some)
-
-            return fastest(learn)
+        def learn(some: Dataset, plan: Plan) -> None:
+            scorer.backbone.forget()
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                UserAdapters(adapters.scorer, Path(place)).learn(tune, plan, items=some)
 
         short = replace(plan, epochs=1)
-        seconds(few, short)  # what a process does once, such as choosing its products, is done then
-        of_few, of_more, of_one_epoch = seconds(few, plan), seconds(more, plan), seconds(more, short)
+        learn(few, short)  # what a process does once, such as choosing its products, is done then
+        of_few, of_more, of_one_epoch = fastest(
+            partial(learn, few, plan), partial(learn, more, plan), partial(learn, more, short)
+        )
         tokens = [adapters.tokens(some, plan) for some in (few, more)]
         whole = _only(items, np.arange(min(len(items), COUNTED)))
         of_all = adapters.tokens(whole, plan) * len(items) / len(whole)

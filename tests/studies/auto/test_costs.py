@@ -93,12 +93,13 @@ def test_few_items_cost_nothing_to_measure(opened, monkeypatch):
 
 
 def test_the_fastest_of_a_seconds_runs_counts_and_one_that_is_longer_is_not_repeated(monkeypatch):
-    now, takes = 0.0, [0.5, 0.25, 0.375, 2.0]
+    now, takes = 0.0, [0.5, 0.25, 0.375, 2.0, 1.0, 0.5, 0.5, 0.75]
 
     def work():
         nonlocal now
         now += takes.pop(0)
 
     monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=lambda: now))
-    assert costs.fastest(work) == 0.25
-    assert costs.fastest(work) == 2.0
+    assert costs.fastest(work) == [0.25]
+    assert costs.fastest(work) == [2.0]
+    assert costs.fastest(work, work) == [0.5, 0.5]  # 1.0 and 0.5, and 0.5 and 0.75
