@@ -49,7 +49,8 @@ NOT_AFFORDED = "not afforded"
 class Scene(NamedTuple):
     """What costs depend on: the kind of model, questions and labelled items of the tune users, a question's and an
     item's length (in characters), seconds of one pass over the questions, and of a training on the items; `embedding`:
-    what a text costs the encoder that embeds it, as a share of a pass of the model, 0 without one."""
+    what a text costs the encoder that embeds it, as a share of a pass of the model, 0 without one; `epochs` of a
+    training, None where nothing is trained."""
 
     kind: str
     questions: int
@@ -59,6 +60,7 @@ class Scene(NamedTuple):
     pass_s: float
     training_s: float
     embedding: float = 0.0
+    epochs: int | None = None
 
     def of_items(self, count: float) -> float:
         """Passes that so many items cost."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,9 @@ from personalization.backbones.location import weights_of
 from personalization.data.records import Dataset
 from personalization.methods.adapters.user_adapters import Plan, UserAdapters
 from personalization.methods.history.labelled import labelled_items
-from studies.auto.arms import ARMS, NOT_AFFORDED, TRAINED, Scene
-from studies.auto.clock import Journal
+from studies.auto.arms import TRAINED, Scene
 from studies.auto.plan import listed
-from studies.study import OpenStudy
+from studies.study import OpenStudy, find_study, stored_spec, study_names
 
 SAMPLED = {"causal": 8, "encoder": 64}
 """Questions that are asked to learn what a pass costs; half as many items, and three times those, are learned from."""
@@ -87,17 +86,15 @@ class TrainingCost(NamedTuple):
         return next((n for n in range(TRAINED["epochs"], 1, -1) if self.seconds(n) <= seconds), 1)
 
 
-def epochs_of(journal: Journal, minutes: float, fitting: int) -> int:
-    """Epochs of a race's trainings: as many as are `fitting` when it begins, or when it goes on with other minutes and
-    no training has begun."""
-    kept = journal.content
-    begun = any(
-        name in ARMS and "adapter" in ARMS[name].chain and not str(arm["fate"]).startswith(NOT_AFFORDED)
-        for name, arm in kept["arms"].items()
-    )
-    if "epochs" not in kept or (kept["epochs_for"] != minutes and not begun):
-        kept |= {"epochs": fitting, "epochs_for": minutes}
-    return int(kept["epochs"])
+def epochs_of(base: OpenStudy, studies: Iterable[str], fitting: int) -> int:
+    """Epochs of a race's trainings: those of the first of these studies that is in the storage, else `fitting`."""
+    known = study_names(base.storage)
+    begun = next((name for name in studies if name in known), None)
+    if begun is None:
+        return fitting
+    kept = stored_spec(find_study(begun, base.home, base.spec.storage)).space["adapter.epochs"]
+    assert isinstance(kept, int)
+    return kept
 
 
 def training_cost(opened: OpenStudy) -> TrainingCost:

@@ -20,7 +20,7 @@ import numpy as np
 from personalization.evaluation import Evaluation
 from search_spaces.route import arms_of
 from studies.auto.allocation import leader
-from studies.auto.arms import Arm, Scene
+from studies.auto.arms import NOT_AFFORDED, Arm, Scene
 from studies.auto.clock import spoken_time
 from studies.auto.ending import promoting_s
 from studies.auto.judging import Entry
@@ -130,7 +130,7 @@ def pool(race: Race, request: StopRequest) -> None:
         race.journal.arm(NAME)["says"] = arm.says
         race.out(
             NAME,
-            f"not afforded: {arm.says}, and promoting that, takes about {spoken_time(needed)}, and "
+            f"{NOT_AFFORDED}: {arm.says}, and promoting that, takes about {spoken_time(needed)}, and "
             f"{spoken_time(max(0.0, race.left_s))} are left",
         )
         return

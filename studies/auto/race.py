@@ -150,10 +150,10 @@ class Race:
         self.users, self.sizes = list(asked), np.array(list(asked.values()))
         self.scene = measured(first.opened)
         arms = wanted(self.scene.kind, self.plan.stages, self.plan.mix_users)
-        if any("adapter" in arm.chain for arm in arms):
+        if trained := [self.plan.study_of(arm.name) for arm in arms if "adapter" in arm.chain]:
             training = training_cost(first.opened)
-            epochs = epochs_of(self.journal, self.plan.minutes, training.epochs_within(HALF * self.left_s))
-            self.scene = self.scene._replace(training_s=training.seconds(epochs))
+            epochs = epochs_of(first.opened, trained, training.epochs_within(HALF * self.left_s))
+            self.scene = self.scene._replace(training_s=training.seconds(epochs), epochs=epochs)
         self.arms = sorted(arms, key=self._cost)
         self.say(self._announced(self.arms))
         self._reopen(request)
@@ -190,7 +190,7 @@ class Race:
         return next((other for other in led if after < SPARE * self._cost(other) <= left), arm)
 
     def _announced(self, arms: Sequence[Arm]) -> str:
-        scene, epochs = self._seen_scene, self.journal.content.get("epochs", TRAINED["epochs"])
+        scene, epochs = self._seen_scene, self._seen_scene.epochs or TRAINED["epochs"]
         costs = ", ".join(f"{arm.name} {spoken_time(self._cost(arm))}" for arm in arms)
         fewer = f"; trainings have {epochs} of {TRAINED['epochs']} epochs" if epochs < TRAINED["epochs"] else ""
         whole = f"a pass over the {scene.questions} tune questions takes about {spoken_time(scene.pass_s)} here"
@@ -245,7 +245,7 @@ class Race:
         """What the arm below found in its stages, by full name, as it was when this one was begun; alone, the epochs of
         an adapter that the time allows."""
         if arm.start_from is None:
-            return {"adapter.epochs": self.journal.content["epochs"]} if "adapter" in arm.chain else {}
+            return {"adapter.epochs": self._seen_scene.epochs} if "adapter" in arm.chain else {}
         kept, below = self.journal.arm(arm.name), self.entries[arm.start_from]
         if "fixed" not in kept:
             assert below.params is not None

@@ -45,7 +45,7 @@ def table(race: Race, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
         "study": None if best is None else best.opened.spec.name,
         "params": None if best is None or best.params is None else _plain(best),
         "minutes": race.plan.minutes,
-        "epochs": race.journal.content.get("epochs"),
+        "epochs": race.scene and race.scene.epochs,
         "spent_s": round(race.journal.spent_s, 1),
         "metric": next(iter(race.base.spec.optimize)),
         "model": model.path if model.retriever is None else f"{model.path} (similar items by {model.retriever})",

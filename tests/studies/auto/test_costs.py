@@ -11,7 +11,6 @@ from personalization.methods.adapters.user_adapters import UserAdapters
 from personalization.methods.history.labelled import labelled_items
 from studies.auto import costs
 from studies.auto.arms import ARMS
-from studies.auto.clock import Journal
 from studies.auto.costs import TrainingCost, epochs_of, measured, training_cost
 from studies.auto.plan import Plan, data_of
 from studies.study import open_study
@@ -62,17 +61,12 @@ def test_a_training_has_the_epochs_that_fit(seconds, epochs):
     assert TrainingCost(4.0, 10.0).epochs_within(seconds) == epochs
 
 
-@pytest.mark.parametrize(
-    ("fate", "minutes", "epochs"),
-    [("not afforded: too long", 9.0, 3), ("not afforded: too long", 5.0, 1), (None, 9.0, 1), ("out: slow", 9.0, 1)],
-)
-def test_a_race_keeps_its_epochs_unless_more_minutes_come_before_any_training(tmp_path, fate, minutes, epochs):
-    journal = Journal(tmp_path / "race.json")
-    assert epochs_of(journal, 5.0, 1) == 1
-    journal.arm("calibration")
-    journal.arm("lora")["fate"] = fate
-    journal.note()
-    assert epochs_of(Journal(journal.path), minutes, 3) == epochs
+def test_a_race_keeps_the_epochs_of_a_training_that_it_has_begun(opened):
+    assert epochs_of(opened, ["race.lora", "race.lora-groups"], 1) == 1
+    plan = Plan("race", {**data_of("tickets.csv", opened.home), "model": {"path": opened.spec.model.path}}, 1.0)
+    open_study(plan.spec_of(ARMS["lora-groups"], "encoder", {"adapter.epochs": 2}), opened.home)
+    assert epochs_of(opened, ["race.lora", "race.lora-groups"], 3) == 2
+    assert epochs_of(opened, ["race.lora"], 3) == 3
 
 
 def test_measuring_leaves_the_model_and_the_folders_as_they_were(opened):
