@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,11 @@ def world(users: int, per_user: int, items: int) -> Dataset:
     return Dataset(task("LaMP_2"), TAGS, tuple(questions))
 
 
+def written(folder: Path, users: int, per_user: int, items: int) -> None:
+    """The world as a folder of LaMP files."""
+    write_dataset(folder, "large", world(users, per_user, items))
+
+
 def model_in(folder: Path) -> str:
     """A tiny random Llama with the demo's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(locate_model("demo"))
@@ -101,7 +108,8 @@ def main() -> None:
     parser.add_argument("--chains", nargs="+", default=list(CHAINS), choices=list(CHAINS))
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
-    write_dataset(folder / "data", "large", world(options.users, options.per_user, options.items))
+    with ProcessPoolExecutor(1, get_context("spawn")) as beside:  # a study counts what its parent has held as its own
+        beside.submit(written, folder / "data", options.users, options.per_user, options.items).result()
     model = model_in(folder / "model")
     found = {}
     for name in options.chains:

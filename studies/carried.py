@@ -12,7 +12,7 @@ from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from personalization.errors import UsageError
+from personalization.files import locked
 from studies.insights.likely import likely
 from studies.insights.reading import history_of
 from studies.recovery import enqueue
@@ -31,6 +32,8 @@ from studies.trial import MEASURED
 
 CARRIED = "carried_from"
 """Trial attribute: study and number of the trial that it repeats, or whose setting it tries."""
+BEGAN = "carrying_began"
+"""Study attribute: study -> how many trials it had when they were first to be carried from there."""
 QUEUED = 10
 """Most settings of another study that are queued."""
 SAME = ("data", "model", "task", "chain", "objective", "start_from")
@@ -57,37 +60,69 @@ def carry_over(
 
 
 def carry(opened: OpenStudy, other: optuna.Study) -> dict[str, Any]:
-    """Take trials of a study with the same chain into an open one, once; a row as of `carry_over`."""
-    name, outside = other.study_name, Counter[str]()
-    there = opened.study.get_trials(deepcopy=False)
-    came = [trial for trial in there if trial.user_attrs.get(CARRIED, {}).get("study") == name]
-    if came:
-        kept = sum(trial.state != TrialState.WAITING and MEASURED in trial.user_attrs for trial in came)
-        return {"study": name, "kept": kept, "queued": len(came) - kept, "outside": {}, "already": True}
-    trials = ended_trials(other)
-    row: dict[str, Any] = {"study": name, "kept": 0, "queued": 0, "already": False}
-    if _compares(opened, other):
-        kept_trials = []
-        for trial in trials:
-            made, reason = _kept(opened, trial, name)
-            if made is None:
-                outside[reason] += 1
-            else:
-                kept_trials.append(made)
-        opened.study.add_trials(kept_trials)
-        row["kept"] = len(kept_trials)
-    else:
-        for trial in likely_best(other, trials):
-            if row["queued"] == QUEUED:
-                break
-            point, reason = _point(opened, trial)
-            if point is None:
-                outside[reason] += 1
-            else:
-                point = solved_again(opened, point)
-                enqueue(opened.study, point, **{CARRIED: {"study": name, "trial": trial.number}})
-                row["queued"] += 1
-    return {**row, "outside": dict(outside.most_common())}
+    """Take trials of a study with the same chain into an open one, once; a row as of `carry_over`.
+
+    What was begun is ended by the next one who asks, with the trials that were there then; by one process at a time.
+    """
+    name = other.study_name
+    with locked(opened.home / "locks" / f"carry-{opened.record['id']}.lock"):
+        there = {
+            trial.user_attrs[CARRIED]["trial"]: trial
+            for trial in opened.study.get_trials(deepcopy=False)
+            if trial.user_attrs.get(CARRIED, {}).get("study") == name
+        }
+        began = opened.study.user_attrs.get(BEGAN, {})
+        if there and name not in began:  # by an earlier version
+            return _already(name, there.values())
+        if name not in began:
+            began = {**began, name: len(other.get_trials(deepcopy=False))}
+            opened.study.set_user_attr(BEGAN, began)
+        trials = [trial for trial in ended_trials(other) if trial.number < began[name]]
+        take = _keep if _compares(opened, other) else _queue
+        taken, outside = take(opened, other, trials, there.keys())
+        if there and not taken:
+            return _already(name, there.values())
+        kept, queued = (taken, 0) if take is _keep else (0, taken)
+        told = dict(outside.most_common())
+        return {"study": name, "kept": kept, "queued": queued, "outside": told, "already": False}
+
+
+def _already(name: str, there: Collection[FrozenTrial]) -> dict[str, Any]:
+    kept = sum(trial.state != TrialState.WAITING and MEASURED in trial.user_attrs for trial in there)
+    return {"study": name, "kept": kept, "queued": len(there) - kept, "outside": {}, "already": True}
+
+
+def _keep(
+    opened: OpenStudy, other: optuna.Study, trials: list[FrozenTrial], there: Collection[int]
+) -> tuple[int, Counter[str]]:
+    """Keep these trials with what was measured, but for those that are there: (how many, reasons of the others)."""
+    outside, kept = Counter[str](), list[FrozenTrial]()
+    for trial in trials:
+        made, reason = _kept(opened, trial, other.study_name)
+        if made is None:
+            outside[reason] += 1
+        elif trial.number not in there:
+            kept.append(made)
+    opened.study.add_trials(kept)
+    return len(kept), outside
+
+
+def _queue(
+    opened: OpenStudy, other: optuna.Study, trials: list[FrozenTrial], there: Collection[int]
+) -> tuple[int, Counter[str]]:
+    """Queue the settings of the best of these trials, but for those that are there: (how many, reasons of others)."""
+    outside, queued = Counter[str](), 0
+    for trial in likely_best(other, trials):
+        if queued + len(there) == QUEUED:
+            break
+        point, reason = _point(opened, trial)
+        if point is None:
+            outside[reason] += 1
+        elif trial.number not in there:
+            said = {CARRIED: {"study": other.study_name, "trial": trial.number}}
+            enqueue(opened.study, solved_again(opened, point), **said)
+            queued += 1
+    return queued, outside
 
 
 def likely_best(study: optuna.Study, trials: list[FrozenTrial]) -> list[FrozenTrial]:

@@ -13,7 +13,7 @@ from personalization.data.sources import Source
 from personalization.errors import DataError
 from personalization.methods.taste.priors import GUESSES, most_frequent_label
 from personalization.tasks import Task
-from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p, spent_alpha
+from tracking.detection import can_show, design_effect, detectable_difference, intraclass, spent_alpha
 
 ALPHA = 0.05
 """What a spec spends on a confirm set, if it says nothing else."""
@@ -78,7 +78,7 @@ def _tell_golds(report: dict[str, Any], source: Source, read: list[Dataset]) -> 
     report |= {"confirm_questions": len(splits.confirm), "confirm_users": users, "questions_worth": worth}
     report["new_confirm_users"] = len(splits.new_users)
     level = spent_alpha(ALPHA, 1)
-    report["detectable_difference"] = detectable_difference(worth, alpha=level) if smallest_p(users) < level else None
+    report["detectable_difference"] = detectable_difference(worth, alpha=level) if can_show(users, level) else None
 
 
 def _worth(confirm: Dataset) -> tuple[int, float]:

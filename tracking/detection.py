@@ -51,6 +51,11 @@ def smallest_p(users: int) -> float:
     return float(2.0 ** (1 - users)) if users > 1 else 1.0
 
 
+def can_show(users: int, level: float) -> bool:
+    """Whether so many users could pass a test at this level, if all of them gained."""
+    return level > 0 and smallest_p(users) < level
+
+
 def detectable_difference(n: float, discordance: float = 0.2, alpha: float = 0.05) -> float | None:
     """Smallest difference in accuracy that n independent questions show with a power of 80 %; None where none is."""
     z_alpha, z_power = scipy.stats.norm.ppf(1 - alpha / 2), scipy.stats.norm.ppf(POWER)

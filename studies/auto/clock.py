@@ -1,7 +1,7 @@
 """A number of minutes: what is left of them, over any number of runs. Only time in which something runs counts.
 
 The journal is one JSON file, replaced as a whole: what was spent, what each arm had and gave. A kill costs at most what
-was spent since the last note of it.
+was spent since the last note of it, and while a race runs what is spent is noted by itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +21,7 @@ from personalization.errors import DataError
 from personalization.files import write_atomic
 
 NOTED_S = 2.0
-"""Seconds between two notes of what was spent."""
+"""Seconds between two notes of what was spent, whatever runs."""
 SOON_S = 0.01
 """What is due already rings after so long."""
 
@@ -40,7 +41,8 @@ class Journal:
                 self.content = json.loads(path.read_text(encoding="utf-8"))
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}: not JSON ({error}); take it away to race anew") from None
-        self._before, self._started, self._noted = float(self.content["spent_s"]), now(), now()
+        self._before, self._started = float(self.content["spent_s"]), now()
+        self._kept, self._writing = deepcopy(self.content), threading.Lock()
 
     @property
     def spent_s(self) -> float:
@@ -52,11 +54,32 @@ class Journal:
         found: dict[str, Any] = self.content["arms"].setdefault(name, {"slices": [], "fate": None})
         return found
 
-    def note(self, at_once: bool = True) -> None:
-        """Write down what was spent; else only if the last note is old."""
-        if at_once or self._now() - self._noted >= NOTED_S:
-            self.content["spent_s"], self._noted = round(self.spent_s, 3), self._now()
-            write_atomic(self.path, json.dumps(self.content, indent=1))
+    def note(self) -> None:
+        """Write down everything."""
+        self._kept = deepcopy(self.content)
+        self._write()
+
+    def _write(self) -> None:
+        with self._writing:
+            told = {**self._kept, "spent_s": round(self.spent_s, 3)}
+            write_atomic(self.path, json.dumps(told, indent=1))
+
+    @contextmanager
+    def ticking(self) -> Iterator[None]:
+        """While the block runs, note what was spent every `NOTED_S`; the rest stays as it was noted last."""
+        over = threading.Event()
+
+        def tick() -> None:
+            while not over.wait(NOTED_S):
+                self._write()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 @contextmanager

@@ -9,12 +9,14 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from personalization.errors import ChamtuneError
 from studies.auto.clock import TimeUp, ended_after
+from studies.storage import whereabouts
 from studies.study import OpenStudy
 from studies.verdict.coldstart import COUNTS
 from studies.verdict.cost import TIMED, TIMES
@@ -43,7 +45,7 @@ def unpromoted(best: Entry | None) -> str:
 
 
 def promote_leader(race: Race, out: Path) -> dict[str, Any] | None:
-    """What promotion said of the leader; None where no arm beats the baseline."""
+    """What promotion said of the leader, also where it came to no end; None where no arm beats the baseline."""
     best = race.best()
     if best is None or best.standing is None or np.nansum(best.standing.gains) <= 0:
         race.say(unpromoted(best))
@@ -61,12 +63,17 @@ def promote_leader(race: Race, out: Path) -> dict[str, Any] | None:
                 track(best.opened, out, result, result["generation"])
         return result
     except TimeUp:
-        name = best.opened.spec.name
-        raise ChamtuneError(
-            f"the time was over before the promotion of {name} was; `chamtune promote {name} --out {out}` ends it"
-        ) from None
+        command = f"chamtune promote {told.name} --out {quote(str(out))}{whereabouts(race.home, told.storage)}"
+        return _without_end(race, f"the time was over before the promotion of {told.name} was; `{command}` ends it")
+    except ChamtuneError as error:
+        return _without_end(race, str(error))
     finally:
         race.journal.note()
+
+
+def _without_end(race: Race, why: str) -> dict[str, Any]:
+    race.say(why)
+    return {"promoted": False, "reason": why, "confirm": None}
 
 
 def promoting_s(race: Race, arm: Arm | None = None) -> float:
@@ -93,7 +100,7 @@ def describing_s(race: Race, best: Entry) -> float:
 
 def _cold_start(race: Race, best: Entry, quiet: OpenStudy, out: Path) -> dict[str, Any] | None:
     """What is promoted by how much is known of a user; None where the time does not hold it."""
-    left = DESCRIBED * (race.limit_s - race.journal.spent_s)
+    left = DESCRIBED * race.remaining_s
     if describing_s(race, best) > left:
         return None
     with suppress(TimeUp), ended_after(left):

@@ -1,69 +1,111 @@
-"""How an arm of a race stands: its best trial's answers, on users it did not learn from, beside the model's own."""
+"""How an arm of a race stands: its best trial's answers, on users it did not learn from, beside the model's own.
+
+A judge is a user in a part of the data, tune or select: where users are split by time the same one is in both, and an
+arm that learned from tune questions is judged by the others alone.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
-from optuna.trial import TrialState
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 
-from personalization.data.records import Dataset
-from personalization.evaluation import Evaluation, joined
+from personalization.data.records import Question
+from personalization.evaluation import Evaluation, all_metrics, joined
 from search_spaces import ChainParams
 from studies.auto.allocation import Standing
 from studies.auto.arms import Arm
+from studies.carried import kept_from_elsewhere
 from studies.constraints import feasible
-from studies.pruning import same_questions
-from studies.study import OpenStudy, ended_trials, ranked
-from studies.verdict.selection import settled
+from studies.study import OpenStudy, ended_trials, ranked, study_names
+from studies.verdict.selection import SHORTLIST, settled
 from tracking.parts import mean_for
 from tracking.significance import gains_by_user
 
 
+class Judge(NamedTuple):
+    """A user in a part of the data."""
+
+    part: str
+    user: str
+
+
 @dataclass
 class Entry:
-    """An arm that has an open study, and how its best trial does: on which users, with which answers."""
+    """An arm that has an open study, and how its best trial does: part -> answers; `broken`: trials that do not keep
+    to the constraints there."""
 
     arm: Arm
     opened: OpenStudy
     trial: int | None = None
     params: ChainParams | None = None
-    seen: Evaluation | None = None
+    answers: Mapping[str, Evaluation] = field(default_factory=dict)
     standing: Standing | None = None
+    broken: set[int] = field(default_factory=set)
+
+    @property
+    def seen(self) -> Evaluation | None:
+        """The answers of all parts together."""
+        return joined(list(self.answers.values())) if self.answers else None
 
 
-def judged_dataset(base: OpenStudy) -> Dataset:
-    """The questions that arms are judged on: those of tune and select users."""
-    tune, select = base.splits.tune, base.splits.select
-    return Dataset(tune.task, tune.labels, (*tune.questions, *select.questions))
+def own_trials(base: OpenStudy, name: str) -> list[FrozenTrial]:
+    """The trials of another study in the storage that ended there; none where it was not begun."""
+    if name not in study_names(base.storage):
+        return []
+    ended = ended_trials(optuna.load_study(study_name=name, storage=base.storage))
+    return [trial for trial in ended if not kept_from_elsewhere(trial)]
+
+
+def judged(base: OpenStudy) -> list[tuple[Judge, Question]]:
+    """The questions that arms are judged on, each with whose it is."""
+    return [(Judge(part, q.user_id), q) for part in _parts(base) for q in base.splits.part(part).questions]
 
 
 def measure(entry: Entry, base: OpenStudy) -> None:
-    """An arm's best trial on the users that it did not learn from, where it is another one than before."""
+    """The arm's best trial on the users that it did not learn from, where it is another one than before.
+
+    Of the best five, the first that keeps to the constraints there, too.
+    """
     opened = entry.opened
-    best = next(ranked(ended_trials(opened.study), opened.spec.optimize), None)
-    if best is None or best.number == entry.trial:
-        return
-    params = settled(opened, opened.rooms.decode(best.params))
-    learned = opened.objective.learned_labels(params)
-    if parts := [part for part in _parts(base) if part == "select" or not learned]:
-        seen = joined([opened.objective.evaluate(params, part) for part in parts])
-        entry.trial, entry.params, entry.seen = best.number, params, seen
+    for trial in islice(ranked(ended_trials(opened.study), opened.spec.optimize), SHORTLIST):
+        if trial.number == entry.trial:
+            return
+        if trial.number in entry.broken:
+            continue
+        params = settled(opened, opened.rooms.decode(trial.params))
+        learned = opened.objective.learned_labels(params)
+        parts = [part for part in _parts(base) if part == "select" or not learned]
+        answers = {part: opened.objective.evaluate(params, part) for part in parts}
+        if answers and _breaks(opened, joined(list(answers.values())), baseline(base, parts)):
+            entry.broken.add(trial.number)
+        elif answers:
+            entry.trial, entry.params, entry.answers = trial.number, params, answers
+            return
 
 
-def judge(entry: Entry, base: OpenStudy, users: Sequence[str], kept: Mapping[str, Any]) -> None:
-    """How an arm stands now with these users, by what was measured of it. `kept`: what the journal has of it."""
-    if entry.seen is None:
+def _breaks(opened: OpenStudy, seen: Evaluation, before: Evaluation) -> bool:
+    metrics = all_metrics(seen, before) if opened.constraints else {}
+    return any(bound.violation(metrics[bound.metric]) > 0 for bound in opened.constraints)
+
+
+def judge(entry: Entry, base: OpenStudy, judges: Sequence[Judge], kept: Mapping[str, Any]) -> None:
+    """How an arm stands now with these judges, by what was measured of it. `kept`: what the journal has of it."""
+    if not entry.answers:
         return
-    slices = kept["slices"]
-    sums, _ = gains_by_user(baseline(base, entry.seen), entry.seen, mean_for(next(iter(base.spec.optimize))))
-    gains = dict(zip(entry.seen.users[0], sums, strict=True))
+    slices, metric, gains = kept["slices"], mean_for(next(iter(base.spec.optimize))), dict[Judge, float]()
+    for part, seen in entry.answers.items():
+        sums, _ = gains_by_user(baseline(base, [part]), seen, metric)
+        gains |= {Judge(part, user): own for user, own in zip(seen.users[0], sums.tolist(), strict=True)}
     entry.standing = Standing(
         entry.arm.name,
-        np.array([gains.get(user, np.nan) for user in users]),
+        np.array([gains.get(one, np.nan) for one in judges]),
         sum(one["seconds"] for one in slices),
         slices[-1].get("lift", 0.0) if slices else 0.0,
         bool(kept.get("done", False)),
@@ -90,6 +132,8 @@ def unmeasured(entry: Entry) -> str:
         return f"all of its {len(ended)} trials failed"
     if counts[TrialState.PRUNED]:
         return f"out: of its {len(ended)} trials {counts[TrialState.PRUNED]} were ended early, behind the leader"
+    if entry.broken:
+        return f"out: its {len(entry.broken)} best trials break a constraint on users that they did not learn from"
     if any(feasible(trial) for trial in ended if trial.state == TrialState.COMPLETE):
         judges = entry.opened.splits.select.questions
         return (
@@ -102,12 +146,9 @@ def _parts(base: OpenStudy) -> list[str]:
     return [part for part in ("tune", "select") if base.splits.part(part).questions]
 
 
-def baseline(base: OpenStudy, seen: Evaluation | None = None) -> Evaluation:
-    """What the model itself answers to the questions of other answers, or of all that arms are judged on."""
-    whole = joined([base.objective.evaluate(base.rooms.BASELINE, part) for part in _parts(base)])
-    found = whole if seen is None else same_questions(whole, seen)
-    assert found is not None
-    return found
+def baseline(base: OpenStudy, parts: Iterable[str] | None = None) -> Evaluation:
+    """What the model itself answers to the questions of these parts, or of all that arms are judged on."""
+    return joined([base.objective.evaluate(base.rooms.BASELINE, part) for part in parts or _parts(base)])
 
 
 def rival(entry: Entry, best: Entry | None) -> Evaluation | None:

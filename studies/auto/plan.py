@@ -24,6 +24,7 @@ from studies.recovery import POINT, enqueue
 from studies.scaffold import begin, slug
 from studies.spec import StudySpec, parse_spec
 from studies.study import OpenStudy
+from studies.verdict.selection import refuse_untestable
 
 FILE_SHARES = {"tune": 0.6, "select": 0.2, "confirm": 0.2}
 """Of train files: three quarters of their users tune; dev files confirm."""
@@ -48,6 +49,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         study_name(self.name)
+        refuse_untestable(f"the race {self.name}", self.spec.get("optimize", ()))
         if not 0 < self.minutes <= MOST_MINUTES:
             raise UsageError(f"--minutes {self.minutes:g}: give more than 0 and at most {MOST_MINUTES:,}, a year")
         for name in self.stages:

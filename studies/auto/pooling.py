@@ -10,14 +10,14 @@ where it is ahead of all arms as any of them would have to be. It costs a pass o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from personalization.evaluation import Evaluation
+from personalization.evaluation import Evaluation, joined
 from search_spaces.route import arms_of
 from studies.auto.allocation import leader
 from studies.auto.arms import NOT_AFFORDED, Arm, Scene
@@ -25,7 +25,6 @@ from studies.auto.clock import spoken_time
 from studies.auto.ending import promoting_s
 from studies.auto.judging import Entry
 from studies.auto.routing import begun, held
-from studies.pruning import same_questions
 from tracking.parts import mean_for
 
 if TYPE_CHECKING:
@@ -39,10 +38,10 @@ SPARE, KEPT = 1.5, 0.2
 """How much more than estimated is kept for it, and which share of a race at most; a dearer one gets what is left."""
 
 
-def gain(arms: Sequence[Evaluation], metric: str) -> float:
-    """What the mean of answers has over the first of them, a question, on the questions that all of them answer."""
-    fewest = min(arms, key=lambda arm: len(arm.question_ids))
-    first, *others = (found for arm in arms if (found := same_questions(arm, fewest)) is not None)
+def gain(arms: Sequence[Mapping[str, Evaluation]], metric: str) -> float:
+    """What the mean of answers, part -> answers, has over the first of them, a question, in the parts of all."""
+    common = [part for part in arms[0] if all(part in arm for arm in arms)]
+    first, *others = (joined([arm[part] for part in common]) for arm in arms)
     pooled = np.logaddexp.reduce([first.log_probs, *(other.log_probs for other in others)], axis=0)
     mean = replace(first, log_probs=pooled - np.log(1 + len(others)))
     return float(np.mean(mean.question_scores(metric) - first.question_scores(metric)))
@@ -51,12 +50,12 @@ def gain(arms: Sequence[Evaluation], metric: str) -> float:
 def promising(race: Race) -> list[Entry]:
     """The arms whose mean does better than the best of them, that one first; none where no mean does, or where a
     route is not among the stages that may be used."""
-    if race.plan.stages and "route" not in race.plan.stages:
+    if not race.may_route:
         return []
     left = {
         entry.standing.name: entry
         for entry in race.entries.values()
-        if entry.standing is not None and entry.seen is not None and entry.arm.chain != ("route",)
+        if entry.standing is not None and entry.arm.chain != ("route",)
     }
     ahead: list[Entry] = []
     while left and len(ahead) < CANDIDATES:
@@ -67,7 +66,7 @@ def promising(race: Race) -> list[Entry]:
     metric, best, found = mean_for(next(iter(race.base.spec.optimize))), 0.0, list[Entry]()
     for size in range(1, MOST):
         for others in combinations(ahead[1:], size):
-            told = gain([entry.seen for entry in (ahead[0], *others) if entry.seen is not None], metric)
+            told = gain([entry.answers for entry in (ahead[0], *others)], metric)
             if told > best:
                 best, found = told, [ahead[0], *others]
     return found
@@ -125,9 +124,9 @@ def pool(race: Race, request: StopRequest) -> None:
     if not arms:
         return
     arm, race.kept_s = pooling_arm(arms), 0.0
-    needed = needed_s(race, arm)
-    if needed > race.left_s:
-        race.journal.arm(NAME)["says"] = arm.says
+    needed, kept = needed_s(race, arm), race.journal.arm(NAME)
+    if needed > race.left_s and not kept["slices"]:
+        kept["says"] = arm.says
         race.out(
             NAME,
             f"{NOT_AFFORDED}: {arm.says}, and promoting that, takes about {spoken_time(needed)}, and "

@@ -21,11 +21,12 @@ from personalization.errors import ChamtuneError, UsageError
 from personalization.files import locked
 from studies.auto import pooling, routing
 from studies.auto.allocation import Standing, following, hopeless, leader, mean_gain
-from studies.auto.arms import ARMS, NOT_AFFORDED, PROMISING, TRAINED, Arm, Scene, together, wanted
+from studies.auto.arms import ARMS, NOT_AFFORDED, PROMISING, TRAINED, Arm, Scene, wanted
 from studies.auto.clock import Journal, TimeUp, ended_after, spoken_time
 from studies.auto.costs import epochs_of, measured, training_cost
 from studies.auto.ending import SPARE, promote_leader, promoting_s
-from studies.auto.judging import Entry, first_lift, judge, judged_dataset, measure, rival, unmeasured
+from studies.auto.judging import Entry, Judge, first_lift, judge, judged, measure, own_trials, rival, unmeasured
+from studies.auto.pairing import PAIRED, pair, pairs
 from studies.auto.plan import Plan, fixed_by, queue_first
 from studies.carried import carried_said, carry
 from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
@@ -37,9 +38,7 @@ HALF, GRACE, LATE = 0.5, 1.3, 0.9
 """Share of the time left that a slice may take, times of it after which its running trial is interrupted, and the share
 where nothing else is left to do."""
 TOO_FEW = "are too few to score the tune users once; give more with --minutes. What was scored is kept"
-FAILED = "failed"
-PAIRED = 3
-"""How many of the best arms are put together in pairs."""
+FAILED, BEHIND = "failed", "out: cannot overtake"
 
 Say = Callable[[str], None]
 
@@ -48,7 +47,7 @@ Say = Callable[[str], None]
 class Race:
     """A race in progress.
 
-    `say` is told what happens, a line each; `users` [U]: those that arms are judged on, with `sizes`, their questions;
+    `say` is told what happens, a line each; `judges` [U]: users whom arms are judged on, with `sizes`, their questions;
     `kept_s`: seconds kept for arms that hold others; `arms`: those that may be raced, cheapest first, of which some are
     `waiting`; `offered`: names of all that were offered a slice; `share` of the time left that a slice may take.
     """
@@ -59,7 +58,7 @@ class Race:
     say: Say = lambda _: None
     entries: dict[str, Entry] = field(default_factory=dict)
     scene: Scene | None = None
-    users: list[str] = field(default_factory=list)
+    judges: list[Judge] = field(default_factory=list)
     sizes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     kept_s: float = 0.0
     arms: list[Arm] = field(default_factory=list)
@@ -86,7 +85,7 @@ class Race:
         )
 
     def _run(self, out: Path) -> dict[str, Any] | None:
-        with stop_on_signal() as request:
+        with stop_on_signal() as request, self.journal.ticking():
             try:
                 with ended_after(self._whole_s):
                     self._begin(request)
@@ -104,8 +103,8 @@ class Race:
                     raise
                 raise Stopped(request.signal) from None
             finally:
-                self._spool()
                 self.journal.note()
+                self._spool()
             return promote_leader(self, out)
 
     @property
@@ -119,25 +118,30 @@ class Race:
         return self.limit_s - self.journal.spent_s - promoting_s(self) - self.kept_s
 
     @property
+    def may_route(self) -> bool:
+        """Whether one more arm may hold others."""
+        return not self.plan.stages or routing.NAME in self.plan.stages
+
+    @property
     def remaining_s(self) -> float:
         """Seconds left of all."""
         return max(0.0, self.limit_s - self.journal.spent_s)
 
     def best(self) -> Entry | None:
-        """The arm that is ahead, None while none has a feasible trial."""
+        """The arm that is ahead, of those that gain at all, if any do; None while none has a feasible trial."""
         standings = [entry.standing for entry in self.entries.values() if entry.standing is not None]
-        return self.entries[leader(standings, self.sizes).name] if standings else None
+        gaining = [standing for standing in standings if np.nansum(standing.gains) > 0]
+        return self.entries[leader(gaining or standings, self.sizes).name] if standings else None
 
     @property
     def _whole_s(self) -> float:
         """Seconds of the race if promoting took no longer than it must. UsageError where none are left."""
-        left = self.limit_s - self.journal.spent_s
-        if left <= 0:
+        if self.remaining_s <= 0:
             raise UsageError(
                 f"the {self.plan.minutes:g} minutes of {self.plan.name} are spent; give more with --minutes, or "
                 "another --name to race anew"
             )
-        return max(HALF * left, left - promoting_s(self))
+        return max(HALF * self.remaining_s, self.remaining_s - promoting_s(self))
 
     # the beginning
 
@@ -146,8 +150,8 @@ class Race:
         for name in self.plan.like:
             find_study(name, self.home, self.plan.spec.get("storage"))
         first = self._open(ARMS["calibration"], request)
-        asked = Counter(question.user_id for question in judged_dataset(self.base).questions)
-        self.users, self.sizes = list(asked), np.array(list(asked.values()))
+        asked = Counter(own for own, _ in judged(self.base))
+        self.judges, self.sizes = list(asked), np.array(list(asked.values()))
         self.scene = measured(first.opened)
         arms = wanted(self.scene.kind, self.plan.stages, self.plan.mix_users)
         if trained := [self.plan.study_of(arm.name) for arm in arms if "adapter" in arm.chain]:
@@ -158,7 +162,7 @@ class Race:
         self.say(self._announced(self.arms))
         self._reopen(request)
         self.waiting = [arm for arm in self.arms if arm.name not in self.offered]
-        while at_hand := [*self.waiting[:1], *self._pairs()]:
+        while at_hand := [*self.waiting[:1], *pairs(self)]:
             arm = self._rather(min(at_hand, key=self._cost))
             self.waiting = [other for other in self.waiting if other is not arm]
             self.enter(arm, request)
@@ -166,8 +170,8 @@ class Race:
     def _reopen(self, request: StopRequest) -> None:
         """The arms that were begun before the race was interrupted, in their order, of those that may be raced now."""
         for name, kept in list(self.journal.content["arms"].items()):
-            arm = next((arm for arm in self.arms if arm.name == name), None) or self._pair(*name.split("+"))
-            if kept["slices"] and arm is not None:
+            arm = next((arm for arm in self.arms if arm.name == name), None) or pair(self, *name.split("+"))
+            if arm is not None and (kept["slices"] or own_trials(self.base, self.plan.study_of(name))):
                 self.enter(arm, request)
 
     @property
@@ -181,7 +185,7 @@ class Race:
 
     def _share_of(self, arm: Arm) -> float:
         """Of the time left, what a slice of this arm may take, as estimated."""
-        return LATE / SPARE if arm.name in PROMISING[self._seen_scene.kind] else self.share
+        return max(self.share, LATE / SPARE) if arm.name in PROMISING[self._seen_scene.kind] else self.share
 
     def _rather(self, arm: Arm) -> Arm:
         """This arm, or a promising one that fits into the time left, and after this arm would not any more."""
@@ -203,6 +207,9 @@ class Race:
         self.offered.add(arm.name)
         kept = self.journal.arm(arm.name)
         kept["says"], kept["fate"] = arm.says, None
+        if not kept["slices"] and (killed := own_trials(self.base, self.plan.study_of(arm.name))):
+            seconds = sum(trial.duration.total_seconds() for trial in killed if trial.duration)
+            kept["slices"].append({"trials": len(killed), "seconds": round(seconds, 2), "cut": False})
         if not kept["slices"]:
             cost, share = self._cost(arm), self._share_of(arm)
             if cost > max(0.0, share * self.left_s):
@@ -216,7 +223,7 @@ class Race:
             queue_first(entry.opened, arm.name, self._seen_scene.kind)
             if kept["slices"]:
                 measure(entry, self.base)
-                judge(entry, self.base, self.users, self.journal.arm(entry.arm.name))
+                judge(entry, self.base, self.judges, self.journal.arm(entry.arm.name))
             else:
                 self._slice(entry, request)
         except Stopped:
@@ -229,7 +236,6 @@ class Race:
             opening = True
 
             def progress(done: int, total: int) -> None:
-                self.journal.note(at_once=False)
                 self.watcher.scoring(done, total)
                 if opening and request.by is not None:
                     raise Stopped(request.by)
@@ -260,26 +266,6 @@ class Race:
             if stored_spec(other).space_of.chain == entry.arm.chain:
                 self.say(f"{entry.arm.name}: {carried_said(carry(entry.opened, other))}")
 
-    def _pair(self, *names: str) -> Arm | None:
-        """Two begun arms in one chain, where there is such a chain."""
-        begun = [self.entries[name].arm for name in names if name in self.entries]
-        return together(*begun) if len(begun) == len(names) == 2 else None
-
-    def _pairs(self) -> list[Arm]:
-        """The best arms that gain over the baseline at all, each with each; without those that were offered a slice."""
-        standings = [
-            entry.standing
-            for entry in self.entries.values()
-            if entry.standing is not None and entry.arm.name in ARMS and np.nansum(entry.standing.gains) > 0
-        ]
-        best: list[str] = []
-        while standings and len(best) < PAIRED:
-            ahead = leader(standings, self.sizes)
-            best.append(ahead.name)
-            standings = [standing for standing in standings if standing is not ahead]
-        found = [self._pair(one, other) for at, one in enumerate(best) for other in best[at + 1 :]]
-        return [arm for arm in found if arm is not None and arm.name not in self.offered]
-
     def _following(self) -> Entry | None:
         """The arm that goes on; notes those that are out."""
         if self.left_s <= 0:
@@ -291,7 +277,9 @@ class Race:
         best = leader(standings, self.sizes)
         for standing in standings:
             if hopeless(standing, best, self.sizes):
-                self.out(standing.name, f"out: cannot overtake {best.name} any more")
+                self.out(standing.name, f"{BEHIND} {best.name} any more")
+            elif str(self.journal.arm(standing.name)["fate"]).startswith(BEHIND):
+                self.journal.arm(standing.name)["fate"] = None
         found = following(standings, self.sizes)
         return None if found is None else self.entries[found.name]
 
@@ -315,7 +303,8 @@ class Race:
         """With nothing else left to do: begin the cheapest arm that takes more than half of the time left, and no more
         than is left, or go on with one whose first trial was interrupted; whether there was one."""
         self.share = LATE
-        for arm in self.arms:
+        pairs = [entry.arm for entry in self.entries.values() if entry.arm.start_from is not None]
+        for arm in (*self.arms, *pairs):
             entry, kept = self.entries.get(arm.name), self.journal.arm(arm.name)
             if self._cost(arm) > LATE * self.left_s or str(kept["fate"]).startswith(FAILED):
                 continue
@@ -367,18 +356,22 @@ class Race:
         total = min(entry.arm.most, max(entry.arm.first, 2 * before))
         seconds = max(self._share_of(entry.arm) * self.left_s, 1.0)
         equal = self.left_s / (1 + len(self.waiting) + PAIRED) if not slices else seconds
-        spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": max(min(seconds, equal), 1.0)})
+        given = max(min(seconds, equal), 1.0)
+        spec = entry.opened.spec.model_copy(update={"trials": total, "timeout_s": given})
         started, best = self.journal.spent_s, rival(entry, self.best())
         opened = replace(entry.opened, spec=spec)
         cut = not self._ended(entry.arm, lambda: work_on(opened, self.watcher, request, None, best))
         done = len(ended_trials(entry.opened.study))
+        if request.by is not None and done == before:  # nothing was tried: it is as if the slice had not begun
+            raise Stopped(request.by)
+        cut |= done == before and self.journal.spent_s - started >= given
         was = None if entry.standing is None else mean_gain(entry.standing, self.sizes)
         slices.append({"trials": done - before, "seconds": round(self.journal.spent_s - started, 2), "cut": cut})
         if request.by is not None:
             raise Stopped(request.by)
         cut |= not self._ended(entry.arm, lambda: measure(entry, self.base))
         slices[-1] |= {"seconds": round(self.journal.spent_s - started, 2), "cut": cut}
-        judge(entry, self.base, self.users, kept)
+        judge(entry, self.base, self.judges, kept)
         now = 0.0 if entry.standing is None else mean_gain(entry.standing, self.sizes)
         lift = now - was if was is not None else first_lift(entry, self._first_lifts())
         slices[-1] |= {"gain": round(now, 5), "lift": round(lift, 5), "at_s": round(self.journal.spent_s, 1)}

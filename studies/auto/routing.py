@@ -34,7 +34,7 @@ from personalization.methods.history import routing
 from search_spaces.route import arms_of
 from studies.auto.allocation import leader
 from studies.auto.arms import Arm
-from studies.auto.judging import Entry, judged_dataset
+from studies.auto.judging import Entry, judged
 from studies.study import find_study, stored_spec, study_names
 from tracking.parts import gain_said
 from tracking.significance import difference
@@ -62,20 +62,24 @@ class Routed(NamedTuple):
     moved: float
 
 
-def features(dataset: Dataset, users: Sequence[str]) -> NDArray[np.float64]:
-    """Of each user [U, F]: those of the user's questions, in the mean, standardised."""
-    place = {user: row for row, user in enumerate(users)}
-    rows = np.array([place[question.user_id] for question in dataset.questions])
-    told, counts = routing.features(dataset), np.bincount(rows, minlength=len(users))
-    means = np.column_stack([np.bincount(rows, column, len(users)) / counts for column in told.T])
+def features(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of each judge [U, F]: those of the judge's questions, in the mean, standardised. `rows` [n]: the question's."""
+    told, counts = routing.features(dataset), np.bincount(rows)
+    means = np.column_stack([np.bincount(rows, column) / counts for column in told.T])
     spread = means.std(axis=0)
     return np.asarray((means - means.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
 
 
-def routed(gains: NDArray[np.float64], sizes: NDArray[np.integer], told: NDArray[np.float64]) -> Routed:
-    """From gains of arms summed by user [A, U] and features [U, F]."""
+def routed(
+    gains: NDArray[np.float64],
+    sizes: NDArray[np.integer],
+    told: NDArray[np.float64],
+    owners: NDArray[np.int64] | None = None,
+) -> Routed:
+    """From gains of arms summed by user [A, U] and features [U, F]; of one owner [U], where they are given, no two are
+    in different folds."""
     arms, users = gains.shape
-    fold = np.arange(users) % FOLDS
+    fold = (np.arange(users) if owners is None else owners) % FOLDS
     one, picked, moved = (np.zeros(users) for _ in range(3))
     for number in range(FOLDS):
         learn, ask = fold != number, fold == number
@@ -102,8 +106,8 @@ def _reach(error: float, moved: int) -> float:
 
 
 def promised(race: Race) -> tuple[Routed, list[Entry]] | None:
-    """What routing between the arms would bring, and those that are judged on all users, the best first; None where
-    they are fewer than two."""
+    """What routing between the arms would bring, and those that all judges judge, the best first; None where they are
+    fewer than two."""
     entries = {
         name: entry
         for name, entry in race.entries.items()
@@ -120,7 +124,11 @@ def promised(race: Race) -> tuple[Routed, list[Entry]] | None:
 
     others = sorted((entry for entry in entries.values() if entry is not best), key=ahead, reverse=True)
     gains = np.stack([entry.standing.gains for entry in (best, *others) if entry.standing is not None])
-    return routed(gains, race.sizes, features(judged_dataset(race.base), race.users)), [best, *others]
+    asked, place = judged(race.base), {one: row for row, one in enumerate(race.judges)}
+    dataset = replace(race.base.splits.tune, questions=tuple(question for _, question in asked))
+    told = features(dataset, np.array([place[one] for one, _ in asked]))
+    owners = np.unique([one.user for one in race.judges], return_inverse=True)[1]
+    return routed(gains, race.sizes, told, owners), [best, *others]
 
 
 def routing_arm(entries: Sequence[Entry]) -> Arm:
@@ -148,9 +156,8 @@ def routing_arm(entries: Sequence[Entry]) -> Arm:
 def promising(race: Race) -> list[Entry]:
     """The arms between which routing promises more than the best one, that first; none where it does not, or where a
     route is not among the stages that may be used."""
-    told = promised(race)
-    allowed = not race.plan.stages or NAME in race.plan.stages
-    return told[1] if told is not None and allowed and told[0].interval[0] > 0 else []
+    told = promised(race) if race.may_route else None
+    return told[1] if told is not None and told[0].interval[0] > 0 else []
 
 
 def kept_s(race: Race) -> float:

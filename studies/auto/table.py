@@ -89,13 +89,14 @@ def _row(race: Race, name: str, kept: Mapping[str, Any], verdict: Mapping[str, A
         "select": None,
         "fate": kept["fate"],
     }
-    if entry is None or entry.seen is None or entry.standing is None or entry.params is None:
+    seen = None if entry is None else entry.seen
+    if entry is None or seen is None or entry.standing is None or entry.params is None:
         return row | {"fate": kept["fate"] or ("not begun" if entry is None else unmeasured(entry))}
-    before = baseline(race.base, entry.seen)
-    gains, sizes = gains_by_user(before, entry.seen)
+    before = baseline(race.base, entry.answers)
+    gains, sizes = gains_by_user(before, seen)
     per_question = race.scene.pass_s / race.scene.questions if race.scene else 0.0
     row |= {
-        "judged_on": "select" if entry.opened.objective.learned_labels(entry.params) else "tune and select",
+        "judged_on": " and ".join(entry.answers),
         **_metrics(race, entry),
         "baseline_accuracy": float(before.metrics["accuracy"]),
         "gain": float(gains.sum() / sizes.sum()),
@@ -150,13 +151,13 @@ def _gain_over_time(race: Race) -> list[dict[str, Any]]:
 
 def _impact(race: Race, best: Entry) -> dict[str, Any] | None:
     """How many users gain and lose by how much, and who loses most."""
-    if best.seen is None:
+    if (seen := best.seen) is None:
         return None
-    gains, sizes = gains_by_user(baseline(race.base, best.seen), best.seen)
+    gains, sizes = gains_by_user(baseline(race.base, best.answers), seen)
     shares = gains / sizes
     counts, edges = np.histogram(shares[shares != 0], bins=np.linspace(-1, 1, 11))
     order = np.argsort(shares, kind="stable")
-    names = best.seen.users[0]
+    names = seen.users[0]
     losing = [
         {"user": names[i], "gain": float(shares[i]), "questions": int(sizes[i])} for i in order[:5] if shares[i] < 0
     ]
@@ -174,10 +175,10 @@ def _helped_by(race: Race, user: str, least: float) -> str | None:
     """The arm that does most for a user, if it does more than this."""
     best: tuple[float, str | None] = (least, None)
     for name, entry in race.entries.items():
-        if entry.seen is None or user not in entry.seen.users[0]:
+        if (seen := entry.seen) is None or user not in seen.users[0]:
             continue
-        gains, sizes = gains_by_user(baseline(race.base, entry.seen), entry.seen)
-        own = float(dict(zip(entry.seen.users[0], gains / sizes, strict=True))[user])
+        gains, sizes = gains_by_user(baseline(race.base, entry.answers), seen)
+        own = float(dict(zip(seen.users[0], gains / sizes, strict=True))[user])
         if own > best[0]:
             best = (own, name)
     return best[1]

@@ -147,12 +147,12 @@ class Evidence:
             users = {part: sorted(user_digests(splits.part(part))) for part in LEARNING}
             self._append({"event": "roles", "study_id": study_id, "study": study, **users})
 
-    def chosen_by(self, confirm: Dataset) -> dict[str, dict[str, int]]:
-        """part -> study -> how many of these users it tuned, or selected, on."""
+    def chosen_by(self, confirm: Dataset, study_id: str) -> dict[str, dict[str, int]]:
+        """part -> study, another one than this -> how many of these users it tuned, or selected, on."""
         users = user_digests(confirm)
         found: dict[str, dict[str, int]] = {part: {} for part in LEARNING}
         for line in self.lines():
-            for part in LEARNING if line["event"] == "roles" else ():
+            for part in LEARNING if line["event"] == "roles" and line["study_id"] != study_id else ():
                 if shared := len(users.intersection(line[part])):
                     found[part][line["study"]] = shared
         return {part: studies for part, studies in found.items() if studies}

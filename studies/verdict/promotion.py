@@ -37,7 +37,7 @@ from studies.verdict.judgement import judge
 from studies.verdict.personal import answers_of, parts
 from studies.verdict.references import against_references
 from studies.verdict.selection import Candidate, choose, feasible, goals, shortlist
-from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
+from tracking.detection import can_show, design_effect, detectable_difference, intraclass, smallest_p
 from tracking.report import LAST, write_report
 from tracking.significance import paired_test, significance
 
@@ -117,7 +117,7 @@ def _judged(opened: OpenStudy, evidence: Evidence, look: Look, level: float) -> 
     found = look.found
     assert found is not None
     verdict = judge(found, opened.constraints, opened.spec.promotion, goals(opened), level)
-    chosen_by = evidence.chosen_by(opened.splits.confirm)
+    chosen_by = evidence.chosen_by(opened.splits.confirm, opened.record["id"])
     confirm = {**found, "use": look.use, "alpha": level, "chosen_by": chosen_by}
     return {**{key: found[key] for key in ("trial", "params", "shortlist")}, "confirm": confirm, **verdict._asdict()}
 
@@ -206,7 +206,7 @@ def _cannot_pass(opened: OpenStudy, evidence: Evidence) -> str | None:
     users = len({q.user_id for q in opened.splits.confirm.questions})
     if level <= 0:
         return "earlier looks at these confirm users have used up their level; give users that nobody looked at"
-    if smallest_p(users) >= level:
+    if not can_show(users, level):
         return (
             f"{users} confirm users cannot show anything: the smallest p that they allow is {smallest_p(users):.2g}, "
             f"needed p < {level:.2g}; nothing was looked at. Give more users, or a larger confirm share"

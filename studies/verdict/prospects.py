@@ -8,7 +8,7 @@ import numpy as np
 
 from studies.study import OpenStudy
 from studies.verdict.evidence import Evidence
-from tracking.detection import design_effect, detectable_difference, intraclass, smallest_p
+from tracking.detection import can_show, design_effect, detectable_difference, intraclass
 
 LITTLE_MASS = 0.01
 """A model that gives less to the labels together is not asked as it answers."""
@@ -33,7 +33,7 @@ class Prospect(NamedTuple):
     @property
     def hopeless(self) -> bool:
         """Whether not even users who all gain could pass."""
-        return self.level <= 0 or smallest_p(self.users) >= self.level
+        return not can_show(self.users, self.level)
 
 
 def prospect(opened: OpenStudy) -> Prospect:
@@ -47,10 +47,11 @@ def prospect(opened: OpenStudy) -> Prospect:
     alike = intraclass(opened.baseline.correct.astype(np.int64), opened.baseline.users[1])
     worth = len(confirm) / design_effect(alike, owners)
     level = evidence.next_level(confirm, opened.spec.promotion.alpha)
-    reachable = level > 0 and smallest_p(len(names)) < level
-    detectable = detectable_difference(worth, alpha=level) if reachable else None
+    detectable = detectable_difference(worth, alpha=level) if can_show(len(names), level) else None
     mass = opened.objective.label_mass()
-    return Prospect(len(names), len(confirm), worth, level, detectable, evidence.chosen_by(confirm), mass)
+    return Prospect(
+        len(names), len(confirm), worth, level, detectable, evidence.chosen_by(confirm, opened.record["id"]), mass
+    )
 
 
 def roles_said(chosen_by: dict[str, dict[str, int]], users: int) -> list[str]:

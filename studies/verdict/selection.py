@@ -8,7 +8,7 @@ this rule deploys beside others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +49,18 @@ class Shortlist:
 
 def goals(opened: OpenStudy) -> list[str]:
     """The metrics that the study optimises; the first one decides. UsageError where one cannot be tested."""
-    for name in opened.spec.optimize:
+    refuse_untestable(f"study {opened.spec.name}", opened.spec.optimize)
+    return list(opened.spec.optimize)
+
+
+def refuse_untestable(who: str, metrics: Iterable[str]) -> None:
+    """UsageError for a goal that no promotion can test."""
+    for name in metrics:
         if name not in (*MEANS, *METRICS, *ORDERED):
             raise UsageError(
-                f"study {opened.spec.name} optimises {name}, which says nothing about right answers and cannot be "
-                "tested; make it a constraint, and optimise a metric that can"
+                f"{who} optimises {name}, which says nothing about right answers and cannot be tested; make it a "
+                "constraint, and optimise a metric that can"
             )
-    return list(opened.spec.optimize)
 
 
 def shortlist(opened: OpenStudy) -> Shortlist:

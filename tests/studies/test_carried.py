@@ -1,5 +1,6 @@
 """Trials carried into a changed space, or as settings into a study of other data."""
 
+import optuna
 import pytest
 
 from personalization.errors import UsageError
@@ -75,6 +76,24 @@ def test_the_same_command_goes_on_and_carries_nothing_twice(first, spec_of, tmp_
     row = carry_over(spec, tmp_path, ["first"])[0]
     assert carried_said(row) == "15 trials of first were carried here before"
     assert len(find_study("again", tmp_path, None).trials) == 15
+
+
+def test_what_was_killed_is_carried_to_its_end_and_what_came_later_is_not(first, spec_of, tmp_path, monkeypatch):
+    spec, add = spec_of(name="killed"), optuna.Study.add_trials
+
+    def die(study, trials):
+        add(study, trials[:4])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optuna.Study, "add_trials", die)
+    with pytest.raises(KeyboardInterrupt):
+        carry_over(spec, tmp_path, ["first"])
+    monkeypatch.setattr(optuna.Study, "add_trials", add)
+    first.add_trial(first.trials[0])
+    assert carry_over(spec, tmp_path, ["first"])[0]["kept"] == 11
+    carried = [trial.user_attrs[CARRIED]["trial"] for trial in find_study("killed", tmp_path, None).trials]
+    assert carried == list(range(15))
+    assert carry_over(spec, tmp_path, ["first"])[0]["already"]
 
 
 def test_of_other_data_the_best_settings_are_queued_by_rank(first, spec_of, tmp_path):

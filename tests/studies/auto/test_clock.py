@@ -31,14 +31,19 @@ def test_only_running_time_counts(tmp_path):
     assert again.spent_s == 8
 
 
-def test_a_note_is_not_written_more_often_than_needed(tmp_path):
+def test_what_is_spent_is_noted_by_itself_and_nothing_that_is_not_to_be_noted_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr("studies.auto.clock.NOTED_S", 0.001)
     hands = Hands()
     journal = Journal(tmp_path / "j.json", hands)
+    journal.note()
+    with journal.ticking():
+        journal.arm("a")
+        hands.at += 3
+        while (found := json.loads(journal.path.read_text()))["spent_s"] != 3:
+            time.sleep(0.001)
+    assert found["arms"] == {}
     hands.at += 1
-    journal.note(at_once=False)
-    assert not journal.path.exists()
-    hands.at += 2
-    journal.note(at_once=False)
+    time.sleep(0.01)
     assert json.loads(journal.path.read_text())["spent_s"] == 3
 
 

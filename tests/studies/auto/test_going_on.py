@@ -1,5 +1,7 @@
 """A race that goes on: after an interruption, a failed arm, with more minutes, or without its journal."""
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,13 +9,13 @@ import optuna
 import pytest
 from optuna.trial import create_trial
 
-from personalization.errors import DataError
+from personalization.errors import DataError, UsageError
+from studies.auto import ending, pooling, routing
 from studies.auto import race as races
-from studies.auto import routing
 from studies.auto.allocation import Standing
 from studies.auto.arms import ARMS, Scene
 from studies.auto.clock import TimeUp
-from studies.auto.judging import Entry, judge, measure, unmeasured
+from studies.auto.judging import Entry, Judge, judge, measure, unmeasured
 from studies.auto.plan import Plan
 from studies.auto.race import Race
 from studies.runner import Stopped, StopRequest
@@ -24,9 +26,11 @@ def race(tmp_path, monkeypatch):
     """A race of a causal model with half of its time left."""
     found = Race(Plan("race", {}, 1.0), tmp_path)
     found.scene = Scene("causal", 1, 1, 1.0, 1.0, 1.0, 1.0)
-    found.users, found.sizes = ["u", "v"], np.array([1, 1])
+    found.sizes = np.array([1, 1])
     monkeypatch.setattr(Race, "left_s", 30.0)
     monkeypatch.setattr(races, "judge", lambda *_: None)
+    monkeypatch.setattr(races, "own_trials", lambda *_: [])
+    monkeypatch.setattr(Race, "base", SimpleNamespace(storage=None, spec=SimpleNamespace(storage=None)))
     return found
 
 
@@ -92,7 +96,6 @@ def test_a_first_slice_brings_new_trials_whatever_is_there(race, monkeypatch, th
     monkeypatch.setattr(races, "first_lift", lambda *_: 0.0)
     monkeypatch.setattr(races, "unmeasured", lambda entry: "")
     monkeypatch.setattr(races, "measure", lambda *_: None)
-    monkeypatch.setattr(Race, "base", None)
     race._run_slice(entry, StopRequest())
     assert asked == [wanted]
 
@@ -109,7 +112,6 @@ def test_measuring_an_arm_is_part_of_its_slice_and_ends_with_it(race, monkeypatc
     monkeypatch.setattr(races, "first_lift", lambda *_: 0.0)
     monkeypatch.setattr(races, "unmeasured", lambda entry: "")
     monkeypatch.setattr(races, "measure", long)
-    monkeypatch.setattr(Race, "base", None)
     race._run_slice(entry, StopRequest())
     assert race.journal.arm("lora-user")["slices"][0]["cut"]
     assert entry.standing is None
@@ -127,6 +129,121 @@ def test_what_was_tried_before_a_signal_is_kept(race, monkeypatch):
     with pytest.raises(Stopped):
         race._slice(entry, request)
     assert [one["trials"] for one in race.journal.arm("lora")["slices"]] == [2]
+
+
+def test_a_slice_that_a_signal_ends_before_its_first_trial_had_not_begun(race, monkeypatch):
+    entry, request = entered(race, "lora"), StopRequest(lambda: True)
+    monkeypatch.setattr(races, "replace", lambda opened, spec: None)
+    monkeypatch.setattr(races, "work_on", lambda *_: request.by)
+    monkeypatch.setattr(races, "rival", lambda *_: None)
+    with pytest.raises(Stopped):
+        race._slice(entry, request)
+    assert race.journal.arm("lora")["slices"] == []
+
+
+@pytest.mark.parametrize(("seconds", "cut"), [(100.0, True), (0.0, False)])
+def test_an_arm_whose_slice_went_by_before_its_first_trial_is_not_done(race, monkeypatch, seconds, cut):
+    entry = entered(race, "lora")
+    monkeypatch.setattr(races, "replace", lambda opened, spec: None)
+    monkeypatch.setattr(races, "work_on", lambda *_: setattr(race.journal, "_before", seconds))
+    for name in ("rival", "measure"):
+        monkeypatch.setattr(races, name, lambda *_: None)
+    race._run_slice(entry, StopRequest())
+    kept = race.journal.arm("lora")
+    assert (kept["slices"][0]["cut"], kept["done"]) == (cut, not cut)
+
+
+def test_what_a_killed_first_slice_had_tried_is_judged_whatever_the_next_trial_costs(race, monkeypatch):
+    study = optuna.create_study()
+    study.add_trial(create_trial(value=0.5))
+    monkeypatch.setattr(races, "own_trials", lambda base, name: study.trials if name == "race.lora" else [])
+    monkeypatch.setattr(Race, "_cost", lambda race, arm: 1e9)
+    monkeypatch.setattr(Race, "_open", lambda race, arm, request: entered(race, arm.name))
+    monkeypatch.setattr(Race, "_slice", lambda race, entry, request: pytest.fail("there is no time for it"))
+    monkeypatch.setattr(races, "queue_first", lambda *_: None)
+    done = []
+    monkeypatch.setattr(races, "measure", lambda entry, base: done.append(entry.arm.name))
+    race.arms = [ARMS["lora"], ARMS["head"]]
+    race.journal.arm("lora")
+    race.journal.arm("head")
+    race._reopen(StopRequest())
+    assert done == ["lora"]
+    assert [one["trials"] for one in race.journal.arm("lora")["slices"]] == [1]
+    assert race.offered == {"lora"}
+
+
+def test_a_pair_whose_first_trial_was_interrupted_goes_on_at_the_end(race, monkeypatch):
+    entry = entered(race, "prompt", slices=[{"trials": 0, "seconds": 9.0, "cut": True}])
+    entry.arm = replace(entry.arm, start_from="lora")
+    sliced = []
+    monkeypatch.setattr(Race, "_slice", lambda race, entry, request: sliced.append(entry.arm.name))
+    assert race._late(StopRequest())
+    assert sliced == ["prompt"]
+
+
+def test_with_nothing_else_to_do_a_promising_arm_may_take_as_much_as_any(race):
+    race.share = races.LATE
+    assert race._share_of(ARMS["lora"]) == race._share_of(ARMS["head"]) == races.LATE
+
+
+def test_an_arm_that_gains_leads_before_one_that_does_not(race):
+    alone = Standing("lora", np.array([np.nan, -0.1]))
+    entered(race, "similar", Standing("similar", np.array([1.0, -0.5])))
+    entered(race, "lora", alone)
+    assert race.best().arm.name == "similar"
+    race.entries["similar"].standing = None
+    assert race.best().standing is alone
+
+
+def test_an_arm_that_may_overtake_again_is_not_said_to_be_out(race, monkeypatch):
+    monkeypatch.setattr("studies.auto.race.routing.kept_s", lambda race: 0.0)
+    monkeypatch.setattr("studies.auto.race.pooling.kept_s", lambda race: 0.0)
+    race.sizes = np.full(30, 4)
+    far, near = np.linspace(2.0, 3.0, 30), np.linspace(0.1, 0.2, 30)
+    entered(race, "similar", Standing("similar", far, 1.0), slices=[{"trials": 1}])
+    entered(race, "head", Standing("head", near, 1.0), slices=[{"trials": 1}])
+    race._following()
+    assert race.journal.arm("head")["fate"] == "out: cannot overtake similar any more"
+    race.entries["similar"].standing = Standing("similar", near[::-1], 1.0)
+    race._following()
+    assert race.journal.arm("head")["fate"] is None
+
+
+@pytest.mark.parametrize(("slices", "begun"), [([], []), ([{"trials": 1}], ["mean"])])
+def test_a_mean_that_was_measured_needs_no_time_to_be_measured_again(race, monkeypatch, slices, begun):
+    monkeypatch.setattr(pooling, "needed_s", lambda *_: 1e9)
+    arm, asked = SimpleNamespace(name="mean", says="the mean"), []
+    monkeypatch.setattr(pooling, "pooling_arm", lambda arms: arm)
+    monkeypatch.setattr(pooling, "begun", lambda race, arm, *_: asked.append(arm.name))
+    entered(race, "similar")
+    entered(race, "head")
+    race.journal.arm("mean").update(members=["head", "similar"], slices=slices)
+    pooling.pool(race, StopRequest())
+    assert asked == begun
+
+
+def test_a_promotion_that_comes_to_no_end_is_the_verdict(race, monkeypatch):
+    entry = entered(race, "similar", Standing("similar", np.array([1.0, 1.0])))
+    entry.opened = SimpleNamespace(spec=SimpleNamespace(name="race.similar", storage=None, model_copy=lambda update: 0))
+    monkeypatch.setattr(ending, "replace", lambda opened, spec: None)
+
+    def refused(*_, **__):
+        raise UsageError("the config to be replaced cannot be used")
+
+    def late(*_, **__):
+        raise TimeUp
+
+    monkeypatch.setattr(ending, "promote", refused)
+    told = {"promoted": False, "confirm": None}
+    assert ending.promote_leader(race, Path("out")) == {**told, "reason": "the config to be replaced cannot be used"}
+    monkeypatch.setattr(ending, "promote", late)
+    found = ending.promote_leader(race, Path("my out"))
+    assert f"`chamtune promote race.similar --out 'my out' --home {race.home}` ends it" in found["reason"]
+
+
+def test_a_goal_that_no_promotion_can_test_is_refused_at_once():
+    with pytest.raises(UsageError, match="the race news optimises helped, which says nothing about right answers"):
+        Plan("news", {"optimize": {"helped": "maximize"}}, 1.0)
 
 
 def test_a_signal_ends_what_opens_a_study_and_no_running_trial(race, monkeypatch):
@@ -171,7 +288,7 @@ def test_without_select_users_what_learned_from_tune_users_is_not_judged(monkeyp
     )
     entry = Entry(ARMS["lora"], opened)
     measure(entry, opened)
-    judge(entry, opened, ["u"], {"slices": []})
+    judge(entry, opened, [Judge("tune", "u")], {"slices": []})
     assert entry.standing is entry.trial is None
     assert unmeasured(entry) == "out: there are no select users to judge it by"
 
@@ -181,7 +298,6 @@ def test_the_arms_of_a_mean_are_found_in_its_study_where_the_journal_is_gone(rac
     monkeypatch.setattr(routing, "find_study", lambda *_: "study")
     monkeypatch.setattr(routing, "stored_spec", lambda study: SimpleNamespace(space={"route.arms": "[1]"}))
     entry = entered(race, "similar")
-    entry.opened.storage, entry.opened.spec.storage = None, None
     asked = []
     monkeypatch.setattr(Race, "enter", lambda race, arm, request: asked.append(arm.space["route"]["arms"]))
     arm = SimpleNamespace(name="mean", space={"route": {"arms": "[2]"}})
@@ -201,7 +317,6 @@ def test_a_mean_that_was_begun_is_of_the_same_arms_again(race):
 def test_a_mean_of_an_arm_that_may_not_be_raced_any_more_is_not_begun_again(race, monkeypatch):
     monkeypatch.setattr(routing, "study_names", lambda storage: ["race.mean"])
     entry = entered(race, "similar")
-    entry.opened.storage = None
     race.journal.arm("mean").update(members=["similar", "shared"], arms="[1]")
     arm = SimpleNamespace(name="mean", space={"route": {"arms": "[2]"}})
     assert routing.begun(race, arm, [entry], StopRequest()) is None

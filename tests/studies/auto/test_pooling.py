@@ -20,17 +20,18 @@ def answers(wrong, rows=range(12)):
 
 
 def test_arms_that_err_elsewhere_help_one_another_and_twins_do_not():
-    best, other, third = answers({0, 1, 2}), answers({3, 4, 5}), answers({6, 7, 8})
+    best, other, third = ({"tune": answers(wrong)} for wrong in ({0, 1, 2}, {3, 4, 5}, {6, 7, 8}))
     assert gain([best, other], "accuracy") == pytest.approx(3 / 12)
     assert gain([best, other, third], "accuracy") == pytest.approx(3 / 12)
     assert gain([best, best], "accuracy") == 0.0
-    assert gain([best, answers(range(12))], "nll") < 0
+    assert gain([best, {"tune": answers(range(12))}], "nll") < 0
 
 
-def test_arms_are_compared_on_the_questions_that_all_of_them_answer():
-    learned = answers({0}, rows=range(6))
-    assert gain([answers({0, 1, 8}), learned], "accuracy") == pytest.approx(1 / 6)
-    assert gain([learned, answers({0, 1, 8})], "accuracy") == 0.0
+def test_arms_are_compared_on_the_parts_that_all_of_them_answer():
+    whole = {"tune": answers({8}), "select": answers({0, 1}, rows=range(6))}  # ids are unique in a part alone
+    learned = {"select": answers({0}, rows=range(6))}
+    assert gain([whole, learned], "accuracy") == pytest.approx(1 / 6)
+    assert gain([learned, whole], "accuracy") == 0.0
 
 
 @pytest.mark.slow

@@ -24,6 +24,14 @@ def test_users_of_two_kinds_are_told_apart():
     assert found.moved == pytest.approx((kind > 0).mean(), abs=0.02)
 
 
+def test_no_rule_learns_from_whom_it_is_asked_about():
+    owners = np.repeat(np.arange(100), 2)
+    told = np.eye(100)[owners][:, :50]  # what is seen of an owner tells that one alone
+    random = np.random.default_rng(1)
+    gains = np.stack([np.zeros(200), np.repeat(random.choice([-2.0, 2.0], 100), 2)])
+    assert routed(gains, SIZES, told).gain > routed(gains, SIZES, told, owners).gain + 0.02
+
+
 def test_where_an_arm_is_worse_for_all_nobody_is_moved():
     best = np.full(200, 2.0)
     found = routed(np.stack([best, best - 1]), SIZES, np.zeros((200, 1)))
@@ -43,12 +51,12 @@ def test_equal_arms_gain_nothing_by_routing():
 
 def test_features_read_histories_and_no_gold():
     dataset = short_world(1, 6, 2)
-    users = list(dict.fromkeys(question.user_id for question in dataset.questions))
-    told = features(dataset, users)
+    rows = np.unique([question.user_id for question in dataset.questions], return_inverse=True)[1]
+    told = features(dataset, rows)
     assert told.shape == (6, 2)
     assert told.mean(axis=0) == pytest.approx(np.zeros(2), abs=1e-9)
     other = [replace(question, gold=dataset.labels[0]) for question in dataset.questions]
-    assert np.array_equal(told, features(Dataset(dataset.task, dataset.labels, tuple(other)), users))
+    assert np.array_equal(told, features(Dataset(dataset.task, dataset.labels, tuple(other)), rows))
 
 
 def test_an_arm_that_moves_nobody_holds_up_nothing():

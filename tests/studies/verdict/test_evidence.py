@@ -95,9 +95,10 @@ def test_users_that_were_chosen_by_are_known(evidence, users):
     for _ in range(2):
         evidence.note_roles("1", "first", splits)
     assert [line["event"] for line in evidence.lines()] == ["roles"]
-    assert evidence.chosen_by(users[2]) == {}
-    assert evidence.chosen_by(both(users[0], users[3])) == {"tune": {"first": 1}}
-    assert evidence.chosen_by(users[1]) == {"select": {"first": 1}}
+    assert evidence.chosen_by(users[2], "2") == {}
+    assert evidence.chosen_by(both(users[0], users[3]), "2") == {"tune": {"first": 1}}
+    assert evidence.chosen_by(users[1], "2") == {"select": {"first": 1}}
+    assert evidence.chosen_by(users[1], "1") == {}  # a study is no other one
 
 
 def test_the_ledger_file_of_earlier_versions_counts(evidence, users, tmp_path):
