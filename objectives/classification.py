@@ -26,19 +26,28 @@ from personalization.stages import chain, stage
 from personalization.stages.calibration import resolved
 from personalization.stages.chain import Fitted
 from personalization.stages.facts import Facts, Field, joined
+from personalization.stages.holdings import May
 from personalization.stages.work import Tools, Work, begin, plain_scores
 from search_spaces import ChainParams, ChainSpace
 
 
 class Classification:
-    """One chain on one split of a data set. The tune users are scored at once, without any stage."""
+    """One chain on one split of a data set. The tune users are scored at once, without any stage.
+
+    `may`: stage -> what its parameters may be, where that is known, so that what they need may be run together.
+    """
 
     def __init__(
-        self, space: ChainSpace, splits: Splits, scorer: CachedScorer, progress: Progress | None = None
+        self,
+        space: ChainSpace,
+        splits: Splits,
+        scorer: CachedScorer,
+        progress: Progress | None = None,
+        may: Mapping[str, May] | None = None,
     ) -> None:
         folder = None if scorer.folder is None else scorer.folder.parent / "adapters"
         self.space, self.splits = space, splits
-        self._tools = Tools(scorer, progress, folder)
+        self._tools = Tools(scorer, progress, folder, may=may or {})
         self._work: dict[str, Work] = {}
         self._refitted: Classification | None = None
 
@@ -51,7 +60,8 @@ class Classification:
         if self._refitted is None:
             both = replace(tune, questions=(*tune.questions, *select.questions))
             splits = replace(self.splits, tune=both, select=replace(tune, questions=()))
-            found = self._refitted = Classification(self.space, splits, self._tools.scorer, self._tools.progress)
+            tools = self._tools
+            found = self._refitted = Classification(self.space, splits, tools.scorer, tools.progress, tools.may)
             found._work["tune"] = replace(begin(both, found._tools, "tune"), seams=(len(tune),))
         return self._refitted
 

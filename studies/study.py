@@ -108,7 +108,7 @@ def open_study(
     Evidence(storage).note_roles(str(record["id"]), spec.name, splits)
     sampler_seed = derived_seed(spec.seed, spec.sampler, LONE, len(study.get_trials(deepcopy=False)))
     study.sampler = make_sampler(spec.sampler, sampler_seed)
-    objective = Classification(rooms, splits, scorer, progress)
+    objective = Classification(rooms, splits, scorer, progress, rooms.reachable(space))
     baseline = objective.evaluate(rooms.BASELINE)
     return OpenStudy(
         spec=spec,

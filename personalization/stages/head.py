@@ -1,7 +1,7 @@
 """A logistic head on what the model makes of an item, learned from histories; see `methods.adapters.user_heads`.
 
 It reads the model as the stages below leave it, and its log-probabilities are blended with theirs. The tune users are
-answered by heads that did not learn from them.
+answered by heads that did not learn from them. A study that tries several depths reads them all in one pass.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from personalization.stages import Stage
 from personalization.stages.facts import Facts
 from personalization.stages.holdings import RECORD, Held, May, Sizes
 from personalization.stages.work import KEPT_OF, Own, Tools, Work, embeddings_of, states_of
+
+AT_ONCE = 1e9
+"""Bytes of states that may be read in one pass; where several depths are more, each is read by itself."""
 
 
 class HeadOfItems(Stage):
@@ -76,8 +79,9 @@ class HeadOfItems(Stage):
         asked = sizes.items + known
         layers = 1 if len(may["depth"]) == 1 else min(sizes.depth, sizes.trials)
         table = (sizes.questions + asked) * sizes.width * 4
-        kept = min(KEPT_OF["heads"], layers * sizes.below)
-        return Held(layers * sizes.below * table, (kept + 3) * table + kept * asked * (RECORD + sizes.prompt))
+        kept, together = min(KEPT_OF["heads"], layers * sizes.below), min(layers * table, KEPT_OF["states"] * AT_ONCE)
+        memory = (kept + 3) * table + together * (layers > 1) + kept * asked * (RECORD + sizes.prompt)
+        return Held(layers * sizes.below * table, memory)
 
     def save(self, params: Any, learned: Any, folder: Path) -> Mapping[str, Any]:  # noqa: ARG002
         """The heads' arrays."""
@@ -92,20 +96,31 @@ def _heads(params: Any, work: Work, tools: Tools) -> UserHeads:
     """The heads of a work's questions, on the model as the work leaves it."""
     scorer = tools.scorer
     depth = 1 if scorer.kind == "encoder" else scorer.backbone.depth
-    layer = min(int(params.depth * depth), depth - 1)
+    layer, layers = min(int(params.depth * depth), depth - 1), _layers(params, tools, depth)
 
     def represent(prompts: Sequence[str], owners: NDArray[np.int64] | None) -> NDArray[np.float32]:
         at = replace(work, edits=()) if owners is None else work
         rows = np.zeros(len(prompts), dtype=np.int64) if owners is None else owners
         if scorer.kind == "encoder":
             return embeddings_of(prompts, rows, at, tools)
-        return states_of(prompts, rows, at, tools, (layer,))[:, 0]
+        if len(layers) == 1 or 4 * len(prompts) * len(layers) * scorer.backbone.width > AT_ONCE:
+            return states_of(prompts, rows, at, tools, (layer,))[:, 0]
+        key = None if at.key is None or not at.edits else (at.key, tuple(prompts), tuple(rows.tolist()))
+        states = tools.once("states", key, lambda: states_of(prompts, rows, at, tools, layers))
+        return np.ascontiguousarray(states[:, layers.index(layer)])
 
     key = None if work.key is None else (work.key, layer)
     made: UserHeads = tools.once(
         "heads", key, lambda: UserHeads(work.dataset, work.asking, scorer, represent, work.prompts)
     )
     return made
+
+
+def _layers(params: Any, tools: Tools, depth: int) -> tuple[int, ...]:
+    """The layers that this study may read, this one among them: of a range, told by its ends, all between."""
+    values = tools.may.get("head", {}).get("depth", ())
+    found = {min(int(value * depth), depth - 1) for value in (*values, params.depth)}
+    return tuple(range(min(found), max(found) + 1)) if len(values) == 2 else tuple(sorted(found))
 
 
 def _plan(params: Any) -> HeadPlan:

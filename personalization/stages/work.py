@@ -8,7 +8,7 @@ their parameters below.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -28,12 +28,21 @@ from personalization.methods.taste.calibration import Calibrated
 from personalization.methods.taste.priors import log_softmax
 from personalization.scoring.edits import Edit
 from personalization.scoring.store import Progress
+from personalization.stages.holdings import May
 
 BLOCKS = 5
 """Blocks of users in which a part is run under edits, so that a trial may be stopped between them."""
 KEPT = 64
 """Results of a kind that stay in memory."""
-KEPT_OF = {"directions": 4, "heads": 4, "adapters": 8, "fitted adapter": 8, "fitted steering": 8, "fixed": 16}
+KEPT_OF = {
+    "directions": 4,
+    "heads": 4,
+    "states": 4,
+    "adapters": 8,
+    "fitted adapter": 8,
+    "fitted steering": 8,
+    "fixed": 16,
+}
 """The same of what holds states, adapters or tokens."""
 
 Scores = NDArray[np.float32]
@@ -118,12 +127,14 @@ class Work:
 class Tools:
     """What stages work with. `folder`: where trained adapters lie; None where nothing is kept on disk.
 
-    `report` is told of the held-out items of a training and may raise to end it.
+    `report` is told of the held-out items of a training and may raise to end it. `may`: stage -> what its parameters
+    may be in this study; nothing where none is run.
     """
 
     scorer: CachedScorer
     progress: Progress | None = None
     folder: Path | None = None
+    may: Mapping[str, May] = field(default_factory=dict)
     report: Callable[..., None] | None = None
     _memo: dict[str, OrderedDict[Hashable, Any]] = field(default_factory=dict)
 

@@ -7,7 +7,9 @@ import pytest
 
 from objectives.classification import Classification
 from personalization.backbones.cached import CachedScorer
+from personalization.backbones.causal import CausalBackbone
 from personalization.data.splits import split_users
+from personalization.scoring.fixed import FixedRows
 from search_spaces import chain_space
 from tests.personalization.stages.chains import ACTIVE, params_of
 from tests.tiny import SHARES, short_world
@@ -32,6 +34,36 @@ def test_another_label_text_under_an_adapter_is_another_pass(splits, scorer):
         one.evaluate(params, part)
         assert (one.evaluate(other, part).log_probs == fresh.evaluate(other, part).log_probs).all()
         assert np.abs(one.evaluate(other, part).log_probs - one.evaluate(params, part).log_probs).max() > 1e-3
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_depths_that_a_study_tries_are_read_in_one_pass(splits, tiny_model, tmp_path, monkeypatch, below):
+    chain = (*("adapter",) * below, "head", "calibration")
+    settings = [ACTIVE["head"][0], *[ACTIVE["adapter"][0]] * below]
+    trials = [params_of(chain, *settings, {"head.depth": depth}) for depth in (0.0, 1.0)]
+    space, passes = chain_space(chain), []
+    for kind in (CausalBackbone, FixedRows):
+        monkeypatch.setattr(kind, "last_states", counted(kind.last_states, passes))
+
+    def ran(place, may):
+        scorer = CachedScorer(str(tiny_model), tmp_path / place)
+        objective = Classification(space, splits, scorer, may=may)
+        passes.clear()
+        found = [objective.evaluate(params).log_probs for params in trials]
+        return found, len(passes)
+
+    together, few = ran("together", {"head": {"depth": [0.0, 1.0]}})
+    each, many = ran("each", {})
+    assert many == 2 * few  # the model has two layers
+    np.testing.assert_array_equal(together, each)
+
+
+def counted(read, passes):
+    def reading(*given, **named):
+        passes.append(given)
+        return read(*given, **named)
+
+    return reading
 
 
 def test_groups_of_tune_users_are_not_taken_for_what_did_not_learn_from_them(splits, scorer):

@@ -129,7 +129,7 @@ def test_a_race_goes_on_where_it_was(table, tiny_encoder):
 
 @pytest.mark.slow
 def test_a_pair_has_the_lower_stage_as_it_was_found_and_the_plain_baseline(table, tiny_encoder, monkeypatch):
-    monkeypatch.setattr("studies.auto.race.PAIRED", 9)
+    monkeypatch.setattr("studies.auto.pairing.PAIRED", 9)
     race = Race(plan_of(table / "h", tiny_encoder), table / "h")
     race.run(table / "deploy")
     pair, below = race.entries["wording+shared"], race.journal.arm("wording+shared")["fixed"]
