@@ -93,6 +93,7 @@ class CachedScorer:
         self.lock = RLock()
         self._cut: dict[str, int] = {}
         self._recent: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._states: dict[str, TextRows] = {}
         self.texts_asked = self.texts_embedded = 0
 
     def unstored(self) -> CachedScorer:
@@ -201,24 +202,24 @@ class CachedScorer:
     ) -> NDArray[np.float32]:
         """The state of each prompt where it leaves these layers, or of a causal model their MLPs, float32 [n, L, d].
 
-        Stored like scores.
+        Stored by prompt and layers.
         """
-        width = self.backbone.width
+        width = len(layers) * self.backbone.width
         where = {} if site == "block" else {"site": site}
 
-        def compute(table: NDArray[np.float32], keep: Keep) -> int:
-            before = self.backbone.truncated
-            known = table.reshape(len(prompts), len(layers), width)
+        def compute(new: list[str], keep: Keep) -> None:
+            known = np.full((len(new), len(layers), self.backbone.width), np.nan, dtype=np.float32)
 
             def flat(rows: NDArray[np.int64], states: NDArray[np.float32]) -> None:
                 keep(rows, states.reshape(len(rows), -1))
 
-            self.backbone.last_states(prompts, layers, known, progress, flat, **where)
-            return self.backbone.truncated - before
+            self.backbone.last_states(new, layers, known, progress, flat, **where)
 
-        key = key_of({**self.identity, **where, "states_of": list(prompts), "layers": list(layers)})
-        table = self._table(key, (len(prompts), len(layers) * width), prompts, compute)
-        return table.reshape(len(prompts), len(layers), width)
+        with self.lock:
+            key = key_of({**self.identity, **where, "states": "by prompt", "layers": list(layers)})
+            path = None if self.folder is None else self.folder / key
+            stored = self._states.setdefault(key, TextRows(path, width, most=0))
+            return stored.of(prompts, compute).reshape(len(prompts), len(layers), -1)
 
     def _table(self, key: str, shape: tuple[int, int], prompts: Sequence[str], compute: Compute) -> NDArray[np.float32]:
         """A table from the store, or computed."""
@@ -271,9 +272,9 @@ class CachedScorer:
         with self.lock:
             self.texts_asked += len(texts)
 
-            def compute(new: list[str]) -> NDArray[np.float32]:
+            def compute(new: list[str], keep: Keep) -> None:
                 self.texts_embedded += len(new)
-                return self.backbone.embeddings(new, progress)
+                keep(np.arange(len(new)), self.backbone.embeddings(new, progress))
 
             return self._embedded.of(texts, compute)
 

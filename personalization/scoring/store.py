@@ -124,7 +124,7 @@ def evict(folder: Path, limit: int, newest: Path) -> list[Path]:
 def _remove(path: Path) -> bool:
     """Remove a file, unless another process holds it locked or owns it."""
     try:
-        with path.open("rb") as file:
+        with (path.with_suffix(".lock") if path.suffix == ".rows" else path).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             for beside in BESIDE.get(path.suffix, ()):

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personalization.scoring import texts as module
 from personalization.scoring.texts import TextRows
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +24,9 @@ print("ready", flush=True)
 sys.stdin.readline()
 for number in range(60):
     both, own = f"text {number}", f"{name} {number}"
-    rows.of([both, own], lambda new: np.array([[len(t), int(t.split()[1]), t[0] == "t"] for t in new], dtype="f4"))
+    rows.of([both, own], lambda new, keep: keep(
+        range(len(new)), np.array([[len(t), int(t.split()[1]), t[0] == "t"] for t in new], dtype="f4")
+    ))
 """
 
 
@@ -40,9 +41,10 @@ class Compute:
     def __init__(self):
         self.asked = []
 
-    def __call__(self, texts):
+    def __call__(self, texts, keep):
         self.asked.append(texts)
-        return np.stack([row_of(text) for text in texts])
+        for row, text in enumerate(texts):
+            keep(np.array([row]), row_of(text)[None])
 
 
 def right(found, texts):
@@ -73,9 +75,8 @@ def test_what_was_written_is_read_by_the_next_and_by_those_that_are_there(tmp_pa
     assert (tmp_path / "rows.rows").stat().st_size == 4 * 3 * 4
 
 
-def test_in_memory_the_latest_stay(monkeypatch):
-    monkeypatch.setattr(module, "IN_MEMORY", 3)
-    rows, compute = TextRows(None, 3), Compute()
+def test_in_memory_the_latest_stay():
+    rows, compute = TextRows(None, 3, most=3), Compute()
     rows.of(["a", "b", "c"], compute)
     rows.of(["a"], compute)
     assert right(rows.of(["d"], compute), ["d"])
@@ -84,7 +85,7 @@ def test_in_memory_the_latest_stay(monkeypatch):
     assert compute.asked == [["a", "b", "c"], ["d"], ["b"]]
     many = [str(number) for number in range(9)]
     assert right(rows.of(many, compute), many)
-    assert len(rows._rows) == 3
+    assert len(rows._latest) == 3
 
 
 def test_two_processes_append_to_the_same_files(tmp_path):
@@ -136,11 +137,38 @@ def test_an_end_that_was_torn_off_is_computed_anew(tmp_path_factory, rows_left, 
     assert right(TextRows(path, 3).of(TEXTS, None), TEXTS)
 
 
-def test_files_that_were_removed_are_written_anew(tmp_path):
-    rows, compute = TextRows(tmp_path / "rows", 3), Compute()
+@pytest.mark.parametrize("most", [0, 9])
+def test_files_that_were_removed_are_written_anew(tmp_path, most):
+    rows, compute = TextRows(tmp_path / "rows", 3, most), Compute()
     rows.of(TEXTS, compute)
     for path in tmp_path.iterdir():
         path.unlink()
     assert right(rows.of(TEXTS, compute), TEXTS)
-    assert right(TextRows(tmp_path / "rows", 3).of(TEXTS, None), TEXTS)
+    assert right(TextRows(tmp_path / "rows", 3).of(TEXTS, compute), TEXTS)
     assert len(compute.asked) == 2
+
+
+def test_what_a_killed_pass_had_computed_is_not_computed_again(tmp_path):
+    def killed(texts, keep):
+        keep(np.array([2, 0]), np.stack([row_of(texts[2]), row_of(texts[0])]))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        TextRows(tmp_path / "rows", 3).of(TEXTS, killed)
+    again = Compute()
+    assert right(TextRows(tmp_path / "rows", 3).of(TEXTS, again), TEXTS)
+    assert again.asked == [[TEXTS[1], TEXTS[3]]]
+
+
+def test_the_folder_keeps_to_its_limit_and_what_is_being_written_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHAMTUNE_CACHE_GB", "1e-9")
+    TextRows(tmp_path / "old", 3).of(TEXTS, Compute())
+
+    def compute(texts, keep):
+        keep(np.array([0]), np.zeros((1, 3)))
+        TextRows(tmp_path / "other", 3).of(TEXTS, Compute())
+        assert sorted(path.stem for path in tmp_path.glob("*.rows")) == ["new", "other"]
+        keep(np.arange(4), np.stack([row_of(text) for text in texts]))
+
+    TextRows(tmp_path / "new", 3).of(TEXTS, compute)
+    assert sorted(path.name for path in tmp_path.glob("*.rows")) == ["new.rows"]

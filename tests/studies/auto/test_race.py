@@ -222,6 +222,7 @@ def test_time_that_nothing_else_needs_is_given_to_an_arm_that_takes_most_of_it(t
 def test_what_leads_is_put_together_before_what_costs_more_and_dear_arms_get_an_equal_part(
     table, tiny_encoder, monkeypatch
 ):
+    monkeypatch.setattr("studies.auto.pairing.PAIRED", 9)
     monkeypatch.setattr(races, "PAIRED", 9)
     offered, seconds = [], {}
     enter, work_on = Race.enter, races.work_on
