@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from commands.options import HOME, HomeOption, JsonOption, StorageOption, answer, opened_studies
+from commands.options import HOME, HomeOption, JsonOption, StorageOption, answer, opened_studies, refuse
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -100,21 +100,13 @@ def _print(format: str, found: Any, frames: Any, top: float, way: Any) -> None:
         print_insights(found, frames, way)
 
 
-def _refuse(given: dict[str, Any], why: str) -> None:
-    """UsageError for the first of these options that is given, and is of something else."""
-    from personalization.errors import UsageError
-
-    for name in (name for name, value in given.items() if value):
-        raise UsageError(f"--{name} is of {why}")
-
-
 def _refuse_other(csv: Path | None, names: list[str], of_table: dict[str, Any], of_studies: dict[str, Any]) -> None:
     """UsageError for options that are of a table where studies are named, or the other way round."""
     if csv is None:
-        _refuse(of_table, "a table; name it with --csv FILE")
+        refuse(of_table, "a table; name it with --csv FILE")
     else:
-        _refuse(of_studies, "studies; --csv names a table")
-        _refuse({"csv": names}, "a table alone; leave it out, or the studies")
+        refuse(of_studies, "studies; --csv names a table")
+        refuse({"csv": names}, "a table alone; leave it out, or the studies")
 
 
 def _of_mapped(*given: Any) -> dict[str, Any]:
@@ -202,10 +194,10 @@ def import_(
     with log_to(home):
         if experiment is None and "://" in source:
             of_table = _of_mapped(value, minimize, columns, constraint, leave_out)
-            _refuse(of_table, "a table or an --experiment; a study of Optuna says it itself")
+            refuse(of_table, "a table or an --experiment; a study of Optuna says it itself")
             result = import_optuna(source, study, name, (home, storage))
         else:
-            _refuse({"study": study}, "an Optuna URL alone")
+            refuse({"study": study}, "an Optuna URL alone")
             mapped = _mapped(value, minimize, columns, constraint, leave_out)
             rows, named = mlflow_rows(source, experiment, mapped) if experiment else rows_of(Path(source))
             result = import_rows(rows, mapped, name or named, (home, storage))

@@ -38,6 +38,14 @@ def answer(as_json: bool, found: Any, show: Callable[[], None]) -> None:
         print(json.dumps(found))
 
 
+def refuse(given: dict[str, Any], why: str) -> None:
+    """UsageError for the first of these options that is given, and is of something else."""
+    from personalization.errors import UsageError
+
+    for name in (name for name, value in given.items() if value):
+        raise UsageError(f"--{name} is of {why}")
+
+
 @contextmanager
 def opened_studies(names: Sequence[str], home: Path, storage: str | None) -> Iterator[list[OpenStudy]]:
     """Stored studies with their data and models, while progress is shown and the log is written."""

@@ -16,6 +16,7 @@ from commands.options import (
     StorageOption,
     TrackingOption,
     answer,
+    refuse,
 )
 
 LogOption = Annotated[Path | None, typer.Option("--log", help="Folder of the log; default: in the home folder.")]
@@ -42,6 +43,7 @@ def serve(
 ) -> None:
     """Answer over HTTP: /predict, /feedback, /metrics; a new generation takes over while it runs."""
     from serving.place import Place
+    from serving.run import named
     from serving.run import serve as run
     from serving.service import Service, Terms
     from serving.traffic import log_folder
@@ -54,7 +56,7 @@ def serve(
         service = Service(place, Terms(folder, texts, split, keep), other)
 
         def bound(port: int) -> None:
-            typer.echo(f"generation {place.now.generation} on http://{host}:{port}, log in {folder}", err=True)
+            typer.echo(f"generation {place.now.generation} on http://{named(host)}:{port}, log in {folder}", err=True)
 
         run(service, host, port, tuple(allow or ()), bound)
 
@@ -113,10 +115,10 @@ def monitor(
     from studies.shown.display import print_line
     from studies.shown.logs import log_to
 
-    told = ("trials", trials, again, "retune"), ("storage", storage, rollback, "rollback")
-    for name, value, given, other in (*told, ("tracking", tracking, rollback, "rollback")):
-        if value is not None and not given:
-            raise UsageError(f"--{name} is of --{other}; give both")
+    if not again:
+        refuse({"trials": trials}, "--retune; give both")
+    if not rollback:
+        refuse({"storage": storage, "tracking": tracking}, "--rollback; give both")
     place = deploy or (Path(about(log)["deploy"]) if about(log) else None)
     if place is None:
         raise UsageError(f"{log} does not say what it is of; give --deploy")

@@ -10,9 +10,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Generic, NamedTuple, TypeVar
 
-from personalization.errors import UnavailableError
+from personalization.errors import DataError, UnavailableError
 
 Asked = TypeVar("Asked")
 Given = TypeVar("Given")
@@ -30,7 +31,8 @@ class _Waiting(NamedTuple):
 class Batcher(Generic[Asked, Given]):
     """`run` on lists of at most about `budget` in size, in one thread. Use it from one event loop.
 
-    `size`: of one thing, such as a bound of its tokens; what is larger than the budget is run alone.
+    `size`: of one thing, such as a bound of its tokens; what is larger than the budget is run alone. Where a batch
+    fails with a DataError, each client's part is run alone: only whose question is wrong gets the error.
     """
 
     def __init__(
@@ -68,22 +70,30 @@ class Batcher(Generic[Asked, Given]):
         if not batch:
             return
         self._busy = True
-        asked = [thing for one in batch for thing in one.asked]
-        work = asyncio.get_running_loop().run_in_executor(self._pool, self._run, asked)  # type: ignore[arg-type]
+        parts = [one.asked for one in batch]
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self._each, parts)  # type: ignore[arg-type]
         work.add_done_callback(lambda done: self._end(batch, done))
 
-    def _end(self, batch: list[_Waiting], done: asyncio.Future[Sequence[Given]]) -> None:
+    def _each(self, parts: list[list[Asked]]) -> list[list[Given] | DataError]:
+        """The results of each part, from one run; where that fails with a DataError, from a run of each alone."""
+        try:
+            found = self._run([thing for part in parts for thing in part])
+        except DataError as error:
+            return [error] if len(parts) == 1 else [self._each([part])[0] for part in parts]
+        ends = list(accumulate(map(len, parts)))
+        return [list(found[end - len(part) : end]) for part, end in zip(parts, ends, strict=True)]
+
+    def _end(self, batch: list[_Waiting], done: asyncio.Future[list[list[Given] | DataError]]) -> None:
         self._busy = False
         self._begin()
-        error, at = done.exception(), 0
-        for one in batch:
+        error = done.exception()
+        for one, found in zip(batch, [error] * len(batch) if error is not None else done.result(), strict=True):
             if one.answer.done():
-                pass
-            elif error is not None:
-                one.answer.set_exception(error)
+                continue
+            if isinstance(found, BaseException):
+                one.answer.set_exception(found)
             else:
-                one.answer.set_result(list(done.result()[at : at + len(one.asked)]))
-            at += len(one.asked)
+                one.answer.set_result(list(found))
 
     async def soon(self, work: Callable[[], None]) -> None:
         """Run something else in the thread, between two batches."""

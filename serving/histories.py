@@ -11,6 +11,7 @@ from pathlib import Path
 
 from personalization.data.dates import read_date, written
 from personalization.data.records import HistoryItem
+from personalization.errors import UnavailableError
 
 MOST_ITEMS = 1000
 """The newest of a user that are read."""
@@ -40,15 +41,22 @@ class Histories:
         return tuple(HistoryItem(key, text, label, read_date(date)) for key, text, label, date in reversed(rows))
 
     def add(self, items: Iterable[tuple[str, HistoryItem]]) -> None:
-        """Add (user, item) in one transaction; an item of a known id has its label replaced."""
+        """Add (user, item) in one transaction; an item of a known id has its label replaced.
+
+        UnavailableError where they cannot be written: then none is.
+        """
         rows = [(item.id, user, item.text, item.label, written(item.date)) for user, item in items]
-        self._store.execute("BEGIN")
-        self._store.executemany(
-            "INSERT INTO items (request, user, text, label, date) VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT (request) DO UPDATE SET label = excluded.label",
-            rows,
-        )
-        self._store.execute("COMMIT")
+        try:
+            self._store.execute("BEGIN")
+            self._store.executemany(
+                "INSERT INTO items (request, user, text, label, date) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (request) DO UPDATE SET label = excluded.label",
+                rows,
+            )
+            self._store.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._store.rollback()
+            raise UnavailableError(f"the histories cannot be written: {error}; give the label again") from None
 
     def close(self) -> None:
         """Give the file back."""

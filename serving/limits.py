@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import suppress
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -33,21 +32,13 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        refused = self._refused(scope["path"], headers)
-        if refused is None:
-            try:
-                body = await asyncio.wait_for(self._body(Request(scope, receive)), self._body_s)
-            except TimeoutError:
-                refused = 408, f"the body took more than {self._body_s:g} seconds"
-            else:
-                refused = None if body is not None else self._too_large()
-        if refused is not None:
-            status, said = refused
-            extra = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Connection": "close"}
-            await JSONResponse({"error": said}, status, extra)(scope, receive, send)
+        found = self._refused(scope["path"], Headers(scope=scope)) or await self._body(Request(scope, receive))
+        if isinstance(found, bytes):
+            await self._app(scope, _replay(found, receive), send)
             return
-        await self._app(scope, _replay(body, receive), send)
+        status, said = found
+        extra = {"WWW-Authenticate": "Bearer"} if status == 401 else {"Connection": "close"}
+        await JSONResponse({"error": said}, status, extra)(scope, receive, send)
 
     def _refused(self, path: str, headers: Headers) -> tuple[int, str] | None:
         if self._token is not None and path not in OPEN:
@@ -62,14 +53,19 @@ class Limits:
     def _too_large(self) -> tuple[int, str]:
         return 413, f"a body has at most {self._most} bytes; send fewer questions at a time"
 
-    async def _body(self, request: Request) -> bytes | None:
-        """The body, as far as it came; None where it is too large."""
+    async def _body(self, request: Request) -> bytes | tuple[int, str]:
+        """The body, as far as it came; or why it is refused."""
         body = bytearray()
-        with suppress(ClientDisconnect):
-            async for part in request.stream():
-                body += part
-                if len(body) > self._most:
-                    return None
+        try:
+            async with asyncio.timeout(self._body_s):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > self._most:
+                        return self._too_large()
+        except ClientDisconnect:
+            pass
+        except TimeoutError:
+            return 408, f"the body took more than {self._body_s:g} seconds"
         return bytes(body)
 
 

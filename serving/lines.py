@@ -52,20 +52,21 @@ def line_of(asked: Asked, found: Prediction, by: Served, at: datetime, texts: bo
         "named": user is not None,
         "known": len(question.history),
         "chars": len(question.text),
-        "answer": found.label,
-        "log_probs": {label: round(value, 6) for label, value in found.log_probs.items()},
-        "prior": found.prior_mode,
+        **_answer(found, by),
         "arm": asked.arm,
         "split": asked.split,
         "generation": by.generation,
-        "config": by.digest,
     }
 
 
 def shadow_line(of: str, found: Prediction, by: Served) -> Line:
     """What the other config says to a question of the log."""
+    return {"of": of, **_answer(found, by)}
+
+
+def _answer(found: Prediction, by: Served) -> Line:
     log_probs = {label: round(value, 6) for label, value in found.log_probs.items()}
-    return {"of": of, "answer": found.label, "log_probs": log_probs, "prior": found.prior_mode, "config": by.digest}
+    return {"answer": found.label, "log_probs": log_probs, "prior": found.prior_mode, "config": by.digest}
 
 
 def _profile(item: HistoryItem, text: str, label: str | None) -> Line:

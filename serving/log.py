@@ -56,23 +56,13 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.name, self._most, self._keep = folder, name, segment_bytes, keep
         found = segments(folder, name)
-        self._open(found[-1][0] if found else 1)
+        self._number = found[-1][0] if found else 1
+        self._file, self._end = _opened(self._path(self._number))
         self._dirty = False
         self._stays = threading.RLock()  # held while the present file must stay open
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{self.name}-{number:06d}.jsonl"
-
-    def _open(self, number: int) -> None:
-        self._number = number
-        self._file = os.open(self._path(number), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._end = _whole(self._file)
-        if self._end < os.fstat(self._file).st_size:
-            log.warning("%s: its last line has no end and is cut off", self._path(number))
-            os.ftruncate(self._file, self._end)
-        folder = os.open(self.folder, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
         """Write records, each with its `request`; their names. UnavailableError where the disk takes them not."""
@@ -90,13 +80,14 @@ class Log:
         return names
 
     def _write(self, content: bytes) -> None:
-        self._dirty = True
         try:
             while content:
                 content = content[os.write(self._file, content) :]
         except OSError as error:
             os.ftruncate(self._file, self._end)
-            raise UnavailableError(f"the log cannot be written: {error.strerror}") from None
+            raise _unwritten(error) from None
+        finally:
+            self._dirty = True  # not before: a sync in between would forget the line
 
     def sync(self) -> None:
         """Have what was appended on the disk; UnavailableError where it fails."""
@@ -106,13 +97,16 @@ class Log:
                 try:
                     os.fsync(self._file)
                 except OSError as error:
-                    raise UnavailableError(f"the log cannot be written: {error.strerror}") from None
+                    self._dirty = True
+                    raise _unwritten(error) from None
 
     def _rotate(self) -> None:
         with self._stays:
             self.sync()
-            os.close(self._file)
-            self._open(self._number + 1)
+            before, following = self._file, self._number + 1
+            self._file, self._end = _opened(self._path(following))
+            self._number = following
+            os.close(before)
         if self._keep is not None:
             for _, path in segments(self.folder, self.name)[: -self._keep]:
                 path.unlink()
@@ -136,6 +130,30 @@ class Log:
         with self._stays:
             self.sync()
             os.close(self._file)
+
+
+def _opened(path: Path) -> tuple[int, int]:
+    """A file to append to, with its name on the disk, and where its last whole line ends; what follows is cut off."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            end = _whole(file)
+            if end < os.fstat(file).st_size:
+                log.warning("%s: its last line has no end and is cut off", path)
+                os.ftruncate(file, end)
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+        except OSError:
+            os.close(file)
+            raise
+    except OSError as error:
+        raise _unwritten(error) from None
+    return file, end
+
+
+def _unwritten(error: OSError) -> UnavailableError:
+    return UnavailableError(f"the log cannot be written: {error.strerror}")
 
 
 def _whole(file: int) -> int:

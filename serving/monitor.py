@@ -207,7 +207,7 @@ def ratio(traffic: Traffic) -> dict[str, Any] | None:
 
 
 class Compared(NamedTuple):
-    """What is observed of two configs, in the order of the questions: users, values, bool [m] whether it is of arm b.
+    """What is observed of two configs, in the order in which labels came: users, values, bool [m] whether of arm b.
 
     `paired`: a value is a difference on one question, and all are of arm a; `split`: whether an answer was right.
     """
@@ -219,17 +219,25 @@ class Compared(NamedTuple):
 
 
 def compared(traffic: Traffic, own: NDArray[np.int64], labelled: NDArray[np.int64]) -> Compared | None:
-    """The observations that a comparison is made of; None where there is no other config."""
-    rows, values = _against_shadow(traffic, labelled)
+    """The observations that a comparison is made of; None where there is no other config.
+
+    What an earlier look has counted stays as it was: each answer counts with the label that came first, in their order.
+    """
+    traffic = replace(traffic, gold=traffic.first)
+    rows, values = _against_shadow(traffic, _as_labels_came(traffic, labelled))
     if len(rows):
         return Compared("paired", tuple(traffic.users[rows]), values, np.zeros(len(rows), dtype=bool))
     if traffic.split == 0:
         return None
     mine, in_b = set(own.tolist()), traffic.arms == "b"
     known = np.flatnonzero((traffic.gold >= 0) & traffic.named & traffic.since)
-    rows = np.array([row for row in known if in_b[row] or row in mine], dtype=np.int64)
+    rows = _as_labels_came(traffic, np.array([row for row in known if in_b[row] or row in mine], dtype=np.int64))
     right = (traffic.predicted[rows] == traffic.gold[rows]).astype(np.float64)
     return Compared("split", tuple(traffic.users[rows]), right, in_b[rows])
+
+
+def _as_labels_came(traffic: Traffic, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows[np.argsort(traffic.came[rows], kind="stable")]
 
 
 def _shadowed(traffic: Traffic, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -59,9 +59,13 @@ class Place:
     async def look(self) -> bool:
         """Load what is new, if there is something new; whether it serves now."""
         found = _signature(self.path)
-        if found == self._seen or found is None:
+        if found == self._seen:
             return False
         self._seen = found
+        if isinstance(found, str):
+            self.failed = found
+            log.error("generation %d goes on, and a new one cannot be seen: %s", self.now.generation, found)
+            return False
         loading = asyncio.ensure_future(asyncio.to_thread(opened, self.path, self._model, self.now.deployment))
         await asyncio.wait({loading})
         error = loading.exception()
@@ -95,10 +99,10 @@ def refuse_other_terms(new: Deployment, old: Deployment) -> None:
         )
 
 
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    """Changes with the config: it is replaced, never written over. None where it is not there."""
+def _signature(path: Path) -> tuple[int, int, int] | str:
+    """Changes with the config: it is replaced, never written over. Where it cannot be seen, why."""
     try:
         found = os.stat(path / CONFIG if path.is_dir() else path)
-    except FileNotFoundError:
-        return None
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}; restore it, or promote again"
     return found.st_mtime_ns, found.st_ino, found.st_size

@@ -109,8 +109,7 @@ def spec_of_retune(
     if segments(data, "questions"):
         dataset = labelled(data, config, since)
         folder = home / "serving" / "again" / dataset.fingerprint()[:16]
-        if not folder.exists():
-            write_dataset(folder, "log", dataset)
+        write_dataset(folder, "log", dataset)  # again what is there already: a run that was killed may have left a half
     elif since is not None:
         raise UsageError(f"--since is of a log, and {data} is none")
     elif data.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -15,8 +16,11 @@ from serving.service import Service
 
 TOKEN = "CHAMTUNE_TOKEN"
 """The environment variable with what clients must bring."""
-LOCAL = ("localhost", "127.0.0.1", "::1")
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+"""What a Host header names this machine by."""
 MOST_CONNECTIONS = 1024
+DESCRIPTORS = 4 * MOST_CONNECTIONS
+"""Files and connections that a server asks the system for."""
 IDLE_S = 30
 """A connection that asks nothing for so long is closed."""
 
@@ -26,12 +30,16 @@ def serve(
 ) -> None:
     """Answer over HTTP until SIGINT or SIGTERM; what was asked before is answered. `bound` is told the port.
 
-    UsageError where others than this machine could ask and there is no token; UnavailableError where the port is taken.
+    UsageError where others than this machine could ask and there is no token, or where one of `hosts` is no pattern;
+    UnavailableError where the port is taken.
     """
     token = os.environ.get(TOKEN) or None
     if not is_loopback(host) and token is None:
         raise UsageError(f"on {host} others than this machine may ask; give a token in {TOKEN}, or listen on 127.0.0.1")
-    own = hosts or (LOCAL if is_loopback(host) else (*LOCAL, host))
+    if odd := [one for one in hosts if "*" in one.removeprefix("*.") and one != "*"]:
+        raise UsageError(f"--allow {odd[0]}: a * stands alone, or leads as in *.example.org; name the host")
+    _make_room()
+    own = hosts or (*LOCAL, named(host))
     config = uvicorn.Config(
         app_of(service, own, token),
         log_config=None,
@@ -59,8 +67,21 @@ def listening(host: str, port: int) -> socket.socket:
         door.bind((host, port))
     except OSError as error:
         door.close()
-        raise UnavailableError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from None
+        raise UnavailableError(f"{named(host)}:{port} cannot be listened on: {error.strerror or error}") from None
     return door
+
+
+def _make_room() -> None:
+    """Raise the soft limit of descriptors, which is often no more than the connections, as far as is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def named(host: str) -> str:
+    """An address as URLs and Host headers write it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def is_loopback(host: str) -> bool:

@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -193,7 +193,8 @@ class Service:
         return [None if record is None else self.histories is not None and is_kept(record) for record in asked]
 
     async def run(self) -> None:
-        """Look for new generations and have the logs on the disk, until cancelled."""
+        """Look for new generations and have the logs on the disk, until cancelled; a log that is not is said once."""
+        said = None
         while True:
             await asyncio.sleep(LOOK_S)
             await self.place.look()
@@ -203,8 +204,13 @@ class Service:
                 except OSError as error:  # a disk that does not take it keeps nobody from an answer
                     log.error("about.json is not the newest: %s", error)
             self._watched()
-            with suppress(UnavailableError):  # a batch that cannot be logged says so itself
+            try:
                 await asyncio.to_thread(self._sync)  # beside the model, which goes on
+                said = None
+            except UnavailableError as error:
+                if said is None:
+                    log.error("what was answered is not on the disk yet: %s", error)
+                said = error
 
     def _sync(self) -> None:
         self.questions.sync()

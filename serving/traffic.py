@@ -1,6 +1,6 @@
 """What went through a server, read from its log: answers, the labels that came, and what the shadow said.
 
-Rows are in the order of time. A label that came twice counts as it came last.
+Rows are in the order of time. A label that came twice counts as it came last; a comparison counts what came first.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Traffic:
     """n logged answers; the names in `COLUMNS` are arrays with a row an answer, text as objects.
 
     `times`: ISO, UTC; `named`: whether the user was given; `log_probs`: float [n, K]; `gold`: -1 where no label came;
+    `first`: the label that came first, where another followed; `came`: the place of that one among all that came;
     `chars`, `known`: characters of the text and items of the history; `shadow`: row -> what the other config said,
     float [K], none while there is a split; `split`: the share of users that the other config is to answer; `since`:
     asked since this split has had its present other config; `left_out`: answers of other configs before the present
@@ -40,6 +41,8 @@ class Traffic:
     log_probs: NDArray[np.float64]
     priors: NDArray[np.object_]
     gold: NDArray[np.int64]
+    first: NDArray[np.int64]
+    came: NDArray[np.int64]
     arms: NDArray[np.object_]
     configs: NDArray[np.object_]
     generations: NDArray[np.int64]
@@ -95,17 +98,20 @@ def read_traffic(folder: Path) -> Traffic:
     """The traffic of a log; DataError where there is none."""
     if not segments(folder, "questions"):
         raise DataError(f"{folder}: no log of a server; give the folder that `chamtune serve` names")
-    found = list(placed(folder, "questions"))
+    found = [(path, number, _without_texts(line)) for path, number, line in placed(folder, "questions")]
     if not found:
         raise DataError(f"{folder}: nothing was asked yet")
     lines = [line for _, _, line in found]
     labels, told = tuple(lines[-1]["log_probs"]), about(folder)
     column = {label: number for number, label in enumerate(labels)}
     place = {line["request"]: row for row, line in enumerate(lines)}
-    gold = np.full(len(lines), -1, dtype=np.int64)
-    for label in records(folder, "feedback"):
+    gold, first, came = np.full((3, len(lines)), -1, dtype=np.int64)
+    for number, label in enumerate(records(folder, "feedback")):
         if label["of"] in place and label["label"] in column:
-            gold[place[label["of"]]] = column[label["label"]]
+            row = place[label["of"]]
+            gold[row] = column[label["label"]]
+            if first[row] < 0:
+                first[row], came[row] = gold[row], number
     split, other = float(told.get("split", 0.0)), told.get("other_config")
     beside = [one for one in placed(folder, "shadow") if one[2]["of"] in place]
     since = _since(lines, split, other, {place[one[2]["of"]] for one in beside})
@@ -125,6 +131,8 @@ def read_traffic(folder: Path) -> Traffic:
         np.array([_row(*one, labels) for one in found]),
         of("prior"),
         gold,
+        first,
+        came,
         of("arm"),
         of("config"),
         of("generation", np.int64),
@@ -135,6 +143,11 @@ def read_traffic(folder: Path) -> Traffic:
         split,
         len(beside) - len(said) + before,
     )
+
+
+def _without_texts(line: Record) -> Record:
+    """What no report reads is not held for a whole log."""
+    return {name: value for name, value in line.items() if name not in ("input", "profile")}
 
 
 def _since(lines: Sequence[Record], split: float, config: str | None, shadowed: Container[int]) -> NDArray[np.bool_]:

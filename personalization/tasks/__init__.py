@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent
 TASKS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 """Names of the tasks that come with the package."""
 _LISTED_BY = {"tags": "LaMP_2", "categories": "LaMP_2N"}
-_LABEL_LIST = re.compile(r"\b(tags|categories): \[([^\]]*)\]")
+_LABEL_LIST = re.compile(r"(?>[\s\S]*?\b(tags|categories): \[)([^\]]*)\]")
 
 
 class Terms(NamedTuple):
@@ -59,7 +59,7 @@ def of_form(text: str) -> Task | None:
 
 def listed_anywhere(text: str) -> tuple[Task, tuple[str, ...]] | None:
     """(task, labels) of an input with a bracketed list of LaMP-2's labels, whatever else is in it; None without one."""
-    found = _LABEL_LIST.search(text)
+    found = _LABEL_LIST.match(text)
     return None if found is None else (task(_LISTED_BY[found[1]]), labels_in(found[2]))
 
 

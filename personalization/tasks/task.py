@@ -24,6 +24,8 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from personalization.tasks.forms import REPLACED
+
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 ENDS = "\n"
 """What ends an answer unless a task says otherwise: without an end "1" would score at least as high as "10"."""
@@ -87,7 +89,11 @@ class Task(_Part):
     labels: dict[str, str] | None = Field(None, description="label -> how it is spoken, or a list; else the data's own")
     fields: Fields = Fields()
     ask: str = Field("{{text}}", description="a bare text as a question; where there is a form, in this form")
-    form: str | None = Field(None, description="how a whole question is laid out, as a regular expression")
+    form: str | None = Field(
+        None,
+        description="how a whole question is laid out, as a regular expression; one that can match in many ways may "
+        "take minutes on a hostile text",
+    )
     prompt: str = "{{history}}{{input}}\nanswer:"
     history: HistoryWording = HistoryWording()
     answer: AnswerWording = AnswerWording()
@@ -110,6 +116,7 @@ class Task(_Part):
     @classmethod
     def _a_pattern(cls, value: str | None) -> str | None:
         if value is not None:
+            value = REPLACED.get(value, value)
             try:
                 groups = re.compile(value).groupindex
             except re.error as error:

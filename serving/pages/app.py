@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
@@ -20,6 +21,7 @@ from serving.pages.logs import Logs
 from studies.shown.pages.app import application as of_studies
 from studies.shown.pages.app import pages, serve
 from studies.shown.pages.house import House, house_of_environment
+from studies.storage import whereabouts
 
 HERE = Path(__file__).parent
 LOGS = "CHAMTUNE_LOGS"
@@ -32,6 +34,7 @@ def application(house: House, logs: Logs) -> FastAPI:
     """The pages of the studies of a house, and of its servers."""
     templates = pages(HERE / "templates", elsewhere={"Served": "/served"})
     templates.globals |= {"traffic": drawing, "standing": standing, "doubts": doubts}
+    templates.globals |= {"quote": quote, "at_home": whereabouts(house.home, None)}
     app = of_studies(house, templates)
     _add_pages(app, logs, templates)
     _add_api(app, logs)

@@ -1,14 +1,19 @@
 """Answers over HTTP are the deployment's, and what cannot be answered is one line."""
 
 import json
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from starlette.testclient import TestClient
 
 from personalization.data.records import HistoryItem, Question
 from personalization.deployment import Deployment
 from personalization.errors import UsageError
-from serving.run import is_loopback, serve
+from serving.app import app_of
+from serving.place import Place
+from serving.run import DESCRIPTORS, LOCAL, _make_room, is_loopback, named, serve
+from serving.service import Service, Terms
 from tests.serving.conftest import ask, items, predict, same
 
 FRAME = "What is the score of the following review on a scale of 1 to 5? review: "
@@ -130,6 +135,26 @@ def test_nobody_listens_to_the_world_without_a_token(monkeypatch):
         serve(None, "0.0.0.0", 0)
     assert all(is_loopback(host) for host in ("127.0.0.1", "::1", "localhost"))
     assert not any(is_loopback(host) for host in ("0.0.0.0", "example.org"))
+
+
+def test_a_pattern_that_is_none_is_refused_and_an_address_of_six_is_named_in_brackets(deploy, tmp_path):
+    for odd in ("a*b", "*b", "**", "*.b*"):
+        with pytest.raises(UsageError, match=r"a \* stands alone, or leads as in \*\.example\.org; name the host"):
+            serve(None, "127.0.0.1", 0, (odd,))
+    assert (named("::1"), named("127.0.0.1")) == ("[::1]", "127.0.0.1")
+    app = app_of(Service(Place(deploy), Terms(tmp_path / "log")), LOCAL)
+    with TestClient(app, base_url="http://[::1]:8000") as client:
+        assert client.get("/healthz").status_code == 200
+
+
+def test_there_are_more_descriptors_than_connections():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, limits[0]), limits[1]))
+    try:
+        _make_room()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(DESCRIPTORS, limits[1]), limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_it_says_what_it_is_and_how_it_is_asked(asking):

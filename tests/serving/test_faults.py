@@ -1,17 +1,23 @@
 """Whatever a client does, it is answered with what it did wrong, and others go on."""
 
+import asyncio
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 
 import pytest
 
+from personalization.errors import DataError
 from serving.app import app_of
+from serving.batching import Batcher
 from serving.place import Place
 from serving.run import LOCAL
 from serving.service import Service, Terms
-from tests.serving.conftest import ask, on_a_port
+from tests.serving.conftest import ask, feed, on_a_port
 
 
 @pytest.fixture
@@ -119,6 +125,45 @@ def test_a_log_that_cannot_be_written_is_the_servers_fault_and_said(asking, monk
         )
         monkeypatch.undo()
         assert client.post("/predict", json=ask()).status_code == 200
+
+
+def test_a_wrong_question_fails_alone_in_its_batch():
+    """Three clients ask together: the batch fails by one of them, and the two others get their answers."""
+    runs, others = [], threading.Event()
+
+    def run(asked):
+        others.wait(20)
+        runs.append(asked)
+        if "wrong" in asked:
+            raise DataError("not to be answered")
+        return [text.upper() for text in asked]
+
+    async def ask_all():
+        batcher = Batcher("model", run)
+        asked = [asyncio.ensure_future(batcher.of(texts)) for texts in (["first"], ["a", "b"], ["wrong"], ["c"])]
+        await asyncio.sleep(0)
+        others.set()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        batcher.close()
+        return found
+
+    first, both, wrong, last = asyncio.run(ask_all())
+    assert (first, both, last) == (["FIRST"], ["A", "B"], ["C"])
+    assert str(wrong) == "not to be answered"
+    assert runs == [["first"], ["a", "b", "wrong", "c"], ["a", "b"], ["wrong"], ["c"]]
+
+
+def test_histories_that_cannot_be_written_are_said_and_grow_again_afterwards(asking, tmp_path):
+    with asking(texts=True) as client:
+        answer = client.post("/predict", json=ask(user="u1")).json()
+        client.service.histories._store.execute("PRAGMA busy_timeout = 0")
+        with closing(sqlite3.connect(tmp_path / "log" / "histories.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            reply = feed(client, answer, "2")
+        said = "the histories cannot be written: database is locked; give the label again"
+        assert (reply.status_code, reply.json()) == (503, {"error": said})
+        assert feed(client, answer, "2").json()["remembered"] is True
+        assert [item.label for item in client.service.histories.of("u1")] == ["2"]
 
 
 def test_too_many_that_wait_are_refused(asking, monkeypatch):

@@ -72,3 +72,44 @@ def test_a_damaged_line_is_named(tmp_path):
         list(records(tmp_path, "q"))
     assert oct(os.stat(path).st_mode)[-3:] == "600"
     assert json.loads(path.read_text().splitlines()[1])["number"] == 1
+
+
+def test_a_next_file_that_cannot_be_opened_leaves_the_present_one(tmp_path, monkeypatch):
+    def too_many(*_):
+        raise OSError(24, "Too many open files")
+
+    log = Log(tmp_path, "q", segment_bytes=10)
+    names = log.append([{"number": 1}])
+    monkeypatch.setattr("serving.log.os.open", too_many)
+    with pytest.raises(UnavailableError, match="the log cannot be written: Too many open files"):
+        log.append([{"number": 2}])
+    monkeypatch.undo()
+    log.sync()
+    names += log.append([{"number": 2}])
+    log.close()
+    assert [record["request"] for record in records(tmp_path, "q")] == names
+    assert len(segments(tmp_path, "q")) == 2
+
+
+def test_a_line_that_no_sync_has_taken_is_taken_by_the_next(tmp_path, monkeypatch):
+    """One that is written while a sync runs, and one that a sync could not take."""
+    log, write, done = Log(tmp_path, "q"), os.write, []
+
+    def beside_a_sync(*given):
+        log.sync()
+        return write(*given)
+
+    def broken(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("serving.log.os.write", beside_a_sync)
+    log.append([{"number": 1}])
+    monkeypatch.undo()
+    monkeypatch.setattr("serving.log.os.fsync", broken)
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="the log cannot be written: Input/output error"):
+            log.sync()
+    monkeypatch.setattr("serving.log.os.fsync", done.append)
+    log.sync()
+    log.sync()
+    assert len(done) == 1

@@ -39,8 +39,8 @@ def made(n=2000, users=50, seed=0, sure=0.6, right=0.6):
     priors, arms, configs = (np.full(n, said, dtype=object) for said in ("user", "a", "c"))
     ones, chars, known = np.ones(n, dtype=int), rng.integers(20, 60, n), rng.integers(0, 9, n)
     return Traffic(
-        LABELS, requests, times, names, ones > 0, log_probs, priors, gold, arms, configs, ones, chars, known, ones > 0,
-        {},
+        LABELS, requests, times, names, ones > 0, log_probs, priors, gold, gold, np.arange(n), arms, configs, ones,
+        chars, known, ones > 0, {},
     )  # fmt: skip
 
 
@@ -228,11 +228,27 @@ def test_a_split_compares_groups_of_users_and_their_ratio():
     traffic = made(users=400, n=8000, right=0.6)
     in_b = np.array([int(user[1:]) % 2 == 1 for user in traffic.users])
     gold = np.where(in_b, traffic.predicted, traffic.gold)
-    split = replace(traffic, arms=texts(np.where(in_b, "b", "a")), gold=gold, split=0.5)
+    split = replace(traffic, arms=texts(np.where(in_b, "b", "a")), gold=gold, first=gold, split=0.5)
     assert comparison(observed(split), 0.02, None)["verdict"] == "worse"
     assert ratio(split)["fault"] is False
     assert ratio(replace(split, split=0.3))["fault"] is True
     assert ratio(traffic) is None
+
+
+@pytest.mark.parametrize("split", [0.0, 0.5])
+def test_what_a_look_has_counted_stays_whatever_labels_come_later(split):
+    """Labels that come out of order, and labels that replace what a look has counted."""
+    came = np.random.default_rng(1).permutation(400)
+    whole = replace(with_shadow(made(n=400), 0.4), split=split, came=came)
+    whole = replace(whole, shadow={}) if split else whole
+    gold = np.where(came < 200, whole.gold, -1)
+    early = replace(whole, gold=gold, first=gold)
+    moved = replace(whole, gold=(whole.gold + 1) % 5)
+    then = compared(early, everything(early), early.labelled)
+    for later in (whole, moved):
+        now = compared(later, everything(later), later.labelled)
+        assert now.users[:200] == then.users
+        assert now.values[:200].tolist() == then.values.tolist()
 
 
 def test_users_who_lose_are_listed_shrunken():

@@ -15,7 +15,7 @@ import yaml
 
 from serving.app import app_of
 from serving.place import Place
-from serving.run import LOCAL, listening
+from serving.run import DESCRIPTORS, LOCAL, TOKEN, listening
 from serving.service import Service, Terms
 from tests.serving.conftest import feed, on_a_port, until
 
@@ -54,6 +54,14 @@ def test_unit_and_container_call_the_command_as_it_is():
         given = set(re.findall(r"--[a-z-]+", line))
         assert given
         assert given <= options
+
+
+def test_behind_the_proxy_a_token_is_wanted_and_connections_have_descriptors():
+    unit = (ROOM / "chamtune.service").read_text().splitlines()
+    assert "EnvironmentFile=/etc/chamtune.env" in unit
+    assert f"LimitNOFILE={DESCRIPTORS}" in unit
+    for file in ("chamtune.service", "nginx.conf"):
+        assert TOKEN in (ROOM / file).read_text()
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on this machine")

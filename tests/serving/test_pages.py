@@ -1,5 +1,6 @@
 """The page about a server: what it says of a log, what it refuses, how it looks to a browser."""
 
+import html
 import json
 import shutil
 
@@ -16,13 +17,13 @@ from tests.serving.conftest import ask, feed, on_a_port, predict
 CHROMIUM = shutil.which("chromium")
 
 
-def pages_of(home, *further):
-    house = House(home, storage_url(home, None))
+def pages_of(home, *further, url=None):
+    house = House(home, url or storage_url(home, None))
     return application(house, Logs(house, further))
 
 
-def client_of(home, *further):
-    return TestClient(pages_of(home, *further), base_url="http://127.0.0.1")
+def client_of(home, *further, url=None):
+    return TestClient(pages_of(home, *further, url=url), base_url="http://127.0.0.1")
 
 
 def converse(client, users=30, label="4", of=4):
@@ -86,8 +87,15 @@ def test_the_page_says_what_monitoring_says(logged, tmp_path, monkeypatch):
     assert "It is the first generation, and none stands before it." in page
     assert "--rollback" not in page
     assert f">{told['calibration']['state']}</span>" in page
-    monkeypatch.setattr("serving.pages.logs.Logs.report", lambda *_: {**told, "generation": 2})
-    assert f"chamtune monitor {logged} --rollback" in client.get("/monitor?log=log").text
+    drift = {"what": "x", "seen_at": told["last"], "since": told["first"], "before": 1, "after": 2}
+    changed = {**told, "generation": 2, "folder": "/logs of mine", "drift": [drift]}
+    monkeypatch.setattr("serving.pages.logs.Logs.report", lambda *_: changed)
+    commands = html.unescape(
+        client_of(tmp_path / "home", logged, url="sqlite:////else.db").get("/monitor?log=log").text
+    )
+    begin = f"chamtune monitor '/logs of mine' --home {tmp_path / 'home'}"
+    assert f"<code>{begin} --storage sqlite:////else.db --rollback</code>" in commands
+    assert f"<code>{begin} --retune</code>" in commands
     monkeypatch.undo()
     assert [part["accuracy"] for part in told["parts"]] == [1.0] * 12
     assert {part["constraints"]["entropy"] for part in told["parts"]} == {0.0}

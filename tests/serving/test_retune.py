@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import optuna
 import pytest
@@ -58,6 +59,15 @@ def test_a_log_becomes_questions_with_gold_and_dates(logged):
         labelled(log, read_config(deploy), "2200-01-01")
     with pytest.raises(DataError, match="not a date"):
         labelled(log, read_config(deploy), "soon")
+
+
+def test_what_a_killed_command_left_half_written_is_written_again(logged, tmp_path):
+    deploy, log = logged
+    folder = Path(spec_of_retune(deploy, log, tmp_path / "home").data.path)
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "log_outputs.json").unlink()
+    spec_of_retune(deploy, log, tmp_path / "home")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
 def test_questions_and_items_that_no_file_may_hold_are_left_out_and_counted(logged, tmp_path, caplog):

@@ -126,6 +126,35 @@ def test_a_generation_that_cannot_serve_leaves_the_old_one(asking, deploy, write
     assert "generation 1 goes on" in caplog.text
 
 
+def test_a_folder_that_cannot_be_seen_is_said_and_looked_for_again(asking, deploy, write_deployment, tmp_path, caplog):
+    with asking() as client:
+        deploy.rename(tmp_path / "away")
+        deploy.symlink_to(deploy)
+        until(lambda: "symbolic links" in (client.get("/readyz").json()["failed"] or ""))
+        assert client.post("/predict", json=ask()).json()["label"] == "4"
+        deploy.unlink()
+        (tmp_path / "away").rename(deploy)
+        write_deployment(deploy, favourite=2, generation=2)
+        until(lambda: client.get("/readyz").json()["generation"] == 2)
+        assert client.get("/readyz").json()["failed"] is None
+    assert "generation 1 goes on, and a new one cannot be seen" in caplog.text
+
+
+def test_a_log_that_does_not_reach_the_disk_is_said_once(asking, monkeypatch, caplog):
+    tried = []
+
+    def broken(_):
+        tried.append(None)
+        raise OSError(5, "Input/output error")
+
+    with asking() as client:
+        monkeypatch.setattr("serving.log.os.fsync", broken)
+        client.post("/predict", json=ask())
+        until(lambda: len(tried) > 2)
+        monkeypatch.undo()
+    assert caplog.text.count("what was answered is not on the disk yet: the log cannot be written") == 1
+
+
 def test_the_shadow_is_logged_never_returned_and_shares_the_pass(asking, other, tmp_path, monkeypatch):
     passes = []
     with asking(other=other) as client:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -186,6 +187,28 @@ def test_a_change_for_the_worse_is_rolled_back_and_the_server_takes_it_over(
         answer = client.post("/predict", json=ask()).json()
         assert (answer["label"], answer["generation"]) == ("4", 3)
     assert read_config(deploy)["restored_from"] == 1
+
+
+def test_texts_are_not_held_for_a_whole_log(tmp_path):
+    line = {**dict.fromkeys(("user_id", "prior", "arm", "config"), "x"), "known": 1, "chars": 1, "generation": 1}
+    line |= {"named": True, "at": "2026-01-01T00:00:00", "log_probs": {"a": 0.0}}
+    log = Log(tmp_path, "questions")
+    for _ in range(50):
+        log.append([{**line, "input": "x" * 100_000, "profile": [{"text": "x" * 100_000}]}])
+    tracemalloc.start()
+    assert len(read_traffic(tmp_path)) == 50
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000
+
+
+def test_a_label_that_is_replaced_counts_last_and_is_compared_as_it_came_first(asking, tmp_path):
+    with asking() as client:
+        one, other = predict(client, [ask("a"), ask("b")])
+        for answer, label in ((other, "1"), (one, "2"), (other, "3")):
+            feed(client, answer, label)
+    found = read_traffic(tmp_path / "log")
+    assert (found.gold.tolist(), found.first.tolist(), found.came.tolist()) == ([1, 2], [1, 0], [1, 0])
 
 
 def test_a_log_of_nothing_is_refused(tmp_path, deploy):

@@ -1,12 +1,17 @@
 """Tasks as files: LaMP's as the benchmark words them, a user's own, and what cannot be asked."""
 
+import re
+
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from personalization.data.prompts import mismatch
 from personalization.data.records import HistoryItem
 from personalization.errors import UsageError
 from personalization.tasks import TASKS, listed_anywhere, load_task, of_form, task
+from personalization.tasks.forms import REPLACED
 from personalization.tasks.task import Task
 
 CITED = (
@@ -47,6 +52,37 @@ def test_an_input_tells_its_task_and_what_it_asks_about(name):
     assert own.item(own.about(text, "something else")) == "something else"
     assert own.frame(text) == own.about(text, "")
     assert own.item("no form at all") == own.about("x", "no form at all") == "no form at all"
+
+
+CITING = '", which reference '
+PIECES = [
+    *("tags: [", "categories: [", "]", "description:", "article:", "score", "review:", "\n", "x", '"', " "),
+    *(' title "', CITING, '[1]: "', '" [2]: "'),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
+def test_forms_match_what_they_matched_before(text):
+    for before, now in REPLACED.items():
+        old, new = re.fullmatch(before, text), re.fullmatch(now, text)
+        assert (old is None) == (new is None)
+        if old is not None and text.count(CITING) < 2:
+            assert (old.groupdict(), old.span("text")) == (new.groupdict(), new.span("text"))
+
+
+def test_a_deployment_with_a_form_of_before_has_that_of_now():
+    assert {task(name).form for name in TASKS} == set(REPLACED.values())
+    for before, now in REPLACED.items():
+        assert load_task({**OWN, "form": before}) == load_task({**OWN, "form": now})
+
+
+def test_no_text_of_a_client_takes_more_than_one_pass():
+    """Of these texts a pass takes a moment, and a pass from each place longer than any test may."""
+    for piece in ("tags: [", "categories: [] ", "score ", 'title "', CITING, '[1]: "', '" [2]: "'):
+        many = piece * (500_000 // len(piece))
+        for text in (many, f' title "a{CITING}[1]: "{many}x'):
+            assert not any(task(name).has_form(text) for name in TASKS)
+            listed_anywhere(text)
 
 
 def test_citations_are_ranked_by_both_references_and_whole_papers():
