@@ -137,7 +137,7 @@ class Calibration(Stage):
             blank = {name: work.asking.about(tools.scorer, work.dataset, question, own) for name, own in texts.items()}
             return {name: asked(prompts, work, tools) for name, prompts in blank.items()}
 
-        key = None if work.of is None else (work.of, work.spoken, work.scale)
+        key = None if work.of is None else (work.of, work.asking, work.spoken, work.scale)
         found = tools.once("neutral", key, make)
         return {source: log_mean_probability(table) for source, table in found.items()}
 
