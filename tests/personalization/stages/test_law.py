@@ -188,6 +188,14 @@ def test_the_law_holds_with_a_retriever(params, tune, asked, calm_model, tiny_en
     assert not tools.scorer.texts_asked
 
 
+def test_a_route_that_was_saved_when_one_chain_answered_is_read(tune, asked, tools, scorer, tmp_path):
+    fitted = fitted_on(tune, params_of(("route",), ACTIVE["route"][0]), tools)
+    listed = json.loads(json.dumps(chain.save(fitted, tmp_path)))
+    del listed[0]["params"]["answer"]
+    found = answers_to(chain.load(listed, tmp_path), asked, scorer)
+    assert np.abs(found - answers_to(fitted, asked, scorer)).max() <= 1e-5
+
+
 @pytest.mark.slow
 def test_a_fresh_process_answers_from_the_folders(calm_model, tune, asked, tools, scorer, tmp_path):
     expected = {}
