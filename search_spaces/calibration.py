@@ -65,9 +65,7 @@ READ: Read = {
     "tau": [SEARCHED],
     "prior_mode": [{"gamma": nonzero}, {"fit": ("exact",)}, REPORT],
     "kappa": [{"prior_mode": ("user", "similar"), "formula": ("adjusted",)}],
-    "source": [
-        {**SEARCHED, "formula": ("adjusted",), "beta": nonzero, "head.head": ("none",), "adapter.adapter": ("none",)}
-    ],
+    "source": [{**SEARCHED, "formula": ("adjusted",), "beta": nonzero, "prompt.k": (0,), **PLAIN}],
     "ranking": [SIMILAR],
     "mix": [{**SIMILAR, "ranking": ("mix",)}],
     "width": [{**SIMILAR, "ranking": other_than("recency")}],

@@ -5,7 +5,8 @@
 CSV (any of , ; | and tab between columns), JSON Lines, Parquet, Arrow, a folder that `datasets` saved, or a data set of
 the hub; rows are read one after another. At most `newest` rows of a user are asked, and at most half of them, rounded
 up. A row without a label has nothing to teach: it is left out, and where a deployment answers a table it is what is
-asked; a table without columns of label, time or id can be answered, too. Two rows of the same time stand as in it.
+asked; a table without columns of label, time or id can be answered, too. Two rows of the same time stand as in it; rows
+without a time are the oldest, but where one without a label is asked, all dated rows are known.
 """
 
 from __future__ import annotations
@@ -175,7 +176,10 @@ def _add(reader: Reader, place: Place, user: str, item: HistoryItem, known: list
         reader.defect(place, "id", f"{item.id!r} stands already in record {reader.places[item.id][1]}; ids are unique")
         return
     now = (item.date or datetime.min, place[1])
-    history = tuple(one for at, one in known if (one.date or datetime.min, at[1]) < now)
+    timeless = item.date is None and item.label is None
+    history = tuple(
+        one for at, one in known if (one.date or datetime.min, at[1]) < now or (timeless and one.date is not None)
+    )
     text = reader.asked(item.text)
     reader.questions[item.id] = Question(item.id, user, text, history, date=item.date)
     reader.places[item.id] = place

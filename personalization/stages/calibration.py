@@ -117,8 +117,7 @@ class Calibration(Stage):
         if params.fit != "exact" or global_probs is None:
             return Numbers(bias, params.beta, params.gamma, params.tau)
         gold = gold_indices(work.dataset)
-        mode = "user" if params.prior_mode == "similar" else params.prior_mode
-        log_pi, _ = taste(_counts(params, work, tools, _pool(params, work, tools)), global_probs, mode, params.kappa)
+        log_pi = _log_taste(params, work, tools, _pool(params, work, tools), global_probs)
         log_model = np.where(_moved(work)[:, None], bias["batch"], plain_bias["batch"])
         try:
             found = fit_nll(scores, log_model, log_pi, gold)
@@ -137,7 +136,7 @@ class Calibration(Stage):
             blank = {name: work.asking.about(tools.scorer, work.dataset, question, own) for name, own in texts.items()}
             return {name: asked(prompts, work, tools) for name, prompts in blank.items()}
 
-        key = None if work.of is None else (work.of, work.spoken, work.scale)
+        key = None if work.of is None else (work.of, work.asking, work.spoken, work.scale)
         found = tools.once("neutral", key, make)
         return {source: log_mean_probability(table) for source, table in found.items()}
 
@@ -254,8 +253,7 @@ class Calibration(Stage):
         learned = self.learn(params, work, tools)
         if params.formula != "adjusted" or params.fit != "searched" or learned.global_probs is None:
             return params
-        mode = "user" if params.prior_mode == "similar" else params.prior_mode
-        log_pi, _ = taste(_counts(params, work, tools, learned.pool), learned.global_probs, mode, params.kappa)
+        log_pi = _log_taste(params, work, tools, learned.pool, learned.global_probs)
         scores, gold, start = scores_of(work, tools), gold_indices(work.dataset), (params.beta, params.gamma)
         bias = learned.plain.bias
         found = {source: plane_optimum(scores, bias[source], log_pi, gold, start) for source in bias}
@@ -368,3 +366,11 @@ def _counts(params: Any, work: Work, tools: Tools, pool: Pool | None = None) -> 
     key = None if work.of is None else (work.of, id(pool), params.floor, params.near, params.kin)
     others = tools.once("others", key, lambda: pool.counts(work.dataset, tools.embed, params))
     return np.asarray(counts + params.reach * others)
+
+
+def _log_taste(
+    params: Any, work: Work, tools: Tools, pool: Pool | None, global_probs: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """log pi of each question, [n, K]."""
+    mode = "user" if params.prior_mode == "similar" else params.prior_mode
+    return taste(_counts(params, work, tools, pool), global_probs, mode, params.kappa)[0]

@@ -109,10 +109,11 @@ def _heads(params: Any, work: Work, tools: Tools) -> UserHeads:
         states = tools.once("states", key, lambda: states_of(prompts, rows, at, tools, layers))
         return np.ascontiguousarray(states[:, layers.index(layer)])
 
-    key = None if work.key is None else (work.key, layer)
-    made: UserHeads = tools.once(
-        "heads", key, lambda: UserHeads(work.dataset, work.asking, scorer, represent, work.prompts)
-    )
+    def make() -> UserHeads:
+        moved = np.array([edit.touched for edit in work.edits], dtype=np.bool_).reshape(-1, len(work)).T
+        return UserHeads(work.dataset, work.asking, scorer, represent, work.prompts, moved)
+
+    made: UserHeads = tools.once("heads", None if work.key is None else (work.key, layer), make)
     return made
 
 

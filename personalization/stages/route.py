@@ -45,6 +45,7 @@ class Route(Stage):
     """One of several chains for each question, or the mean of all."""
 
     alone = True
+    earlier: Mapping[str, Any] = {"answer": "one"}
 
     def learn(self, params: Any, work: Work, tools: Tools) -> Learned | None:
         """Every chain, and from the tune users' answers, held out where that is to be had, who is better off where."""

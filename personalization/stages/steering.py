@@ -237,7 +237,8 @@ def _cut(directions: Directions) -> list[str]:
 def _directions(work: Work, tools: Tools, front: str) -> Directions:
     """The directions of a work's questions, of the model as the work leaves it.
 
-    A server remembers those of histories, where no edit below makes them depend on more than the history.
+    A server remembers those of histories, where no edit below makes them depend on more than the history and how it is
+    asked about.
     """
 
     def make() -> Directions:
@@ -252,7 +253,8 @@ def _directions(work: Work, tools: Tools, front: str) -> Directions:
 
         room = backbone.room(work.spoken, prefix, ROOM)
         reading = Reading(backbone.depth, states, tools.embed, backbone.lengths, room)
-        kept = None if work.of is not None or work.edits else tools.once("directions of histories", "kept", dict)
+        memory = None if work.of is not None or work.edits else (work.asking.wording, work.spoken)
+        kept = None if memory is None else tools.once("directions of histories", memory, dict)
         return Directions(work.dataset, reading, front, kept)
 
     found: Directions = tools.once("directions", None if work.key is None else (work.key, front), make)

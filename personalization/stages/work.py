@@ -230,19 +230,30 @@ def _plain_rows(work: Work, rows: Rows, tools: Tools) -> Scores:
 
 
 def _edited(work: Work, tools: Tools) -> Scores:
-    """One pass under the edits for every question, in batches that suit them."""
+    """One pass under the edits for every question."""
+
+    def table(prompts: Sequence[str], edits: Sequence[Edit]) -> Scores:
+        found: Scores = _fixed(prompts, edits, work, tools).table(edits, tools.progress)
+        return found
+
+    return _passes(work.prompts, work.edits, tools, (len(work.spoken),), table)
+
+
+def _passes(
+    prompts: Sequence[str],
+    edits: Sequence[Edit],
+    tools: Tools,
+    shape: tuple[int, ...],
+    run: Callable[[Sequence[str], Sequence[Edit]], Scores],
+) -> Scores:
+    """What is run of prompts, float32 [m, *shape], in batches that suit their edits."""
     from personalization.scoring.passes import shrinking
 
-    out = np.empty((len(work), len(work.spoken)), dtype=np.float32)
-    for rows, edits in separated(work.edits, len(work)):
-        prompts = [work.prompts[row] for row in rows]
-        out[rows] = shrinking(tools.scorer.backbone, partial(_table, prompts, edits, work, tools))
+    out = np.empty((len(prompts), *shape), dtype=np.float32)
+    for rows, own in separated(edits, len(prompts)):
+        some = [prompts[row] for row in rows]
+        out[rows] = shrinking(tools.scorer.backbone, partial(run, some, own))
     return out
-
-
-def _table(prompts: Sequence[str], edits: Sequence[Edit], work: Work, tools: Tools) -> Scores:
-    found: Scores = _fixed(prompts, edits, work, tools).table(edits, tools.progress)
-    return found
 
 
 def _fixed(prompts: Sequence[str], edits: Sequence[Edit], work: Work, tools: Tools) -> Any:
@@ -274,20 +285,13 @@ def states_of(
     if not any(edit.touched.any() for edit in edits):
         place = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         return tools.scorer.last_states(list(place), layers, tools.progress, site)[[place[p] for p in prompts]]
-    from personalization.scoring.passes import shrinking
+    backbone = tools.scorer.backbone
 
-    out = np.empty((len(prompts), len(layers), tools.scorer.backbone.width), dtype=np.float32)
-    for rows, own in separated(edits, len(prompts)):
-        some = [prompts[row] for row in rows]
-        out[rows] = shrinking(tools.scorer.backbone, partial(_states, some, own, work, tools, layers, site))
-    return out
+    def states(some: Sequence[str], own: Sequence[Edit]) -> Scores:
+        found: Scores = backbone.fixed(some, work.spoken, own).last_states(layers, own, site)
+        return found
 
-
-def _states(
-    prompts: Sequence[str], edits: Sequence[Edit], work: Work, tools: Tools, layers: Sequence[int], site: str
-) -> Scores:
-    found: Scores = tools.scorer.backbone.fixed(prompts, work.spoken, edits).last_states(layers, edits, site)
-    return found
+    return _passes(prompts, edits, tools, (len(layers), backbone.width), states)
 
 
 def embeddings_of(texts: Sequence[str], owners: Rows, work: Work, tools: Tools) -> Scores:

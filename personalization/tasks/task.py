@@ -88,7 +88,7 @@ class Task(_Part):
     official: str | None = Field(None, description="the name that a predictions file bears; by default the task's own")
     labels: dict[str, str] | None = Field(None, description="label -> how it is spoken, or a list; else the data's own")
     fields: Fields = Fields()
-    ask: str = Field("{{text}}", description="a bare text as a question; where there is a form, in this form")
+    ask: str = Field("{{text}}", description="a bare text as a question, in the form; other words belong into prompt")
     form: str | None = Field(
         None,
         description="how a whole question is laid out, as a regular expression; one that can match in many ways may "
@@ -130,7 +130,10 @@ class Task(_Part):
         item = SimpleNamespace(text="text", label="label", more=[(name, "") for name in self.fields.also])
         for own in (self, *(self.worded(name) for name in self.wordings)):
             own.prompt_of("text", [item]), own.chat_of("text", [item]), own.encoded("text")
-            own.query_of("text"), own.document_of(item), own.question("text")
+            own.query_of("text"), own.document_of(item)
+        listing = self if self.labels is not None else self.with_labels(("one", "two"))
+        if listing.item(listing.question("text")) != "text":
+            raise ValueError("ask needs a form that finds the text again; or write its words into prompt")
         if self.labels is not None:
             self._labels_differ(self.labels)
         return self

@@ -35,6 +35,7 @@ def test_prompts_with_nothing_to_classify_are_worded_and_told_as_questions_are(m
     scorer = model("planted", None)
     objective = Classification(chain_space(("prompt", "calibration")), worded, scorer)
     params = objective.space.BASELINE.changed(prompt__wording="short", beta=1.0, source=source)
+    objective.evaluate(params.changed(prompt__wording="own"))
     answered, work = objective.evaluate(params).log_probs, objective._fit(params).tune[-1]
     item = f" {task.item(splits.tune.questions[0].text)}"
     assert item in work.prompts[0]

@@ -102,6 +102,16 @@ def test_calibrations_with_the_same_effect_are_the_same_params():
 
 
 @pytest.mark.parametrize(
+    "moved", [{"prompt.k": 2}, {"steering.alpha_personal": 1.0}, {"steering.alpha_general": 0.5}], ids=str
+)
+def test_a_bias_by_prompts_with_nothing_to_classify_is_of_the_bare_model(moved):
+    space, prior = chain_space(("prompt", "steering", "calibration")), {"calibration.beta": 1.0}
+    found = [space.of_full({**moved, **prior, "calibration.source": source}) for source in ("neutral", "batch")]
+    assert found[0] == found[1]
+    assert space.of_full({**prior, "calibration.source": "neutral"})["calibration"].source == "neutral"
+
+
+@pytest.mark.parametrize(
     ("override", "name", "expected"),
     [
         ({"tau": 1.0}, "tau", CategoricalDistribution([1.0])),

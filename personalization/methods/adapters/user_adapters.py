@@ -190,11 +190,6 @@ class UserAdapters:
             "varied": {rate: self._varied(learned, plan, rate) for rate in plan.rates},
             "seconds": round(time.monotonic() - started + (0.0 if origin is None else origin.record["seconds"]), 2),
         }  # fmt: skip
-        if clusters is not None:
-            clusters.save(folder / "groups.safetensors")
-            write_atomic(
-                folder / "cluster_map.json", json.dumps({"users": dict(trained.groups), "kind": clusters.kind})
-            )
         write_atomic(folder / RECORD, json.dumps(record, indent=2) + "\n")
         for part in parts:
             (folder / PART.format(part.first)).unlink(missing_ok=True)

@@ -84,14 +84,21 @@ class Heads:
 class UserHeads:
     """Fits heads on the histories of a data set's users and scores its questions with heads.
 
-    `represent` runs the model; `prompts` are those of the questions.
+    `represent` runs the model; `prompts` are those of the questions; `moved` bool [n, E]: which edits of the model
+    move which question.
     """
 
     def __init__(
-        self, dataset: Dataset, asking: Asking, scorer: Any, represent: Represent, prompts: Sequence[str]
+        self,
+        dataset: Dataset,
+        asking: Asking,
+        scorer: Any,
+        represent: Represent,
+        prompts: Sequence[str],
+        moved: NDArray[np.bool_],
     ) -> None:
         self.dataset, self.asking, self.scorer, self.represent = dataset, asking, scorer, represent
-        self.prompts = prompts
+        self.prompts, self.moved = prompts, moved
         self.column = {label: i for i, label in enumerate(dataset.labels)}
 
     @cached_property
@@ -169,15 +176,17 @@ class UserHeads:
 
     @cached_property
     def _known(self) -> list[tuple[list[int], NDArray[np.float32], NDArray[np.int64]]]:
-        """(questions, representations of what is known when they are asked, its labels), a history each."""
+        """(questions, representations of what is known when they are asked, its labels), for each user, history, frame
+        and edits that act."""
         task = self.dataset.task
-        rows_of: dict[tuple[int, str], list[int]] = {}
+        rows_of: dict[tuple[Any, ...], list[int]] = {}
         histories, places = distinct([known_items(task, q) for q in self.dataset.questions])
         for row, (question, place) in enumerate(zip(self.dataset.questions, places, strict=True)):
-            rows_of.setdefault((place, task.frame(question.text)), []).append(row)
+            key = (place, question.user_id, task.frame(question.text), self.moved[row].tobytes())
+            rows_of.setdefault(key, []).append(row)
         asked: list[Question] = []
         found = []
-        for (place, _), rows in rows_of.items():
+        for (place, *_), rows in rows_of.items():
             items, frame = histories[place], self.dataset.questions[rows[0]]
             known = [
                 Question(item.id, frame.user_id, task.about(frame.text, item.text), others(items, at), item.label)

@@ -6,7 +6,8 @@ later than the question),
     n_y = sum_{i: y_i = y} exp((r_i - 1) / near) * t(u, v_i)^kin     over the MOST most relevant items with r_i >= floor
 
 r_i is the cosine of question and item: of the embeddings of an encoder or a retriever, else of TF-IDF vectors of their
-words (Salton and Buckley 1988), so that the same text counts as one item. t is how alike two users' tastes are, the
+words (Salton and Buckley 1988). Cosines that differ by TIE or less are equal: items as relevant as the last that counts
+share the places that are left. t is how alike two users' tastes are, the
 Bhattacharyya coefficient sum_y sqrt(p_u(y) p_v(y)) of their label shares, each with one pseudo-count spread over the
 labels; with `kin` 0 all users count alike. The asked user's own items never count here: they are the user's own prior.
 
@@ -19,6 +20,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from personalization.data.dates import EPOCH
 from personalization.data.known import learned_histories
 from personalization.data.records import Dataset
 from personalization.errors import DataError
@@ -36,6 +39,8 @@ from personalization.methods.taste.priors import history_counts
 
 MOST = 32
 """Items that answer a question at most."""
+TIE = 1e-5
+"""By how much a cosine may differ by what else is asked."""
 AT_ONCE = 20_000_000
 """Cosines that are in memory at once."""
 ARRAYS, TEXTS = "pool.safetensors", "pool.json"
@@ -106,15 +111,18 @@ class Pool:
             if mine is not None:
                 near[row, self.owners == mine] = -np.inf
             if question.date is not None:
-                near[row, self.days > question.date.timestamp()] = -np.inf
+                near[row, self.days > seconds(question.date)] = -np.inf
 
     def _counted(self, cosines: NDArray[np.float64], own: NDArray[np.int64], params: Any) -> NDArray[np.float64]:
         """[K] of one question."""
         k = self.tastes.shape[1]
-        found = np.flatnonzero(cosines >= params.floor)
+        found = np.flatnonzero(cosines >= params.floor - TIE)
+        share = np.ones(len(found))
         if len(found) > MOST:
-            found = found[np.argpartition(-cosines[found], MOST - 1)[:MOST]]
-        weight = np.exp((np.minimum(cosines[found], 1.0) - 1) / params.near)
+            above = cosines[found] - np.partition(cosines[found], -MOST)[-MOST]
+            share = np.where(above > TIE, 1.0, (MOST - (above > TIE).sum()) / (np.abs(above) <= TIE).sum())
+            found, share = found[above >= -TIE], share[above >= -TIE]
+        weight = share * np.exp((np.minimum(cosines[found], 1.0) - 1) / params.near)
         if params.kin:
             theirs = self.tastes[self.owners[found]]
             weight = weight * alike(own[None, :], theirs)[0] ** params.kin
@@ -150,7 +158,7 @@ def pooled(dataset: Dataset, kind: str, embed: Embed) -> Pool:
     texts = tuple(dataset.task.document_of(item) for _, item in items)
     owners = np.array([row for row, _ in items], dtype=np.int64)
     labels = np.array([column[str(item.label)] for _, item in items], dtype=np.int64)
-    days = np.array([np.nan if item.date is None else item.date.timestamp() for _, item in items])
+    days = np.array([np.nan if item.date is None else seconds(item.date) for _, item in items])
     tastes = np.zeros((len(histories), len(dataset.labels)), dtype=np.int64)
     np.add.at(tastes, (owners, labels), 1)
     embedded = embed(texts) if kind == "encoder" and texts else None
@@ -161,6 +169,11 @@ def alike(one: NDArray[np.integer], other: NDArray[np.integer]) -> NDArray[np.fl
     """Bhattacharyya coefficients of label counts [a, K] and [b, K], float [a, b] from 0 to 1."""
     shares = [(counts + 1 / counts.shape[1]) / (counts.sum(axis=1, keepdims=True) + 1) for counts in (one, other)]
     return np.asarray(np.sqrt(shares[0]) @ np.sqrt(shares[1]).T)
+
+
+def seconds(date: datetime) -> float:
+    """Of a date in UTC since 1970."""
+    return (date - EPOCH).total_seconds()
 
 
 def digest(user: str) -> str:

@@ -41,7 +41,7 @@ def log_softmax(scores: Floats) -> NDArray[np.float64]:
 
 def log_mean_probability(scores: Floats) -> NDArray[np.float64]:
     """log of the mean over rows of the label-normalised probabilities: float [K] from [m, K]."""
-    return np.asarray(np.log(np.exp(log_softmax(scores)).mean(axis=0)))
+    return np.asarray(np.logaddexp.reduce(log_softmax(scores), axis=0) - np.log(len(scores)))
 
 
 def history_counts(dataset: Dataset) -> NDArray[np.int64]:

@@ -111,6 +111,15 @@ def test_a_deployment_answers_the_rows_without_a_label():
     assert len(whole) == 9
 
 
+def test_of_a_row_without_time_and_label_all_dated_rows_are_known():
+    rows = [{"u": "a", "x": f"t{i}", "y": "pq"[i % 2], "t": 2000 + i if i else None} for i in range(4)]
+    task = rows_as_questions(iter(rows), "memory", Columns("u", ("x",), "y", "t"), None).usable().task
+    asked = [{"u": "a", "x": "new", "y": None, "t": None}, *rows, {"u": "a", "x": "newer", "y": None, "t": None}]
+    found = rows_as_questions(iter(asked), "memory", Columns("u", ("x",), "y", "t"), None, Terms(task, ("p", "q")))
+    known = {q.text: [item.text for item in q.history] for q in found.usable().questions}
+    assert known == {"new": ["t1", "t2", "t3"], "newer": ["t0", "t1", "t2", "t3"]}
+
+
 def test_rows_without_a_label_teach_nothing_and_are_counted():
     rows = tickets(GERMAN, 3, 6)
     checked = rows_as_questions(

@@ -13,7 +13,7 @@ from personalization.backbones.cached import CachedScorer
 from personalization.data.records import Dataset
 from personalization.methods.taste.own import Between
 from personalization.stages import STAGES, chain
-from personalization.stages.work import Tools
+from personalization.stages.work import Tools, begin
 from tests.personalization.stages.chains import (
     ACTIVE,
     answers_to,
@@ -28,6 +28,7 @@ from tests.personalization.stages.chains import (
 from tests.tiny import make_model, make_tokenizer
 
 ROOT = Path(__file__).parents[3]
+PLAIN = ACTIVE["calibration"][0]
 SINGLES, PAIRS, TRIPLES = singles(), combinations(2), combinations(3)
 GATE = [params for params in PAIRS if {"adapter", "steering"} < set(params)]
 CHAINS = [
@@ -128,6 +129,22 @@ def test_together_is_alone_is_shuffled_is_saved(params, tune, asked, tools, tmp_
     law_holds(params, tune, asked, tools, tmp_path)
 
 
+def test_the_law_holds_for_questions_of_one_history_of_which_the_gate_lets_some_through(tune, asked, tools, tmp_path):
+    params = params_of(("steering", "head", "calibration"), PLAIN, ACTIVE["steering"][1], ACTIVE["head"][0])
+    fitted = fitted_on(tune, params, tools)
+
+    def of_one(history):
+        questions = tuple(replace(q, user_id="one", history=history, date=None) for q in asked.questions)
+        return Dataset(asked.task, asked.labels, questions)
+
+    def let_through(dataset):
+        return chain.acted(fitted, "steering", begin(dataset, Tools(tools.scorer)), tools).touched
+
+    worlds = map(of_one, (question.history for question in asked.questions))
+    several = next(world for world in worlds if len(set(let_through(world))) == 2)
+    law_holds(params, tune, several, tools, tmp_path)
+
+
 @pytest.mark.parametrize("below", [{}, ACTIVE["prompt"][0]], ids=["bare", "with items"])
 def test_the_law_holds_for_strengths_of_each_user(below, tune, asked, tools, tmp_path, monkeypatch):
     monkeypatch.setattr(Between, "used", True)  # a random model's answers hold nothing to learn
@@ -169,6 +186,14 @@ def test_the_law_holds_with_a_retriever(params, tune, asked, calm_model, tiny_en
     law_holds(params, tune, asked, tools, tmp_path)
     assert encoder.texts_asked
     assert not tools.scorer.texts_asked
+
+
+def test_a_route_that_was_saved_when_one_chain_answered_is_read(tune, asked, tools, scorer, tmp_path):
+    fitted = fitted_on(tune, params_of(("route",), ACTIVE["route"][0]), tools)
+    listed = json.loads(json.dumps(chain.save(fitted, tmp_path)))
+    del listed[0]["params"]["answer"]
+    found = answers_to(chain.load(listed, tmp_path), asked, scorer)
+    assert np.abs(found - answers_to(fitted, asked, scorer)).max() <= 1e-5
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """What a server does for a request: no pass whose result is not used, nothing that grows, nothing on disk."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -59,7 +61,23 @@ def test_what_is_remembered_is_bounded(tools, asked, monkeypatch):
     monkeypatch.setattr(learned, "REMEMBERED", 3)
     found, served = fitted(tools, [ACTIVE["steering"][0]]), Tools(tools.scorer.unstored())
     ask(found, served, asked)
-    assert len(served.once("directions of histories", "kept", dict)) == 3
+    assert [len(kept) for kept in served._memo["directions of histories"].values()] == [3]
+
+
+def test_chains_of_one_server_that_word_a_history_in_two_ways_share_no_directions(tools, asked):
+    def worded(dataset):
+        wordings = {"short": {"prompt": "{{history}}{{text}} ->", "history": {"item": "{{text}} -> {{label}}"}}}
+        return replace(dataset, task=dataset.task.model_copy(update={"wordings": wordings}))
+
+    params = params_of(("prompt", "steering", "calibration"), PLAIN, ACTIVE["steering"][0])
+    arms = [
+        fitted_on(worded(growing(4, 8, 2)), params.changed(prompt__wording=wording), tools)
+        for wording in ("own", "short")
+    ]
+    served = Tools(tools.scorer.unstored())
+    together = [ask(arm, served, worded(asked)) for arm in arms]
+    alone = [ask(arm, Tools(tools.scorer.unstored()), worded(asked)) for arm in arms]
+    assert all(np.abs(one - other).max() <= 1e-5 for one, other in zip(together, alone, strict=True))
 
 
 def test_adapters_that_answer_alone_cost_no_pass_of_the_model_itself(tools, asked, passes):

@@ -139,6 +139,12 @@ def test_a_users_own_task_in_his_own_language(tmp_path):
     assert load_task(own.model_dump(mode="json", exclude_defaults=True)) == own
 
 
+def test_a_question_may_list_labels_that_only_the_data_have():
+    asked = {"ask": "{{labels | join(', ')}}: {{text}}", "form": "(?P<labels>.+): (?P<text>.*)"}
+    task = load_task({"name": "listing", **asked}).with_labels(("a", "b"))
+    assert (task.item(task.question("x")), task.listed(task.question("x"))) == ("x", ("a", "b"))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -151,6 +157,8 @@ def test_a_users_own_task_in_his_own_language(tmp_path):
         ({"labels": {"a": " ", "b": "x"}}, "label 'a' is empty"),
         ({"form": "(?P<txt>.*)"}, "a form needs a group"),
         ({"form": "("}, "not a regular expression"),
+        ({"ask": "Which? {{text}}"}, "ask needs a form that finds the text again; or write its words into prompt"),
+        ({"ask": "Which? {{text}}", "form": "What. (?P<text>.*)"}, "ask needs a form that finds the text again"),
         ({"wordings": {"x": {"labels": ["a", "b"]}}}, "wording 'x' changes 'labels'"),
         ({"name": ""}, "name"),
     ],

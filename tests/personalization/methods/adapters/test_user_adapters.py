@@ -128,12 +128,11 @@ def test_a_trained_group_is_what_peft_makes_of_it(adapters, scorer, world, tiny_
 
     trained = adapters.learn(world, PLAN)
     table = scores(world, trained, scorer)
-    groups = json.loads((trained.folder / "cluster_map.json").read_text())["users"]
     for group in range(2):
         loaded = load_causal(str(tiny_model), device="cpu")
         adapted = PeftModel.from_pretrained(loaded.model, str(trained.folder / f"group-{group}")).merge_and_unload()
         peer = CausalBackbone(adapted, loaded.tokenizer)
-        own = [i for i, q in enumerate(world.questions) if groups[q.user_id] == group]
+        own = [i for i, q in enumerate(world.questions) if trained.groups[q.user_id] == group]
         expected = peer.label_logprobs(
             [world.task.prompt_of(world.questions[i].text) for i in own],
             [world.task.continuation(own) for own in world.labels],

@@ -42,7 +42,8 @@ def heads_of(scorer, dataset, asked=None):
             asked.append(list(prompts))
         return scorer.embeddings(prompts) if scorer.kind == "encoder" else scorer.last_states(prompts, (1,))[:, 0]
 
-    return UserHeads(dataset, Asking(), scorer, represent, Asking().prompts(scorer, dataset)[0])
+    prompts, _ = Asking().prompts(scorer, dataset)
+    return UserHeads(dataset, Asking(), scorer, represent, prompts, np.zeros((len(dataset), 0), dtype=np.bool_))
 
 
 def params_of(plan):

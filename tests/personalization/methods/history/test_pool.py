@@ -1,5 +1,6 @@
 """Other users' items: what counts for a question, by hand; nothing of the asked user, nothing from later."""
 
+import time
 from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -94,6 +95,51 @@ def test_no_more_than_so_many_items_answer():
     people = data(*(question(f"u{i}", "x", [item("red fish", "a")]) for i in range(MOST + 20)))
     pool = pooled(people, "causal", unused)
     assert pool.counts(data(question("dan", "red fish")), unused, params())[0, 0] == pytest.approx(MOST)
+
+
+def test_items_that_tie_with_the_last_share_its_places_in_any_company():
+    random = np.random.default_rng(1)
+    vectors = {f"t{n}": random.normal(size=24) for n in range(80)}
+    vectors = {text: (one / np.linalg.norm(one)).astype(np.float32) for text, one in vectors.items()}
+
+    def embed(texts):
+        return np.stack([vectors[text] for text in texts])
+
+    items = [(f"t{n % 40}", LABELS[n % 3]) for n in range(3001)]
+    pool = pooled(data(*(question(f"u{n}", "t79", [item(*one)]) for n, one in enumerate(items))), "encoder", embed)
+    asked = data(*(question("dan", f"t{n}") for n in range(79)))
+    together = pool.counts(asked, embed, params(floor=0.1, near=1.0))
+    alone = [pool.counts(data(one), embed, params(floor=0.1, near=1.0))[0] for one in asked.questions]
+    assert np.abs(together - alone).max() <= 1e-5
+    assert together[:40].sum(axis=1) == pytest.approx(MOST, rel=1e-5)  # the text itself: 75 items or more, all at 1
+    by_hand = [sum(at % 40 == 0 and at % 3 == label for at in range(3001)) for label in range(3)]
+    assert together[0] == pytest.approx(MOST * np.array(by_hand) / sum(by_hand), rel=1e-5)
+
+
+def test_an_item_at_the_floor_counts_whatever_its_last_bits():
+    pool, floor = pooled(PEOPLE, "causal", unused), 1.0
+    near = np.array([floor, floor - 1e-7, floor + 1e-7, floor - 1e-3, 0, 0])
+    counted = pool._counted(near, np.zeros(3, dtype=np.int64), params(floor=floor))
+    assert counted == pytest.approx([1, 2 - 1e-6, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Tokyo"])
+def test_a_pool_is_the_same_in_every_time_zone(tmp_path, monkeypatch, zone):
+    first, then = datetime(2021, 11, 7, 0, 30), datetime(2021, 11, 7, 6, 15)
+    people = data(
+        question("ann", "x", [item("red fish", "a", first)]), question("bob", "x", [item("red fish", "b", then)])
+    )
+    pooled(people, "causal", unused).save(tmp_path)
+    asked = data(question("dan", "red fish", date=datetime(2021, 11, 7, 5, 45)))
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        pool = Pool.load(tmp_path)
+        assert np.array_equal(pool.days, pooled(people, "causal", unused).days)
+        assert pool.counts(asked, unused, params()) == pytest.approx(np.array([[1, 0, 0]]))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder"])

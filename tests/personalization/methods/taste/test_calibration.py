@@ -157,3 +157,8 @@ def test_fitted_temperature_is_a_minimum():
 
     assert loss(best) <= min(loss(best * 1.05), loss(best / 1.05))
     assert best > 1
+
+
+def test_a_label_of_which_no_question_thinks_has_a_finite_bias():
+    bias = log_mean_probability(np.array([[0.0, -900.0], [0.0, -1000.0]], dtype=np.float32))
+    assert bias == pytest.approx([0.0, -900 - np.log(2)])
