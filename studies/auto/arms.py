@@ -252,7 +252,7 @@ NOT_OF: Mapping[str, tuple[str, ...]] = {
 """kind of model -> arms that it cannot have, or that would be another's twin."""
 
 
-PROMISING: Mapping[str, tuple[str, ...]] = {"causal": ("lora",), "encoder": ("head",)}
+PROMISING: Mapping[str, tuple[str, ...]] = {"causal": ("head", "lora"), "encoder": ("head",)}
 """kind of model -> arms that led our own studies on real data (docs/results.md)."""
 
 

@@ -188,10 +188,11 @@ class Race:
         return max(self.share, LATE / SPARE) if arm.name in PROMISING[self._seen_scene.kind] else self.share
 
     def _rather(self, arm: Arm) -> Arm:
-        """This arm, or a promising one that fits into the time left, and after this arm would not any more."""
+        """This arm, or the cheapest promising one where one of those fits now, and after this arm would not any more."""
         left, after = LATE * self.left_s, LATE * (self.left_s - self._cost(arm))
         led = [other for other in self.waiting if other.name in PROMISING[self._seen_scene.kind]]
-        return next((other for other in led if after < SPARE * self._cost(other) <= left), arm)
+        led = [other for other in led if SPARE * self._cost(other) <= left]
+        return led[0] if any(after < SPARE * self._cost(other) for other in led) else arm
 
     def _announced(self, arms: Sequence[Arm]) -> str:
         scene, epochs = self._seen_scene, self._seen_scene.epochs or TRAINED["epochs"]

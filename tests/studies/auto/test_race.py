@@ -301,6 +301,8 @@ def test_an_arm_that_led_elsewhere_is_begun_while_it_fits(tmp_path, monkeypatch,
     race.waiting = [replace(ARMS["prompt"], passes=lambda scene: 3.0), ARMS["lora"]]
     monkeypatch.setattr(Race, "left_s", 10.0)  # 9 / 1.3 for a promising arm, 6.3 / 1.3 after the other
     assert race._rather(race.waiting[0]).name == begun
+    race.waiting.insert(1, replace(ARMS["head"], passes=lambda scene: 3.5))
+    assert race._rather(race.waiting[0]).name == ("head" if begun == "lora" else "prompt")  # the cheaper one first
 
 
 @pytest.mark.parametrize(("each_s", "goes_on"), [(9.0, True), (11.0, False)])
