@@ -188,7 +188,7 @@ class Race:
         return max(self.share, LATE / SPARE) if arm.name in PROMISING[self._seen_scene.kind] else self.share
 
     def _rather(self, arm: Arm) -> Arm:
-        """This arm, or the cheapest promising one where one of those fits now, and after this arm would not any more."""
+        """This arm, or the cheapest promising one where one of them fits now and would not after this arm any more."""
         left, after = LATE * self.left_s, LATE * (self.left_s - self._cost(arm))
         led = [other for other in self.waiting if other.name in PROMISING[self._seen_scene.kind]]
         led = [other for other in led if SPARE * self._cost(other) <= left]
