@@ -133,6 +133,12 @@ class Arm:
         """Passes for answering as many questions as there are tune questions."""
         return (self.answers or self.passes)(scene)
 
+    def again(self, scene: Scene) -> float:
+        """Of a first trial's passes, those over items whose states or embeddings are kept by text, and so run once;
+        what stands on an adapter keeps none."""
+        kept = 0.0 if "adapter" in self.chain else 2.0 if "steering" in self.chain else float("head" in self.chain)
+        return min(kept * read(scene), self.passes(scene))
+
     def space_for(self, embedder: str) -> dict[str, Any]:
         """Overrides of the chain's space, by full name, for this kind of what embeds."""
         spaces = dict(self.space)

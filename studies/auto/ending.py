@@ -78,7 +78,8 @@ def _without_end(race: Race, why: str) -> dict[str, Any]:
 
 def promoting_s(race: Race, arm: Arm | None = None) -> float:
     """Seconds that the promotion of the present leader, or of this arm, will take: what it learns anew, a pass over the
-    confirm users, and with what it adds once with their own and once with exchanged histories."""
+    confirm users, and with what it adds once with their own and once with exchanged histories. Items that have been
+    run are not run again: those of tune users, and of confirm users after the first time."""
     if race.scene is None:
         return MARGIN_S
     scene, best = race.scene, race.best()
@@ -87,8 +88,9 @@ def promoting_s(race: Race, arm: Arm | None = None) -> float:
     passes = 0.0 if leads is None else leads.answering(scene)
     timed = 2 * TIMED * TIMES / max(1, scene.questions) * (1 + passes)
     refit = arm is not None or (best is not None and best.params is not None and refits(best.opened, best.params))
-    anew = (1 + select) * leads.passes(scene) if leads is not None and refit else 0.0
-    return MARGIN_S + SPARE * scene.pass_s * (anew + confirm * (1 + 2 * passes) + timed)
+    kept = 0.0 if leads is None else leads.again(scene)
+    anew = (1 + select) * leads.passes(scene) - kept if leads is not None and refit else 0.0
+    return MARGIN_S + SPARE * scene.pass_s * (anew + confirm * (1 + 2 * passes - min(kept, passes)) + timed)
 
 
 def describing_s(race: Race, best: Entry) -> float:

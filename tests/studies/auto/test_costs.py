@@ -10,7 +10,7 @@ from personalization.data.records import Dataset
 from personalization.methods.adapters.user_adapters import UserAdapters
 from personalization.methods.history.labelled import labelled_items
 from studies.auto import costs
-from studies.auto.arms import ARMS
+from studies.auto.arms import ARMS, Scene, read, together
 from studies.auto.costs import TrainingCost, epochs_of, measured, training_cost
 from studies.auto.plan import Plan, data_of
 from studies.study import open_study
@@ -97,3 +97,13 @@ def test_the_fastest_of_a_seconds_runs_counts_and_one_that_is_longer_is_not_repe
     assert costs.fastest(work) == [0.25]
     assert costs.fastest(work) == [2.0]
     assert costs.fastest(work, work) == [0.5, 0.5]  # 1.0 and 0.5, and 0.5 and 0.75
+
+
+def test_items_whose_states_are_kept_by_prompt_are_run_once():
+    scene = Scene("causal", 100, 300, 50.0, 50.0, 1.0, 30.0)
+    items = read(scene)
+    assert ARMS["head"].again(scene) == items == ARMS["head"].passes(scene)
+    assert ARMS["steering"].again(scene) == 2 * items == ARMS["steering"].passes(scene) - 1
+    assert ARMS["calibration"].again(scene) == ARMS["lora"].again(scene) == 0
+    assert together(ARMS["lora"], ARMS["head"]).again(scene) == 0  # the adapter is another one with other users
+    assert together(ARMS["head"], ARMS["shared"]).again(scene) == 0  # they are there already
