@@ -93,7 +93,7 @@ class CachedScorer:
         self.lock = RLock()
         self._cut: dict[str, int] = {}
         self._recent: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self._states: dict[str, TextRows] = {}
+        self._states: dict[tuple[str, tuple[int, ...]], TextRows] = {}
         self.texts_asked = self.texts_embedded = 0
 
     def unstored(self) -> CachedScorer:
@@ -202,24 +202,39 @@ class CachedScorer:
     ) -> NDArray[np.float32]:
         """The state of each prompt where it leaves these layers, or of a causal model their MLPs, float32 [n, L, d].
 
-        Stored by prompt and layers.
+        Stored by prompt and layers; what was read here with further layers is taken from there.
         """
         width = len(layers) * self.backbone.width
         where = {} if site == "block" else {"site": site}
 
         def compute(new: list[str], keep: Keep) -> None:
-            known = np.full((len(new), len(layers), self.backbone.width), np.nan, dtype=np.float32)
+            left = self._read_with_more(new, layers, site, keep)
+            known = np.full((len(left), len(layers), self.backbone.width), np.nan, dtype=np.float32)
 
             def flat(rows: NDArray[np.int64], states: NDArray[np.float32]) -> None:
-                keep(rows, states.reshape(len(rows), -1))
+                keep(left[rows], states.reshape(len(rows), -1))
 
-            self.backbone.last_states(new, layers, known, progress, flat, **where)
+            if len(left):
+                self.backbone.last_states([new[row] for row in left.tolist()], layers, known, progress, flat, **where)
 
         with self.lock:
             key = key_of({**self.identity, **where, "states": "by prompt", "layers": list(layers)})
             path = None if self.folder is None else self.folder / key
-            stored = self._states.setdefault(key, TextRows(path, width, most=0))
+            stored = self._states.setdefault((site, tuple(layers)), TextRows(path, width, most=0))
             return stored.of(prompts, compute).reshape(len(prompts), len(layers), -1)
+
+    def _read_with_more(
+        self, prompts: Sequence[str], layers: Sequence[int], site: str, keep: Keep
+    ) -> NDArray[np.int64]:
+        """Keep states of prompts that were read with these and further layers; the rows of the other prompts."""
+        left, width = np.arange(len(prompts), dtype=np.int64), self.backbone.width
+        for (at, own), rows in self._states.items():
+            if at == site and set(layers) < set(own) and len(left):
+                found, there = rows.known([prompts[row] for row in left.tolist()])
+                some = found.reshape(-1, len(own), width)[there][:, [own.index(layer) for layer in layers]]
+                keep(left[there], some.reshape(-1, len(layers) * width))
+                left = left[~there]
+        return left
 
     def _table(self, key: str, shape: tuple[int, int], prompts: Sequence[str], compute: Compute) -> NDArray[np.float32]:
         """A table from the store, or computed."""

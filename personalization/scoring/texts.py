@@ -47,10 +47,7 @@ class TextRows:
 
     def of(self, texts: Sequence[str], compute: Compute) -> Rows:
         """The rows of texts, float32 [n, d]; `compute` is called with those texts that are not known, each once."""
-        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16] for text in texts]
-        rows_of: dict[bytes, list[int]] = {}
-        for row, key in enumerate(keys):
-            rows_of.setdefault(key, []).append(row)
+        rows_of = _places(texts)
         out = np.empty((len(texts), self.width), dtype=np.float32)
         missing = self._fill(out, rows_of, list(rows_of))
         if missing and self.path is None:
@@ -67,6 +64,14 @@ class TextRows:
         while len(self._latest) > self._most:
             self._latest.popitem(last=False)
         return out
+
+    def known(self, texts: Sequence[str]) -> tuple[Rows, NDArray[np.bool_]]:
+        """(rows of texts [n, d], which of them are known [n]); nothing is computed."""
+        rows_of, there = _places(texts), np.ones(len(texts), dtype=np.bool_)
+        out = np.empty((len(texts), self.width), dtype=np.float32)
+        for key in self._fill(out, rows_of, list(rows_of)):
+            there[rows_of[key]] = False
+        return out, there
 
     def _computed(
         self, missing: list[bytes], rows_of: dict[bytes, list[int]], texts: Sequence[str], out: Rows, compute: Compute
@@ -139,3 +144,11 @@ class TextRows:
                 raw = np.ascontiguousarray(row, dtype="<f4").tobytes()
                 numbers.write(raw)
                 told.write(_RECORD.pack(key, zlib.crc32(raw)))
+
+
+def _places(texts: Sequence[str]) -> dict[bytes, list[int]]:
+    """Digest -> the rows of that text."""
+    found: dict[bytes, list[int]] = {}
+    for row, text in enumerate(texts):
+        found.setdefault(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16], []).append(row)
+    return found

@@ -58,6 +58,21 @@ def test_depths_that_a_study_tries_are_read_in_one_pass(splits, tiny_model, tmp_
     np.testing.assert_allclose(together, each, atol=1e-5)
 
 
+def test_a_depth_that_was_read_with_others_is_not_read_again_where_it_is_fixed(
+    splits, tiny_model, tmp_path, monkeypatch
+):
+    params = params_of(("head", "calibration"), ACTIVE["head"][0], {"head.depth": 1.0})
+    scorer, space, passes = CachedScorer(str(tiny_model), tmp_path), chain_space(("head", "calibration")), []
+    several = Classification(space, splits, scorer, may={"head": {"depth": [0.0, 1.0]}})
+    first = several.evaluate(params).log_probs
+    monkeypatch.setattr(CausalBackbone, "last_states", counted(CausalBackbone.last_states, passes))
+    fixed = Classification(space, splits, scorer, may={"head": {"depth": [1.0]}})
+    np.testing.assert_allclose(fixed.evaluate(params).log_probs, first, atol=1e-5)
+    assert not passes
+    fixed.evaluate(params, "confirm")
+    assert passes
+
+
 def counted(read, passes):
     def reading(*given, **named):
         passes.append(given)
