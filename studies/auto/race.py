@@ -304,8 +304,8 @@ class Race:
         """With nothing else left to do: begin the cheapest arm that takes more than half of the time left, and no more
         than is left, or go on with one whose first trial was interrupted; whether there was one."""
         self.share = LATE
-        pairs = [entry.arm for entry in self.entries.values() if entry.arm.start_from is not None]
-        for arm in (*self.arms, *pairs):
+        put_together = [entry.arm for entry in self.entries.values() if entry.arm.start_from is not None]
+        for arm in (*self.arms, *put_together):
             entry, kept = self.entries.get(arm.name), self.journal.arm(arm.name)
             if self._cost(arm) > LATE * self.left_s or str(kept["fate"]).startswith(FAILED):
                 continue
