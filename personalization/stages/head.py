@@ -77,8 +77,8 @@ class HeadOfItems(Stage):
         """What is made of questions and items at each depth; of every history's items where each user has a head."""
         known = sizes.known if "user" in may["level"] else 0
         asked = sizes.items + known
-        layers = 1 if len(may["depth"]) == 1 else min(sizes.depth, sizes.trials)
-        table = (sizes.questions + asked) * sizes.width * 4
+        table, layers = (sizes.questions + asked) * sizes.width * 4, len(_layers(may["depth"], sizes.depth))
+        layers = layers if layers * table <= KEPT_OF["states"] * AT_ONCE else min(layers, sizes.trials)
         kept, together = min(KEPT_OF["heads"], layers * sizes.below), min(layers * table, KEPT_OF["states"] * AT_ONCE)
         memory = (kept + 3) * table + together * (layers > 1) + kept * asked * (RECORD + sizes.prompt)
         return Held(layers * sizes.below * table, memory)
@@ -96,7 +96,10 @@ def _heads(params: Any, work: Work, tools: Tools) -> UserHeads:
     """The heads of a work's questions, on the model as the work leaves it."""
     scorer = tools.scorer
     depth = 1 if scorer.kind == "encoder" else scorer.backbone.depth
-    layer, layers = min(int(params.depth * depth), depth - 1), _layers(params, tools, depth)
+    (layer,) = _layers([params.depth], depth)
+    layers = _layers(tools.may.get("head", {}).get("depth") or [params.depth], depth)
+    if layer not in layers:  # of a deployment that the study did not search
+        layers = (layer,)
 
     def represent(prompts: Sequence[str], owners: NDArray[np.int64] | None) -> NDArray[np.float32]:
         at = replace(work, edits=()) if owners is None else work
@@ -117,11 +120,10 @@ def _heads(params: Any, work: Work, tools: Tools) -> UserHeads:
     return made
 
 
-def _layers(params: Any, tools: Tools, depth: int) -> tuple[int, ...]:
-    """The layers that this study may read, this one among them: of a range, told by its ends, all between."""
-    values = tools.may.get("head", {}).get("depth", ())
-    found = {min(int(value * depth), depth - 1) for value in (*values, params.depth)}
-    return tuple(range(min(found), max(found) + 1)) if len(values) == 2 else tuple(sorted(found))
+def _layers(depths: Sequence[float], depth: int) -> tuple[int, ...]:
+    """The layers of these shares of the depth; of two, the ends of a range, all between."""
+    found = {min(int(value * depth), depth - 1) for value in depths}
+    return tuple(range(min(found), max(found) + 1)) if len(depths) == 2 else tuple(sorted(found))
 
 
 def _plan(params: Any) -> HeadPlan:
