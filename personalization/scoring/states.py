@@ -1,4 +1,4 @@
-"""Hidden states of many batches in one memory-mapped file.
+"""Hidden states of many batches in one file.
 
 The file holds the batches' states one after another, in the model's own dtype, as raw bytes. Beside it stands a JSON
 file with the SHA-256 of the bytes, written when all batches are there: without it, or where it does not agree, the
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -61,12 +62,20 @@ class StoredStates:
         if not self._intact():
             self._write(fill())
         os.utime(path)
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
+        self._file = os.open(path, os.O_RDONLY)  # a mapped file would count as memory that the process holds
+        weakref.finalize(self, os.close, self._file)
 
     def __getitem__(self, batch: int) -> Tensor:
-        """The states of one batch [B, T, d], on the CPU."""
-        raw = torch.from_numpy(np.array(self._bytes[self._starts[batch] : self._starts[batch + 1]]))
-        return raw.view(self.dtype).view(*self.shapes[batch], self.width)
+        """The states of one batch [B, T, d], on the CPU; OSError where the file ends before."""
+        start, end = self._starts[batch : batch + 2]
+        states = torch.empty(*self.shapes[batch], self.width, dtype=self.dtype)
+        room, read = memoryview(states.view(torch.uint8).numpy()).cast("B") if end > start else memoryview(b""), 0
+        while read < end - start:
+            got = os.preadv(self._file, [room[read:]], start + read)
+            if not got:
+                raise OSError(f"{self.path} ends after {start + read} bytes of {self._starts[-1]}")
+            read += got
+        return states
 
     def _intact(self) -> bool:
         seal = self.path.with_suffix(".json")

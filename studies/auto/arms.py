@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from personalization.stages import STAGES, stage
+from search_spaces import ChainParams
 from search_spaces.adapter import BASELINE
 
 PRIORS = ("similar", "user")
@@ -87,8 +88,7 @@ def shown(scene: Scene) -> float:
 
 def read(scene: Scene) -> float:
     """The items are run, each as a question; an encoder reads them bare."""
-    asked = scene.items / max(1, scene.questions) if scene.kind == "causal" else 0.0
-    return scene.of_items(scene.items) + asked
+    return scene.items / max(1, scene.questions) if scene.kind == "causal" else scene.of_items(scene.items)
 
 
 def steered(scene: Scene) -> float:
@@ -129,15 +129,19 @@ class Arm:
     start_from: str | None = None
     mixes: bool = False
 
-    def answering(self, scene: Scene) -> float:
-        """Passes for answering as many questions as there are tune questions."""
-        return (self.answers or self.passes)(scene)
+    def answering(self, scene: Scene, params: ChainParams | None = None) -> float:
+        """Passes for answering as many questions as there are tune questions, with these parameters where they are
+        known: a head of all users reads no items of the one who asks."""
+        passes = (self.answers or self.passes)(scene)
+        if params is None or "head" not in self.chain or params.full()["head.level"] == "user":
+            return passes
+        return max(0.0, passes - read(scene))
 
     def again(self, scene: Scene) -> float:
-        """Of a first trial's passes, those over items whose states or embeddings are kept by text, and so run once;
-        what stands on an adapter keeps none."""
+        """Of its passes at most those that are over items whose states or embeddings are kept by text, and so are run
+        once; what stands on an adapter keeps none."""
         kept = 0.0 if "adapter" in self.chain else 2.0 if "steering" in self.chain else float("head" in self.chain)
-        return min(kept * read(scene), self.passes(scene))
+        return kept * read(scene)
 
     def space_for(self, embedder: str) -> dict[str, Any]:
         """Overrides of the chain's space, by full name, for this kind of what embeds."""

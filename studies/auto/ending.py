@@ -84,12 +84,15 @@ def promoting_s(race: Race, arm: Arm | None = None) -> float:
         return MARGIN_S
     scene, best = race.scene, race.best()
     confirm, select = (len(race.base.splits.part(part)) / max(1, scene.questions) for part in ("confirm", "select"))
-    leads = arm or (None if best is None else best.arm)
-    passes = 0.0 if leads is None else leads.answering(scene)
+    first, kept, passes, refit = 0.0, 0.0, 0.0, arm is not None
+    if arm is not None:
+        first, kept, passes = arm.passes(scene), arm.again(scene), arm.answering(scene)
+    elif best is not None:
+        refit = best.params is not None and refits(best.opened, best.params)
+        pace, passes = best.pace(scene), best.answering(scene)
+        first, kept = pace * best.arm.passes(scene), pace * best.arm.again(scene)
     timed = 2 * TIMED * TIMES / max(1, scene.questions) * (1 + passes)
-    refit = arm is not None or (best is not None and best.params is not None and refits(best.opened, best.params))
-    kept = 0.0 if leads is None else leads.again(scene)
-    anew = (1 + select) * leads.passes(scene) - kept if leads is not None and refit else 0.0
+    anew = (1 + select) * first - min(kept, first) if refit else 0.0
     return MARGIN_S + SPARE * scene.pass_s * (anew + confirm * (1 + 2 * passes - min(kept, passes)) + timed)
 
 
@@ -97,7 +100,7 @@ def describing_s(race: Race, best: Entry) -> float:
     """Seconds that answering the confirm users with fewer items will take, as many times as there are counts."""
     assert race.scene is not None
     share = len(race.base.splits.confirm) / max(1, race.scene.questions)
-    return len(COUNTS) * share * race.scene.pass_s * (1 + best.arm.answering(race.scene))
+    return len(COUNTS) * share * race.scene.pass_s * (1 + best.answering(race.scene))
 
 
 def _cold_start(race: Race, best: Entry, quiet: OpenStudy, out: Path) -> dict[str, Any] | None:

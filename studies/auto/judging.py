@@ -20,13 +20,17 @@ from personalization.data.records import Question
 from personalization.evaluation import Evaluation, all_metrics, joined
 from search_spaces import ChainParams
 from studies.auto.allocation import Standing
-from studies.auto.arms import Arm
+from studies.auto.arms import Arm, Scene
 from studies.carried import kept_from_elsewhere
 from studies.constraints import feasible
 from studies.study import OpenStudy, ended_trials, ranked, study_names
 from studies.verdict.selection import SHORTLIST, settled
 from tracking.parts import mean_for
 from tracking.significance import gains_by_user
+
+TOLD_S, PACE = 1.0, 2.0
+"""Seconds from which on what was said of a first trial is compared with what it took, and how far the two are believed
+to be apart: a trial that found its scores in a store says little."""
 
 
 class Judge(NamedTuple):
@@ -39,7 +43,7 @@ class Judge(NamedTuple):
 @dataclass
 class Entry:
     """An arm that has an open study, and how its best trial does: part -> answers; `broken`: trials that do not keep
-    to the constraints there."""
+    to the constraints there; `below`: the arm that it stands on."""
 
     arm: Arm
     opened: OpenStudy
@@ -48,6 +52,19 @@ class Entry:
     answers: Mapping[str, Evaluation] = field(default_factory=dict)
     standing: Standing | None = None
     broken: set[int] = field(default_factory=set)
+    below: Entry | None = None
+
+    def pace(self, scene: Scene) -> float:
+        """How much longer its first trial took than was said; that of the arm below where it had nothing to run."""
+        said = scene.pass_s * self.arm.passes(scene)
+        took = next((one.duration for one in _own(self.opened.study) if one.state == TrialState.COMPLETE), None)
+        if said >= TOLD_S and took is not None:
+            return float(np.clip(took.total_seconds() / said, 1 / PACE, PACE))
+        return 1.0 if self.below is None else self.below.pace(scene)
+
+    def answering(self, scene: Scene) -> float:
+        """Passes for answering as many questions as there are tune questions, as it was found, at its pace."""
+        return self.pace(scene) * self.arm.answering(scene, self.params)
 
     @property
     def seen(self) -> Evaluation | None:
@@ -59,8 +76,11 @@ def own_trials(base: OpenStudy, name: str) -> list[FrozenTrial]:
     """The trials of another study in the storage that ended there; none where it was not begun."""
     if name not in study_names(base.storage):
         return []
-    ended = ended_trials(optuna.load_study(study_name=name, storage=base.storage))
-    return [trial for trial in ended if not kept_from_elsewhere(trial)]
+    return _own(optuna.load_study(study_name=name, storage=base.storage))
+
+
+def _own(study: optuna.Study) -> list[FrozenTrial]:
+    return [trial for trial in ended_trials(study) if not kept_from_elsewhere(trial)]
 
 
 def judged(base: OpenStudy) -> list[tuple[Judge, Question]]:

@@ -73,21 +73,20 @@ def promising(race: Race) -> list[Entry]:
 
 
 def pooling_arm(entries: Sequence[Entry]) -> Arm:
-    """The arm that answers the mean of these, all as they were found. An encoder without an adapter embeds a text once
-    for all of them."""
-
-    trained = [entry.arm for entry in entries if "adapter" in entry.arm.chain]
-    plain = [entry.arm for entry in entries if "adapter" not in entry.arm.chain]
+    """The arm that answers the mean of these, all as they were found. What the model itself makes
+    of texts is kept; with states moved or adapted it is run again."""
+    trained = [entry for entry in entries if "adapter" in entry.arm.chain]
+    plain = [entry for entry in entries if "adapter" not in entry.arm.chain]
+    steered = [entry for entry in plain if "steering" in entry.arm.chain]
 
     def more(scene: Scene) -> float:
-        return sum(arm.answering(scene) for arm in trained)
+        return sum(entry.answering(scene) for entry in trained)
 
     def first(scene: Scene) -> float:
-        embedded = scene.kind == "encoder"
-        return more(scene) + (0.0 if embedded else sum(arm.answering(scene) for arm in plain))
+        return more(scene) + sum(max(0.0, entry.answering(scene) - entry.arm.again(scene)) for entry in steered)
 
     def answers(scene: Scene) -> float:
-        costs = [arm.answering(scene) for arm in plain]
+        costs = [entry.answering(scene) for entry in plain]
         return more(scene) + (max(costs, default=0.0) if scene.kind == "encoder" else sum(costs))
 
     arms = arms_of([entry.params for entry in entries if entry.params is not None])

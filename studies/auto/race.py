@@ -244,7 +244,8 @@ class Race:
             beside = self.base if self.entries else None
             embedder = "causal" if beside is None else beside.scorer.embedder.kind
             spec = self.plan.spec_of(arm, embedder, self._fixed(arm))
-            self.entries[arm.name] = Entry(arm, open_study(spec, self.home, progress, beside))
+            below = None if arm.start_from is None else self.entries[arm.start_from]
+            self.entries[arm.name] = Entry(arm, open_study(spec, self.home, progress, beside), below=below)
             opening = False
         return self.entries[arm.name]
 

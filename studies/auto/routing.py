@@ -138,7 +138,7 @@ def routing_arm(entries: Sequence[Entry]) -> Arm:
         NAME,
         f"each user to one of {', '.join(entry.arm.name for entry in arms)}, by the history's length and concentration",
         ("route",),
-        lambda scene: sum(entry.arm.answering(scene) for entry in arms),
+        lambda scene: sum(entry.answering(scene) for entry in arms),
         {
             "route": {
                 "arms": arms_of([entry.params for entry in arms if entry.params is not None]),
@@ -148,7 +148,7 @@ def routing_arm(entries: Sequence[Entry]) -> Arm:
         },
         first=4,
         most=4,
-        answers=lambda scene: max(entry.arm.answering(scene) for entry in arms),
+        answers=lambda scene: max(entry.answering(scene) for entry in arms),
         mixes=any(entry.arm.mixes for entry in arms),
     )
 

@@ -103,7 +103,7 @@ def _row(race: Race, name: str, kept: Mapping[str, Any], verdict: Mapping[str, A
         "interval": list(user_interval(gains, sizes)),
         "gain_by_user": float((gains / sizes).mean()),
         **moved_users(gains),
-        "about_ms": round(1000 * per_question * (1 + entry.arm.answering(race.scene)), 1) if race.scene else None,
+        "about_ms": round(1000 * per_question * (1 + entry.answering(race.scene)), 1) if race.scene else None,
         "select": _on_select(race, entry),
     }
     best = race.best()
@@ -123,7 +123,7 @@ def _on_select(race: Race, entry: Entry) -> dict[str, Any] | None:
     found: dict[str, Any] = {**paired(before.correct, after), "personal": None}
     assert race.scene is not None
     share = len(opened.splits.select) / max(1, race.scene.questions)
-    if race.scene.pass_s * share * (1 + entry.arm.answering(race.scene)) < min(PARTS_OF, race.remaining_s / 4):
+    if race.scene.pass_s * share * (1 + entry.answering(race.scene)) < min(PARTS_OF, race.remaining_s / 4):
         swapped = exchange(opened.splits.select)
         before_swapped, after_swapped = (
             answers_of(opened, asked, "select", swapped) for asked in (plain, entry.params)

@@ -1,6 +1,7 @@
 """Fixed batches under edits: what they start from, where it is stored, and what happens where it does not fit."""
 
 import itertools
+import os
 from collections import namedtuple
 from contextlib import contextmanager
 
@@ -174,6 +175,21 @@ def test_stored_states_are_read_by_the_next_rows_and_checked(backbone, tmp_path,
     mended = backbone.fixed(PROMPTS, LABELS, [edit], Shelf(tmp_path, "tiny"))
     assert (mended.table([edit]) == expected).all()
     assert "is damaged; the hidden states are computed anew" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_that_are_open_outlive_their_file_and_one_that_is_cut_is_said(tmp_path, dtype):
+    torch.manual_seed(0)
+    batches = [torch.randn(b, t, 6).to(dtype) for b, t in ((2, 3), (0, 4), (1, 5))]
+    shapes = [(2, 3), (0, 4), (1, 5)]
+    stored = states.StoredStates(tmp_path / "a.states", shapes, 6, dtype, lambda: batches)
+    os.truncate(tmp_path / "a.states", stored.path.stat().st_size - 1)
+    assert torch.equal(stored[0], batches[0])
+    with pytest.raises(OSError, match="a.states ends after"):
+        stored[2]
+    mended = states.StoredStates(tmp_path / "a.states", shapes, 6, dtype, lambda: batches)
+    (tmp_path / "a.states").unlink()
+    assert all(torch.equal(mended[number], one) for number, one in enumerate(batches))
 
 
 def test_few_layers_stay_open(backbone, tmp_path):

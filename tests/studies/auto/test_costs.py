@@ -9,6 +9,7 @@ import pytest
 from personalization.data.records import Dataset
 from personalization.methods.adapters.user_adapters import UserAdapters
 from personalization.methods.history.labelled import labelled_items
+from search_spaces import chain_space
 from studies.auto import costs
 from studies.auto.arms import ARMS, Scene, read, together
 from studies.auto.costs import TrainingCost, epochs_of, measured, training_cost
@@ -106,4 +107,16 @@ def test_items_whose_states_are_kept_by_prompt_are_run_once():
     assert ARMS["steering"].again(scene) == 2 * items == ARMS["steering"].passes(scene) - 1
     assert ARMS["calibration"].again(scene) == ARMS["lora"].again(scene) == 0
     assert together(ARMS["lora"], ARMS["head"]).again(scene) == 0  # the adapter is another one with other users
-    assert together(ARMS["head"], ARMS["shared"]).again(scene) == 0  # they are there already
+    assert together(ARMS["head"], ARMS["shared"]).again(scene) == items  # though a first trial finds them there
+
+
+def test_a_head_of_all_users_reads_no_items_of_the_one_who_asks():
+    scene = Scene("causal", 100, 300, 50.0, 50.0, 1.0, 30.0)
+    space = chain_space(("head", "calibration"))
+    of_all, of_each = (
+        space.of_full({"head.head": "logistic", "head.blend": 0.5, "head.level": level})
+        for level in ("unified", "user")
+    )
+    assert ARMS["head"].answering(scene, of_all) == 0
+    assert ARMS["head"].answering(scene, of_each) == ARMS["head"].answering(scene) == read(scene) == 3
+    assert together(ARMS["prompt"], ARMS["head"]).answering(scene, of_all) == ARMS["prompt"].answering(scene)

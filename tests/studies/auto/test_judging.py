@@ -1,5 +1,6 @@
 """What an arm's trials say of it, and how it stands by them."""
 
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 
 from personalization.data.records import Question
 from personalization.evaluation import Evaluation
-from studies.auto.arms import ARMS
+from studies.auto.arms import ARMS, Scene, together
 from studies.auto.judging import Entry, Judge, baseline, first_lift, judge, judged, measure, own_trials, unmeasured
 from studies.carried import CARRIED
 from studies.constraints import parse_constraint
@@ -49,6 +50,22 @@ def test_a_first_slice_brought_what_its_best_trial_has_over_its_first(direction,
     study.add_trials([create_trial(value=value, system_attrs={"constraints": []}) for value in values])
     opened = SimpleNamespace(study=study, spec=SimpleNamespace(optimize={"accuracy": direction}))
     assert first_lift(SimpleNamespace(opened=opened), [0.0, 0.125, 0.75]) == lift
+
+
+@pytest.mark.parametrize(("seconds", "pace"), [(4.5, 1.5), (0.01, 0.5), (60.0, 2.0), (None, 1.0)])
+def test_what_is_said_of_an_arm_follows_its_first_trial_that_ended(seconds, pace):
+    scene, begun = Scene("causal", 100, 300, 50.0, 50.0, 1.0, 30.0), datetime(2026, 1, 1)
+    study = optuna.create_study()
+    ended = [(TrialState.FAIL, 0.1), (TrialState.COMPLETE, seconds)] if seconds else [(TrialState.FAIL, 0.1)]
+    for state, took in ended:
+        trial = create_trial(state=state, value=0.5 if state is TrialState.COMPLETE else None)
+        trial.datetime_start, trial.datetime_complete = begun, begun + timedelta(seconds=took)
+        study.add_trial(trial)
+    below = Entry(ARMS["head"], SimpleNamespace(study=study))
+    assert below.pace(scene) == pace
+    assert below.answering(scene) == pace * ARMS["head"].answering(scene)
+    above = Entry(together(ARMS["head"], ARMS["shared"]), SimpleNamespace(study=study), below=below)
+    assert above.pace(scene) == pace  # it runs nothing that the arm below has not run
 
 
 USERS = ("ann", "bob")
