@@ -69,7 +69,7 @@ class StoredStates:
         """The states of one batch [B, T, d], on the CPU; OSError where the file ends before."""
         start, end = self._starts[batch : batch + 2]
         states = torch.empty(*self.shapes[batch], self.width, dtype=self.dtype)
-        room, read = memoryview(states.view(torch.uint8).numpy()).cast("B") if end > start else memoryview(b""), 0
+        room, read = states.view(torch.uint8).numpy().data.cast("B") if end > start else memoryview(b""), 0
         while read < end - start:
             got = os.preadv(self._file, [room[read:]], start + read)
             if not got:
