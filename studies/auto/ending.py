@@ -79,7 +79,8 @@ def _without_end(race: Race, why: str) -> dict[str, Any]:
 def promoting_s(race: Race, arm: Arm | None = None) -> float:
     """Seconds that the promotion of the present leader, or of this arm, will take: what it learns anew, a pass over the
     confirm users, and with what it adds once with their own and once with exchanged histories. Items that have been
-    run are not run again: those of tune users, and of confirm users after the first time."""
+    run are not run again: those of tune users, of select users where answering reads them, and of confirm users after
+    the first time."""
     if race.scene is None:
         return MARGIN_S
     scene, best = race.scene, race.best()
@@ -92,7 +93,7 @@ def promoting_s(race: Race, arm: Arm | None = None) -> float:
         pace, passes = best.pace(scene), best.answering(scene)
         first, kept = pace * best.arm.passes(scene), pace * best.arm.again(scene)
     timed = 2 * TIMED * TIMES / max(1, scene.questions) * (1 + passes)
-    anew = (1 + select) * first - min(kept, first) if refit else 0.0
+    anew = (1 + select) * first - min(kept, first) - select * min(kept, passes, first) if refit else 0.0
     return MARGIN_S + SPARE * scene.pass_s * (anew + confirm * (1 + 2 * passes - min(kept, passes)) + timed)
 
 

@@ -10,9 +10,10 @@ from personalization.data.records import Dataset
 from personalization.methods.adapters.user_adapters import UserAdapters
 from personalization.methods.history.labelled import labelled_items
 from search_spaces import chain_space
-from studies.auto import costs
+from studies.auto import costs, ending
 from studies.auto.arms import ARMS, Scene, read, together
 from studies.auto.costs import TrainingCost, epochs_of, measured, training_cost
+from studies.auto.ending import MARGIN_S, SPARE, promoting_s
 from studies.auto.plan import Plan, data_of
 from studies.study import open_study
 from tests.tickets import GERMAN, tickets
@@ -120,3 +121,35 @@ def test_a_head_of_all_users_reads_no_items_of_the_one_who_asks():
     assert ARMS["head"].answering(scene, of_all) == 0
     assert ARMS["head"].answering(scene, of_each) == ARMS["head"].answering(scene) == read(scene) == 3
     assert together(ARMS["prompt"], ARMS["head"]).answering(scene, of_all) == ARMS["prompt"].answering(scene)
+
+
+@pytest.mark.parametrize(
+    ("arm", "level", "anew", "confirm"),
+    [
+        ("head", "unified", 0.25 * 3, 1),
+        ("head", "user", 0, 1 + 3),
+        ("steering", None, 1.25, 1 + 8),
+        ("pair", "user", 0, 1 + 3),
+    ],
+)
+def test_a_promotion_runs_again_what_is_not_kept(arm, level, anew, confirm, monkeypatch):
+    monkeypatch.setattr(ending, "refits", lambda *_: True)
+    monkeypatch.setattr(ending, "TIMED", 0)
+    scene = Scene("causal", 100, 300, 50.0, 50.0, 1.0, 30.0)
+    params = None
+    if level is not None:
+        params = chain_space(("head", "calibration")).of_full(
+            {"head.head": "logistic", "head.blend": 0.5, "head.level": level}
+        )
+    leads = together(ARMS["head"], ARMS["shared"]) if arm == "pair" else ARMS[arm]
+    best = SimpleNamespace(
+        arm=leads,
+        params=params or 1,
+        opened=None,
+        pace=lambda _: 1.0,
+        answering=lambda _: leads.answering(scene, params),
+    )
+    parts = {"confirm": range(50), "select": range(25)}
+    base = SimpleNamespace(splits=SimpleNamespace(part=parts.get))
+    seconds = promoting_s(SimpleNamespace(scene=scene, base=base, best=lambda: best))
+    assert seconds == pytest.approx(MARGIN_S + SPARE * (anew + 0.5 * confirm))
