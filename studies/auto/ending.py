@@ -85,13 +85,11 @@ def promoting_s(race: Race, arm: Arm | None = None) -> float:
         return MARGIN_S
     scene, best = race.scene, race.best()
     confirm, select = (len(race.base.splits.part(part)) / max(1, scene.questions) for part in ("confirm", "select"))
-    first, kept, passes, refit = 0.0, 0.0, 0.0, arm is not None
-    if arm is not None:
-        first, kept, passes = arm.passes(scene), arm.again(scene), arm.answering(scene)
-    elif best is not None:
-        refit = best.params is not None and refits(best.opened, best.params)
-        pace, passes = best.pace(scene), best.answering(scene)
-        first, kept = pace * best.arm.passes(scene), pace * best.arm.again(scene)
+    leads = arm or best
+    first, kept, passes = (
+        (0.0, 0.0, 0.0) if leads is None else (leads.passes(scene), leads.again(scene), leads.answering(scene))
+    )
+    refit = arm is not None or (best is not None and best.params is not None and refits(best.opened, best.params))
     timed = 2 * TIMED * TIMES / max(1, scene.questions) * (1 + passes)
     anew = (1 + select) * first - min(kept, first) - select * min(kept, passes, first) if refit else 0.0
     return MARGIN_S + SPARE * scene.pass_s * (anew + confirm * (1 + 2 * passes - min(kept, passes)) + timed)

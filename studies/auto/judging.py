@@ -62,9 +62,17 @@ class Entry:
             return float(np.clip(took.total_seconds() / said, 1 / PACE, PACE))
         return 1.0 if self.below is None else self.below.pace(scene)
 
+    def passes(self, scene: Scene) -> float:
+        """Passes of its first trial, at its pace."""
+        return self.pace(scene) * self.arm.passes(scene)
+
     def answering(self, scene: Scene) -> float:
         """Passes for answering as many questions as there are tune questions, as it was found, at its pace."""
         return self.pace(scene) * self.arm.answering(scene, self.params)
+
+    def again(self, scene: Scene) -> float:
+        """Passes over what is kept by text, and so run once, at its pace."""
+        return self.pace(scene) * self.arm.again(scene)
 
     @property
     def seen(self) -> Evaluation | None:

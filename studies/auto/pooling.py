@@ -73,8 +73,8 @@ def promising(race: Race) -> list[Entry]:
 
 
 def pooling_arm(entries: Sequence[Entry]) -> Arm:
-    """The arm that answers the mean of these, all as they were found. What the model itself makes
-    of texts is kept; with states moved or adapted it is run again."""
+    """The arm that answers the mean of these, all as they were found. What the model makes of texts is kept; with
+    states moved, or adapted, it is run again."""
     trained = [entry for entry in entries if "adapter" in entry.arm.chain]
     plain = [entry for entry in entries if "adapter" not in entry.arm.chain]
     steered = [entry for entry in plain if "steering" in entry.arm.chain]
@@ -83,7 +83,7 @@ def pooling_arm(entries: Sequence[Entry]) -> Arm:
         return sum(entry.answering(scene) for entry in trained)
 
     def first(scene: Scene) -> float:
-        return more(scene) + sum(max(0.0, entry.answering(scene) - entry.arm.again(scene)) for entry in steered)
+        return more(scene) + sum(max(0.0, entry.answering(scene) - entry.again(scene)) for entry in steered)
 
     def answers(scene: Scene) -> float:
         costs = [entry.answering(scene) for entry in plain]

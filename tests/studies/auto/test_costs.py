@@ -4,6 +4,7 @@ import csv
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pytest
 
 from personalization.data.records import Dataset
@@ -14,6 +15,7 @@ from studies.auto import costs, ending
 from studies.auto.arms import ARMS, Scene, read, together
 from studies.auto.costs import TrainingCost, epochs_of, measured, training_cost
 from studies.auto.ending import MARGIN_S, SPARE, promoting_s
+from studies.auto.judging import Entry
 from studies.auto.plan import Plan, data_of
 from studies.study import open_study
 from tests.tickets import GERMAN, tickets
@@ -142,13 +144,7 @@ def test_a_promotion_runs_again_what_is_not_kept(arm, level, anew, confirm, monk
             {"head.head": "logistic", "head.blend": 0.5, "head.level": level}
         )
     leads = together(ARMS["head"], ARMS["shared"]) if arm == "pair" else ARMS[arm]
-    best = SimpleNamespace(
-        arm=leads,
-        params=params or 1,
-        opened=None,
-        pace=lambda _: 1.0,
-        answering=lambda _: leads.answering(scene, params),
-    )
+    best = Entry(leads, SimpleNamespace(study=optuna.create_study()), params=params or ())
     parts = {"confirm": range(50), "select": range(25)}
     base = SimpleNamespace(splits=SimpleNamespace(part=parts.get))
     seconds = promoting_s(SimpleNamespace(scene=scene, base=base, best=lambda: best))

@@ -64,7 +64,8 @@ def test_what_is_said_of_an_arm_follows_its_first_trial_that_ended(seconds, pace
     below = Entry(ARMS["head"], SimpleNamespace(study=study))
     assert below.pace(scene) == pace
     assert below.answering(scene) == pace * ARMS["head"].answering(scene)
-    above = Entry(together(ARMS["head"], ARMS["shared"]), SimpleNamespace(study=study), below=below)
+    untried = SimpleNamespace(study=optuna.create_study())
+    above = Entry(together(ARMS["head"], ARMS["shared"]), untried, below=below)
     assert above.pace(scene) == pace  # it runs nothing that the arm below has not run
 
 
