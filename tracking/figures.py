@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from io import BytesIO
 from itertools import combinations
 from typing import Any
@@ -11,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from personalization.evaluation import Evaluation
+
+log = logging.getLogger(__name__)
 
 NAMED_LABELS = 60
 WITHOUT_NAMES = 10.0
@@ -29,10 +34,43 @@ def _axes(width: float, height: float, columns: int = 1, rows: int = 1) -> Any:
 
 
 def _png(axes: Any) -> bytes:
-    """The figure of some axes."""
-    buffer = BytesIO()
-    axes.figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    """The figure of some axes. Letters that matplotlib's own font lacks come from a font of this machine."""
+    from matplotlib import font_manager, rcParams
+    from matplotlib.text import Text
+
+    texts, buffer = axes.figure.findobj(Text), BytesIO()
+    own = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    letters = {letter for text in texts for letter in text.get_text() if letter.isprintable()}
+    missing = "".join(sorted(letter for letter in letters if not own.get_char_index(ord(letter))))
+    with warnings.catch_warnings():
+        if missing:
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `_family_with` says it once
+        if missing and (family := _family_with(missing)) is not None:
+            for text in texts:
+                text.set_fontfamily([*rcParams["font.family"], family])
+        axes.figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     return buffer.getvalue()
+
+
+@cache
+def _family_with(letters: str) -> str | None:
+    """A font of this machine that has all these letters; None where there is none."""
+    from matplotlib import font_manager
+
+    for path in sorted(font_manager.findSystemFonts(), key=lambda path: ("regular" not in path.lower(), path)):
+        try:
+            font = font_manager.get_font(path)
+        except (RuntimeError, OSError):  # no font that FreeType reads
+            continue
+        if all(font.get_char_index(ord(letter)) for letter in letters):
+            font_manager.fontManager.addfont(path)
+            return str(font.family_name)
+    log.warning(
+        "no font of this machine has %s; figures show boxes in their place. Install one that has them, for example "
+        "Debian's fonts-noto-cjk",
+        letters if len(letters) <= 20 else f"{letters[:20]}...",
+    )
+    return None
 
 
 def confusion_matrix(evaluation: Evaluation) -> bytes:

@@ -3,11 +3,13 @@ import struct
 
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
+from matplotlib import font_manager
 from sklearn import metrics as sk
 
 from personalization.errors import DataError
 from personalization.evaluation import Evaluation
-from tracking.figures import confusion_matrix, pareto
+from tracking.figures import _family_with, confusion_matrix, pareto
 from tracking.report import read_predictions, read_summary, write_report
 
 
@@ -86,6 +88,48 @@ def test_a_confusion_matrix_of_many_labels_stays_small(k):
     many = Evaluation(tuple(f"label {i}" for i in range(k)), ids, ids, rng.integers(0, k, 50), log_probs, [""] * 50)
     width, height = struct.unpack(">II", confusion_matrix(many)[16:24])
     assert max(width, height) < (1600 if k > 60 else 4000)
+
+
+@pytest.fixture
+def in_japanese():
+    """An evaluation whose labels matplotlib's own font has no letters for."""
+    ids = tuple(map(str, range(4)))
+    log_probs = np.log([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]])
+    return Evaluation(("請求", "配送"), ids, ids, np.array([0, 1, 0, 1]), log_probs, [""] * 4)
+
+
+@pytest.mark.draws
+def test_letters_that_no_font_has_are_said_once_and_the_figure_is_made(in_japanese, monkeypatch, caplog):
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    _family_with.cache_clear()
+    for _ in range(2):
+        assert confusion_matrix(in_japanese).startswith(b"\x89PNG")
+    (told,) = caplog.messages
+    assert told.startswith("no font of this machine has 求請送配;")
+    _family_with.cache_clear()
+
+
+@pytest.mark.draws
+def test_letters_come_from_a_font_that_has_them(in_japanese, monkeypatch, tmp_path):
+    """A font made of matplotlib's own, whose letters A to D stand where these four do."""
+    font = TTFont(font_manager.findfont("DejaVu Sans"))
+    letters = dict(zip("求請送配", "ABCD", strict=True))
+    for table in (table for table in font["cmap"].tables if table.format in (4, 12)):
+        table.cmap.update({ord(new): table.cmap[ord(old)] for new, old in letters.items()})
+    for record in font["name"].names:
+        record.string = record.toUnicode().replace("DejaVu Sans", "Borrowed Letters")
+    font.save(tmp_path / "borrowed.ttf")
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    paths = [str(tmp_path / "broken.ttf"), str(tmp_path / "borrowed.ttf")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist])
+    figures = []
+    for found in ([], paths):
+        monkeypatch.setattr(font_manager, "findSystemFonts", lambda found=found: found)
+        _family_with.cache_clear()
+        figures.append(confusion_matrix(in_japanese))
+    assert _family_with("求請送配") == "Borrowed Letters"
+    assert figures[0] != figures[1]
+    _family_with.cache_clear()
 
 
 @pytest.mark.parametrize(("goals", "panels"), [(2, 1), (3, 3), (4, 6), (5, 10)])
