@@ -43,7 +43,8 @@ class Judge(NamedTuple):
 @dataclass
 class Entry:
     """An arm that has an open study, and how its best trial does: part -> answers; `broken`: trials that do not keep
-    to the constraints there; `below`: the arm that it stands on."""
+    to the constraints there; `below`: the arm that it stands on; `took_s`: seconds of its first trial, once one has
+    ended."""
 
     arm: Arm
     opened: OpenStudy
@@ -53,13 +54,16 @@ class Entry:
     standing: Standing | None = None
     broken: set[int] = field(default_factory=set)
     below: Entry | None = None
+    took_s: float | None = None
 
     def pace(self, scene: Scene) -> float:
         """How much longer its first trial took than was said; that of the arm below where it had nothing to run."""
         said = scene.pass_s * self.arm.passes(scene)
-        took = next((one.duration for one in _own(self.opened.study) if one.state == TrialState.COMPLETE), None)
-        if said >= TOLD_S and took is not None:
-            return float(np.clip(took.total_seconds() / said, 1 / PACE, PACE))
+        if said >= TOLD_S and self.took_s is None:  # it stays what it is, and a race asks often
+            ended = (one.duration for one in _own(self.opened.study) if one.state == TrialState.COMPLETE)
+            self.took_s = next((took.total_seconds() for took in ended if took is not None), None)
+        if said >= TOLD_S and self.took_s is not None:
+            return float(np.clip(self.took_s / said, 1 / PACE, PACE))
         return 1.0 if self.below is None else self.below.pace(scene)
 
     def passes(self, scene: Scene) -> float:
