@@ -1,6 +1,7 @@
 """Which chain serves a language model on real news, and is what it gains personal? A study and a promotion a chain.
 
     python benchmarks/news_chains.py --data FOLDER --home DIR [--only TEXT ...] [--model smollm2] [--trials 1.0]
+        [--seed 0]
 
 FOLDER holds LaMP-2 files. Each chain is an ordinary study, tuned on authors of train and looked at once on the authors
 of dev, beside the untuned model: gains by question and by author with intervals, general and personal parts, cost. Each
@@ -127,7 +128,7 @@ def opened(name: str, options: argparse.Namespace) -> OpenStudy:
     if "route.arms" in space:
         space = {**space, "route.arms": arms_of([promoted(arm, options)[1] for arm in space["route.arms"]])}
     spec = {
-        "name": "".join(letter if letter.isalnum() else "-" for letter in name).lower(),
+        "name": "".join(letter if letter.isalnum() else "-" for letter in name).lower() + of_seed(options),
         "data": {"path": options.data, "split": "files", "shares": {"tune": 0.6, "select": 0.2, "confirm": 0.2}},
         "model": {"path": options.model, **model},
         "chain": [stage for stage in ORDER if any(key.startswith(f"{stage}.") for key in space)],
@@ -135,7 +136,7 @@ def opened(name: str, options: argparse.Namespace) -> OpenStudy:
         "optimize": {"accuracy": "maximize"},
         "trials": max(1, round(trials * options.trials)),
         "warm_start": True,
-        "seed": 0,
+        "seed": options.seed,
         "tracking": "none",
     }
     storage = options.home / f"{spec['name']}.db"
@@ -187,8 +188,13 @@ def control(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def of_seed(options: argparse.Namespace) -> str:
+    """What tells studies and rows of another seed of the searches from the first one's."""
+    return f"-{options.seed}" if options.seed else ""
+
+
 def result_file(name: str, options: argparse.Namespace) -> Path:
-    return Path(options.home / "rows" / f"{name}.json")
+    return Path(options.home / "rows" / f"{name}{of_seed(options)}.json")
 
 
 def main() -> None:
@@ -198,6 +204,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--only", nargs="+", default=list(CHAINS), choices=list(CHAINS), metavar="CHAIN")
     parser.add_argument("--trials", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the searches")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     (options.home / "rows").mkdir(parents=True, exist_ok=True)

@@ -82,8 +82,8 @@ def ranked(scene: Scene) -> float:
 
 
 def shown(scene: Scene) -> float:
-    """A pass with four items in front of each question."""
-    return 1 + scene.of_items(4 * scene.questions)
+    """A pass with eight items in front of each question, as the arm's first setting has them."""
+    return 1 + scene.of_items(8 * scene.questions)
 
 
 def read(scene: Scene) -> float:

@@ -175,21 +175,33 @@ def test_charts_keep_what_they_draw_inside():
     assert charts.over_time([], []) == ""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_it_can_be_read_at_three_widths(tmp_path):
+@pytest.fixture
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
     from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("look", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"media": "print"}])
+def test_it_can_be_read_at_three_widths_in_the_dark_and_printed(tmp_path, browser, look):
+    from axe_playwright_python.sync_playwright import Axe
 
     place = tmp_path / "auto.html"
     place.write_text(html(found_of()), encoding="utf-8")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        for width in (1280, 760, 390):
-            page = browser.new_page(viewport={"width": width, "height": 900})
-            said = []
-            page.on("console", lambda line, said=said: said.append(line.text))
-            page.on("request", lambda asked, said=said: said.append(asked.url) if "auto.html" not in asked.url else 0)
-            page.goto(place.as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            assert page.locator("svg").count() == 4
-            assert said == []
-        browser.close()
+    for width in (1280, 718, 390):  # 718: what an A4 page leaves between a printer's margins
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.emulate_media(**look)
+        said = []
+        page.on("console", lambda line, said=said: said.append(line.text))
+        page.on("request", lambda asked, said=said: said.append(asked.url) if "auto.html" not in asked.url else 0)
+        page.goto(place.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("svg").count() == 4
+        assert said == []
+        assert [(one["id"], one["impact"]) for one in Axe().run(page).response["violations"]] == []
+        page.close()
