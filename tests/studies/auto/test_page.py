@@ -9,6 +9,7 @@ from studies.auto import charts
 from studies.auto.page import html, markdown, next_steps
 
 CHROMIUM = shutil.which("chromium")
+WHOLE = "[...document.querySelectorAll('pre')].every(lines => lines.scrollWidth <= lines.clientWidth)"
 HERE = f" --home '{Path('a home').resolve()}'"
 TEST = {"delta": 0.1, "interval": [0.02, 0.18], "p_value": 0.01}
 
@@ -202,6 +203,7 @@ def test_it_can_be_read_at_three_widths_in_the_dark_and_printed(tmp_path, browse
         page.goto(place.as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator("svg").count() == 4
+        assert "media" not in look or page.evaluate(WHOLE)
         assert said == []
         assert [(one["id"], one["impact"]) for one in Axe().run(page).response["violations"]] == []
         page.close()
