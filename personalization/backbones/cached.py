@@ -30,7 +30,7 @@ from personalization.backbones.location import (
     usable_dtype,
 )
 from personalization.files import sha256_of, write_atomic
-from personalization.scoring.edits import Shelf
+from personalization.scoring.edits import Edit, Shelf
 from personalization.scoring.store import Compute, Keep, Progress, key_of, stored_table
 from personalization.scoring.texts import TextRows
 
@@ -58,7 +58,7 @@ def _code() -> str:
 
 
 class CachedScorer:
-    """`label_logprobs` of one model, stored by content.
+    """`label_logprobs` of one model, and its scores under edits, stored by content.
 
     The key holds weights, tokenizer, prompts, continuations, dtype, device, path of the blocks, chat mode (and the day,
     where a chat template tells it), code and library versions. A pass that was killed goes on with the batch it was at.
@@ -246,6 +246,25 @@ class CachedScorer:
             table, truncated = stored_table(self.folder, key, shape, compute)
         self._cut[key_of({"prompts": list(prompts)})] = truncated
         return table
+
+    def edited(
+        self,
+        prompts: Sequence[str],
+        continuations: Sequence[str],
+        edits: Sequence[Edit],
+        run: Callable[[], tuple[NDArray[np.float32], list[Any]]],
+    ) -> tuple[NDArray[np.float32], list[Any]]:
+        """(scores [n, K] under edits, what each edit did): `run()`, or from the store what it gave before."""
+        if self.folder is None:
+            return run()
+        asked = {"prompts": list(prompts), "continuations": list(continuations), "edits": [edit.key for edit in edits]}
+
+        def compute(table: NDArray[np.float32], _: Keep) -> list[Any]:
+            table[:], told = run()
+            return told
+
+        shape = len(prompts), len(continuations)
+        return stored_table(self.folder, key_of({**self.identity, **asked}), shape, compute)
 
     def too_long(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[int]:
         """Which prompts of a causal model do not fit its context. A text has no more tokens than bytes, so that most

@@ -70,8 +70,12 @@ class Edit(Protocol):
     def applied(self, batch: Batch) -> AbstractContextManager[Any]:
         """Run one batch under the edit; what is yielded, if anything, are keys and values to run behind."""
 
-    def ran(self, batches: int) -> None:
-        """A whole pass of so many batches has ended; DataError where the edit did not happen."""
+    def ran(self, batches: int) -> Any:
+        """What it did in a whole pass of so many batches, which has ended, JSON-able; DataError where it did not
+        happen."""
+
+    def did(self, told: Any) -> None:
+        """Count what it did in a pass, this one's or an earlier one's whose scores were stored."""
 
 
 def shared(edits: Sequence[Edit], n: int) -> Sharing:

@@ -121,7 +121,17 @@ class Fixed(ABC):
             return run(past)
 
     def table(self, edits: Sequence[Edit] = (), progress: Progress | None = None) -> NDArray[np.float32]:
-        """Scores of all prompts under edits, float32 [n, K]; DataError where one is not finite."""
+        """Scores of all prompts under edits, float32 [n, K], which count what they did."""
+        out, told = self.pass_of(edits, progress)
+        for edit, one in zip(edits, told, strict=True):
+            edit.did(one)
+        return out
+
+    def pass_of(
+        self, edits: Sequence[Edit] = (), progress: Progress | None = None
+    ) -> tuple[NDArray[np.float32], list[Any]]:
+        """(scores of all prompts under edits, float32 [n, K], what each edit did); DataError where one is not
+        finite."""
         self._prepare(edits)
         out = np.empty((sum(map(len, self.members)), len(self.lengths)), dtype=np.float32)
         with torch.inference_mode():
@@ -129,14 +139,13 @@ class Fixed(ABC):
                 out[members] = self.scores(number, edits).numpy()
                 if progress is not None:
                     progress(number + 1, self.batches)
-        for edit in edits:
-            edit.ran(self.batches)
+        told = [edit.ran(self.batches) for edit in edits]
         if not np.isfinite(out).all():
             raise DataError(
                 "a score is not finite under what was done to the model; give smaller strengths, a lower learning "
                 "rate, or another dtype"
             )
-        return out
+        return out, told
 
     def _prepare(self, edits: Sequence[Edit]) -> None:
         """Before a pass: the shared beginning, and stored states."""

@@ -41,8 +41,8 @@ Table = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 """Called with what is done, and of how much."""
 Keep = Callable[[NDArray[np.int64], Table], None]
-Compute = Callable[[Table, Keep], int]
-"""(table with NaN where nothing is known, what to call after each batch) -> number of truncated prompts."""
+Compute = Callable[[Table, Keep], Any]
+"""(table with NaN where nothing is known, what to call after each batch) -> what the pass says of itself, JSON-able."""
 
 LIMIT_VARIABLE = "CHAMTUNE_CACHE_GB"
 DEFAULT_LIMIT_GB = 20.0
@@ -59,8 +59,8 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def stored_table(folder: Path, key: str, shape: tuple[int, int], compute: Compute) -> tuple[Table, int]:
-    """(table, number of truncated prompts) under `key`, computed and stored on first use.
+def stored_table(folder: Path, key: str, shape: tuple[int, int], compute: Compute) -> tuple[Table, Any]:
+    """(table, what the pass said of itself) under `key`, computed and stored on first use.
 
     `compute` fills the table that it is given, in place. Raises UsageError where the size limit is not a number.
     """
@@ -77,12 +77,13 @@ def stored_table(folder: Path, key: str, shape: tuple[int, int], compute: Comput
             return found
         table = np.full(shape, np.nan, dtype=np.float32)
         _replay(journal, table)
-        truncated = compute(table, lambda rows, scores: _append(journal, rows, scores))
-        header = {"sha256": _digest(table, truncated), "truncated": str(truncated)}
+        told = compute(table, lambda rows, scores: _append(journal, rows, scores))
+        header = {"told": json.dumps(told, sort_keys=True)}
+        header["sha256"] = _digest(table, header["told"])
         write_atomic(path, save({"scores": table}, metadata=header))
         Path(journal.name).unlink(missing_ok=True)
     evict(folder, limit, path)
-    return table, truncated
+    return table, told
 
 
 def size_limit() -> int:
@@ -135,11 +136,11 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def _digest(table: Table, truncated: int) -> str:
-    return hashlib.sha256(f"{table.shape} {truncated} ".encode() + table.tobytes()).hexdigest()
+def _digest(table: Table, told: str) -> str:
+    return hashlib.sha256(f"{table.shape} {told} ".encode() + table.tobytes()).hexdigest()
 
 
-def _read(path: Path, warn: bool = True) -> tuple[Table, int] | None:
+def _read(path: Path, warn: bool = True) -> tuple[Table, Any] | None:
     """A stored table, or None where there is none or it is damaged. Reading it marks it as used."""
     if not path.exists():
         return None
@@ -147,12 +148,12 @@ def _read(path: Path, warn: bool = True) -> tuple[Table, int] | None:
         with safe_open(path, framework="numpy") as file:
             table: Table = file.get_tensor("scores")
             header = file.metadata()
-            truncated = int(header["truncated"])
-            intact = header["sha256"] == _digest(table, truncated)
+            told = json.loads(header["told"])
+            intact = header["sha256"] == _digest(table, header["told"])
         if intact:
             with suppress(OSError):
                 os.utime(path)
-            return table, truncated
+            return table, told
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):

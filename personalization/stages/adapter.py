@@ -147,8 +147,9 @@ class Adapter(Stage):
         return int(learned.bytes) // max(int(learned.count), 1)
 
     def holds(self, may: May, sizes: Sizes) -> Held:
-        """Of every trial the adapters, of the latest what a training goes on from; states of the items' tokens below
-        the first adapted layer. In memory the training, its batch, the items, and the latest trials' adapters."""
+        """Of every trial the adapters and scores, of the latest what a training goes on from; states of the items'
+        tokens below the first adapted layer. In memory the training, its batch, the items, and the latest trials'
+        adapters."""
         from personalization.scoring.fixed import BATCH_TOKENS
 
         groups = int(max(may["groups"])) if "cluster" in may["level"] else 1
@@ -157,7 +158,7 @@ class Adapter(Stage):
         prefix = max(may["prefix_tokens"]) * 2 * sizes.depth * sizes.width if "prefix" in may["adapter"] else 0
         one = 4 * max(lora, prefix)
         at_once = min(count * one, max(TOGETHER, groups * one))
-        disk = sizes.trials * 2 * count * one + min(sizes.trials, KEPT_CHECKPOINTS) * 4 * at_once
+        disk = sizes.trials * (2 * count * one + sizes.scores) + min(sizes.trials, KEPT_CHECKPOINTS) * 4 * at_once
         views = 2 * sizes.settings(may["word_dropout"])
         stored = min(sizes.settings(may["start"], may["word_dropout"]) * sizes.states(sizes.items), size_limit())
         beside = at_once * IN_TRAINING + min(count * one, HELD) * KEPT_OF["fitted adapter"]

@@ -78,6 +78,11 @@ class Sizes(NamedTuple):
         """Of a question, with its labels."""
         return self.prompt / BYTES_A_TOKEN + 2 * self.labels
 
+    @property
+    def scores(self) -> float:
+        """Bytes of the label scores of the questions."""
+        return self.questions * self.labels * 4
+
     def states(self, prompts: float, longer: float = 0.0) -> float:
         """Bytes of one layer's states of so many prompts, each so many bytes longer than a question's."""
         return prompts * (self.prompt_tokens + longer / BYTES_A_TOKEN) * self.width * self.itemsize

@@ -49,7 +49,7 @@ class Prompt(Stage):
         embedded = sizes.known * sizes.width * 4 if most and {"similarity", "mix"} & set(may["ranking"]) else 0
         kept = min(settings, KEPT)
         memory = 2 * kept * texts + 3 * embedded + (sizes.known * INDEXED if most else 0)
-        return Held(settings * sizes.questions * sizes.labels * 4 + embedded, memory)
+        return Held(settings * sizes.scores + embedded, memory)
 
     def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:  # noqa: ARG002
         """Prompts that were cut to fit the model."""

@@ -82,7 +82,8 @@ class Steering(Stage):
 
     def holds(self, may: May, sizes: Sizes) -> Held:
         """States of history items at every layer, with and without a history, for each way to read them; texts of the
-        prompts that they are read from; states of the questions' tokens below the first edited layer."""
+        prompts that they are read from; states of the questions' tokens below the first edited layer; scores of every
+        trial."""
         ways, read = len(may["front"]), PAIRS * sizes.histories
         pairs = 2 * read * sizes.depth * sizes.width * 4 * len(may["site"])
         texts = 2 * read * (sizes.prompt + LONGEST * (sizes.item + FRAME_BYTES) / 2)
@@ -90,7 +91,8 @@ class Steering(Stage):
         kept = min(KEPT_OF["directions"], ways * sizes.below)
         stored = min(firsts * sizes.below * sizes.states(sizes.questions), size_limit())
         moved = KEPT_OF["fitted steering"] * sizes.histories * sizes.depth * sizes.width * 4
-        return Held(ways * sizes.below * pairs + stored, (kept + 2) * pairs + texts + moved, moved)
+        disk = ways * sizes.below * pairs + stored + sizes.trials * sizes.scores
+        return Held(disk, (kept + 2) * pairs + texts + moved, moved)
 
     def facts(self, params: Any, learned: Any, below: Work, done: Work, tools: Tools) -> Facts:
         """What the hooks did, how far scores moved and users differ, and why no label changed or one took all."""

@@ -219,7 +219,11 @@ def plain_scores(work: Work, tools: Tools) -> Scores:
 def asked(prompts: Sequence[str], work: Work, tools: Tools) -> Scores:
     """The model's own scores for prompts with the labels of a work; an encoder's at the work's scale, up to a constant
     a question."""
-    scores = tools.scorer.label_logprobs(prompts, work.spoken, tools.progress)
+    return scaled(tools.scorer.label_logprobs(prompts, work.spoken, tools.progress), work)
+
+
+def scaled(scores: Scores, work: Work) -> Scores:
+    """An encoder's log-probabilities at the work's scale instead of the usual one, up to a constant a question."""
     return scores if work.scale == SCALE else scores * np.float32(work.scale / SCALE)
 
 
@@ -233,10 +237,16 @@ def _edited(work: Work, tools: Tools) -> Scores:
     """One pass under the edits for every question."""
 
     def table(prompts: Sequence[str], edits: Sequence[Edit]) -> Scores:
-        found: Scores = _fixed(prompts, edits, work, tools).table(edits, tools.progress)
+        def run() -> tuple[Scores, list[Any]]:
+            ran: tuple[Scores, list[Any]] = _fixed(prompts, edits, work, tools).pass_of(edits, tools.progress)
+            return ran
+
+        found, told = run() if work.of is None else tools.scorer.edited(prompts, work.spoken, edits, run)
+        for edit, one in zip(edits, told, strict=True):
+            edit.did(one)
         return found
 
-    return _passes(work.prompts, work.edits, tools, (len(work.spoken),), table)
+    return scaled(_passes(work.prompts, work.edits, tools, (len(work.spoken),), table), work)
 
 
 def _passes(

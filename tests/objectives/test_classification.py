@@ -223,8 +223,8 @@ def test_a_trial_that_is_stopped_runs_no_further_block(classified, monkeypatch):
         raise Stopped
 
     ran = []
-    real = FixedRows.table
-    monkeypatch.setattr(FixedRows, "table", lambda *args: ran.append(1) or real(*args))
+    real = FixedRows.pass_of
+    monkeypatch.setattr(FixedRows, "pass_of", lambda *args: ran.append(1) or real(*args))
     objective = classified(STEERED)
     params = STEERED.with_stage("steering", replace(STEERED["steering"], alpha_personal=0.77))
     with pytest.raises(Stopped):

@@ -79,3 +79,6 @@ class AdapterEdit:
 
     def ran(self, batches: int) -> None:
         """Nothing is counted."""
+
+    def did(self, told: None) -> None:
+        """Nothing was."""

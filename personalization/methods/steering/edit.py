@@ -9,20 +9,29 @@ tells the rest of a label and its end.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from personalization.errors import DataError
+from personalization.files import sha256_of
 from personalization.methods.steering.moves import EditedTokens, Firings, Move, SteeringVectors, steered
 from personalization.scoring.edits import Batch, Sharing
 
 SCOPES = ("all", "answer", "last")
 """Which tokens are moved."""
+
+
+@cache
+def _code() -> str:
+    """SHA-256 of the code that moves states: scores of a mended edit are none of the old one's."""
+    return "".join(sha256_of(Path(__file__).with_name(name)) for name in ("edit.py", "moves.py"))
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ class SteeringEdit:
 
     @property
     def key(self) -> str:
-        """Digest of vectors, move and gates."""
-        digest = hashlib.sha256(f"{self.vectors.layers} {self.move} {self.scope}".encode())
+        """Digest of vectors, move and gates, and of the code that moves."""
+        digest = hashlib.sha256(f"{_code()} {self.vectors.layers} {self.move} {self.scope}".encode())
         for array in (self.vectors.personal[self.users], self.vectors.general, self.vectors.norms, self.gates):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
@@ -100,10 +109,15 @@ class SteeringEdit:
             layout.ids.shape[1], rows, columns, self.users[owners], self.gates[owners].astype(np.float32)
         )
 
-    def ran(self, batches: int) -> None:
-        """Take over what the hooks counted; DataError where a layer did not run in every batch."""
+    def ran(self, batches: int) -> dict[str, Any]:
+        """What the hooks counted; DataError where a layer did not run in every batch."""
         silent = [str(layer) for layer in self.vectors.layers if self._running.calls[layer] < batches]
-        self.firings.add(self._running)
+        told = self._running.told()
         self._running.clear()
         if silent:
             raise DataError(f"the blocks {', '.join(silent)} of this model did not run in every batch; edit others")
+        return told
+
+    def did(self, told: Mapping[str, Any]) -> None:
+        """Count it."""
+        self.firings.add(Firings.of_told(told))

@@ -16,7 +16,7 @@ Each edited token has its own user, so one batch holds many users, packed or pad
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,6 +81,18 @@ class Firings:
         self.edited.update(other.edited)
         self.tokens += other.tokens
         self.relative += other.relative
+
+    def told(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        layers = sorted(self.calls)
+        by_layer = [[layer, self.calls[layer], self.edited[layer]] for layer in layers]
+        return {"layers": by_layer, "tokens": self.tokens, "relative": self.relative}
+
+    @classmethod
+    def of_told(cls, told: Mapping[str, Any]) -> Firings:
+        """What `told` gave."""
+        calls, edited = ({layer: count[at] for layer, *count in told["layers"]} for at in (0, 1))
+        return cls(Counter(calls), Counter(edited), told["tokens"], told["relative"])
 
     def clear(self) -> None:
         """Begin to count anew."""

@@ -327,4 +327,4 @@ def test_a_mean_of_an_arm_that_may_not_be_raced_any_more_is_not_begun_again(race
 def test_an_arm_that_is_not_afforded_is_told_why(race, monkeypatch, left, told):
     monkeypatch.setattr(Race, "left_s", left)
     race.enter(ARMS["prompt"], StopRequest())
-    assert race.journal.arm("prompt")["fate"] == f"not afforded: a first trial takes about 5 s, {told}"
+    assert race.journal.arm("prompt")["fate"] == f"not afforded: a first trial takes about 9 s, {told}"
