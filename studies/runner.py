@@ -189,6 +189,14 @@ def work_on(
     return loop.lost
 
 
+def tend(opened: OpenStudy) -> None:
+    """Fail the trials that dead workers left in a study, and queue their parameters again; none is run."""
+    with workers_of(opened.home, opened.url, opened.spec.name) as workers:
+        loop = Loop(opened, workers, StopRequest(), Watcher(), None)
+        with workers.turn():
+            loop.tend()
+
+
 def catch_up(opened: OpenStudy, spool: Spool) -> None:
     """Spool the study itself and every finished trial that has no line yet."""
     if not spool.knows_study():
@@ -255,7 +263,7 @@ class Loop:
     def run(self) -> None:
         """Run trials until the total is reached, the time is up, a finite search has no point left, or a stop."""
         with self._workers.turn():
-            self._tend()
+            self.tend()
             if self._opened.spec.warm_start:
                 queue_warm_start(self._opened)
         while self._ready_to_ask():
@@ -272,7 +280,7 @@ class Loop:
         said = False
         while self._request.by is None and (self._deadline is None or time.monotonic() < self._deadline):
             self._workers.take_turn()
-            trials = self._tend()
+            trials = self.tend()
             self._done = len(finished(trials))
             running = sum(trial.state == TrialState.RUNNING for trial in trials)
             if self._done + running < self._total and self._something_to_ask(trials):
@@ -286,8 +294,8 @@ class Loop:
             time.sleep(POLL_S)
         return False
 
-    def _tend(self) -> list[FrozenTrial]:
-        """Take care of what dead workers left; all trials as they are then."""
+    def tend(self) -> list[FrozenTrial]:
+        """Take care of what dead workers left; all trials as they are then. For use in a turn."""
         trials = self._study.get_trials(deepcopy=False)
         if lost := self._workers.lost(trials):
             self.lost += fail(self._study, lost)

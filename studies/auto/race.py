@@ -29,7 +29,7 @@ from studies.auto.judging import Entry, Judge, first_lift, judge, judged, measur
 from studies.auto.pairing import PAIRED, pair, pairs
 from studies.auto.plan import Plan, fixed_by, queue_first
 from studies.carried import carried_said, carry
-from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, work_on
+from studies.runner import Stopped, StopRequest, Watcher, catch_up, stop_on_signal, tend, work_on
 from studies.study import OpenStudy, ended_trials, find_study, open_study, stored_spec
 from studies.verdict.deployments import stands
 from tracking.spool import OFF, Spool
@@ -223,6 +223,7 @@ class Race:
             self._begin_like(entry)
             queue_first(entry.opened, arm.name, self._seen_scene.kind)
             if kept["slices"]:
+                tend(entry.opened)
                 measure(entry, self.base)
                 judge(entry, self.base, self.judges, self.journal.arm(entry.arm.name))
             else:

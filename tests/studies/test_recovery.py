@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from objectives.classification import Classification
 from personalization.errors import UsageError
 from studies.recovery import enqueue, fail, queue_again
-from studies.runner import run_study
+from studies.runner import run_study, tend
 from studies.samplers import points, suggested
 from studies.storage import open_storage, storage_url
 from studies.study import find_study, finished, open_study
@@ -85,6 +85,17 @@ def test_a_grid_point_lost_while_it_was_asked_for_is_measured_after_all(tmp_path
     assert result.lost == [1]
     assert len({json.dumps(t.params, sort_keys=True) for t in complete}) == 4
     assert not [t for t in trials_of(tmp_path) if t.state == TrialState.RUNNING]
+
+
+def test_what_a_dead_worker_left_is_tended_without_a_trial(tmp_path, spec_of):
+    spec = spec_of(trials=2)
+    run_study(spec, tmp_path)
+    opened = open_study(spec, tmp_path)
+    suggested(opened.study.ask(), opened.space)
+    tend(opened)
+    *_, lost, queued = trials_of(tmp_path)
+    assert (lost.number, lost.state, queued.state) == (2, TrialState.FAIL, TrialState.WAITING)
+    assert queued.system_attrs["fixed_params"] == lost.params
 
 
 def test_warm_start_comes_first(tmp_path, spec_of, monkeypatch):

@@ -30,6 +30,7 @@ def race(tmp_path, monkeypatch):
     monkeypatch.setattr(Race, "left_s", 30.0)
     monkeypatch.setattr(races, "judge", lambda *_: None)
     monkeypatch.setattr(races, "own_trials", lambda *_: [])
+    monkeypatch.setattr(races, "tend", lambda _: None)
     monkeypatch.setattr(Race, "base", SimpleNamespace(storage=None, spec=SimpleNamespace(storage=None)))
     return found
 
@@ -161,13 +162,15 @@ def test_what_a_killed_first_slice_had_tried_is_judged_whatever_the_next_trial_c
     monkeypatch.setattr(Race, "_open", lambda race, arm, request: entered(race, arm.name))
     monkeypatch.setattr(Race, "_slice", lambda race, entry, request: pytest.fail("there is no time for it"))
     monkeypatch.setattr(races, "queue_first", lambda *_: None)
-    done = []
+    done, tended = [], []
     monkeypatch.setattr(races, "measure", lambda entry, base: done.append(entry.arm.name))
+    monkeypatch.setattr(races, "tend", tended.append)
     race.arms = [ARMS["lora"], ARMS["head"]]
     race.journal.arm("lora")
     race.journal.arm("head")
     race._reopen(StopRequest())
     assert done == ["lora"]
+    assert tended == [race.entries["lora"].opened]
     assert [one["trials"] for one in race.journal.arm("lora")["slices"]] == [1]
     assert race.offered == {"lora"}
 
