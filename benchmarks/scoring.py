@@ -36,7 +36,7 @@ from transformers.models.auto import AutoModelForCausalLM
 from personalization.backbones.cached import CachedScorer
 from personalization.backbones.causal import CausalBackbone
 from personalization.scoring.candidates import build_tree
-from personalization.scoring.last_mlp import last_mlp
+from personalization.scoring.last_block import last_block
 from personalization.scoring.packed import Packed
 from personalization.scoring.products import fast_products
 
@@ -140,8 +140,10 @@ def unique_work(backbone: CausalBackbone, prompts: list[str], continuations: lis
             length = len(heads[index])
             pairs += (length**2 - stem**2) / 2 + int((length + tree.depths).sum())
     places = len(prompts) * (1 + len(tree.tokens))
-    unread = sum(p.numel() for p in last_mlp(backbone.model).parameters()) * (tokens - places)
-    return tokens, 2 * (weights * tokens - unread + places * config.hidden_size * config.vocab_size) + pair * pairs
+    last = last_block(backbone.model)
+    unread = sum(p.numel() for module in (last.mlp, *last.maps) for p in module.parameters()) * (tokens - places)
+    products = weights * tokens - unread + places * config.hidden_size * config.vocab_size
+    return tokens, 2 * products + pair * pairs * (1 - (1 - places / tokens) / config.num_hidden_layers)
 
 
 def sequential(backbone: CausalBackbone, prompts: list[str], continuations: list[str]) -> np.ndarray:

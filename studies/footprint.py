@@ -14,6 +14,7 @@ from typing import NamedTuple
 import psutil
 
 from personalization.backbones.location import weights_of
+from personalization.scoring.products import BYTES_OF_SHAPE, KEPT
 from personalization.stages.chain import holds
 from personalization.stages.holdings import sizes_of
 from studies.study import OpenStudy
@@ -50,7 +51,8 @@ def footprint(opened: OpenStudy) -> Footprint:
     if scorer.retriever is not None and "backbone" not in vars(scorer.retriever):
         loaded += 2 * weights_of(scorer.retriever.files)
     on_card = scorer.place != "cpu"
-    memory = LATER + SLACK * (_resident() + loaded + found.memory - (found.beside_model if on_card else 0))
+    products = 0 if on_card else KEPT * BYTES_OF_SHAPE
+    memory = LATER + products + SLACK * (_resident() + loaded + found.memory - (found.beside_model if on_card else 0))
     return Footprint(
         BEGUN + spec.trials * TRIAL + found.disk,
         memory,

@@ -34,8 +34,8 @@ DRAWS_AT_LEVEL = 40
 """Patterns that are drawn for each one that may reach the observed difference at the level of the test."""
 FEWEST_USERS = 3
 """Users without whom a difference has no standard error."""
-BATCH_ELEMENTS = 4_000_000
-"""How many resampled values are in memory at once."""
+BATCH_ELEMENTS = 1_000_000
+"""How many resampled values are in memory at once, in five arrays."""
 
 
 def draws_for(level: float) -> int:

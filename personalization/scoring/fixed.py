@@ -35,7 +35,7 @@ from personalization.scoring.resume import (
     resumed_after,
     site_of,
 )
-from personalization.scoring.rows import Row, Tokens, cut_rows, lay_out
+from personalization.scoring.rows import Layout, Row, Tokens, aligned, cut_rows, lay_out
 from personalization.scoring.states import StoredStates, fits
 from personalization.scoring.store import Progress, key_of
 
@@ -214,6 +214,7 @@ class FixedRows(Fixed):
         tokens = max(1, sizes.get(self.model.device.type, sizes["cpu"]) // backbone.smaller)
         waiting = sorted(self.route.units, key=lambda unit: -unit.width)
         self.rows: list[Sequence[Row]] = []
+        self._laid: tuple[int, Layout] | None = None
         at = 0
         while at < len(waiting):
             self.rows.append(next_batch(waiting, at, tokens, False))
@@ -252,21 +253,22 @@ class FixedRows(Fixed):
     def batch(self, number: int) -> Batch:
         """Prompts, first prompts of the rows, and the layout."""
         leaders = np.array([row.prompts[0] for row in self.rows[number]])
-        return Batch(self.members[number], leaders, self.layouts[number])
+        return Batch(self.members[number], leaders, self.layout(number))
 
-    @cached_property
-    def layouts(self) -> list[Any]:
-        """Where the tokens of each batch stand."""
-        return [lay_out(rows, self.route.prompts, self.route.trunk, self.route.trees[0]) for rows in self.rows]
+    def layout(self, number: int) -> Layout:
+        """Where the tokens of a batch stand; of the latest one it is kept."""
+        if self._laid is None or self._laid[0] != number:
+            route = self.route
+            self._laid = number, lay_out(self.rows[number], route.prompts, route.trunk, route.trees[0])
+        return self._laid[1]
 
     def shape(self, number: int) -> tuple[int, int]:
         """Of the token ids."""
-        rows, columns = self.layouts[number].ids.shape
-        return int(rows), int(columns)
+        return len(self.rows[number]), aligned(max(row.width for row in self.rows[number]))
 
     def run(self, number: int, past: Any = None) -> Tensor:
         """One forward pass of a batch."""
-        return self.route.score(self.rows[number], past)
+        return self.route.read([self.layout(number)], len(self.members[number]), past)
 
     def prepare(self) -> None:
         """Run the trunk."""
@@ -284,7 +286,7 @@ class FixedRows(Fixed):
         self._resumable(edits)  # what is stored is run before anything is captured
         with captured_output(self.model.base_model) as seen:
             scores = self.scores(number, edits)
-        places = self.layouts[number].places
+        places = self.layout(number).places
         states = seen[-1][places[:, 0], places[:, 1]].float()
         cosines = nn.functional.cosine_similarity(states[:, None], self.label_embeddings[None], dim=-1)
         return scores, cosines.to(scores.device)
@@ -307,7 +309,7 @@ class FixedRows(Fixed):
             with torch.inference_mode(), ExitStack() as stack:
                 seen = [stack.enter_context(captured_output(module)) for module in modules]
                 self.scores(number, edits)
-            layout = self.layouts[number]
+            layout = self.layout(number)
             for place, runs in enumerate(seen):
                 whole = runs[-1].view(*layout.ids.shape, -1)  # an MLP may join rows and places
                 out[members, place] = whole[layout.places[:, 0], layout.places[:, 1]].float().cpu().numpy()

@@ -11,19 +11,21 @@ is that of the unique tokens, and of attention inside a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from personalization.scoring.attention import causal_attention
 from personalization.scoring.candidates import CandidateTree, build_tree, split_candidates
 from personalization.scoring.head import Head, read_labels
-from personalization.scoring.last_mlp import last_mlp, only_read
+from personalization.scoring.last_block import only_read
 from personalization.scoring.rows import BEHIND_ALL, Layout, Row, Tokens, cut_rows, lay_out, trunk_length
 
 LONGEST_ROW = 2048
@@ -84,14 +86,16 @@ class Packed:
 
         `prefix`: keys and values that every row stands behind, in a route without a trunk.
         """
-        out = torch.empty(sum(len(row.prompts) for row in rows), sum(map(len, self.columns)))
-        for columns, tree in zip(self.columns, self.trees, strict=True):
-            layout = lay_out(rows, self.prompts, self.trunk, tree)
-            if prefix is not None:
-                layout = layout.moved(prefix.get_seq_length())
+        layouts = (lay_out(rows, self.prompts, self.trunk, tree) for tree in self.trees)
+        return self.read(layouts, sum(len(row.prompts) for row in rows), prefix)
+
+    def read(self, layouts: Iterable[Layout], prompts: int, prefix: Cache | None = None) -> Tensor:
+        """`score` of so many prompts that are laid out already, once for each tree."""
+        out = torch.empty(prompts, sum(map(len, self.columns)))
+        for columns, tree, laid in zip(self.columns, self.trees, layouts, strict=True):
+            layout = laid if prefix is None else laid.moved(prefix.get_seq_length())
             past = self._trunk if prefix is None else prefix
-            with only_read(last_mlp(self.model), layout.places, layout.ids.shape):
-                states = self._forward(layout, tree, past)
+            states = self._forward(layout, tree, past, layout.places)
             places = torch.from_numpy(layout.places).to(states.device)
             out[:, columns] = read_labels(self.head, states[places[:, :1], places[:, 1:]], tree)
         return out
@@ -113,8 +117,10 @@ class Packed:
         )
         return Cache(layers=[TrunkLayer(layer.keys, layer.values) for layer in cache.layers])
 
-    def _forward(self, layout: Layout, tree: CandidateTree, past: Cache | None) -> Tensor:
-        """Last hidden states [B, T, d]."""
+    def _forward(
+        self, layout: Layout, tree: CandidateTree, past: Cache | None, read: NDArray[np.int64] | None = None
+    ) -> Tensor:
+        """Last hidden states [B, T, d]; where it is said which places are read, they hold there."""
         ids, positions, branches, starts, nodes = (
             torch.from_numpy(a).to(self.model.device)
             for a in (layout.ids, layout.positions, layout.branches, layout.starts, layout.nodes)
@@ -130,15 +136,16 @@ class Packed:
             visible &= sees.to(ids.device)[nodes[..., None], nodes[:, None]]
         visible = torch.nn.functional.pad(visible, (before, 0), value=True)
         seen_from = torch.arange(before, device=ids.device).expand(len(ids), -1)
-        return self.model.base_model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=self._masks(
-                visible, positions, torch.cat([seen_from, positions], 1), layout.positions.max()
-            ),
-            past_key_values=past,
-            use_cache=past is not None,
-        )[0]
+        masks = self._masks(visible, positions, torch.cat([seen_from, positions], 1), layout.positions.max())
+        device = self.model.device.type
+        with causal_attention(device) as attention, only_read(self.model, read, layout.ids.shape, attention):
+            return self.model.base_model(
+                input_ids=ids,
+                position_ids=positions,
+                attention_mask=masks,
+                past_key_values=past,
+                use_cache=past is not None,
+            )[0]
 
     def _masks(self, visible: Tensor, queries: Tensor, keys: Tensor, furthest: int) -> Tensor | dict[str, Tensor]:
         """Additive masks [B, 1, T, t + T]: one, or one for each kind of layer where a window is shorter than a row."""

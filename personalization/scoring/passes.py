@@ -1,8 +1,8 @@
 """A pass over the data: batches of like-sized rows, filled to a token budget that the pass measures as it goes.
 
 The budget starts small and doubles while larger batches are faster by `GAIN`; then the fastest is kept. Larger is not
-always faster: on a CPU a batch that leaves the cache loses a fifth. A batch that does not fit in memory is halved, and
-so is the budget from then on.
+always faster: on a CPU a batch that leaves the cache loses a fifth, and rows of more widths are padded more. A batch
+that does not fit in memory is halved, and so is the budget from then on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class TokenBudget:
         self._rates: dict[int, list[float]] = {}
 
     def observe(self, tokens: int, seconds: float) -> None:
-        """Note a batch that ran. Batches that fill less than half of the budget say nothing about it."""
+        """Note a batch of so many tokens without padding that ran. Batches that fill less than half of the budget say
+        nothing about it."""
         if self.settled or 2 * tokens < self.tokens:
             return
         rates = self._rates.setdefault(self.tokens, [])
@@ -91,7 +92,7 @@ def score_all(
         if scores is None:
             budget.halve(tokens)
             continue
-        budget.observe(tokens, time.perf_counter() - started)
+        budget.observe(sum(unit.width for unit in batch), time.perf_counter() - started)
         rows = np.array([index for unit in batch for index in unit.prompts])
         if not np.isfinite(scores).all():
             dtype = str(route.model.dtype).removeprefix("torch.")

@@ -120,6 +120,11 @@ class Layout:
         return replace(self, positions=self.positions + by, starts=self.starts + by)
 
 
+def aligned(width: int) -> int:
+    """The width of a batch whose widest row has this one."""
+    return width + -width % ALIGNED
+
+
 def lay_out(rows: Sequence[Row], prompts: Sequence[Tokens], trunk: int, tree: CandidateTree) -> Layout:
     """The arrays of a batch. Prompts come in the order of `rows`; their positions count the trunk."""
     widths = [
@@ -127,7 +132,7 @@ def lay_out(rows: Sequence[Row], prompts: Sequence[Tokens], trunk: int, tree: Ca
         + sum(len(prompts[i]) - trunk - at + len(tree.tokens) for i, at in zip(row.prompts, row.begins, strict=True))
         for row in rows
     ]
-    shape = len(rows), max(widths) + -max(widths) % ALIGNED
+    shape = len(rows), aligned(max(widths))
     ids, positions, nodes = (np.zeros(shape, dtype=np.int64) for _ in range(3))
     branches, starts = np.full(shape, -1, dtype=np.int64), np.full(shape, BEHIND_ALL, dtype=np.int64)
     places = []

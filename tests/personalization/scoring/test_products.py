@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -74,3 +78,32 @@ def test_without_the_operator_nothing_changes(monkeypatch):
 
 def test_a_gpu_keeps_its_own_products():
     assert not isinstance(fast_products("cuda"), OneDnnProducts)
+
+
+GROWTH = """
+import psutil, torch
+from personalization.scoring.products import KEPT, _product, fast_products
+
+def run(shapes):
+    weight = torch.ones(128, 64)
+    for rows in shapes:
+        _product(torch.ones(rows, 64), weight)
+    return psutil.Process().memory_info().rss
+
+with torch.inference_mode(), fast_products("cpu"):
+    full = run(range(1, KEPT + 100))
+    print((run(range(KEPT + 100, KEPT + 400)) - full) / 300)
+"""
+
+
+@pytest.mark.skipif(not HAVE, reason="PyTorch has no oneDNN here")
+@pytest.mark.parametrize("given", [{}, dict.fromkeys(products.CAPACITIES, "4096")])
+def test_shapes_that_are_kept_are_few_unless_the_user_says_how_many(given):
+    told = {name: text for name, text in os.environ.items() if name not in products.CAPACITIES}
+    returned = {"MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}  # what is free is given back
+    run = subprocess.run(
+        [sys.executable, "-c", GROWTH], env={**told, **returned, **given}, capture_output=True, text=True, check=True
+    )
+    grown = float(run.stdout)
+    assert (grown < 0.2 * products.BYTES_OF_SHAPE) == (not given), grown
+    assert grown < products.BYTES_OF_SHAPE

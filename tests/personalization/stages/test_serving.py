@@ -30,13 +30,13 @@ def tools(tiny_model, tmp_path_factory):
 def passes(monkeypatch):
     """The prompts of every forward pass."""
     seen = []
-    real = Packed.score
+    real = Packed.read
 
-    def counted(self, rows, prefix=None):
-        seen.append(sum(len(row.prompts) for row in rows))
-        return real(self, rows, prefix)
+    def counted(self, layouts, prompts, prefix=None):
+        seen.append(prompts)
+        return real(self, layouts, prompts, prefix)
 
-    monkeypatch.setattr(Packed, "score", counted)
+    monkeypatch.setattr(Packed, "read", counted)
     return seen
 
 

@@ -196,10 +196,10 @@ def test_the_tokens_of_a_scope_move_by_the_vector_and_no_others(backbones, scope
             seen.append((low[-1].numpy(), high[-1].numpy()))
         (low, high), (low_edited, high_edited) = seen
         assert (low == low_edited).all()
-        places, expected = fixed.layouts[number].places, np.zeros_like(high)
+        places, expected = fixed.layout(number).places, np.zeros_like(high)
         for prompt, (row, last, *answer) in zip(members, places, strict=True):
             moved_by = vectors.norms[0] * 0.7 * vectors.personal[USERS[prompt], 0]
-            columns = {"last": [last, *answer], "answer": answer, "all": fixed.layouts[number].branches[row] >= 0}
+            columns = {"last": [last, *answer], "answer": answer, "all": fixed.layout(number).branches[row] >= 0}
             expected[row, columns[scope]] = moved_by
         assert (expected != 0).any()
         assert np.abs(high_edited - high - expected).max() <= 1e-5

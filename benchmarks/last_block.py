@@ -1,11 +1,11 @@
-"""What does it save to run the last block's MLP only where a label is read, and do the scores agree?
+"""What does it save to run the last block only where a label is read, and do the scores agree?
 
-    python benchmarks/last_mlp.py [--n 32] [--repeats 5]
+    python benchmarks/last_block.py [--n 32] [--repeats 5]
 
 The 12-layer shape of benchmarks/scoring.py. A full pass, a pass from stored states above layer 7 (as a steering trial
 or an adapter of the upper third has it), and the same forward and backward with a LoRA there; each in turns with the
-MLP everywhere. `share`: the median time over that of everywhere; `max_abs_diff` of scores or gradients. The last line
-is JSON.
+whole block everywhere. `share`: the median time over that of everywhere; `max_abs_diff` of scores or gradients. The
+last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The last block's MLP at the places that are read: the same scores and gradients, for fewer tokens."""
+"""The last block at the places that are read: the same scores and gradients, for fewer tokens."""
 
 from contextlib import nullcontext
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from personalization.scoring import packed
-from personalization.scoring.last_mlp import last_mlp, only_read
+from personalization.scoring.last_block import last_block, narrowed, read_places
 from personalization.scoring.resume import captured_output
 from tests.personalization.scoring.test_fixed import LABELS, OWNERS, PROMPTS, backbone, lora, steering  # noqa: F401
 
@@ -19,27 +19,37 @@ def everywhere(monkeypatch):
     monkeypatch.setattr(packed, "only_read", lambda *_: nullcontext())
 
 
-def test_a_module_whose_output_is_hooked_runs_everywhere():
-    mlp, states = nn.Linear(4, 3), torch.randn(2, 9, 4)
-    with captured_output(mlp) as seen, only_read(mlp, PLACES, (2, 9)):
-        mlp(states)
-    assert bool((seen[0] != 0).any(dim=-1).all())
+def at_places(module, places=PLACES):
+    """A context in which a module runs at these places of a batch [2, 9]."""
+    at = read_places(places, (2, 9), torch.device("cpu"))
+    return nullcontext() if at is None else narrowed(module, at, (2, 9))
 
 
-def test_where_what_leaves_the_last_block_is_hooked_its_mlp_runs_everywhere(backbone):  # noqa: F811
-    assert last_mlp(backbone.model) is not None
-    with captured_output(backbone.layers[-1]):
-        assert last_mlp(backbone.model) is None
+def test_a_block_of_which_something_is_captured_runs_everywhere(backbone):  # noqa: F811
+    parts = last_block(backbone.model)
+    for module in (backbone.layers[-1], parts.mlp):
+        with captured_output(module):
+            assert last_block(backbone.model) is None
+    assert last_block(backbone.model) == parts
+
+
+def test_a_llama_saves_its_queries_the_attention_and_what_is_behind(backbone):  # noqa: F811
+    block, found = backbone.layers[-1], last_block(backbone.model)
+    own = block.self_attn
+    assert found == (block.mlp, own, (own.q_proj, own.o_proj))
 
 
 @pytest.mark.parametrize("sharing", ["any", "none", OWNERS])
-def test_scores_are_those_of_an_mlp_that_runs_everywhere(backbone, sharing, monkeypatch):  # noqa: F811
+def test_scores_are_those_of_a_block_that_runs_everywhere(backbone, sharing, monkeypatch):  # noqa: F811
     def scores():
         edits = [lora(backbone, 1), steering(backbone, 2, site="mlp")] if sharing is OWNERS else []
         return backbone.fixed(PROMPTS, LABELS, edits).table(edits)
 
     run = []
-    with captured_output(last_mlp(backbone.model).down_proj) as inner, captured_output(backbone.layers[0]) as outer:
+    with (
+        captured_output(last_block(backbone.model).mlp.down_proj) as inner,
+        captured_output(backbone.layers[0]) as outer,
+    ):
         saved = scores()
         run += [sum(states.shape[0] * states.shape[1] for states in seen) for seen in (inner, outer)]
     everywhere(monkeypatch)
@@ -47,7 +57,7 @@ def test_scores_are_those_of_an_mlp_that_runs_everywhere(backbone, sharing, monk
     assert run[0] < 0.8 * run[1]
 
 
-def test_gradients_are_those_of_an_mlp_that_runs_everywhere(backbone, monkeypatch):  # noqa: F811
+def test_gradients_are_those_of_a_block_that_runs_everywhere(backbone, monkeypatch):  # noqa: F811
     def gradients():
         edit = lora(backbone, 1)
         rows = backbone.fixed(PROMPTS, LABELS, [edit])
@@ -65,7 +75,7 @@ def test_the_module_runs_where_it_is_read_and_nowhere_else():
     mlp, states = nn.Linear(4, 3), torch.randn(2, 9, 4)
     before = vars(mlp).copy()
     whole = mlp(states)
-    with only_read(mlp, PLACES, (2, 9)):
+    with at_places(mlp):
         some = mlp(states)
     read = torch.zeros(2, 9, dtype=torch.bool)
     read[PLACES[:, :1], PLACES[:, 1:]] = True
@@ -92,7 +102,7 @@ class Pair(nn.Linear):
 )
 def test_what_cannot_be_saved_runs_everywhere(mlp, states, places):
     whole = mlp(states)
-    with only_read(mlp, places, (2, 9)):
+    with at_places(mlp, places):
         some = mlp(states)
     first = [found[0] if isinstance(found, tuple) else found for found in (some, whole)]
     assert torch.equal(*first)
@@ -105,7 +115,7 @@ def test_a_module_that_gives_more_than_states_runs_twice_once():
     plain = mlp.forward
     mlp.forward = lambda states: inner.append(len(states)) or plain(states)
     for _ in range(3):
-        with only_read(mlp, PLACES, (2, 9)):
+        with at_places(mlp):
             mlp(torch.randn(2, 9, 4))
     handle.remove()
     assert (len(runs), len(inner)) == (3, 4)
