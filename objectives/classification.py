@@ -163,7 +163,7 @@ class Classification:
 
     def groups(self, params: ChainParams, part: str) -> Mapping[str, int]:
         """The group of each user of a part, of stages that have groups."""
-        fitted = self.fitted(params)
+        fitted = self._fit(params) if part == "tune" else self.fitted(params)
         below, found = self.work(part), dict[str, int]()
         for name, own in params.items():
             learned = fitted.learned[name]

@@ -32,6 +32,8 @@ START = {"cpu": 256, "cuda": 8192}
 LARGEST = {"cpu": 8192, "cuda": 1 << 20}
 GAIN = 1.02
 HINT = "try another dtype (bfloat16 or float32), or look for damaged weights"
+BATCH_COST = 0.04
+"""What a batch costs by itself, as a share of a full one."""
 SMALLEST = 1024
 """By how much fixed batches may be divided at most."""
 SAMPLES = 2
@@ -107,12 +109,14 @@ def score_all(
 
 
 def next_batch(waiting: Sequence[Row], at: int, tokens: int, same_width: bool) -> Sequence[Row]:
-    """The units from `at` on that fit into so many padded tokens; at least one."""
-    width = waiting[at].width
-    end = min(len(waiting), at + max(1, tokens // width))
-    while same_width and waiting[end - 1].width != width:
-        end -= 1
-    return waiting[at:end]
+    """The units from `at` on that fit into so many padded tokens, at least one; fewer than fit where that spares more
+    padding than a batch costs by itself."""
+    width, most = waiting[at].width, max(1, tokens // waiting[at].width)
+    widths = np.array([unit.width for unit in waiting[at : at + most]])
+    if same_width:
+        return waiting[at : at + int((widths == width).sum())]
+    fed = width * np.arange(1, len(widths) + 1) + BATCH_COST * tokens
+    return waiting[at : at + 1 + int(np.argmin(fed / widths.cumsum()))]
 
 
 def _attempt(route: Route, batch: Sequence[Row]) -> NDArray[np.float32] | None:

@@ -5,6 +5,7 @@ import pytest
 
 from objectives.classification import Classification
 from personalization.data.splits import split_users
+from personalization.stages import chain
 from search_spaces import chain_space
 from tests.tiny import SHARES, short_world
 
@@ -27,3 +28,13 @@ def test_asking_for_groups_above_an_edit_leaves_the_answers_without_it(make):
     asked.groups(steered, "confirm")
     assert np.abs(asked.evaluate(plain, "confirm").log_probs - expected).max() <= 1e-5
     assert np.abs(asked.evaluate(steered, "confirm").log_probs - expected).max() > 1e-3
+
+
+def test_groups_of_tune_users_need_nothing_of_other_users(make, monkeypatch):
+    objective, params = make(), chain_space(("steering", "head")).of_full(HEAD)
+    everybody = objective.groups(params, "select")
+    monkeypatch.setattr(chain, "extended", lambda *_: pytest.fail("what belongs to each user was learned of everybody"))
+    tune = objective.groups(params, "tune")
+    assert set(tune) == {q.user_id for q in objective.splits.tune.questions}
+    assert set(tune.values()) == {0, 1}
+    assert not everybody.keys() & tune.keys()
