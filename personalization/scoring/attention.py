@@ -61,9 +61,10 @@ class CausalAttention(TorchFunctionMode):
         return func(*args, **given)
 
 
-def causal_attention(device: str) -> AbstractContextManager[CausalAttention | None]:
-    """A context for such passes on this kind of device; None where they run as they are."""
-    return CausalAttention() if device == "cpu" else nullcontext()
+def causal_attention(device: str, width: int) -> AbstractContextManager[CausalAttention | None]:
+    """A context for such passes of rows of so many tokens on this kind of device; None where they run as they are:
+    in short rows little is saved, and a small model pays a twentieth for a mode that looks at every function."""
+    return CausalAttention() if device == "cpu" and width > CHUNK else nullcontext()
 
 
 def _at_places(

@@ -137,8 +137,8 @@ class Packed:
         visible = torch.nn.functional.pad(visible, (before, 0), value=True)
         seen_from = torch.arange(before, device=ids.device).expand(len(ids), -1)
         masks = self._masks(visible, positions, torch.cat([seen_from, positions], 1), layout.positions.max())
-        device = self.model.device.type
-        with causal_attention(device) as attention, only_read(self.model, read, layout.ids.shape, attention):
+        device, shape = self.model.device.type, layout.ids.shape
+        with causal_attention(device, width) as attention, only_read(self.model, read, shape, attention):
             return self.model.base_model(
                 input_ids=ids,
                 position_ids=positions,

@@ -39,7 +39,7 @@ def test_chunks_give_what_the_whole_gives_and_its_gradients(given, multiplied):
     found = []
     for device in ("cuda", "cpu"):  # the context of the first leaves everything as it is
         inputs = [tensor.clone().requires_grad_() for tensor in three]
-        with causal_attention(device):
+        with causal_attention(device, 300):
             out = scaled_dot_product_attention(*inputs, attn_mask=mask, scale=0.3)
         (out * torch.arange(out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
         found.append([out.detach(), *(tensor.grad for tensor in inputs)])
@@ -50,10 +50,12 @@ def test_chunks_give_what_the_whole_gives_and_its_gradients(given, multiplied):
 
 def test_without_a_mask_with_dropout_and_in_short_rows_nothing_is_cut(given, multiplied):
     queries, keys, values, mask = given
-    with causal_attention("cpu"):
+    with causal_attention("cpu", 300):
         scaled_dot_product_attention(queries, keys, values)
         scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=0.1)
         scaled_dot_product_attention(queries[:, :, :128], keys, values, attn_mask=mask[:, :, :128])
+    with causal_attention("cpu", 128):
+        scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     assert multiplied == []
 
 
@@ -70,7 +72,10 @@ def test_in_one_module_queries_meet_keys_where_they_are_read_alone(given, multip
     rows, module, found = torch.arange(2)[:, None], Attention(), []
     for narrow in (False, True):
         inputs = [tensor.clone().requires_grad_() for tensor in three]
-        with causal_attention("cpu") as context, context.only(module, (rows, columns)) if narrow else nullcontext():
+        with (
+            causal_attention("cpu", 300) as context,
+            context.only(module, (rows, columns)) if narrow else nullcontext(),
+        ):
             out = module(*inputs, attn_mask=mask)
         read = out.transpose(1, 2)[rows, columns]
         read.square().sum().backward()
