@@ -33,11 +33,8 @@ class CausalAttention(TorchFunctionMode):
         self._at: Places | None = None
 
     @contextmanager
-    def only(self, module: nn.Module | None, at: Places) -> Iterator[None]:
+    def only(self, module: nn.Module, at: Places) -> Iterator[None]:
         """Inside, the queries of this module's attention meet keys at these places alone; zeros at the others."""
-        if module is None:
-            yield
-            return
         before = module.register_forward_pre_hook(lambda *_: setattr(self, "_at", at))
         after = module.register_forward_hook(lambda *_: setattr(self, "_at", None), always_call=True)
         try:

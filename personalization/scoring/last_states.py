@@ -24,10 +24,10 @@ class LastStates:
 
     def score(self, rows: Sequence[Row]) -> Tensor:
         """The states of the rows' prompts, float32 [prompts, L * d]."""
+        layout = lay_out(rows, self.route.prompts, self.route.trunk, self.route.trees[0])
         with ExitStack() as stack:
             seen = [stack.enter_context(captured_output(module)) for module in self.modules]
-            self.route.score(rows)
-        layout = lay_out(rows, self.route.prompts, self.route.trunk, self.route.trees[0])
+            self.route.read([layout], len(layout.places))
         shape, places = layout.ids.shape, layout.places
         whole = [runs[-1].view(*shape, -1) for runs in seen]  # an MLP may join rows and places
         states = torch.stack([states[places[:, 0], places[:, 1]] for states in whole], dim=1)

@@ -32,7 +32,7 @@ TOKENS, RUNS = 1024, 4
 CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """How many shapes oneDNN keeps, and PyTorch; each reads it at its first product. What the user says stands."""
 KEPT = 512
-"""Shapes: those of a training of two views, forth and back."""
+"""Shapes, .36 GB of code at most."""
 BYTES_OF_SHAPE = 700_000
 """At most, as measured with maps of 64 to 1,536 numbers, with AVX2 and AVX-512."""
 
